@@ -1,0 +1,217 @@
+"""The agent: commands come in over MQTT, a worker executes them, answers go out."""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+from umbel import __version__, messages, signing, topics
+from umbel.errors import MessageError, SignatureError, TensorError, UmbelError
+from umbel.litert import runtime_name
+from umbel.messages import Ack, AckState, Cancel, Command, Evaluate, Outcome, Result, Status, Train, UnknownKind
+from umbel.mqtt import Link, Will
+from umbel_edge.config import AgentConfig
+from umbel_edge.http import ServerHttp, Stopped
+from umbel_edge.litert_trainer import LiteRTTrainer
+from umbel_edge.models import Models
+from umbel_edge.state import AgentState, Answer
+from umbel_edge.trainers import Cancelled, Trainer
+from umbel_edge.worker import Worker, Workshop, rss_mb
+
+log = logging.getLogger("umbel.agent")
+
+COMPLAINT_SECONDS = 1.0
+"""At most one answer to a badly signed message in this time, so that nobody can make the device talk."""
+
+
+class Agent:
+    """One device: `run` until `stop`. Raises UmbelError when it cannot start."""
+
+    def __init__(self, config: AgentConfig, clock: Callable[[], float] = time.time) -> None:
+        self._config, self._clock = config, clock
+        self._stopping = threading.Event()
+        self._queue: queue.Queue[Command | None] = queue.Queue()
+        self._cancelled: set[str] = set()
+        self._last_complaint = float("-inf")
+        self._epoch = 0
+        self._state = AgentState(config.state)
+        self._http = ServerHttp(config, self._state.key, self._stopping)
+
+    def run(self) -> None:
+        """Enrol, connect, and work until `stop` is called."""
+        try:
+            trainer = self._make_trainer()
+            enrolment = self._http.enrol(self._state)
+            host, port = enrolment.broker_host, enrolment.broker_port
+            if self._config.mqtt is not None:
+                host, port = self._config.mqtt.host, self._config.mqtt.port
+            self._server = signing.import_public(enrolment.server_key)
+            models = Models(self._config.state / "models", self._config.threads)
+            self._models = models
+            shop = Workshop(self._config, self._state, self._http, self._server, trainer, models)
+            self._worker = Worker(shop, self._why_stop, self._clock)
+            self._link = Link(
+                host,
+                port,
+                f"umbel-{self._config.population}-{self._config.device}",
+                (self._topic("command"),),
+                self._received,
+                on_up=self._say_hello,
+                will=self._will,
+            )
+            self._link.start()
+            self._work()
+            self._link.stop(farewell=Will(self._topic("status"), self._status(online=False)))
+        except Stopped:
+            log.info("stopped")
+        finally:
+            self._state.close()
+
+    def stop(self) -> None:
+        """End `run` soon, from any thread or a signal handler; the work at hand is left within one batch."""
+        self._stopping.set()
+        self._queue.put(None)
+
+    def _make_trainer(self) -> Trainer:
+        if self._config.trainer == "keras" and self._config.task is not None:
+            from umbel_edge.keras_trainer import KerasTrainer
+
+            return KerasTrainer(self._config.device, self._config.task)
+        return LiteRTTrainer(self._config.device, self._config.threads)
+
+    def _topic(self, channel: topics.Channel) -> str:
+        return topics.topic(self._config.population, self._config.device, channel)
+
+    def _will(self) -> Will:
+        self._epoch = self._state.count("epoch")
+        return Will(self._topic("status"), self._status(online=False))
+
+    def _say_hello(self) -> None:
+        self._link.publish(self._topic("status"), self._status(online=True), retain=True)
+
+    def _status(self, online: bool) -> bytes:
+        installed = self._models.installed
+        status = Status(
+            self._config.population,
+            self._config.device,
+            self._epoch,
+            online,
+            kind=self._config.kind,
+            trainer=self._config.trainer,
+            agent=__version__,
+            runtime=runtime_name(),
+            examples=self._worker.examples,
+            rss_mb=round(rss_mb(), 1),
+            installed=installed.release if installed is not None else "",
+            labels=self._config.labels,
+        )
+        return messages.encode(status, self._state.key)
+
+    def _received(self, _topic: str, token: bytes) -> None:
+        try:
+            command = messages.decode_command(token, self._server)
+        except UnknownKind as error:
+            if self._state.begin(error.id, self._clock()) is False:
+                self._refuse(error.id, "rejected", str(error))
+            else:
+                self._repeat(error.id)
+            return
+        except (SignatureError, MessageError) as error:
+            self._complain(token, str(error))
+            return
+        if (command.population, command.device) != (self._config.population, self._config.device):
+            self._complain(token, f"the command is for {command.population}/{command.device}, not for this device")
+            return
+        seen = self._state.begin(command.id, command.expires)
+        if isinstance(seen, Answer):
+            self._link.publish(self._topic("ack" if seen.channel == "ack" else "result"), seen.token)
+        elif seen is None:
+            return  # it is being worked on, and will be answered
+        elif command.expires <= self._clock():
+            late = self._clock() - command.expires
+            self._refuse(command.id, "expired", f"the command expired {late:.0f} s before it came")
+        elif isinstance(command.body, Cancel):
+            self._cancelled.add(command.body.assignment)
+            self._refuse(command.id, "done", "")
+        else:
+            self._queue.put(command)
+
+    def _repeat(self, id: str) -> None:
+        seen = self._state.begin(id, self._clock())
+        if isinstance(seen, Answer):
+            self._link.publish(self._topic("ack" if seen.channel == "ack" else "result"), seen.token)
+
+    def _complain(self, token: bytes, reason: str) -> None:
+        """Answer a message that proves nothing: say why, remember nothing."""
+        log.warning("refused a message: %s", reason)
+        now = time.monotonic()
+        if now - self._last_complaint < COMPLAINT_SECONDS:
+            return
+        self._last_complaint = now
+        self._link.publish(self._topic("ack"), self._ack(messages.claimed_id(token), "rejected", reason))
+
+    def _work(self) -> None:
+        while not self._stopping.is_set():
+            command = self._queue.get()
+            if command is None:
+                continue
+            try:
+                self._execute(command)
+            except Exception:
+                log.exception("command %s could not be answered", command.id)
+
+    def _execute(self, command: Command) -> None:
+        kind = type(command.body).__name__.lower()
+        if command.expires <= self._clock():
+            self._refuse(command.id, "expired", "the command expired while it waited for the one before it")
+            return
+        if isinstance(command.body, Train | Evaluate):
+            self._link.publish(self._topic("ack"), self._ack(command.id, "accepted", ""))
+        try:
+            outcome = self._worker.do(command)
+        except Stopped:
+            return
+        except Cancelled as error:
+            if not self._stopping.is_set():
+                self._refuse(command.id, "cancelled", str(error))
+            return
+        except TensorError as error:
+            self._refuse(command.id, "rejected", str(error))
+        except UmbelError as error:
+            self._refuse(command.id, "failed", str(error))
+        except Exception as error:
+            log.exception("%s %s failed", kind, command.id)
+            self._refuse(command.id, "failed", f"{type(error).__name__}: {error}; the device's log has the details")
+        else:
+            self._finish(command, outcome)
+            log.info("%s %s done", kind, command.id)
+
+    def _finish(self, command: Command, outcome: Outcome | None) -> None:
+        if outcome is None:
+            self._refuse(command.id, "done", "")
+            self._say_hello()
+            return
+        result = Result(command.id, self._config.population, self._config.device, self._clock(), outcome)
+        token = messages.encode(result, self._state.key)
+        with self._state.change():
+            if isinstance(command.body, Train):
+                self._state.count("rounds")
+            self._state.answer(command.id, Answer("result", token))
+        self._link.publish(self._topic("result"), token)
+
+    def _refuse(self, id: str, state: AckState, reason: str) -> None:
+        if reason:
+            log.warning("command %s %s: %s", id, state, reason)
+        token = self._ack(id, state, reason)
+        self._state.answer(id, Answer("ack", token))
+        self._link.publish(self._topic("ack"), token)
+
+    def _ack(self, id: str, state: AckState, reason: str) -> bytes:
+        ack = Ack(id, self._config.population, self._config.device, state, self._clock(), reason)
+        return messages.encode(ack, self._state.key)
+
+    def _why_stop(self, assignment: str) -> str:
+        if self._stopping.is_set():
+            return "the agent is stopping"
+        return "cancelled by the server" if assignment in self._cancelled else ""

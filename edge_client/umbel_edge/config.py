@@ -1,0 +1,87 @@
+"""The agent's configuration: one TOML file."""
+
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from umbel.enrolment import split_token
+from umbel.errors import UmbelError
+from umbel.topics import check_name
+
+EXAMPLE = """\
+device = "phone-1"              # this device's id, unique in its population
+population = "home"             # the named set of devices it belongs to
+kind = "phone"                  # phone, vehicle or gateway
+server = "http://127.0.0.1:8470"
+enrolment_token = "SECRET.FINGERPRINT"   # as 'umbel init' printed it
+examples = "examples.npz"       # one array an input and target of the plan: x and y
+state = "state"                 # the agent's own folder; paths are relative to this file
+trainer = "litert"              # litert, or keras on a device that has TensorFlow
+# task = "task.py"              # keras only: the task file, installed here
+threads = 1                     # threads of the LiteRT interpreter
+
+[labels]                        # anything that tells devices apart
+site = "lab"
+
+# [mqtt]                        # only when the broker is not where the server says
+# host = "127.0.0.1"
+# port = 1883
+"""
+
+
+class Mqtt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the broker is, when not where the server says."""
+
+    host: str
+    port: int
+
+
+class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The keys of the file; EXAMPLE explains each."""
+
+    device: str
+    population: str
+    kind: Literal["phone", "vehicle", "gateway"]
+    server: str
+    enrolment_token: str
+    examples: Path
+    state: Path = Path("state")
+    trainer: Literal["litert", "keras"] = "litert"
+    task: Path | None = None
+    threads: int = 1
+    labels: dict[str, str] = {}
+    mqtt: Mqtt | None = None
+
+
+def load_config(path: Path) -> AgentConfig:
+    """The configuration in the file at `path`, its paths made absolute; raises UmbelError with what to correct."""
+    try:
+        config = msgspec.convert(tomllib.loads(path.read_text()), AgentConfig, dec_hook=_path)
+    except FileNotFoundError as error:
+        raise UmbelError(f"{path}: no such configuration file; 'umbel-agent --example' prints one") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise UmbelError(f"{path}: {error}; 'umbel-agent --example' prints a right one") from error
+    check_name(config.device, f"{path}: device")
+    check_name(config.population, f"{path}: population")
+    split_token(config.enrolment_token)
+    if not config.server.startswith(("http://", "https://")):
+        raise UmbelError(f"{path}: server should begin with http:// or https://, got {config.server!r}")
+    if config.threads < 1:
+        raise UmbelError(f"{path}: threads should be at least 1, got {config.threads}")
+    if (config.trainer == "keras") != (config.task is not None):
+        raise UmbelError(f"{path}: task is the task file of the keras trainer: give both or neither")
+    folder = path.resolve().parent
+    return msgspec.structs.replace(
+        config,
+        state=folder / config.state,
+        examples=folder / config.examples,
+        task=folder / config.task if config.task is not None else None,
+    )
+
+
+def _path(kind: type, value: object) -> Path:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise ValueError(f"expected a path as text, got {value!r}")

@@ -1,0 +1,199 @@
+"""The agent's HTTP: enrolment, and blobs that resume where they stopped."""
+
+import hashlib
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import urllib3
+from joserfc.jwk import ECKey
+
+from umbel import signing
+from umbel.atomic import write_atomically
+from umbel.enrolment import BLOB_PATH, ENROL_PATH, Access, EnrolmentReply, EnrolmentRequest, bearer, split_token
+from umbel.errors import UmbelError
+from umbel.messages import Blob
+from umbel.tensors import digest
+from umbel_edge.config import AgentConfig
+from umbel_edge.state import AgentState
+
+log = logging.getLogger("umbel.agent")
+
+ATTEMPTS = 5
+CHUNK = 1 << 16
+ANSWER_BYTES = 1 << 16
+LAST_PAUSE = 20.0
+IN_MEMORY = 1 << 18
+"""Blobs up to this many bytes are not written to flash on their way."""
+
+
+T = TypeVar("T")
+
+
+class Stopped(UmbelError):
+    """The agent was asked to stop, or to leave what it is doing."""
+
+
+class ServerHttp:
+    """Requests to one server, each signed by the device; `stopping` ends waiting."""
+
+    def __init__(self, config: AgentConfig, key: ECKey, stopping: threading.Event) -> None:
+        self._config, self._key, self._stopping = config, key, stopping
+        self._base = config.server.rstrip("/")
+        self._pool = urllib3.PoolManager(
+            num_pools=1, maxsize=2, retries=False, timeout=urllib3.Timeout(connect=10, read=60)
+        )
+
+    def enrol(self, state: AgentState) -> EnrolmentReply:
+        """Make the device known to the server and pin the server's key; waits, saying so, while nobody answers.
+
+        Raises UmbelError when the server refuses or is not the one that the token names.
+        """
+        secret, fingerprint = split_token(self._config.enrolment_token)
+        request = EnrolmentRequest(
+            self._config.population, self._config.device, self._config.kind, signing.public_key(self._key), secret
+        )
+        reply = msgspec.json.decode(
+            self._until_answered("POST", ENROL_PATH, msgspec.json.encode(request)), type=EnrolmentReply
+        )
+        found = signing.fingerprint(signing.import_public(reply.server_key))
+        pinned = state.pinned_server()
+        expected = signing.fingerprint(pinned) if pinned is not None else fingerprint
+        if found != expected:
+            raise UmbelError(
+                f"{self._base} has the key {found[:8]}, this device trusts {expected[:8]}: it is another server; "
+                "correct server or enrolment_token"
+            )
+        state.pin_server(reply.server_key)
+        return reply
+
+    def fetch(self, blob: Blob, folder: Path) -> bytes:
+        """The blob's bytes, from the message, or by HTTP; a broken download resumes from `folder`."""
+        if (data := blob.content()) is not None:
+            return data
+        part = folder / f"{blob.sha256}.part"
+        if blob.size <= IN_MEMORY:
+            data = self._attempt(lambda: self._get(blob))
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._attempt(lambda: self._download(blob, part))
+            data = part.read_bytes()
+            part.unlink()
+        if len(data) != blob.size or digest(data) != blob.sha256:
+            raise UmbelError(f"blob {blob.sha256[:12]} arrived with digest {digest(data)[:12]}; it is not used")
+        return data
+
+    def fetch_file(self, blob: Blob, path: Path) -> Path:
+        """The blob as a file at `path`, fetched unless it is there already with the right digest."""
+        if not (path.is_file() and path.stat().st_size == blob.size and _file_digest(path) == blob.sha256):
+            write_atomically(path, self.fetch(blob, path.parent))
+        return path
+
+    def upload(self, data: bytes) -> Blob:
+        """Store `data` on the server unless it is small enough to travel in a message."""
+        blob = Blob.of(data)
+        if blob.data is None:
+            self._attempt(lambda: self._request("PUT", BLOB_PATH.format(sha256=blob.sha256), body=data).release_conn())
+        return blob
+
+    def _get(self, blob: Blob) -> bytes:
+        return _limited(self._request("GET", BLOB_PATH.format(sha256=blob.sha256)), blob.size)
+
+    def _download(self, blob: Blob, part: Path) -> None:
+        have = part.stat().st_size if part.exists() else 0
+        if have > blob.size:
+            part.unlink()
+            have = 0
+        if have == blob.size:
+            return
+        headers = {"Range": f"bytes={have}-"} if have else {}
+        response = self._request("GET", BLOB_PATH.format(sha256=blob.sha256), headers=headers)
+        with part.open("ab" if response.status == 206 else "wb") as file:
+            for chunk in response.stream(CHUNK):
+                file.write(chunk)
+                if file.tell() > blob.size:
+                    raise UmbelError(f"blob {blob.sha256[:12]} should have {blob.size} bytes, the server sends more")
+                if self._stopping.is_set():
+                    raise Stopped("the agent is stopping")
+
+    def _request(
+        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> urllib3.BaseHTTPResponse:
+        access = Access(self._config.population, self._config.device, method, path, time.time())
+        response = self._pool.request(
+            method,
+            self._base + path,
+            body=body,
+            headers={**(headers or {}), "Authorization": bearer(access, self._key)},
+            preload_content=False,
+        )
+        if response.status >= 500:
+            response.drain_conn()
+            raise urllib3.exceptions.HTTPError(f"the server answered {response.status}")
+        if response.status >= 400:
+            raise UmbelError(_reason(response))
+        return response
+
+    def _attempt(self, call: Callable[[], T]) -> T:
+        """Call, and again with jittered back-off when the link breaks; raises UmbelError after ATTEMPTS."""
+        for attempt in range(ATTEMPTS):
+            try:
+                return call()
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                if attempt == ATTEMPTS - 1:
+                    raise UmbelError(f"{self._base} could not be reached in {ATTEMPTS} attempts: {error}") from error
+                log.info("%s: %s; trying again", self._base, error)
+                self._pause(attempt)
+        raise AssertionError("unreachable")
+
+    def _until_answered(self, method: str, path: str, body: bytes) -> bytes:
+        attempt = 0
+        while True:
+            try:
+                response = self._pool.request(method, self._base + path, body=body, preload_content=False)
+                if response.status < 500:
+                    if response.status >= 400:
+                        raise UmbelError(_reason(response))
+                    return _limited(response, ANSWER_BYTES)
+                response.drain_conn()
+                why = f"it answered {response.status}"
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                why = str(error)
+            if attempt == 0:
+                log.warning("%s does not answer (%s); waiting until it does", self._base, why)
+            self._pause(attempt)
+            attempt += 1
+
+    def _pause(self, attempt: int) -> None:
+        delay = min(LAST_PAUSE, 0.2 * 2**attempt) * random.uniform(0.5, 1.5)
+        if self._stopping.wait(delay):
+            raise Stopped("the agent is stopping")
+
+
+def _reason(response: urllib3.BaseHTTPResponse) -> str:
+    data = _limited(response, ANSWER_BYTES)
+    try:
+        return str(msgspec.json.decode(data, type=dict[str, str])["error"])
+    except (msgspec.DecodeError, KeyError):
+        return f"the server answered {response.status}"
+
+
+def _limited(response: urllib3.BaseHTTPResponse, size: int) -> bytes:
+    """At most `size` + 1 bytes of the body: enough to see that there are too many."""
+    data = bytearray()
+    for chunk in response.stream(CHUNK):
+        data += chunk
+        if len(data) > size:
+            break
+    response.release_conn()
+    return bytes(data[: size + 1])
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

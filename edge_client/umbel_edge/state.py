@@ -1,0 +1,150 @@
+"""What the agent remembers across restarts: its folder, its key, the inbox and a few counters."""
+
+import fcntl
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+from joserfc.jwk import ECKey
+
+from umbel import signing
+from umbel.atomic import write_atomically
+from umbel.errors import UmbelError
+from umbel.signing import PublicKey
+
+SCHEMA = 1
+DATABASE = "agent.sqlite"
+KEPT_SECONDS = 86_400.0
+_TABLES = """
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS inbox (
+    id TEXT PRIMARY KEY, expires REAL NOT NULL, channel TEXT NOT NULL DEFAULT '', token BLOB NOT NULL DEFAULT x''
+);
+"""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What a command was answered with: the channel ("ack" or "result") and the signed message."""
+
+    channel: str
+    token: bytes
+
+
+class AgentState:
+    """An opened state folder; only one process can have it open. Safe to use from several threads."""
+
+    def __init__(self, folder: Path) -> None:
+        foreign = folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _is_ours(folder)))
+        if foreign:
+            raise UmbelError(f"{folder}: expected a new folder or one that umbel-agent made; name another one as state")
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        self.folder = folder
+        self._lock_file = (folder / "lock").open("w")
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock_file.close()
+            raise UmbelError(
+                f"{folder}: another umbel-agent uses this state folder; stop it, or name another one"
+            ) from error
+        self._lock = threading.RLock()
+        try:
+            self._database = sqlite3.connect(folder / DATABASE, check_same_thread=False, isolation_level=None)
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute("PRAGMA synchronous=NORMAL")
+            self._database.executescript(_TABLES)
+            schema = int(self.fact("schema", str(SCHEMA)))
+        except (sqlite3.DatabaseError, ValueError) as error:
+            self._lock_file.close()
+            raise UmbelError(
+                f"{folder / DATABASE}: not a database of umbel-agent ({error}); name another state folder"
+            ) from error
+        if schema > SCHEMA:
+            self.close()
+            raise UmbelError(
+                f"{folder}: made by a newer umbel-agent (schema {schema}, this one has {SCHEMA}); upgrade it"
+            )
+        self.remember("schema", str(SCHEMA))
+        self.key: ECKey = signing.load_or_create_key(folder / "key.pem")
+        with self.change():
+            # What was begun and not answered had no effect yet: when the server sends it again, it is done.
+            self._database.execute("DELETE FROM inbox WHERE token = x'' OR expires < ?", (time.time() - KEPT_SECONDS,))
+
+    def close(self) -> None:
+        """Close the database and let another process have the folder."""
+        self._database.close()
+        self._lock_file.close()
+
+    @contextmanager
+    def change(self) -> Iterator[None]:
+        """A transaction: all of the block's changes are kept, or none."""
+        with self._lock:
+            if self._database.in_transaction:
+                yield
+                return
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._database.execute("ROLLBACK")
+                raise
+            self._database.execute("COMMIT")
+
+    def fact(self, name: str, default: str = "") -> str:
+        """A remembered value."""
+        with self._lock:
+            row = self._database.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return str(row[0]) if row else default
+
+    def remember(self, name: str, value: str) -> None:
+        """Remember a value."""
+        with self.change():
+            self._database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+
+    def count(self, name: str) -> int:
+        """Add one to a counter and return it."""
+        with self.change():
+            value = int(self.fact(name, "0")) + 1
+            self.remember(name, str(value))
+        return value
+
+    def begin(self, command: str, expires: float) -> Answer | None | bool:
+        """Take a command in: False when it is new, else its answer, or None while it is being worked on."""
+        with self.change():
+            row = self._database.execute("SELECT channel, token FROM inbox WHERE id = ?", (command,)).fetchone()
+            if row is None:
+                self._database.execute("INSERT INTO inbox (id, expires) VALUES (?, ?)", (command, expires))
+                return False
+        return Answer(row[0], row[1]) if row[1] else None
+
+    def answer(self, command: str, answer: Answer) -> None:
+        """Remember what a command was answered with."""
+        with self.change():
+            self._database.execute(
+                "UPDATE inbox SET channel = ?, token = ? WHERE id = ?", (answer.channel, answer.token, command)
+            )
+
+    def pinned_server(self) -> ECKey | None:
+        """The server's public key, once enrolled."""
+        path = self.folder / "server-key.json"
+        if not path.exists():
+            return None
+        try:
+            return signing.import_public(msgspec.json.decode(path.read_bytes(), type=PublicKey))
+        except msgspec.DecodeError as error:
+            raise UmbelError(
+                f"{path}: expected the server's public key, got {error}; enrol with a new folder"
+            ) from error
+
+    def pin_server(self, key: PublicKey) -> None:
+        """Trust `key` as the server's from now on."""
+        write_atomically(self.folder / "server-key.json", msgspec.json.encode(key), mode=0o600)
+
+
+def _is_ours(folder: Path) -> bool:
+    return (folder / DATABASE).exists() or (folder / "lock").exists()

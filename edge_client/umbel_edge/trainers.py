@@ -1,0 +1,43 @@
+"""What a trainer is: weights and examples in, trained weights and metrics out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from umbel.errors import UmbelError
+from umbel.examples import Examples
+from umbel.messages import Train
+from umbel.plan import Plan
+from umbel.tensors import Tensors
+
+
+class Cancelled(UmbelError):
+    """Work that was ended before it was done; the message says why."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Weights by name after training, and the means of loss and metrics over the examples trained on."""
+
+    weights: Tensors
+    metrics: dict[str, float]
+
+
+class Trainer(Protocol):
+    """Trains and evaluates plans; keeps what it prepared for a plan until another plan comes.
+
+    `check()` is called before every batch and raises Cancelled when the work should end.
+    """
+
+    def train(self, plan: Plan, weights: Tensors, examples: Examples, how: Train, check: Callable[[], None]) -> Outcome:
+        """Train from `weights` as `how` says; raises UmbelError when plan, weights or examples do not fit."""
+
+    def evaluate(self, plan: Plan, weights: Tensors, examples: Examples, check: Callable[[], None]) -> dict[str, float]:
+        """The means of loss and metrics of `weights` over `examples`."""
+
+
+def shuffles(seed: int, device: str) -> np.random.Generator:
+    """The generator that orders a device's examples: the same seed and device give the same orders."""
+    return np.random.default_rng([seed, *device.encode()])

@@ -1,0 +1,47 @@
+"""The HTTP API: blobs and enrolment for devices, everything else for administrators."""
+
+from typing import cast
+
+import msgspec
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+
+from umbel import __version__
+from umbel.errors import SignatureError, UmbelError
+from umbel_server.api import admin_routes, device_routes
+from umbel_server.api.access import Refused
+from umbel_server.blobs import BlobError, MissingBlob
+from umbel_server.devices import UnknownDevice
+from umbel_server.runs import UnknownRun
+from umbel_server.server import Server
+
+
+def make_app(server: Server) -> FastAPI:
+    """The application; every error is JSON with one sentence: {"error": "..."}."""
+    app = FastAPI(title="Umbel", version=__version__, docs_url="/docs", redoc_url=None)
+    app.state.server = server
+    app.include_router(device_routes.router)
+    app.include_router(admin_routes.public)
+    app.include_router(admin_routes.router)
+    app.add_exception_handler(UmbelError, _umbel_error)
+    app.add_exception_handler(msgspec.DecodeError, _decode_error)
+    return app
+
+
+async def _umbel_error(_request: Request, error: Exception) -> JSONResponse:
+    match error:
+        case Refused():
+            status = error.status
+        case SignatureError():
+            status = 403
+        case UnknownDevice() | UnknownRun() | MissingBlob():
+            status = 404
+        case BlobError():
+            status = 422
+        case _:
+            status = 400
+    return JSONResponse({"error": str(error)}, status)
+
+
+async def _decode_error(_request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"error": f"the request does not parse: {cast(msgspec.DecodeError, error)}"}, 400)

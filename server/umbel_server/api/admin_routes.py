@@ -1,0 +1,195 @@
+"""What administrators ask of the server: devices, commands, plans, runs, releases."""
+
+import io
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from fastapi import APIRouter, Depends, Request
+from starlette.concurrency import run_in_threadpool
+
+from umbel.errors import UmbelError
+from umbel.examples import Examples, load_examples
+from umbel.messages import Blob, Body, Cancel, Export, Infer, Report, Variant
+from umbel.plan import Plan
+from umbel_server import devices, outbox, releases, runs
+from umbel_server.api.access import require_admin, server_of
+from umbel_server.api.device_routes import body_of
+from umbel_server.server import Server
+
+public = APIRouter(tags=["server"])
+router = APIRouter(tags=["admin"], dependencies=[Depends(require_admin)])
+
+COMMAND_TTL = 600.0
+
+
+class CommandRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Commands for some devices of a population, or for all (`devices` empty), expiring after `ttl` seconds."""
+
+    population: str
+    kind: Literal["install", "infer", "export", "report", "cancel"]
+    devices: list[str] = []
+    ttl: float = COMMAND_TTL
+    release: str = ""
+    variant: Variant = "float32"
+    inputs: str = ""
+    plan: str = ""
+    assignment: str = ""
+
+
+class RunRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A run to start: the plan's digest, the population, and how to train."""
+
+    population: str
+    plan: str
+    settings: runs.RunSettings = runs.RunSettings()
+
+
+class ReleaseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The checkpoint to release: of `round`, or the newest."""
+
+    round: int | None = None
+
+
+@public.get("/v1/health")
+def health(request: Request) -> dict[str, Any]:
+    """Whether the server answers, and whether it has its broker."""
+    return {"ok": True, "broker": server_of(request).exchange.is_up}
+
+
+@router.get("/v1/devices")
+def list_devices(request: Request, population: str | None = None) -> list[dict[str, Any]]:
+    """Every device, or those of one population."""
+    return [devices.describe(device) for device in server_of(request).devices.list(population)]
+
+
+@router.get("/v1/devices/{population}/{device}")
+def show_device(request: Request, population: str, device: str) -> dict[str, Any]:
+    """One device, with its latest commands."""
+    server = server_of(request)
+    latest = server.outbox.latest(population, device)
+    return {
+        **devices.describe(server.devices.get(population, device)),
+        "commands": [outbox.describe(command) for command in latest],
+    }
+
+
+@router.post("/v1/commands")
+async def send_commands(request: Request) -> list[dict[str, Any]]:
+    """Put commands into the outbox and publish them; returns them as they are now."""
+    wanted = msgspec.json.decode(await body_of(request), type=CommandRequest)
+    return await run_in_threadpool(_send_commands, server_of(request), wanted)
+
+
+def _send_commands(server: Server, wanted: CommandRequest) -> list[dict[str, Any]]:
+    if not wanted.ttl > 0:
+        raise UmbelError(f"a command's ttl is a positive number of seconds, got {wanted.ttl}")
+    body = _command_body(server, wanted)
+    if wanted.devices:
+        names = [server.devices.get(wanted.population, name).id for name in wanted.devices]
+    else:
+        names = [device.id for device in server.devices.list(wanted.population)]
+    if not names:
+        raise UmbelError(f"population {wanted.population} has no devices; see 'umbel devices list'")
+    with server.database.transaction() as session:
+        commands = [server.outbox.add(session, wanted.population, name, body, wanted.ttl) for name in names]
+    server.exchange.send(commands)
+    return [outbox.describe(server.outbox.get(command.id)) for command in commands]
+
+
+def _command_body(server: Server, wanted: CommandRequest) -> Body:
+    match wanted.kind:
+        case "install":
+            return server.releases.install(wanted.release, wanted.variant)
+        case "infer":
+            data = server.blobs.get(wanted.inputs)
+            return Infer(Blob.of(data))
+        case "export":
+            return Export(server.plans.blob(server.plans.get(wanted.plan)))
+        case "report":
+            return Report()
+        case "cancel":
+            return Cancel(wanted.assignment)
+
+
+@router.get("/v1/commands/{id}")
+def show_command(request: Request, id: str) -> dict[str, Any]:
+    """One command: its state, reason and outcome."""
+    return outbox.describe(server_of(request).outbox.get(id))
+
+
+@router.post("/v1/plans")
+async def add_plan(request: Request) -> dict[str, Any]:
+    """Check, sign and store the bundle in the body."""
+    server = server_of(request)
+    limit = server.state.config.max_blob_mb * 1_000_000
+    with tempfile.NamedTemporaryFile(suffix=".plan") as file:
+        total = 0
+        async for chunk in request.stream():
+            if (total := total + len(chunk)) > limit:
+                raise UmbelError(f"a plan may have at most {limit} bytes; this upload is larger")
+            file.write(chunk)
+        file.flush()
+        plan = await run_in_threadpool(server.plans.add, Path(file.name))
+    return {"plan": plan.sha256, "task": plan.manifest.task, "metrics": plan.manifest.metrics}
+
+
+@router.post("/v1/runs")
+async def start_run(request: Request) -> dict[str, Any]:
+    """Start a run."""
+    server = server_of(request)
+    wanted = msgspec.json.decode(await body_of(request), type=RunRequest)
+    row = await run_in_threadpool(server.runs.start, wanted.population, wanted.plan, wanted.settings)
+    return runs.describe(row)
+
+
+@router.get("/v1/runs")
+def list_runs(request: Request) -> list[dict[str, Any]]:
+    """Every run, newest first."""
+    return [runs.describe(row) for row in server_of(request).runs.list()]
+
+
+@router.get("/v1/runs/{id}")
+def show_run(request: Request, id: str, round: int | None = None) -> dict[str, Any]:
+    """One run with its checkpoints, and with the assignments of one round (default: the newest)."""
+    return server_of(request).runs.show(id, round)
+
+
+@router.post("/v1/runs/{id}/stop")
+def stop_run(request: Request, id: str) -> dict[str, Any]:
+    """Stop a run; its checkpoints stay."""
+    return runs.describe(server_of(request).runs.stop(id))
+
+
+@router.post("/v1/runs/{id}/releases")
+async def export_release(request: Request, id: str) -> dict[str, Any]:
+    """Export a release from a checkpoint of the run."""
+    server = server_of(request)
+    wanted = msgspec.json.decode(await body_of(request) or b"{}", type=ReleaseRequest)
+    return await run_in_threadpool(_export, server, id, wanted.round)
+
+
+def _export(server: Server, id: str, round: int | None) -> dict[str, Any]:
+    run = server.runs.get(id)
+    plan = server.plans.get(run.plan)
+    checkpoint = server.runs.checkpoint(id, round)
+    return releases.describe(server.releases.export(run, checkpoint, plan, _held_out(server, run.settings, plan)))
+
+
+def _held_out(server: Server, settings: dict[str, Any], plan: Plan) -> Examples | None:
+    address = settings.get("held_out")
+    return load_examples(io.BytesIO(server.blobs.get(address)), plan.manifest) if address else None
+
+
+@router.get("/v1/releases")
+def list_releases(request: Request) -> list[dict[str, Any]]:
+    """Every release, newest first."""
+    return [releases.describe(row) for row in server_of(request).releases.list()]
+
+
+@router.get("/v1/releases/{id}")
+def show_release(request: Request, id: str) -> dict[str, Any]:
+    """One release, with its signed manifest."""
+    row = server_of(request).releases.get(id)
+    return {**releases.describe(row), "manifest": row.manifest.decode()}

@@ -1,0 +1,55 @@
+"""The `umbel` command."""
+
+import os
+import sys
+import traceback
+from importlib.metadata import entry_points
+
+from umbel.errors import UmbelError
+
+
+def main() -> None:
+    """Run `umbel`: the server's commands, and those that other installed parts add (entry points `umbel.commands`).
+
+    Exit codes: 0, 1 for a failure, 2 for wrong usage. An error is one line; `--debug` adds the traceback.
+    """
+    debug = "--debug" in sys.argv[1:]
+    if debug:
+        sys.argv.remove("--debug")
+    try:
+        import typer
+
+        from umbel_server.cli import fleet, local, training
+    except ImportError as error:
+        print(
+            f"umbel: {error.name} is not installed; the admin commands need: pip install 'umbel[server]'",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    app = typer.Typer(
+        name="umbel",
+        help="Federated learning from edge to cloud: compile a Keras task, train it on a fleet, ship the model.",
+        epilog="Every command takes --debug for the traceback of an error.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+    )
+    for part in (local, fleet, training):
+        part.add_commands(app)
+    for entry in sorted(entry_points(group="umbel.commands"), key=lambda entry: entry.name):
+        try:
+            add_commands = entry.load()
+        except ImportError:
+            continue  # the extra that this part needs is not installed
+        add_commands(app)
+    try:
+        app()
+    except UmbelError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"umbel: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("umbel: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,190 @@
+"""Commands about devices: devices list|show, command send."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from umbel import tensors
+from umbel.errors import UmbelError
+from umbel_server.cli.show import (
+    DEFAULT_STATE,
+    JsonOption,
+    StateOption,
+    ago,
+    console,
+    print_json,
+    print_table,
+)
+from umbel_server.client import FINAL, Client
+
+
+class Kind(StrEnum):
+    """What a command tells a device to do."""
+
+    install = "install"
+    infer = "infer"
+    export = "export"
+    report = "report"
+    cancel = "cancel"
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the groups devices and command."""
+    devices = typer.Typer(no_args_is_help=True, help="See the devices of the fleet.")
+    devices.command("list")(list_devices)
+    devices.command("show")(show_device)
+    app.add_typer(devices, name="devices")
+    command = typer.Typer(no_args_is_help=True, help="Tell devices to do something.")
+    command.command("send")(send)
+    command.callback()(_group)
+    app.add_typer(command, name="command")
+
+
+def _group() -> None:
+    """Tell devices to do something."""
+
+
+def list_devices(
+    state: StateOption = DEFAULT_STATE,
+    population: Annotated[str | None, typer.Option(help="only this population")] = None,
+    json: JsonOption = False,
+) -> None:
+    """List the enrolled devices."""
+    rows = Client.of_state(state).get("/v1/devices", population=population)
+    if json:
+        print_json(rows)
+        return
+    print_table(
+        ("device", "population", "kind", "state", "trainer", "examples", "memory", "installed", "last heard"),
+        (
+            (
+                row["id"],
+                row["population"],
+                row["kind"],
+                "[green]online[/]" if row["online"] else "[dim]offline[/]",
+                row["trainer"] or "-",
+                str(row["examples"]),
+                f"{row['rss_mb']:.0f} MB",
+                row["installed"] or "-",
+                ago(row["last_seen"]),
+            )
+            for row in rows
+        ),
+        "No device is enrolled yet; start one with 'umbel-agent CONFIG' and the token that 'umbel init' printed.",
+    )
+
+
+def show_device(
+    device: Annotated[str, typer.Argument(help="the device's id")],
+    population: Annotated[str, typer.Option("--population", "-p", help="its population")],
+    state: StateOption = DEFAULT_STATE,
+    json: JsonOption = False,
+) -> None:
+    """Show one device and its latest commands."""
+    row = Client.of_state(state).get(f"/v1/devices/{population}/{device}")
+    if json:
+        print_json(row)
+        return
+    for name in (
+        "id",
+        "population",
+        "kind",
+        "online",
+        "trainer",
+        "runtime",
+        "agent",
+        "examples",
+        "installed",
+        "labels",
+    ):
+        console.print(f"{name:12} {row[name]}", highlight=False)
+    console.print(f"{'last heard':12} {ago(row['last_seen'])}\n", highlight=False)
+    _print_commands(row["commands"])
+
+
+def send(
+    kind: Annotated[Kind, typer.Argument(help="what to do")],
+    population: Annotated[str, typer.Option("--population", "-p", help="the devices' population")],
+    device: Annotated[
+        list[str] | None, typer.Option("--device", "-d", help="a device; may be repeated (default: all)")
+    ] = None,
+    release: Annotated[str, typer.Option(help="install: the release's id")] = "",
+    variant: Annotated[str, typer.Option(help="install: float32 or int8")] = "float32",
+    inputs: Annotated[Path | None, typer.Option(help="infer: an .npz with one array an input")] = None,
+    run: Annotated[str, typer.Option(help="export: the run whose plan to export")] = "",
+    assignment: Annotated[str, typer.Option(help="cancel: the assignment's id")] = "",
+    ttl: Annotated[float, typer.Option(help="seconds until the command expires")] = 600.0,
+    wait: Annotated[float, typer.Option(help="seconds to wait for the answers")] = 30.0,
+    save: Annotated[Path | None, typer.Option(help="export, infer: write the devices' files into this folder")] = None,
+    state: StateOption = DEFAULT_STATE,
+    json: JsonOption = False,
+) -> None:
+    """Send a command to devices and show how they answer; fails when one does not do it."""
+    client = Client.of_state(state)
+    body: dict[str, Any] = {"population": population, "kind": kind.value, "devices": device or [], "ttl": ttl}
+    if kind is Kind.install:
+        body |= {"release": _needed(release, "--release"), "variant": variant}
+    elif kind is Kind.infer:
+        body |= {"inputs": _upload_inputs(client, inputs)}
+    elif kind is Kind.export:
+        body |= {"plan": client.get(f"/v1/runs/{_needed(run, '--run')}")["plan"]}
+    elif kind is Kind.cancel:
+        body |= {"assignment": _needed(assignment, "--assignment")}
+    commands = client.settle(client.post("/v1/commands", body), wait)
+    if save is not None:
+        _save(client, commands, save)
+    if json:
+        print_json(commands)
+    else:
+        _print_commands(commands)
+    if any(command["state"] != "done" for command in commands):
+        raise typer.Exit(1)
+
+
+def _needed(value: str, option: str) -> str:
+    if not value:
+        raise typer.BadParameter(f"this command needs {option}")
+    return value
+
+
+def _upload_inputs(client: Client, path: Path | None) -> str:
+    if path is None:
+        raise typer.BadParameter("this command needs --inputs")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError) as error:
+        raise UmbelError(f"{path}: expected inputs in an .npz file, could not read one: {error}") from error
+    return client.put_blob(tensors.dump(arrays))
+
+
+def _save(client: Client, commands: list[dict[str, Any]], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for command in commands:
+        outcome = command["outcome"] or {}
+        if (model := outcome.get("model")) is not None:
+            (folder / f"{command['device']}.tflite").write_bytes(client.get_blob(model["sha256"]))
+        elif (outputs := outcome.get("outputs")) is not None:
+            answers = tensors.load(client.get_blob(outputs["sha256"]))
+            np.savez(folder / f"{command['device']}.npz", allow_pickle=False, **answers)
+
+
+def _print_commands(commands: list[dict[str, Any]]) -> None:
+    colours = {"done": "green", "pending": "yellow", "accepted": "yellow"}
+    print_table(
+        ("command", "device", "kind", "state", "reason"),
+        (
+            (
+                command["id"],
+                command["device"],
+                command["kind"],
+                f"[{colours.get(command['state'], 'red')}]{command['state']}[/]",
+                command["reason"] or ("not answered yet" if command["state"] not in FINAL else ""),
+            )
+            for command in commands
+        ),
+        "No commands.",
+    )

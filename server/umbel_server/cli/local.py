@@ -1,0 +1,108 @@
+"""Commands that work on this machine: init, serve, broker, compile."""
+
+import math
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from umbel.keras_import import import_keras
+from umbel.plan import Plan
+from umbel.task import load_task
+from umbel_server.cli.show import DEFAULT_STATE, StateOption, console, print_json, size_text
+from umbel_server.state import Config, Http, Mqtt, init_state, open_state
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add init, serve, broker and compile."""
+    app.command()(init)
+    app.command()(serve)
+    app.command()(broker)
+    app.command("compile")(compile_)
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="a new folder for the server's state")] = DEFAULT_STATE,
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port of the API and the blobs")] = 8470,
+    mqtt_host: Annotated[str, typer.Option(help="the broker's address")] = "127.0.0.1",
+    mqtt_port: Annotated[int, typer.Option(help="the broker's port")] = 1883,
+    external_broker: Annotated[bool, typer.Option(help="use a broker that runs already; start none")] = False,
+    json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+) -> None:
+    """Make a server's state folder: configuration, keys, tokens."""
+    state = init_state(folder, Config(http=Http(host, port), mqtt=Mqtt(mqtt_host, mqtt_port, not external_broker)))
+    if json:
+        print_json({"state": str(folder), "server": state.server_url, "enrolment_token": state.enrolment_token})
+        return
+    console.print(f"The server's state is in [bold]{folder}[/]. Next:")
+    console.print(f"  umbel serve --state {folder}", highlight=False)
+    console.print("and give each device this enrolment token (it proves the server to the device as well):")
+    console.print(f"  {state.enrolment_token}", highlight=False, soft_wrap=True)
+
+
+def serve(
+    state: StateOption = DEFAULT_STATE,
+    log: Annotated[Path | None, typer.Option(help="write the log to this file")] = None,
+    verbose: Annotated[bool, typer.Option(help="log more")] = False,
+) -> None:
+    """Run the server until it is interrupted."""
+    from umbel_server import serve as process
+
+    opened = open_state(state)
+    process.set_up_logging(log, verbose)
+    process.serve(opened)
+
+
+def broker(
+    port: Annotated[int, typer.Option(help="port to listen on; 0 picks a free one")] = 1883,
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+) -> None:
+    """Run the embedded MQTT 5 broker on its own until it is interrupted."""
+    from umbel_server.broker import EmbeddedBroker
+    from umbel_server.serve import set_up_logging
+
+    set_up_logging(None, False)
+    embedded = EmbeddedBroker(host, port)
+    embedded.start()
+    try:
+        print(f"MQTT 5 on {host}:{embedded.port}", flush=True)
+        threading.Event().wait()
+    finally:
+        embedded.stop()
+
+
+def compile_(
+    file: Annotated[Path, typer.Argument(help="a Python file that defines one umbel.Task")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="the plan to write (default: NAME.plan)")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="seed of the initial weights")] = 0,
+    check: Annotated[bool, typer.Option(help="compare ten training steps with Keras, and fail if they differ")] = True,
+    json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+) -> None:
+    """Compile a task into a plan that devices train without TensorFlow."""
+    if file.is_file():
+        import_keras()
+    task = load_task(file)
+    path = output or Path(f"{task.name}.plan")
+    from umbel_server.compiler import compile_task
+
+    with console.status(f"compiling {task.name}") as status:
+        plan = compile_task(
+            task, path, seed=seed, check=check, progress=lambda text: status.update(f"{task.name}: {text}")
+        )
+    if json:
+        print_json({"plan": str(path), "sha256": plan.sha256, "parity": plan.manifest.parity})
+        return
+    _print_plan(plan)
+
+
+def _print_plan(plan: Plan) -> None:
+    weights = sum(math.prod(weight.shape) for weight in plan.manifest.weights)
+    console.print(f"[bold]{plan.path}[/]: {weights:,} weights in {len(plan.manifest.weights)} tensors")
+    for name, file in sorted(plan.manifest.files.items()):
+        console.print(f"  {name:22} {size_text(file.size):>10}", highlight=False)
+    for name, error in plan.manifest.parity.items():
+        console.print(f"  differs from Keras by at most {error:.1e} in {name}", highlight=False)

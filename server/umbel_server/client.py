@@ -1,0 +1,103 @@
+"""The admin API as Python functions."""
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from umbel.errors import UmbelError
+from umbel.tensors import digest
+from umbel_server.state import open_state
+
+FINAL = ("done", "declined", "failed", "rejected", "cancelled", "expired")
+TIMEOUT = 60.0
+POLL_SECONDS = 0.1
+
+
+class Client:
+    """A connection to one server's admin API; every error is an UmbelError with one sentence."""
+
+    def __init__(self, url: str, token: str) -> None:
+        self._url = url
+        self._http = httpx.Client(
+            base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=TIMEOUT, trust_env=False
+        )
+
+    @classmethod
+    def of_state(cls, folder: Path) -> "Client":
+        """The server whose state folder this is; UMBEL_URL and UMBEL_TOKEN, both set, name another one."""
+        url, token = os.environ.get("UMBEL_URL"), os.environ.get("UMBEL_TOKEN")
+        if url and token:
+            return cls(url, token)
+        state = open_state(folder)
+        return cls(state.server_url, state.admin_token)
+
+    def get(self, path: str, **params: Any) -> Any:
+        """The JSON at `path`."""
+        return self._call("GET", path, params={k: v for k, v in params.items() if v is not None}).json()
+
+    def post(self, path: str, body: Any = None) -> Any:
+        """The JSON answer to `body` as JSON."""
+        return self._call("POST", path, json={} if body is None else body).json()
+
+    def put_blob(self, data: bytes) -> str:
+        """Store `data`; returns its address."""
+        address = digest(data)
+        self._call("PUT", f"/v1/blobs/{address}", content=data)
+        return address
+
+    def get_blob(self, address: str) -> bytes:
+        """The bytes at an address, checked."""
+        data = self._call("GET", f"/v1/blobs/{address}").content
+        if digest(data) != address:
+            raise UmbelError(f"blob {address[:12]} arrived with another digest; try again")
+        return data
+
+    def add_plan(self, path: Path) -> dict[str, Any]:
+        """Upload a plan, which the server signs; returns its digest as `plan`."""
+        if not path.is_file():
+            raise UmbelError(f"{path}: no such plan; make one with 'umbel compile'")
+        return dict(self._call("POST", "/v1/plans", content=path.read_bytes()).json())
+
+    def settle(
+        self,
+        commands: Iterable[dict[str, Any]],
+        seconds: float,
+        progress: Callable[[dict[str, Any]], None] = lambda command: None,
+    ) -> list[dict[str, Any]]:
+        """Wait until every command has its final state, at most `seconds`; returns them as they are then."""
+        deadline = time.monotonic() + seconds
+        current = {command["id"]: command for command in commands}
+        while time.monotonic() < deadline:
+            for id in [id for id, command in current.items() if command["state"] not in FINAL]:
+                current[id] = self.get(f"/v1/commands/{id}")
+                if current[id]["state"] in FINAL:
+                    progress(current[id])
+            if all(command["state"] in FINAL for command in current.values()):
+                break
+            time.sleep(POLL_SECONDS)
+        return list(current.values())
+
+    def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx.HTTPError as error:
+            raise UmbelError(
+                f"no answer from the server at {self._url} ({error}); is 'umbel serve' running?"
+            ) from error
+        if response.is_error:
+            raise UmbelError(_reason(response))
+        return response
+
+
+def _reason(response: httpx.Response) -> str:
+    try:
+        answer = response.json()
+    except ValueError:
+        answer = None
+    if isinstance(answer, dict) and isinstance(answer.get("error"), str):
+        return str(answer["error"])
+    return f"the server answered {response.status_code} to {response.request.method} {response.request.url.path}"

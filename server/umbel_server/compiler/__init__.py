@@ -1,0 +1,35 @@
+"""Keras task in, plan out: the only place on the server that imports TensorFlow, and only when it is used."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from umbel.errors import UmbelError
+from umbel.keras_import import import_keras
+from umbel.plan import Plan
+from umbel.task import Task
+
+
+class CompileError(UmbelError):
+    """A task that cannot be compiled: which layer or op, why, and what to use instead."""
+
+
+def compile_task(
+    task: Task,
+    path: Path,
+    *,
+    seed: int = 0,
+    check: bool = True,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Plan:
+    """Compile `task` into an unsigned plan at `path`, its initial weights drawn with `seed`.
+
+    With `check`, ten training steps are compared with Keras's, and nothing is written when they differ. `progress` is
+    told what is being done. Raises CompileError or TaskError.
+    """
+    import_keras()
+    from umbel_server.compiler.pipeline import compile_plan
+
+    return compile_plan(task, path, seed, check, progress)
+
+
+__all__ = ["CompileError", "compile_task"]

@@ -1,0 +1,28 @@
+"""The lowering table: TensorFlow ops that LiteRT has no kernel for, as built-in ops. One file a family."""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+Lowering = Callable[[Any, list[Any]], list[Any]]
+"""From an op of the traced graph and its re-emitted inputs to the outputs, made of built-in ops."""
+
+TABLE: dict[str, Lowering] = {}
+_FAMILIES = ("activation", "conv", "pool", "shape")
+
+
+def lowers(op_type: str) -> Callable[[Lowering], Lowering]:
+    """Register the decorated function as the lowering of a TensorFlow op."""
+
+    def register(lowering: Lowering) -> Lowering:
+        TABLE[op_type] = lowering
+        return lowering
+
+    return register
+
+
+def load_table() -> dict[str, Lowering]:
+    """The whole table; imports TensorFlow."""
+    for family in _FAMILIES:
+        import_module(f"{__name__}.{family}")
+    return TABLE

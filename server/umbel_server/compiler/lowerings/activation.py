@@ -1,0 +1,49 @@
+"""Gradients of activations, elementwise."""
+
+from typing import Any
+
+import tensorflow as tf
+
+from umbel_server.compiler.lowerings import lowers
+
+
+@lowers("ReluGrad")
+def relu_grad(_op: Any, inputs: list[Any]) -> list[Any]:
+    """ReluGrad(dy, y) = dy where y > 0, else 0."""
+    dy, y = inputs
+    return [tf.where(y > 0.0, dy, tf.zeros_like(dy))]
+
+
+@lowers("Relu6Grad")
+def relu6_grad(_op: Any, inputs: list[Any]) -> list[Any]:
+    """Relu6Grad(dy, y) = dy where 0 < y < 6, else 0."""
+    dy, y = inputs
+    return [tf.where(tf.logical_and(y > 0.0, y < 6.0), dy, tf.zeros_like(dy))]
+
+
+@lowers("LeakyReluGrad")
+def leaky_relu_grad(op: Any, inputs: list[Any]) -> list[Any]:
+    """LeakyReluGrad(dy, x) = dy where x > 0, else alpha * dy."""
+    dy, x = inputs
+    return [tf.where(x > 0.0, dy, dy * op.get_attr("alpha"))]
+
+
+@lowers("EluGrad")
+def elu_grad(_op: Any, inputs: list[Any]) -> list[Any]:
+    """EluGrad(dy, y) = dy where y >= 0, else dy * (y + 1)."""
+    dy, y = inputs
+    return [tf.where(y >= 0.0, dy, dy * (y + 1.0))]
+
+
+@lowers("TanhGrad")
+def tanh_grad(_op: Any, inputs: list[Any]) -> list[Any]:
+    """TanhGrad(y, dy) = dy * (1 - y * y)."""
+    y, dy = inputs
+    return [dy * (1.0 - y * y)]
+
+
+@lowers("SigmoidGrad")
+def sigmoid_grad(_op: Any, inputs: list[Any]) -> list[Any]:
+    """SigmoidGrad(y, dy) = dy * y * (1 - y)."""
+    y, dy = inputs
+    return [dy * y * (1.0 - y)]

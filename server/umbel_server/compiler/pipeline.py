@@ -1,0 +1,60 @@
+"""Compilation from end to end."""
+
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import absl.logging
+import msgspec
+import numpy as np
+import tensorflow as tf
+
+from umbel import __version__, tensors
+from umbel.plan import INFER, INFER_INT8, INITIAL, SCHEMA, TRAIN, Manifest, Plan
+from umbel.task import Task
+from umbel_server.compiler.inference_file import inference_file
+from umbel_server.compiler.keras_model import keras_parts
+from umbel_server.compiler.parity import check_parity
+from umbel_server.compiler.step import trace
+from umbel_server.compiler.training_file import training_file
+
+absl.logging.set_verbosity(absl.logging.ERROR)
+tf.get_logger().setLevel("ERROR")
+
+
+def compile_plan(task: Task, path: Path, seed: int, check: bool, progress: Callable[[str], None]) -> Plan:
+    """See umbel_server.compiler.compile_task."""
+    progress("building the Keras model")
+    parts = keras_parts(task, seed)
+    progress("tracing the train step")
+    traced = trace(task, parts)
+    progress("converting the train step to LiteRT")
+    train = training_file(task, parts, traced)
+    progress("converting the model for inference")
+    infer, infer_map = inference_file(task, parts, traced, int8=False)
+    progress("converting the model for inference, int8")
+    infer_int8, int8_map = inference_file(task, parts, traced, int8=True)
+    manifest = Manifest(
+        schema=SCHEMA,
+        task=task.name,
+        batch_size=task.batch_size,
+        learning_rate=task.learning_rate,
+        loss=task.loss if isinstance(task.loss, str) else "custom",
+        optimizer="sgd",
+        metrics=tuple(parts.metrics),
+        inputs=task.input_specs,
+        targets=task.target_specs,
+        outputs=parts.outputs,
+        weights=parts.weight_specs,
+        weight_maps={INFER: infer_map, INFER_INT8: int8_map},
+        parity={},
+        producer={"umbel": __version__, "tensorflow": tf.__version__, "keras": version("keras")},
+        files={},
+    )
+    initial = {w.path: np.array(w.numpy()) for w in parts.weights}
+    if check:
+        progress("comparing ten steps with Keras")
+        manifest = msgspec.structs.replace(manifest, parity=check_parity(task, parts, manifest, train, infer))
+    progress("writing the plan")
+    files = {TRAIN: train, INFER: infer, INFER_INT8: infer_int8, INITIAL: tensors.dump(initial)}
+    return Plan.write(path, manifest, files)

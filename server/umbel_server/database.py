@@ -1,0 +1,197 @@
+"""The server's durable state: one table a thing, one transaction a transition."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command as alembic
+from alembic.config import Config
+from alembic.util import CommandError
+from sqlalchemy import JSON, BigInteger, Engine, ForeignKeyConstraint, Index, LargeBinary, String, create_engine, event
+from sqlalchemy.exc import DatabaseError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from umbel.errors import UmbelError
+
+SQLITE_BUSY_SECONDS = 10.0
+
+
+class Base(DeclarativeBase):
+    """The tables; `migrations/` holds their history."""
+
+    type_annotation_map = {dict[str, Any]: JSON, dict[str, str]: JSON, dict[str, float]: JSON}
+
+
+class Device(Base):
+    """One phone, vehicle or gateway: its key, and what it last said of itself. `node_id` is its Flower node id."""
+
+    __tablename__ = "devices"
+    population: Mapped[str] = mapped_column(String(64), primary_key=True)
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    node_id: Mapped[int] = mapped_column(BigInteger, unique=True)
+    kind: Mapped[str]
+    key: Mapped[dict[str, str]]
+    enrolled: Mapped[float]
+    last_seen: Mapped[float]
+    epoch: Mapped[int] = mapped_column(BigInteger, default=0)
+    online: Mapped[bool] = mapped_column(default=False)
+    trainer: Mapped[str] = mapped_column(default="")
+    runtime: Mapped[str] = mapped_column(default="")
+    agent: Mapped[str] = mapped_column(default="")
+    examples: Mapped[int] = mapped_column(default=0)
+    rss_mb: Mapped[float] = mapped_column(default=0.0)
+    installed: Mapped[str] = mapped_column(default="")
+    labels: Mapped[dict[str, str]] = mapped_column(default=dict)
+
+
+class Command(Base):
+    """The outbox: a command stays `pending` or `accepted` until it is acknowledged for good or expired."""
+
+    __tablename__ = "commands"
+    __table_args__ = (
+        ForeignKeyConstraint(["population", "device"], ["devices.population", "devices.id"]),
+        Index("commands_open", "state", "population", "device"),
+    )
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    population: Mapped[str] = mapped_column(String(64))
+    device: Mapped[str] = mapped_column(String(64))
+    kind: Mapped[str]
+    token: Mapped[bytes] = mapped_column(LargeBinary)
+    issued: Mapped[float]
+    expires: Mapped[float]
+    updated: Mapped[float]
+    state: Mapped[str] = mapped_column(default="pending")
+    reason: Mapped[str] = mapped_column(default="")
+    outcome: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+
+
+class Run(Base):
+    """Training one plan on one population. States: running, finished, stopped, failed."""
+
+    __tablename__ = "runs"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    population: Mapped[str] = mapped_column(String(64))
+    plan: Mapped[str] = mapped_column(String(64))
+    task: Mapped[str]
+    settings: Mapped[dict[str, Any]]
+    created: Mapped[float]
+    updated: Mapped[float]
+    state: Mapped[str] = mapped_column(default="running")
+    reason: Mapped[str] = mapped_column(default="")
+    round: Mapped[int] = mapped_column(default=0)
+
+
+class Checkpoint(Base):
+    """The global weights committed by a round (round 0: the plan's initial weights), with held-out and fleet metrics."""
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (ForeignKeyConstraint(["run"], ["runs.id"]),)
+    run: Mapped[str] = mapped_column(String(32), primary_key=True)
+    round: Mapped[int] = mapped_column(primary_key=True)
+    weights: Mapped[str] = mapped_column(String(64))
+    strategy: Mapped[str | None] = mapped_column(String(64))
+    metrics: Mapped[dict[str, float]]
+    fleet_metrics: Mapped[dict[str, float]]
+    contributors: Mapped[int]
+    started: Mapped[float]
+    committed: Mapped[float]
+
+
+class Assignment(Base):
+    """One device's work in one round. States: offered, accepted, uploaded, and one final: folded, declined, expired,
+    failed, rejected, cancelled.
+    """
+
+    __tablename__ = "assignments"
+    __table_args__ = (
+        ForeignKeyConstraint(["run"], ["runs.id"]),
+        ForeignKeyConstraint(["population", "device"], ["devices.population", "devices.id"]),
+        Index("assignments_of_round", "run", "round"),
+    )
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    run: Mapped[str] = mapped_column(String(32))
+    round: Mapped[int]
+    population: Mapped[str] = mapped_column(String(64))
+    device: Mapped[str] = mapped_column(String(64))
+    command: Mapped[str] = mapped_column(String(32), unique=True)
+    kind: Mapped[str]
+    offered: Mapped[float]
+    updated: Mapped[float]
+    state: Mapped[str] = mapped_column(default="offered")
+    reason: Mapped[str] = mapped_column(default="")
+    update: Mapped[str | None] = mapped_column(String(64))
+    examples: Mapped[int] = mapped_column(default=0)
+    seconds: Mapped[float] = mapped_column(default=0.0)
+    metrics: Mapped[dict[str, float]] = mapped_column(default=dict)
+
+
+class Release(Base):
+    """TFLite files exported from a checkpoint; `manifest` is the signed manifest that devices verify."""
+
+    __tablename__ = "releases"
+    __table_args__ = (ForeignKeyConstraint(["run"], ["runs.id"]),)
+    id: Mapped[str] = mapped_column(String(128), primary_key=True)
+    run: Mapped[str] = mapped_column(String(32))
+    round: Mapped[int]
+    task: Mapped[str]
+    created: Mapped[float]
+    manifest: Mapped[bytes] = mapped_column(LargeBinary)
+    files: Mapped[dict[str, Any]]
+
+
+class Database:
+    """Transactions on the database at `url` (SQLAlchemy form), brought to the newest schema when opened.
+
+    With SQLite writers take turns here, so none of them meets "database is locked".
+    """
+
+    def __init__(self, url: str) -> None:
+        self._engine = create_engine(url)
+        self._sqlite = self._engine.dialect.name == "sqlite"
+        self._turn = threading.RLock()
+        if self._sqlite:
+            event.listen(self._engine, "connect", _configure_sqlite)
+            event.listen(self._engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+        _migrate(self._engine, url)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """A session whose changes are all committed, or none."""
+        if self._sqlite:
+            with self._turn, Session(self._engine, expire_on_commit=False) as session, session.begin():
+                yield session
+        else:
+            with Session(self._engine, expire_on_commit=False) as session, session.begin():
+                yield session
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._engine.dispose()
+
+
+def _configure_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # we say BEGIN ourselves, so that a transaction takes its lock at its start
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.execute(f"PRAGMA busy_timeout={int(SQLITE_BUSY_SECONDS * 1000)}")
+    cursor.close()
+
+
+def _migrate(engine: Engine, url: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+    try:
+        with engine.connect() as connection:
+            config.attributes["connection"] = connection
+            alembic.upgrade(config, "head")
+            connection.commit()
+    except (CommandError, DatabaseError) as error:
+        first = str(error).splitlines()[0]
+        raise UmbelError(
+            f"the database {engine.url.render_as_string()} cannot be used by this Umbel ({first}); "
+            "use the Umbel that made it, or a newer one"
+        ) from error

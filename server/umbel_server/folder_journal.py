@@ -1,0 +1,63 @@
+"""A journal in a folder, for runs on a grid that is not ours."""
+
+import json
+from pathlib import Path
+
+from umbel.atomic import write_atomically
+from umbel.errors import UmbelError
+from umbel.plan import Plan
+from umbel.tensors import dump, load
+from umbel_server.round_loop import Commit, Start
+
+ROUNDS = "rounds.json"
+
+
+class FolderJournal:
+    """Checkpoints as `round-NNN.safetensors` and `rounds.json` in `folder`; an existing folder is gone on with."""
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self._folder, self._plan = folder, plan
+
+    def start(self) -> Start:
+        """The newest committed round of the folder, or the plan's initial weights; raises UmbelError on a damaged folder."""
+        rounds = self._rounds()
+        if not rounds:
+            return Start(0, self._plan.initial_weights(), {})
+        newest = rounds[-1]
+        strategy = self._path(newest, "strategy")
+        return Start(
+            newest,
+            load(self._path(newest, "safetensors").read_bytes()),
+            load(strategy.read_bytes()) if strategy.exists() else {},
+        )
+
+    def should_stop(self) -> bool:
+        """Never: Flower ends the process."""
+        return False
+
+    def committed(self, commit: Commit) -> dict[str, float]:
+        """Write the checkpoint, then name it in `rounds.json`."""
+        write_atomically(self._path(commit.round, "safetensors"), dump(commit.weights))
+        if commit.strategy:
+            write_atomically(self._path(commit.round, "strategy"), dump(commit.strategy))
+        entries = self._entries()
+        entries.append(
+            {"round": commit.round, "contributors": commit.contributors, "fleet_metrics": commit.fleet_metrics}
+        )
+        write_atomically(self._folder / ROUNDS, json.dumps(entries, indent=1).encode())
+        return {}
+
+    def _path(self, round: int, kind: str) -> Path:
+        return self._folder / f"round-{round:03}.{kind}"
+
+    def _rounds(self) -> list[int]:
+        return [int(str(entry["round"])) for entry in self._entries()]
+
+    def _entries(self) -> list[dict[str, object]]:
+        path = self._folder / ROUNDS
+        if not path.exists():
+            return []
+        try:
+            return list(json.loads(path.read_bytes()))
+        except ValueError as error:
+            raise UmbelError(f"{path}: expected a list of rounds, could not read it: {error}") from error

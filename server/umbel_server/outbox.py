@@ -1,0 +1,143 @@
+"""Commands on their way: each stays here until it is acknowledged for good, or expires."""
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from joserfc.jwk import ECKey
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from umbel import messages
+from umbel.errors import UmbelError
+from umbel.messages import Ack, Body, Result
+from umbel_server.database import Command, Database
+
+OPEN = ("pending", "accepted")
+
+
+@dataclass(frozen=True)
+class Addressed:
+    """A signed command ready to be published."""
+
+    id: str
+    population: str
+    device: str
+    token: bytes
+
+
+class Outbox:
+    """The outbox in the database."""
+
+    def __init__(self, database: Database, key: ECKey, clock: Callable[[], float]) -> None:
+        self._database = database
+        self._key = key
+        self._clock = clock
+
+    def add(self, session: Session, population: str, device: str, body: Body, ttl: float) -> Addressed:
+        """Sign a command that expires in `ttl` seconds and put it into the outbox, within the caller's transaction."""
+        now = self._clock()
+        command = messages.Command(secrets.token_hex(8), population, device, now, now + ttl, body)
+        token = messages.encode(command, self._key)
+        session.add(
+            Command(
+                id=command.id,
+                population=population,
+                device=device,
+                kind=type(body).__name__.lower(),
+                token=token,
+                issued=now,
+                expires=command.expires,
+                updated=now,
+            )
+        )
+        session.flush()
+        return Addressed(command.id, population, device, token)
+
+    def waiting(self, population: str, device: str) -> list[Addressed]:
+        """The open commands of one device, oldest first."""
+        return self._open(Command.population == population, Command.device == device)
+
+    def silent(self, seconds: float) -> list[Addressed]:
+        """Commands that nobody has answered for `seconds`, oldest first: they may have been lost on the way."""
+        return self._open(Command.state == "pending", Command.updated < self._clock() - seconds)
+
+    def touch(self, ids: Sequence[str]) -> None:
+        """Note that commands were sent just now."""
+        with self._database.transaction() as session:
+            for id in ids:
+                if (command := session.get(Command, id)) is not None:
+                    command.updated = self._clock()
+
+    def _open(self, *where: Any) -> list[Addressed]:
+        query = (
+            select(Command.id, Command.population, Command.device, Command.token)
+            .where(Command.state.in_(OPEN), Command.expires > self._clock(), *where)
+            .order_by(Command.issued)
+        )
+        with self._database.transaction() as session:
+            return [Addressed(*row) for row in session.execute(query)]
+
+    def acknowledge(self, session: Session, ack: Ack) -> Command | None:
+        """Note an acknowledgement; returns the command, or None when it is not open or not that device's."""
+        command = session.get(Command, ack.command)
+        if command is None or (command.population, command.device) != (ack.population, ack.device):
+            return None
+        if command.state not in OPEN:
+            return None
+        command.state, command.reason, command.updated = ack.state, ack.reason, self._clock()
+        return command
+
+    def complete(self, session: Session, result: Result) -> Command | None:
+        """Note an outcome; returns the command, or None when it is not open or not that device's."""
+        ack = Ack(result.command, result.population, result.device, "done", result.at)
+        command = self.acknowledge(session, ack)
+        if command is not None:
+            command.outcome = msgspec.to_builtins(result.outcome)
+        return command
+
+    def expire(self, session: Session) -> list[Command]:
+        """Close every open command whose time is over; returns them."""
+        query = select(Command).where(Command.state.in_(OPEN), Command.expires <= self._clock())
+        commands = list(session.scalars(query))
+        for command in commands:
+            command.state, command.updated = "expired", self._clock()
+            command.reason = "no final acknowledgement came before the command expired"
+        return commands
+
+    def latest(self, population: str, device: str, count: int = 10) -> Sequence[Command]:
+        """The newest commands of one device, newest first."""
+        query = (
+            select(Command)
+            .where(Command.population == population, Command.device == device)
+            .order_by(Command.issued.desc())
+            .limit(count)
+        )
+        with self._database.transaction() as session:
+            return session.scalars(query).all()
+
+    def get(self, id: str) -> Command:
+        """One command; raises UmbelError when there is none."""
+        with self._database.transaction() as session:
+            command = session.get(Command, id)
+        if command is None:
+            raise UmbelError(f"no command {id!r} is known here")
+        return command
+
+
+def describe(command: Command) -> dict[str, Any]:
+    """A command as the API shows it; times in Unix seconds."""
+    return {
+        "id": command.id,
+        "population": command.population,
+        "device": command.device,
+        "kind": command.kind,
+        "state": command.state,
+        "reason": command.reason,
+        "issued": command.issued,
+        "expires": command.expires,
+        "updated": command.updated,
+        "outcome": command.outcome,
+    }

@@ -1,0 +1,44 @@
+"""Plans that the server holds: signed bundles in the blob store, with a local copy to work from."""
+
+from pathlib import Path
+
+from joserfc.jwk import ECKey
+
+from umbel.atomic import write_atomically
+from umbel.messages import Blob
+from umbel.plan import Plan
+from umbel.tensors import digest
+from umbel_server.blobs import Blobs
+
+
+class Plans:
+    """Signed plans by the SHA-256 of their bundle; `folder` is a cache of the blob store."""
+
+    def __init__(self, folder: Path, blobs: Blobs, key: ECKey) -> None:
+        self._folder, self._blobs, self._key = folder, blobs, key
+
+    def add(self, path: Path) -> Plan:
+        """Check the bundle at `path`, sign it with the server's key, and store it; raises PlanError."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        plan = Plan.open(path)
+        if plan.signature is not None:
+            plan.verify(self._key)
+        else:
+            plan = plan.sign(self._folder / f"{plan.sha256}.unsigned", self._key)
+        stored = self._blobs.put(plan.path.read_bytes())
+        if plan.path.parent == self._folder:
+            plan.path.unlink()
+        return self.get(stored.sha256)
+
+    def get(self, sha256: str) -> Plan:
+        """The signed plan whose bundle has this digest; raises BlobError or PlanError."""
+        path = self._folder / f"{sha256}.plan"
+        if not path.is_file() or digest(path.read_bytes()) != sha256:
+            write_atomically(path, self._blobs.get(sha256))
+        plan = Plan.open(path)
+        plan.verify(self._key)
+        return plan
+
+    def blob(self, plan: Plan) -> Blob:
+        """The address that commands give devices."""
+        return Blob(plan.sha256, self._blobs.size(plan.sha256))

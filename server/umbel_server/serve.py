@@ -1,0 +1,58 @@
+"""`umbel serve`: the API, the blobs, MQTT and the runs in one process."""
+
+import logging
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from umbel.errors import UmbelError
+from umbel_server.api import make_app
+from umbel_server.server import Server
+from umbel_server.state import State
+
+log = logging.getLogger("umbel.server")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; raises UmbelError with what to do when the address cannot be used."""
+    try:
+        return socket.create_server((host, port), backlog=512)
+    except OSError as error:
+        raise UmbelError(
+            f"port {port} on {host} cannot be listened on ({error.strerror}); stop what uses it, or set [http] port in umbel.toml"
+        ) from error
+
+
+def serve(state: State) -> None:
+    """Run until SIGTERM or SIGINT."""
+    listener = listen(state.config.http.host, state.config.http.port)
+    try:
+        server = Server(state)
+        try:
+            server.start()
+            config = uvicorn.Config(
+                make_app(server), log_level="warning", access_log=False, timeout_graceful_shutdown=5
+            )
+            log.info("serving on http://%s:%s", state.config.http.host, listener.getsockname()[1])
+            uvicorn.Server(config).run(sockets=[listener])
+        finally:
+            server.stop()
+    finally:
+        listener.close()
+
+
+def set_up_logging(file: Path | None, verbose: bool) -> None:
+    """Log lines with time and level to `file`, or to standard error."""
+    handler = logging.FileHandler(file) if file else logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler], force=True)
+    for name in ("httpx", "alembic", "asyncio"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    flower = logging.getLogger("flwr")
+    flower.handlers = []
+    flower.propagate = True
+    flower.setLevel(logging.INFO if verbose else logging.WARNING)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

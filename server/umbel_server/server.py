@@ -1,0 +1,53 @@
+"""The server's parts, assembled once for one process."""
+
+import logging
+import time
+from collections.abc import Callable
+
+from umbel_server.blobs import Blobs
+from umbel_server.broker import EmbeddedBroker
+from umbel_server.database import Database
+from umbel_server.devices import Devices
+from umbel_server.exchange import Exchange
+from umbel_server.fleet_grid import Fleet
+from umbel_server.outbox import Outbox
+from umbel_server.plans import Plans
+from umbel_server.releases import Releases
+from umbel_server.runs import Runs
+from umbel_server.state import State
+
+log = logging.getLogger("umbel.server")
+
+
+class Server:
+    """Everything that `umbel serve` runs beside HTTP; `start` and `stop` are for one thread."""
+
+    def __init__(self, state: State, clock: Callable[[], float] = time.time) -> None:
+        self.state = state
+        mqtt = state.config.mqtt
+        self._broker = EmbeddedBroker(mqtt.host, mqtt.port) if mqtt.embedded else None
+        self.broker_port = mqtt.port
+        self.database = Database(state.database_url)
+        self.blobs = Blobs(state.blobs_url, state.config.max_blob_mb * 1_000_000)
+        self.devices = Devices(self.database, clock)
+        self.outbox = Outbox(self.database, state.key, clock)
+        self.exchange = Exchange(self.database, self.devices, self.outbox, self.blobs, mqtt.host, mqtt.port)
+        self.plans = Plans(state.folder / "plans", self.blobs, state.key)
+        self.releases = Releases(self.database, self.blobs, state.key, clock)
+        self.runs = Runs(Fleet(self.database, self.devices, self.outbox, self.exchange, self.blobs), self.plans, clock)
+
+    def start(self) -> None:
+        """Start the embedded broker if there is one, connect, and go on with the runs that were running."""
+        if self._broker is not None:
+            self._broker.start()
+            log.info("embedded broker on %s:%s", self.state.config.mqtt.host, self.broker_port)
+        self.exchange.start()
+        self.runs.resume()
+
+    def stop(self) -> None:
+        """Leave every run where it is, disconnect, and stop the embedded broker."""
+        self.runs.shutdown()
+        self.exchange.stop()
+        if self._broker is not None:
+            self._broker.stop()
+        self.database.close()

@@ -1,0 +1,62 @@
+"""What a device and the server tell each other once, over HTTP, and how a device proves itself on every later request."""
+
+import msgspec
+from joserfc.jwk import ECKey
+from msgspec import Struct
+
+from umbel import signing
+from umbel.errors import SignatureError
+from umbel.signing import PublicKey
+
+ENROL_PATH = "/v1/enrol"
+BLOB_PATH = "/v1/blobs/{sha256}"
+CLOCK_TOLERANCE = 300.0
+"""Seconds that a device's clock may differ from the server's."""
+
+
+class EnrolmentRequest(Struct, frozen=True):
+    """A device asks to be known by its public key; `secret` is the first part of its enrolment token."""
+
+    population: str
+    device: str
+    kind: str
+    key: PublicKey
+    secret: str
+
+
+class EnrolmentReply(Struct, frozen=True):
+    """The server's signing key and where the broker listens."""
+
+    server_key: PublicKey
+    broker_host: str
+    broker_port: int
+
+
+class Access(Struct, frozen=True):
+    """One HTTP request of one device: it travels signed in the `Authorization: Bearer` header; `at` is Unix seconds."""
+
+    population: str
+    device: str
+    method: str
+    path: str
+    at: float
+
+
+def make_token(secret: str, server_key: ECKey) -> str:
+    """The enrolment token: `<secret>.<fingerprint of the server's key>`, so that the device can pin the server."""
+    return f"{secret}.{signing.fingerprint(server_key)}"
+
+
+def split_token(token: str) -> tuple[str, str]:
+    """The secret and the server key's fingerprint; raises SignatureError when it is not an enrolment token."""
+    secret, dot, fingerprint = token.partition(".")
+    if not dot or not secret or len(fingerprint) != 43:
+        raise SignatureError(
+            "expected an enrolment token as 'umbel init' prints it (secret.fingerprint), got another text"
+        )
+    return secret, fingerprint
+
+
+def bearer(access: Access, key: ECKey) -> str:
+    """The value of the `Authorization` header for one request."""
+    return "Bearer " + signing.sign(msgspec.json.encode(access), key).decode()

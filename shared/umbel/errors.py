@@ -1,0 +1,26 @@
+class UmbelError(Exception):
+    """An error a person can act on: one sentence of what was expected, what came and what to do."""
+
+
+class TaskError(UmbelError):
+    """A task file or task that cannot be used."""
+
+
+class PlanError(UmbelError):
+    """A plan bundle that is damaged, newer than this Umbel, or not signed by the expected key."""
+
+
+class TensorError(UmbelError):
+    """Tensors that do not fit what was specified, or bytes that are not tensors."""
+
+
+class SignatureError(UmbelError):
+    """A token or key that does not verify."""
+
+
+class MessageError(UmbelError):
+    """A message that is not well formed, expired, or not meant for its receiver."""
+
+
+class RuntimeMissing(UmbelError):
+    """No LiteRT interpreter is installed."""

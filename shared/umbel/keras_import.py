@@ -1,0 +1,30 @@
+import importlib
+import importlib.util
+import os
+import sys
+
+from umbel.errors import UmbelError
+
+
+def import_keras() -> None:
+    """Import Keras on TensorFlow's CPU kernels, without the start-up messages that its native code writes to stderr.
+
+    Raises UmbelError when Keras or TensorFlow is not installed. A task file that imports Keras itself is then silent too.
+    """
+    if "keras" in sys.modules:
+        return
+    if importlib.util.find_spec("tensorflow") is None or importlib.util.find_spec("keras") is None:
+        raise UmbelError("this needs Keras and TensorFlow: pip install 'umbel[keras]'")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+    sys.stderr.flush()
+    # The messages come before the log level is read; only the file descriptor can be kept from them.
+    kept, silence = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 2)
+    try:
+        importlib.import_module("keras")
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(silence)

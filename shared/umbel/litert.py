@@ -1,0 +1,152 @@
+"""A plan's signatures as functions, on whichever LiteRT interpreter is installed."""
+
+import importlib
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from umbel.errors import RuntimeMissing, TensorError
+from umbel.examples import Batch
+from umbel.plan import Manifest
+from umbel.tensors import Tensors
+
+_RUNTIMES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter", "tensorflow.lite")
+Sums = dict[str, float]
+ROWS_AT_ONCE = 64
+"""Rows in one inference: more take memory, not time."""
+
+
+def interpreter(model: bytes, threads: int = 1) -> Any:
+    """An interpreter of a TFLite file on the first runtime found of ai_edge_litert, tflite_runtime, tensorflow.lite.
+
+    Raises RuntimeMissing when none is installed, ValueError when the bytes are not a TFLite file.
+    """
+    return _runtime().Interpreter(model_content=model, num_threads=threads)
+
+
+def runtime_name() -> str:
+    """The runtime in use and its version, for example "ai-edge-litert 2.3.0"."""
+    package = str(_runtime().__name__).partition(".")[0]
+    name = package.replace("_", "-")
+    try:
+        return f"{name} {metadata.version(name)}"
+    except metadata.PackageNotFoundError:
+        return name
+
+
+def _runtime() -> Any:
+    for name in _RUNTIMES:
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    raise RuntimeMissing("no LiteRT interpreter is installed: pip install ai-edge-litert (or tflite-runtime on armv7)")
+
+
+class Trainable:
+    """A plan's `train.tflite`, ready to train, evaluate and infer; one a thread, because an interpreter is not shared.
+
+    Weights must be set before anything else. Sums are over examples: `loss`, `weight` (the examples' sample weights)
+    and one for each metric of the manifest; divide by `weight` for means.
+    """
+
+    def __init__(self, model: bytes, manifest: Manifest, threads: int = 1) -> None:
+        self._manifest = manifest
+        self._interpreter = interpreter(model, threads)
+        self._signatures = {
+            name: self._interpreter.get_signature_runner(name) for name in self._interpreter.get_signature_list()
+        }
+
+    def set_weights(self, weights: Mapping[str, NDArray[Any]]) -> None:
+        """Replace every weight, and the point that FedProx's proximal term pulls to."""
+        self._signatures["set_weights"](
+            **{f"w{i}": weights[spec.name] for i, spec in enumerate(self._manifest.weights)}
+        )
+
+    def get_weights(self) -> Tensors:
+        """A copy of every weight by name."""
+        values = self._signatures["get_weights"]()
+        return {spec.name: np.array(values[f"w{i}"]) for i, spec in enumerate(self._manifest.weights)}
+
+    def reset(self) -> None:
+        """Put the optimizer's slots back to their start."""
+        self._signatures["reset"]()
+
+    def train(self, batch: Batch, learning_rate: float, proximal_mu: float = 0.0) -> Sums:
+        """One optimizer step; returns the sums before the step, as Keras does."""
+        return _sums(
+            self._signatures["train"](
+                **batch.tensors,
+                sample_weight=batch.sample_weight,
+                learning_rate=np.float32(learning_rate),
+                proximal_mu=np.float32(proximal_mu),
+            )
+        )
+
+    def evaluate(self, batches: Iterable[Batch]) -> Sums:
+        """The sums over all of `batches`."""
+        total: Sums = {}
+        for batch in batches:
+            for name, value in _sums(
+                self._signatures["evaluate"](**batch.tensors, sample_weight=batch.sample_weight)
+            ).items():
+                total[name] = total.get(name, 0.0) + value
+        return total
+
+    def infer(self, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
+        """The outputs for one batch of exactly the plan's batch size."""
+        return {name: np.array(value) for name, value in self._signatures["infer"](**inputs).items()}
+
+
+def means(sums: Mapping[str, float]) -> dict[str, float]:
+    """Means from sums: each divided by `weight`, which is left out; all 0 when the weight is 0."""
+    weight = sums.get("weight", 0.0)
+    return {name: value / weight if weight else 0.0 for name, value in sums.items() if name != "weight"}
+
+
+class Predictor:
+    """An inference file (`infer.tflite` or a release): outputs for any number of rows."""
+
+    def __init__(self, model: bytes, threads: int = 1) -> None:
+        self._interpreter = interpreter(model, threads)
+        signatures = self._interpreter.get_signature_list()
+        if "infer" not in signatures:
+            raise TensorError("expected an inference file with an 'infer' signature, got one without")
+        self._run = self._interpreter.get_signature_runner("infer")
+        self._details = self._run.get_input_details()
+
+    def blank(self) -> Tensors:
+        """One row of zeros for every input, to try the file with."""
+        return {
+            name: np.zeros((1, *(int(n) for n in detail["shape"][1:])), detail["dtype"])
+            for name, detail in self._details.items()
+        }
+
+    def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
+        """Outputs by name with a leading axis of rows; raises TensorError when the inputs do not fit the file."""
+        for name, detail in self._details.items():
+            shape = tuple(int(n) for n in detail["shape"][1:])
+            if name not in inputs or inputs[name].ndim == 0 or inputs[name].shape[1:] != shape:
+                got = list(inputs[name].shape) if name in inputs else "nothing"
+                raise TensorError(f"input {name!r} should have shape [rows, {', '.join(map(str, shape))}], got {got}")
+        if extra := sorted(inputs.keys() - self._details.keys()):
+            raise TensorError(f"input {extra[0]!r} is not one of the model's: {', '.join(self._details)}")
+        rows = {len(inputs[name]) for name in self._details}
+        if len(rows) != 1 or rows == {0}:
+            raise TensorError(f"expected the same positive number of rows in every input, got {sorted(rows)}")
+        pieces: list[Tensors] = []
+        count = rows.pop()
+        for start in range(0, count, ROWS_AT_ONCE):
+            piece = {
+                name: np.ascontiguousarray(inputs[name][start : start + ROWS_AT_ONCE], dtype=detail["dtype"])
+                for name, detail in self._details.items()
+            }
+            pieces.append({name: np.array(value) for name, value in self._run(**piece).items()})
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def _sums(outputs: Mapping[str, Any]) -> Sums:
+    return {name: float(np.asarray(value)) for name, value in outputs.items()}

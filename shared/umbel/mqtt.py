@@ -1,0 +1,206 @@
+"""An MQTT 5 link that survives its broker: one thread, QoS 1, last will, jittered reconnection."""
+
+import logging
+import random
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from paho.mqtt.client import Client, ConnectFlags, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+log = logging.getLogger("umbel.mqtt")
+
+KEEPALIVE = 20
+CONNECT_TIMEOUT = 10.0
+FIRST_BACKOFF, LAST_BACKOFF = 0.2, 30.0
+_TICK = 0.5
+_QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
+
+
+@dataclass(frozen=True)
+class Will:
+    """The retained message that the broker publishes when the link breaks."""
+
+    topic: str
+    payload: bytes
+
+
+class Link:
+    """A connection to the broker at `host`:`port` that is made again, with jittered back-off, until `stop`.
+
+    `on_message(topic, payload)`, `on_up()` and `on_down(reason)` are called in the link's thread; `on_up` after the
+    subscriptions are sent. `will()` is asked for before every connection, because a will is fixed when a session starts.
+    Nothing is queued while the link is down: `publish` says so, and the callers' own records decide what is sent again.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        client_id: str,
+        subscriptions: tuple[str, ...],
+        on_message: Callable[[str, bytes], None],
+        on_up: Callable[[], None] = lambda: None,
+        on_down: Callable[[str], None] = lambda reason: None,
+        will: Callable[[], Will | None] = lambda: None,
+        seed: int | None = None,
+    ) -> None:
+        self._host, self._port, self._client_id = host, port, client_id
+        self._subscriptions = subscriptions
+        self._on_message, self._on_up, self._on_down, self._will = on_message, on_up, on_down, will
+        self._random = random.Random(seed)
+        self._stopping = threading.Event()
+        self._up = threading.Event()
+        self._client: Client | None = None
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
+        self._thread = threading.Thread(target=self._run, name=f"mqtt-{client_id}", daemon=True)
+
+    def start(self) -> None:
+        """Start connecting."""
+        self._thread.start()
+
+    def stop(self, farewell: Will | None = None, timeout: float = 5.0) -> None:
+        """Publish `farewell` (retained) if the link is up, disconnect cleanly, and end the thread."""
+        client = self._client
+        if farewell is not None and client is not None and self._up.is_set():
+            sent = client.publish(farewell.topic, farewell.payload, qos=1, retain=True)
+            self._wake()
+            deadline = time.monotonic() + timeout / 2
+            while not sent.is_published() and self._up.is_set() and time.monotonic() < deadline:
+                self._stopping.wait(0.01)
+        self._stopping.set()
+        self._wake()
+        if self._thread.ident is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the broker has accepted the connection."""
+        return self._up.is_set()
+
+    def wait_up(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds for the connection."""
+        return self._up.wait(timeout)
+
+    def publish(self, topic: str, payload: bytes, retain: bool = False) -> bool:
+        """Publish at QoS 1 from any thread; False when the link is down and nothing was sent."""
+        client = self._client
+        if client is None or not self._up.is_set():
+            return False
+        sent = client.publish(topic, payload, qos=1, retain=retain)
+        self._wake()
+        return sent.rc == MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def _wake(self) -> None:
+        try:
+            self._wake_write.send(b"x")
+        except BlockingIOError:
+            return  # the thread has wake-ups enough
+
+    def _run(self) -> None:
+        backoff = FIRST_BACKOFF
+        said = ""
+        while not self._stopping.is_set():
+            started = time.monotonic()
+            reason = self._session()
+            if self._stopping.is_set():
+                break
+            if time.monotonic() - started > CONNECT_TIMEOUT:
+                backoff, said = FIRST_BACKOFF, ""
+            if reason != said:
+                log.warning("broker %s:%s: %s; trying again until it answers", self._host, self._port, reason)
+                said = reason
+            self._stopping.wait(backoff * self._random.uniform(0.5, 1.5))
+            backoff = min(backoff * 2, LAST_BACKOFF)
+        self._wake_read.close()
+
+    def _session(self) -> str:
+        """One connection from its start to its end; returns why it ended."""
+        client = Client(CallbackAPIVersion.VERSION2, client_id=self._client_id, protocol=MQTTProtocolVersion.MQTTv5)
+        if (will := self._will()) is not None:
+            client.will_set(will.topic, will.payload, qos=1, retain=True)
+        ended: list[str] = []
+
+        def connected(
+            _client: Client,
+            _data: object,
+            _flags: ConnectFlags,
+            code: ReasonCode,
+            _properties: Properties | None,
+        ) -> None:
+            if code.is_failure:
+                ended.append(f"refused the connection ({code})")
+                return
+            for name in self._subscriptions:
+                client.subscribe(name, qos=1)
+            self._client = client
+            self._up.set()
+            log.info("connected to broker %s:%s", self._host, self._port)
+            self._guard(self._on_up)
+
+        def received(_client: Client, _data: object, message: MQTTMessage) -> None:
+            self._guard(lambda: self._on_message(message.topic, bytes(message.payload)))
+
+        client.on_connect = connected
+        client.on_message = received
+        client.connect_timeout = CONNECT_TIMEOUT
+        try:
+            client.connect(self._host, self._port, keepalive=KEEPALIVE, clean_start=True)
+            reason = self._pump(client, ended)
+        except (OSError, ValueError) as error:
+            reason = f"no connection ({error})"
+        was_up = self._up.is_set()
+        self._up.clear()
+        self._client = None
+        if was_up:
+            self._guard(lambda: self._on_down(reason))
+        return reason
+
+    def _pump(self, client: Client, ended: list[str]) -> str:
+        started = time.monotonic()
+        opened = client.socket()
+        if isinstance(opened, socket.socket):
+            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while not self._stopping.is_set():
+            sock = client.socket()
+            if not isinstance(sock, socket.socket):
+                return "the connection broke"
+            if _QUICKACK is not None:
+                # A broker that writes a packet in two pieces waits (Nagle) for our acknowledgement of the first, and
+                # the kernel delays that by 40 ms unless told not to, again after every read.
+                sock.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
+            readable, writable, _ = select.select(
+                [sock, self._wake_read], [sock] if client.want_write() else [], [], _TICK
+            )
+            if self._wake_read in readable:
+                self._wake_read.recv(4096)
+            if sock in readable and (code := client.loop_read()) != MQTTErrorCode.MQTT_ERR_SUCCESS:
+                return _why(ended, code)
+            if sock in writable and (code := client.loop_write()) != MQTTErrorCode.MQTT_ERR_SUCCESS:
+                return _why(ended, code)
+            if (code := client.loop_misc()) != MQTTErrorCode.MQTT_ERR_SUCCESS or ended:
+                return _why(ended, code)
+            if not self._up.is_set() and time.monotonic() - started > CONNECT_TIMEOUT:
+                client.disconnect()
+                return f"accepted the connection but said nothing for {CONNECT_TIMEOUT:.0f} s"
+        client.disconnect()
+        client.loop_write()
+        return "stopped"
+
+    def _guard(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception:
+            log.exception("an MQTT callback failed; the link goes on")
+
+
+def _why(ended: list[str], code: MQTTErrorCode) -> str:
+    return ended[0] if ended else f"the connection broke ({code.name})"

@@ -1,0 +1,232 @@
+import hashlib
+import io
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+import msgspec
+from joserfc.jwk import ECKey
+from msgspec import Struct
+
+from umbel import signing
+from umbel.atomic import write_atomically
+from umbel.errors import PlanError, SignatureError
+from umbel.tensors import Tensors, TensorSpec, WeightSpec, load
+
+SCHEMA = 1
+MANIFEST, SIGNATURE = "manifest.json", "manifest.jws"
+TRAIN, INFER, INFER_INT8, INITIAL = "train.tflite", "infer.tflite", "infer.int8.tflite", "initial.safetensors"
+_CHUNK = 1 << 16
+
+
+class File(Struct, frozen=True):
+    """A file of the bundle: SHA-256 in hex and size in bytes."""
+
+    sha256: str
+    size: int
+
+
+class Placement(Struct, frozen=True, omit_defaults=True):
+    """Where one weight's bytes lie in a TFLite file, and how to lay them out.
+
+    The weight, its axes permuted by `permutation` (empty: as they are) and in C order, occupies `length` bytes from `offset`.
+    Without `scale_offset` it is float32. With it, it is int8, symmetric, q = round(w / s) with s = max|w| / 127 over
+    each slice along `axis` of the permuted weight (-1: one scale for all), and the float32 scales lie at `scale_offset`.
+    """
+
+    weight: str
+    offset: int
+    length: int
+    permutation: tuple[int, ...] = ()
+    scale_offset: int | None = None
+    axis: int = -1
+
+
+class Manifest(Struct, frozen=True):
+    """What a plan is. `metrics` names the sums that `train` and `evaluate` return beside `loss` and `weight`.
+
+    `weights` are in the order of the signature tensors `w0`, `w1`, ... of `set_weights` and `get_weights`.
+    `inputs`, `targets` and `outputs` are specs of one example by name. `weight_maps` says for each inference file where
+    its weights lie. `parity` is the worst relative error against Keras that the compiler measured, by quantity.
+    """
+
+    schema: int
+    task: str
+    batch_size: int
+    learning_rate: float
+    loss: str
+    optimizer: str
+    metrics: tuple[str, ...]
+    inputs: dict[str, TensorSpec]
+    targets: dict[str, TensorSpec]
+    outputs: dict[str, TensorSpec]
+    weights: tuple[WeightSpec, ...]
+    weight_maps: dict[str, tuple[Placement, ...]]
+    parity: dict[str, float]
+    producer: dict[str, str]
+    files: dict[str, File]
+
+
+class _Schema(Struct):
+    schema: int
+
+
+class Plan:
+    """A task compiled into a bundle that a device can execute: data only, no Python code.
+
+    The bundle is a ZIP archive (stored, not compressed) of `manifest.json`, optionally `manifest.jws` (the manifest as a
+    compact JWS), and the files that the manifest lists with their digests. Every byte of the archive is checked by `open`.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, signature: bytes | None, sha256: str) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.signature = signature
+        self.sha256 = sha256
+
+    @classmethod
+    def open(cls, path: Path) -> "Plan":
+        """The plan at `path`; raises PlanError when it is damaged, incomplete, changed, or of a newer schema."""
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+                if MANIFEST not in names:
+                    raise PlanError(
+                        f"{path}: expected a plan made by 'umbel compile', got an archive without a manifest"
+                    )
+                manifest_bytes = archive.read(MANIFEST)
+                manifest = _parse(path, manifest_bytes)
+                signature = archive.read(SIGNATURE) if SIGNATURE in names else None
+                if sorted(names) != sorted([MANIFEST, *([SIGNATURE] if signature else []), *manifest.files]):
+                    raise PlanError(
+                        f"{path}: the files in the bundle are not those its manifest lists; compile it again"
+                    )
+                for name, file in manifest.files.items():
+                    with archive.open(name) as stream:
+                        if _sha256(stream) != file.sha256:
+                            raise PlanError(
+                                f"{path}: {name} was changed after it was compiled; compile or fetch the plan again"
+                            )
+                canonical = hashlib.sha256()
+                _write(_Sink(canonical.update), manifest_bytes, signature, archive, manifest.files)
+            with path.open("rb") as stream:
+                sha256 = _sha256(stream)
+        except (
+            zipfile.BadZipFile,
+            OSError,
+            NotImplementedError,
+            RuntimeError,
+            ValueError,
+            EOFError,
+        ) as error:
+            raise PlanError(f"{path}: expected a plan made by 'umbel compile', could not read one: {error}") from error
+        if sha256 != canonical.hexdigest():
+            raise PlanError(f"{path}: the bundle was changed after it was compiled; compile or fetch the plan again")
+        return cls(path, manifest, signature, sha256)
+
+    @classmethod
+    def write(cls, path: Path, manifest: Manifest, files: Mapping[str, bytes]) -> "Plan":
+        """Write an unsigned bundle of `files` atomically; the manifest's `files` are filled in. The same input gives the same bytes."""
+        entries = {name: File(hashlib.sha256(data).hexdigest(), len(data)) for name, data in sorted(files.items())}
+        complete = msgspec.structs.replace(manifest, files=entries)
+        buffer = io.BytesIO()
+        _write(_Sink(buffer.write), msgspec.json.encode(complete), None, files, complete.files)
+        write_atomically(path, buffer.getvalue())
+        return cls.open(path)
+
+    def sign(self, path: Path, key: ECKey) -> "Plan":
+        """Write this plan, signed by `key`, to `path`."""
+        manifest_bytes = self._manifest_bytes()
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(self.path) as archive:
+            _write(
+                _Sink(buffer.write),
+                manifest_bytes,
+                signing.sign(manifest_bytes, key),
+                archive,
+                self.manifest.files,
+            )
+        write_atomically(path, buffer.getvalue())
+        return Plan.open(path)
+
+    def verify(self, key: ECKey) -> None:
+        """Raise PlanError unless `key` signed this plan's manifest."""
+        if self.signature is None:
+            raise PlanError(f"{self.path}: the plan is not signed; start a run with it, then the server signs it")
+        try:
+            payload = signing.verify(self.signature, key)
+        except SignatureError as error:
+            raise PlanError(f"{self.path}: the plan's signature does not verify: {error}") from error
+        if payload != self._manifest_bytes():
+            raise PlanError(f"{self.path}: the plan's signature is of another manifest")
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one file of the bundle; raises PlanError when it has none of that name."""
+        if name not in self.manifest.files:
+            raise PlanError(f"{self.path}: the plan has no file {name}; it has {', '.join(self.manifest.files)}")
+        with zipfile.ZipFile(self.path) as archive:
+            return archive.read(name)
+
+    def initial_weights(self) -> Tensors:
+        """The weights that training starts from, by name."""
+        return load(self.read(INITIAL))
+
+    def _manifest_bytes(self) -> bytes:
+        with zipfile.ZipFile(self.path) as archive:
+            return archive.read(MANIFEST)
+
+
+def _parse(path: Path, data: bytes) -> Manifest:
+    try:
+        schema = msgspec.json.decode(data, type=_Schema).schema
+        if schema > SCHEMA:
+            raise PlanError(
+                f"{path}: the plan has schema {schema}, this Umbel reads up to {SCHEMA}: upgrade Umbel here"
+            )
+        return msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise PlanError(f"{path}: the plan's manifest does not parse: {error}") from error
+
+
+def _sha256(stream: IO[bytes]) -> str:
+    total = hashlib.sha256()
+    while chunk := stream.read(_CHUNK):
+        total.update(chunk)
+    return total.hexdigest()
+
+
+class _Sink(io.RawIOBase):
+    """A write-only stream without seek, so that an archive's bytes depend on its content alone."""
+
+    def __init__(self, write: object) -> None:
+        self._write = write
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: object) -> int:
+        view = memoryview(data)  # type: ignore[arg-type]
+        self._write(view)  # type: ignore[operator]
+        return view.nbytes
+
+
+def _write(
+    sink: _Sink,
+    manifest: bytes,
+    signature: bytes | None,
+    source: zipfile.ZipFile | Mapping[str, bytes],
+    files: Mapping[str, File],
+) -> None:
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(zipfile.ZipInfo(MANIFEST), manifest)
+        if signature is not None:
+            archive.writestr(zipfile.ZipInfo(SIGNATURE), signature)
+        for name in sorted(files):
+            if isinstance(source, zipfile.ZipFile):
+                with source.open(name) as stream, archive.open(zipfile.ZipInfo(name), "w") as out:
+                    while chunk := stream.read(_CHUNK):
+                        out.write(chunk)
+            else:
+                with archive.open(zipfile.ZipInfo(name), "w") as out:
+                    out.write(source[name])

@@ -1,0 +1,89 @@
+from pathlib import Path
+
+import msgspec
+from joserfc import jws
+from joserfc.errors import JoseError
+from joserfc.jwk import ECKey
+
+from umbel.atomic import write_atomically
+from umbel.errors import SignatureError
+
+ALGORITHM = "ES256"
+
+
+class PublicKey(msgspec.Struct, frozen=True):
+    """An EC P-256 public key as a JWK (RFC 7517); `x` and `y` are base64url coordinates."""
+
+    kty: str
+    crv: str
+    x: str
+    y: str
+
+
+def generate_key() -> ECKey:
+    """A new EC P-256 private key."""
+    return ECKey.generate_key("P-256")
+
+
+def load_or_create_key(path: Path) -> ECKey:
+    """The private key in the PEM file at `path`, made with mode 0600 when there is none; raises SignatureError if unreadable."""
+    if not path.exists():
+        write_atomically(path, generate_key().as_pem(private=True), mode=0o600)
+    try:
+        return ECKey.import_key(path.read_bytes())
+    except (JoseError, ValueError, OSError) as error:
+        raise SignatureError(f"{path}: expected an EC P-256 private key in PEM, could not read one: {error}") from error
+
+
+def public_key(key: ECKey) -> PublicKey:
+    """The public half of `key`."""
+    return msgspec.convert(key.as_dict(private=False), PublicKey, strict=False)
+
+
+def import_public(key: PublicKey) -> ECKey:
+    """The key of a JWK; raises SignatureError when it is not a point on P-256."""
+    try:
+        return ECKey.import_key(msgspec.to_builtins(key))
+    except (JoseError, ValueError) as error:
+        raise SignatureError(f"expected an EC P-256 public key, got one that does not load: {error}") from error
+
+
+def fingerprint(key: ECKey) -> str:
+    """The key's JWK thumbprint (RFC 7638): 43 base64url characters."""
+    return str(key.thumbprint())
+
+
+def sign(payload: bytes, key: ECKey) -> bytes:
+    """`payload` as a compact JWS (RFC 7515) with ES256; its header names the key by fingerprint."""
+    return jws.serialize_compact({"alg": ALGORITHM, "kid": fingerprint(key)}, payload, key).encode()
+
+
+def verify(token: bytes, key: ECKey) -> bytes:
+    """The payload of a compact JWS signed by `key`; raises SignatureError when it is unsigned, damaged or another's."""
+    try:
+        return bytes(jws.deserialize_compact(token, key, algorithms=[ALGORITHM]).payload)
+    except (JoseError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise SignatureError(
+            f"expected a message signed by key {fingerprint(key)[:8]}, got one that does not verify ({error or 'malformed'})"
+        ) from error
+
+
+def signer_of(token: bytes) -> str:
+    """The fingerprint a compact JWS claims to be signed by, unverified; raises SignatureError when it is not a JWS."""
+    try:
+        header = jws.extract_compact(token).headers()
+    except (JoseError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise SignatureError(
+            f"expected a signed message, got bytes that are not a JWS ({error or 'malformed'})"
+        ) from error
+    return str(header.get("kid", ""))
+
+
+def payload_unverified(token: bytes) -> bytes:
+    """The payload a compact JWS claims, unverified, only to learn whose key to verify with; raises SignatureError."""
+    try:
+        return bytes(jws.extract_compact(token).payload)
+    except (JoseError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise SignatureError(
+            f"expected a signed message, got bytes that are not a JWS ({error or 'malformed'})"
+        ) from error

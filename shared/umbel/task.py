@@ -1,0 +1,83 @@
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from umbel.errors import TaskError
+from umbel.tensors import TensorSpec
+
+Specs = TensorSpec | Mapping[str, TensorSpec]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the ML engineer writes: a Keras model and how to train it. Keras is imported only when `model` is called.
+
+    Attributes:
+        name: short name of lower-case letters, digits, `-` and `_`; it names the plan.
+        model: function without arguments that returns a built `keras.Model`.
+        loss: a Keras loss identifier such as "mse", or a function without arguments that returns a `keras.losses.Loss`.
+        inputs: spec of one example's input; a mapping of name to spec for several inputs. A single one is named `x`.
+        targets: spec of one example's target, in the same way. A single one is named `y`.
+        optimizer: a Keras optimizer identifier, or a function without arguments that returns a `keras.Optimizer`.
+        learning_rate: learning rate of a run that does not set one.
+        metrics: Keras metric identifiers, for example ("accuracy",).
+        batch_size: examples in one training step, fixed at compile time; a short batch is padded with weight 0.
+    """
+
+    name: str
+    model: Callable[[], Any]
+    loss: str | Callable[[], Any]
+    inputs: Specs
+    targets: Specs
+    optimizer: str | Callable[[], Any] = "sgd"
+    learning_rate: float = 0.01
+    metrics: tuple[str, ...] = ()
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        if not self.name or not all(c.isascii() and (c.islower() or c.isdigit() or c in "-_") for c in self.name):
+            raise TaskError(f"a task's name is lower-case letters, digits, '-' and '_'; got {self.name!r}")
+        if self.batch_size < 1:
+            raise TaskError(f"task {self.name}: batch_size must be at least 1, got {self.batch_size}")
+        if not self.learning_rate > 0:
+            raise TaskError(f"task {self.name}: learning_rate must be positive, got {self.learning_rate}")
+
+    @property
+    def input_specs(self) -> dict[str, TensorSpec]:
+        """The inputs by name."""
+        return {"x": self.inputs} if isinstance(self.inputs, TensorSpec) else dict(self.inputs)
+
+    @property
+    def target_specs(self) -> dict[str, TensorSpec]:
+        """The targets by name."""
+        return {"y": self.targets} if isinstance(self.targets, TensorSpec) else dict(self.targets)
+
+
+def load_task(path: Path) -> Task:
+    """The Task that the Python file at `path` defines; raises TaskError when there is none or more than one.
+
+    The file is executed: load only files you trust. A device does it only for the Keras trainer, with a file installed there.
+    """
+    if not path.is_file():
+        raise TaskError(f"{path}: no such task file")
+    spec = importlib.util.spec_from_file_location(f"umbel_task_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise TaskError(f"{path}: a task file is a Python file ending in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except TaskError:
+        raise
+    except Exception as error:
+        raise TaskError(f"{path}: the file could not be run: {type(error).__name__}: {error}") from error
+    tasks = {id(value): value for value in vars(module).values() if isinstance(value, Task)}
+    if not tasks:
+        raise TaskError(f"{path}: no Task in this file; define one, for example task = umbel.Task(name=..., model=...)")
+    if len(tasks) > 1:
+        names = ", ".join(sorted(task.name for task in tasks.values()))
+        raise TaskError(f"{path}: expected one Task, found {len(tasks)} ({names}); keep one a file")
+    return next(iter(tasks.values()))

@@ -1,0 +1,65 @@
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+
+from umbel.errors import TensorError
+
+Tensors = dict[str, NDArray[Any]]
+
+
+class TensorSpec(msgspec.Struct, frozen=True):
+    """Shape and dtype of one example's tensor, without the batch axis: `TensorSpec((8, 8, 1))`, `TensorSpec((), "int32")`."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+class WeightSpec(msgspec.Struct, frozen=True):
+    """One weight of a model; `name` is Keras's `variable.path`, the only name that is unique."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    trainable: bool = True
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 of `data` as 64 lower-case hex digits, the address of a blob."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def dump(tensors: Mapping[str, NDArray[Any]]) -> bytes:
+    """Tensors as safetensors bytes; the same tensors give the same bytes."""
+    return bytes(safetensors.numpy.save({name: np.asarray(t, order="C") for name, t in tensors.items()}))
+
+
+def load(data: bytes) -> Tensors:
+    """Tensors from safetensors bytes, in the order of names; raises TensorError when the bytes are not safetensors."""
+    try:
+        return dict(sorted(safetensors.numpy.load(data).items()))
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise TensorError(f"expected safetensors bytes, got {len(data)} bytes that do not parse: {error}") from error
+
+
+def check(tensors: Mapping[str, NDArray[Any]], specs: Sequence[WeightSpec], what: str) -> None:
+    """Raise TensorError unless `tensors` holds exactly the tensors of `specs`, with their shapes and dtypes, all finite."""
+    expected = {spec.name: spec for spec in specs}
+    if missing := sorted(expected.keys() - tensors.keys()):
+        raise TensorError(f"{what}: tensor {missing[0]!r} is missing ({len(missing)} of {len(expected)} missing)")
+    if extra := sorted(tensors.keys() - expected.keys()):
+        raise TensorError(f"{what}: tensor {extra[0]!r} is not one of the plan's {len(expected)} weights")
+    for name, spec in expected.items():
+        tensor = tensors[name]
+        if tensor.shape != spec.shape or tensor.dtype.name != spec.dtype:
+            raise TensorError(
+                f"{what}: tensor {name!r} should be {spec.dtype}{list(spec.shape)}, "
+                f"got {tensor.dtype.name}{list(tensor.shape)}"
+            )
+        if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+            raise TensorError(f"{what}: tensor {name!r} holds NaN or infinity")

@@ -1,0 +1,14 @@
+"""A ClientApp whose training adds 1 to every weight."""
+
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Every weight plus 1, as an update of one example."""
+    arrays = ArrayRecord({name: Array(array.numpy() + 1) for name, array in message.content["arrays"].items()})
+    metrics = MetricRecord({"num-examples": 1, "loss": 0.0})
+    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)

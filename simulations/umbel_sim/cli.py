@@ -1,0 +1,23 @@
+"""The commands that the simulations add to `umbel`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add demo."""
+    app.command()(demo)
+
+
+def demo(
+    json: Annotated[Path | None, typer.Option("--json", help="also write what was measured into this file")] = None,
+    rounds: Annotated[int, typer.Option(help="rounds to train")] = 15,
+    seed: Annotated[int, typer.Option(help="splits the data and starts the weights")] = 0,
+    keep: Annotated[Path | None, typer.Option(help="keep all files and logs in this new folder")] = None,
+) -> None:
+    """Train, ship and use a model on eight real device agents, on this machine, in two minutes."""
+    from umbel_sim.demo.story import run_demo
+
+    run_demo(rounds, seed, json, keep)

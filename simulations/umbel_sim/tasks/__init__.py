@@ -1,0 +1,1 @@
+"""Task files to copy: each is one Keras model and how to train it."""

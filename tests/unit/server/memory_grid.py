@@ -1,0 +1,91 @@
+"""A Flower grid in memory whose nodes answer at once, each by a function of the message."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from umbel.tensors import Tensors
+from umbel_server import flower_messages
+
+Node = Callable[[Message], Message | None]
+"""A device: it answers a message, or does not."""
+
+flower_messages.set_identity()
+
+
+class MemoryGrid(Grid):
+    """The nodes by id, all online; replies come in the reverse order of nodes, as from a fleet that owes no order."""
+
+    def __init__(self, nodes: Mapping[int, Node]) -> None:
+        self.nodes = dict(nodes)
+        self.asked: list[list[int]] = []
+        self.configs: list[dict[str, object]] = []
+        self._waiting: dict[str, Message] = {}
+        self._run = flower_messages.empty_run(1)
+
+    def set_run(self, run: Run) -> None:
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.nodes)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        batch = list(messages)
+        self.asked.append([message.metadata.dst_node_id for message in batch])
+        self.configs += [dict(next(iter(m.content.config_records.values()), ConfigRecord())) for m in batch[:1]]
+        ids = [flower_messages.give_id(message) for message in batch]
+        self._waiting |= dict(zip(ids, batch, strict=True))
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        messages = [self._waiting.pop(id) for id in message_ids]
+        replies = [self.nodes[message.metadata.dst_node_id](message) for message in messages]
+        return [reply for reply in reversed(replies) if reply is not None]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        return self.pull_messages(self.push_messages(messages))
+
+
+def learner(node: int) -> Node:
+    """A node that adds noise of its own to the weights, other noise each round, less of it the larger `proximal-mu`."""
+
+    def answer(message: Message) -> Message:
+        (arrays,), (config,) = message.content.array_records.values(), message.content.config_records.values()
+        number, mu = config["server-round"], config.get("proximal-mu", 0.0)
+        assert isinstance(number, int)
+        assert isinstance(mu, float)
+        return flower_messages.reply(
+            message,
+            update(flower_messages.tensors_of(arrays), node, number, mu),
+            {"num-examples": float(10 + 7 * node), "loss": 1.0 / node, "accuracy": 0.1 * node},
+        )
+
+    return answer
+
+
+def update(weights: Tensors, node: int, number: int, mu: float = 0.0) -> Tensors:
+    """The weights that `learner(node)` answers with in round `number`."""
+    updated = {}
+    for name, weight in weights.items():
+        noise = np.random.default_rng([node, number, *name.encode()]).normal(size=weight.shape)
+        updated[name] = (weight + noise / (1 + mu)).astype(weight.dtype)
+    return updated
+
+
+def weights() -> Tensors:
+    """Weights whose names are not in alphabetical order and whose shapes differ, one of them a scalar."""
+    rng = np.random.default_rng(0)
+    shapes: dict[str, tuple[int, ...]] = {"z/kernel": (3, 4), "a/bias": (4,), "m/scale": ()}
+    return {name: np.asarray(rng.normal(size=shape), np.float32) for name, shape in shapes.items()}
