@@ -34,7 +34,8 @@ def quantise(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], 
     """int8 values and float32 scales of `weight`: one scale a slice along `axis`, or one for all when `axis` is -1."""
     others = tuple(i for i in range(weight.ndim) if i != axis)
     peak = np.max(np.abs(weight), axis=None if axis < 0 else others)
-    scales = np.atleast_1d(np.where(peak > 0, peak / np.float32(127), np.float32(1)).astype(np.float32))
+    steps = np.atleast_1d(np.asarray(peak, np.float32) / np.float32(127))
+    scales = np.where(steps > 0, steps, np.float32(1)).astype(np.float32)  # also where a tiny peak underflows
     shape = [1] * weight.ndim
     if axis >= 0:
         shape[axis] = weight.shape[axis]

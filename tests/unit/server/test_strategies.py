@@ -5,8 +5,8 @@ import pytest
 from flwr.app import ConfigRecord
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import FedAvg
-from memory_grid import MemoryGrid, learner, weights
-from memory_journal import MemoryJournal
+from tests.memory_grid import MemoryGrid, learner, weights
+from tests.memory_journal import MemoryJournal
 
 from umbel import UmbelError
 from umbel.tensors import Tensors, dump, load

@@ -1,0 +1,286 @@
+"""FleetGrid against a real broker, server and devices that speak the protocol: strategies, refusals, deadlines."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord
+from flwr.serverapp.strategy import FedAvg
+from tests.brokers import EmbeddedProcess, Mosquitto
+from tests.server_harness import POPULATION, RunningServer, ScriptedDevice
+from tests.waiting import eventually
+
+from umbel import tensors
+from umbel.messages import Ack, Blob, Cancel, Command, Outcome, Train, Trained
+from umbel.plan import Plan
+from umbel.tensors import Tensors
+from umbel_server import flower_messages
+from umbel_server.devices import node_id
+from umbel_server.runs import RunSettings
+from umbel_server.strategies import STRATEGIES, make_strategy
+
+PlanOf = Callable[[str], Plan]
+DEVICES, ROUNDS = 5, 3
+
+
+@pytest.fixture
+def running(tmp_path: Path, broker: EmbeddedProcess | Mosquitto) -> Iterator[RunningServer]:
+    server = RunningServer(tmp_path / "server", broker.port)
+    yield server
+    server.stop()
+
+
+def delta_of(device: int, number: int, plan: Plan) -> Tensors:
+    rng = np.random.default_rng([device, number])
+    return {s.name: rng.normal(0, 0.1, s.shape).astype(np.float32) for s in plan.manifest.weights}
+
+
+def trained(command: Command, delta: Tensors, examples: int = 10, loss: float = 0.5) -> Trained:
+    assert isinstance(command.body, Train)
+    return Trained(command.body.assignment, Blob.of(tensors.dump(delta)), examples, {"loss": loss})
+
+
+def oracle(strategy: FedAvg, plan: Plan) -> list[Tensors]:
+    """The same strategy given the same updates directly, without any grid of ours."""
+    flower_messages.set_identity()
+    weights, history = plan.initial_weights(), []
+    nodes = sorted((node_id(POPULATION, f"device-{i}"), i) for i in range(DEVICES))
+
+    class Nodes:
+        def get_node_ids(self) -> list[int]:
+            return [node for node, _ in nodes]
+
+    for number in range(1, ROUNDS + 1):
+        messages = strategy.configure_train(
+            number,
+            flower_messages.array_record(weights),
+            ConfigRecord(),
+            Nodes(),  # type: ignore[arg-type]
+        )
+        by_node = {message.metadata.dst_node_id: message for message in messages}
+        replies = []
+        for node, device in nodes:
+            delta = delta_of(device, number, plan)
+            local = {name: weights[name] + delta[name] for name in weights}
+            metrics = {"num-examples": float(10 + device), "loss": 0.1 * (device + 1)}
+            flower_messages.give_id(by_node[node])
+            replies.append(flower_messages.reply(by_node[node], local, metrics))
+        arrays, _ = strategy.aggregate_train(number, replies)
+        assert arrays is not None
+        aggregated = flower_messages.tensors_of(arrays)
+        weights = {name: aggregated[name].astype(np.float32) for name in weights}
+        history.append(weights)
+    return history
+
+
+OPTIONS: dict[str, dict[str, float]] = {
+    "fedprox": {"proximal_mu": 0.1},
+    "fedavgm": {"server_learning_rate": 0.9, "server_momentum": 0.5},
+    "krum": {"num_malicious_nodes": 1},
+    "multikrum": {"num_malicious_nodes": 1, "num_nodes_to_select": 3},
+    "qfedavg": {"q": 0.2},
+}
+
+
+@pytest.mark.parametrize("broker", ["embedded"], indirect=True)
+def test_every_strategy_gives_on_the_fleet_what_it_gives_directly(running: RunningServer, plan_of: PlanOf) -> None:
+    plan = running.server.plans.add(plan_of("line").path)
+
+    def work_of(device: int) -> Callable[[Command], Outcome | None]:
+        def work(command: Command) -> Outcome | None:
+            if not isinstance(command.body, Train):
+                return None
+            delta = delta_of(device, command.body.round, plan)
+            return trained(command, delta, 10 + device, 0.1 * (device + 1))
+
+        return work
+
+    devices = [ScriptedDevice(running, f"device-{i}", work_of(i)) for i in range(DEVICES)]
+    running.wait_online(DEVICES)
+    for name in STRATEGIES:
+        options = OPTIONS.get(name, {})
+        settings = RunSettings(strategy=name, options=options, rounds=ROUNDS, minimum=DEVICES, deadline=20)
+        id = running.server.runs.start(POPULATION, plan.sha256, settings).id
+        eventually(lambda id=id: running.server.runs.get(id).state != "running", 60)  # type: ignore[misc]
+        run = running.server.runs.show(id)
+        assert (run["state"], run["reason"]) == ("finished", ""), name
+        expected = oracle(make_strategy(name, options, plan.manifest.learning_rate), plan)
+        for checkpoint, weights in zip(run["checkpoints"][1:], expected, strict=True):
+            ours = tensors.load(running.server.blobs.get(checkpoint["weights"]))
+            for key, value in weights.items():
+                assert np.array_equal(ours[key], value), (name, checkpoint["round"], key)
+        assert {a["state"] for a in run["assignments"]} == {"folded"}
+    for device in devices:
+        device.stop()
+
+
+def start(running: RunningServer, plan: Plan, **settings: object) -> str:
+    wanted = msgspec.convert({"rounds": 1, "deadline": 5.0, **settings}, RunSettings)
+    return running.server.runs.start(POPULATION, plan.sha256, wanted).id
+
+
+def ended(running: RunningServer, id: str) -> dict[str, object]:
+    eventually(lambda: running.server.runs.get(id).state != "running", 60)
+    return running.server.runs.show(id)
+
+
+def bad_updates(plan: Plan) -> dict[str, Tensors]:
+    right = delta_of(0, 0, plan)
+    first, *rest = right
+    return {
+        "is missing": {name: right[name] for name in rest},
+        "is not one of": {**right, "extra": np.zeros(2, np.float32)},
+        "should be": {**right, first: np.zeros((7, 7), np.float32)},
+        "NaN or infinity": {**right, first: np.full_like(right[first], np.nan)},
+    }
+
+
+def test_bad_updates_are_rejected_with_a_reason_and_the_round_goes_on(running: RunningServer, plan_of: PlanOf) -> None:
+    plan = running.server.plans.add(plan_of("line").path)
+    good = ScriptedDevice(running, "good", lambda c: trained(c, delta_of(1, 1, plan)))
+    bad = {
+        f"bad-{i}": (sentence, ScriptedDevice(running, f"bad-{i}", lambda c, d=delta: trained(c, d)))  # type: ignore[misc]
+        for i, (sentence, delta) in enumerate(bad_updates(plan).items())
+    }
+    running.wait_online(5)
+    run = ended(running, start(running, plan, minimum=5))
+    assert run["state"] == "finished"
+    by_device = {a["device"]: a for a in run["assignments"]}  # type: ignore[attr-defined]
+    assert by_device["good"]["state"] == "folded"
+    for name, (sentence, _) in bad.items():
+        assert by_device[name]["state"] == "rejected"
+        assert sentence in by_device[name]["reason"]
+    final = tensors.load(running.server.blobs.get(running.server.runs.checkpoint(str(run["id"])).weights))
+    delta = delta_of(1, 1, plan)
+    for name, weight in plan.initial_weights().items():
+        assert np.allclose(final[name], weight + delta[name])
+    for device in (good, *(device for _, device in bad.values())):
+        device.stop()
+
+
+def test_metrics_and_counts_that_make_no_sense_are_rejected(running: RunningServer, plan_of: PlanOf) -> None:
+    plan = running.server.plans.add(plan_of("line").path)
+    right = delta_of(0, 0, plan)
+
+    def wrong(command: Command, **change: object) -> Outcome:
+        return msgspec.structs.replace(trained(command, right), **change)
+
+    wrongs: dict[str, dict[str, object]] = {
+        "none": {"examples": 0},
+        "extra": {"metrics": {"loss": 1.0, "extra": 2.0}},
+        "missing": {"metrics": {}},
+    }
+    devices = [
+        ScriptedDevice(running, name, lambda c, change=change: wrong(c, **change))  # type: ignore[misc]
+        for name, change in wrongs.items()
+    ]
+    running.wait_online(3)
+    run = ended(running, start(running, plan, minimum=3))
+    assert run["state"] == "failed"
+    assert "abandoned 3 times" in str(run["reason"])
+    assert {a["state"] for a in run["assignments"]} == {"rejected"}  # type: ignore[attr-defined]
+    for device in devices:
+        device.stop()
+
+
+def test_a_silent_device_expires_at_the_deadline_and_is_told_to_stop(running: RunningServer, plan_of: PlanOf) -> None:
+    plan = running.server.plans.add(plan_of("line").path)
+    good = ScriptedDevice(running, "good", lambda c: trained(c, delta_of(1, 1, plan)))
+    silent = ScriptedDevice(running, "silent", lambda c: None)
+    running.wait_online(2)
+    run = ended(running, start(running, plan, minimum=2, deadline=1.5))
+    assert run["state"] == "finished"
+    states = {a["device"]: (a["state"], a["reason"]) for a in run["assignments"]}  # type: ignore[attr-defined]
+    assert states["good"][0] == "folded"
+    assert states["silent"] == ("expired", "not finished by the deadline")
+    eventually(lambda: any(isinstance(c.body, Cancel) for c in silent.commands))
+    good.stop()
+    silent.stop()
+
+
+def test_a_late_or_repeated_update_changes_nothing(running: RunningServer, plan_of: PlanOf) -> None:
+    plan = running.server.plans.add(plan_of("line").path)
+    good = ScriptedDevice(running, "good", lambda c: trained(c, delta_of(1, 1, plan)))
+    late = ScriptedDevice(running, "late", lambda c: None)
+    running.wait_online(2)
+    run = ended(running, start(running, plan, minimum=2, deadline=1.5))
+    before = running.server.runs.checkpoint(str(run["id"])).weights
+    for device in (late, good):
+        command = next(c for c in device.commands if isinstance(c.body, Train))
+        device.result(command.id, trained(command, delta_of(9, 9, plan)))
+    eventually(lambda: late.link.publish("elsewhere", b"flush"))
+    again = ended(running, str(run["id"]))
+    assert running.server.runs.checkpoint(str(run["id"])).weights == before
+    assert {a["device"]: a["state"] for a in again["assignments"]} == {"good": "folded", "late": "expired"}  # type: ignore[attr-defined]
+    good.stop()
+    late.stop()
+
+
+def test_what_a_device_refuses_shows_with_its_reason(running: RunningServer, plan_of: PlanOf) -> None:
+    plan = running.server.plans.add(plan_of("line").path)
+
+    def refuse(command: Command) -> Ack:
+        return Ack(command.id, POPULATION, "picky", "declined", 0.0, "the battery is at 9%")
+
+    picky = ScriptedDevice(running, "picky", refuse)
+    running.wait_online(1)
+    run = ended(running, start(running, plan))
+    assert run["state"] == "failed"
+    assert "the battery is at 9%" in str(run["reason"])
+    assert run["assignments"][0]["state"] == "declined"  # type: ignore[index]
+    picky.stop()
+
+
+def test_nobody_can_answer_for_another_device(running: RunningServer, plan_of: PlanOf) -> None:
+    plan = running.server.plans.add(plan_of("line").path)
+    victim = ScriptedDevice(running, "victim", lambda c: None)
+    thief = ScriptedDevice(running, "thief", lambda c: None)
+    running.wait_online(2)
+    id = start(running, plan, minimum=2, deadline=4.0)
+    eventually(lambda: victim.commands and thief.commands)
+    stolen = victim.commands[0]
+    forged = trained(stolen, delta_of(6, 6, plan))
+    victim.result(stolen.id, forged, key=thief.key)
+    thief.result(stolen.id, forged)
+    thief.result(thief.commands[0].id, trained(thief.commands[0], delta_of(1, 1, plan)))
+    run = ended(running, id)
+    states = {a["device"]: a["state"] for a in run["assignments"]}  # type: ignore[attr-defined]
+    assert states == {"victim": "expired", "thief": "folded"}
+    victim.stop()
+    thief.stop()
+
+
+def test_a_run_that_is_stopped_keeps_its_checkpoints_and_cancels_its_assignments(
+    running: RunningServer, plan_of: PlanOf
+) -> None:
+    plan = running.server.plans.add(plan_of("line").path)
+    device = ScriptedDevice(
+        running,
+        "slow",
+        lambda c: trained(c, delta_of(1, 1, plan)) if isinstance(c.body, Train) and c.body.round == 1 else None,
+    )
+    running.wait_online(1)
+    id = start(running, plan, rounds=5, deadline=60.0)
+    eventually(lambda: any(isinstance(c.body, Train) and c.body.round == 2 for c in device.commands))
+    assert running.server.runs.stop(id).state == "stopped"
+    run = running.server.runs.show(id)
+    assert [c["round"] for c in run["checkpoints"]] == [0, 1]
+    assert run["assignments"][0]["state"] == "cancelled"
+    device.stop()
+
+
+def test_a_late_online_does_not_revive_a_dead_device(running: RunningServer) -> None:
+    device = ScriptedDevice(running, "ghost", lambda c: None, epoch=7)
+    running.wait_online(1)
+    device.say(device.status(False), "status", retain=True)
+    running.wait_online(0)
+    device.say(device.status(True), "status")
+    device.epoch = 6
+    device.say(device.status(True), "status")
+    device.epoch = 8
+    device.say(msgspec.structs.replace(device.status(True), examples=5), "status")
+    running.wait_online(1)
+    assert running.server.devices.get(POPULATION, "ghost").examples == 5
+    device.stop()

@@ -1,0 +1,104 @@
+"""A real server in this process - database, blobs, HTTP, MQTT - and devices that speak the real protocol."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+from joserfc.jwk import ECKey
+
+from tests.waiting import eventually
+from umbel import messages, signing, topics
+from umbel.enrolment import EnrolmentRequest
+from umbel.messages import Ack, Command, Outcome, Result, Status
+from umbel.mqtt import Link, Will
+from umbel_server.api import make_app
+from umbel_server.client import Client
+from umbel_server.serve import listen
+from umbel_server.server import Server
+from umbel_server.state import Config, Http, Mqtt, State, init_state
+from umbel_sim.demo.processes import free_port
+
+POPULATION = "test"
+
+
+class RunningServer:
+    """`umbel serve` without its process: everything is real, and ended by `stop`."""
+
+    def __init__(self, folder: Path, broker_port: int) -> None:
+        port = free_port()
+        self.state: State = init_state(
+            folder, Config(http=Http(port=port), mqtt=Mqtt(port=broker_port, embedded=False))
+        )
+        self._listener = listen("127.0.0.1", port)
+        self.server = Server(self.state)
+        self.server.start()
+        self._uvicorn = uvicorn.Server(uvicorn.Config(make_app(self.server), log_level="error", lifespan="off"))
+        self._thread = threading.Thread(target=self._uvicorn.run, kwargs={"sockets": [self._listener]}, daemon=True)
+        self._thread.start()
+        self.client = Client(self.state.server_url, self.state.admin_token)
+        eventually(lambda: self._uvicorn.started and self.server.exchange.is_up)
+
+    def stop(self) -> None:
+        self._uvicorn.should_exit = True
+        self._thread.join(10)
+        self.server.stop()
+        self._listener.close()
+
+    def wait_online(self, count: int) -> None:
+        """Until `count` devices are online."""
+        eventually(lambda: sum(device.online for device in self.server.devices.list(POPULATION)) == count)
+
+
+class ScriptedDevice:
+    """A device whose work is a function: command in; an outcome, an acknowledgement, or None for silence out."""
+
+    def __init__(
+        self, running: RunningServer, name: str, work: Callable[[Command], Outcome | Ack | None], epoch: int = 1
+    ) -> None:
+        self.name, self.key, self.epoch = name, signing.generate_key(), epoch
+        self.commands: list[Command] = []
+        self._work, self._server_key = work, running.state.key
+        request = EnrolmentRequest(
+            POPULATION, name, "phone", signing.public_key(self.key), running.state.enrolment_secret
+        )
+        running.server.devices.enrol(request, running.state.enrolment_secret)
+        self.link = Link(
+            "127.0.0.1",
+            running.state.config.mqtt.port,
+            name,
+            (topics.topic(POPULATION, name, "command"),),
+            self._received,
+            on_up=lambda: self.say(self.status(True), "status", retain=True),
+            will=lambda: Will(topics.topic(POPULATION, name, "status"), self.encode(self.status(False))),
+        )
+        self.link.start()
+
+    def status(self, online: bool) -> Status:
+        return Status(POPULATION, self.name, self.epoch, online, kind="phone", trainer="scripted")
+
+    def encode(self, message: Status | Ack | Result, key: ECKey | None = None) -> bytes:
+        return messages.encode(message, key or self.key)
+
+    def say(
+        self, message: Status | Ack | Result, channel: topics.Channel, key: ECKey | None = None, retain: bool = False
+    ) -> None:
+        self.link.publish(topics.topic(POPULATION, self.name, channel), self.encode(message, key), retain)
+
+    def ack(self, command: str, state: messages.AckState, reason: str = "") -> None:
+        self.say(Ack(command, POPULATION, self.name, state, 0.0, reason), "ack")
+
+    def result(self, command: str, outcome: Outcome, key: ECKey | None = None) -> None:
+        self.say(Result(command, POPULATION, self.name, 0.0, outcome), "result", key)
+
+    def stop(self) -> None:
+        self.link.stop()
+
+    def _received(self, _topic: str, token: bytes) -> None:
+        command = messages.decode_command(token, self._server_key)
+        self.commands.append(command)
+        answer = self._work(command)
+        if isinstance(answer, Ack):
+            self.say(answer, "ack")
+        elif answer is not None:
+            self.result(command.id, answer)

@@ -1,0 +1,74 @@
+from pathlib import Path
+
+import pytest
+from flwr.app import UserConfigValue
+from tests.bare_plan import bare_plan
+from tests.memory_grid import MemoryGrid, learner, weights
+from tests.memory_journal import MemoryJournal
+
+from umbel import UmbelError
+from umbel.tensors import load
+from umbel_server import flower_messages
+from umbel_server.flower_app import app
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> str:
+    return str(bare_plan(tmp_path / "bare.plan").path)
+
+
+def train(grid: MemoryGrid, **config: UserConfigValue) -> None:
+    app(grid, flower_messages.context(1, {name.replace("_", "-"): value for name, value in config.items()}))
+
+
+def test_a_grid_without_a_journal_gets_a_folder(plan: str, tmp_path: Path) -> None:
+    grid = MemoryGrid({1: learner(1), 2: learner(2)})
+    train(grid, plan=plan, rounds=2, output=str(tmp_path / "out"), epochs=4, max_steps=5, seed=9, minimum=2)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "round-001.safetensors",
+        "round-002.safetensors",
+        "rounds.json",
+    ]
+    assert load((tmp_path / "out" / "round-002.safetensors").read_bytes()).keys() == weights().keys()
+    assert grid.configs[0] == {"learning-rate": 0.25, "epochs": 4, "max-steps": 5, "seed": 10, "server-round": 1}
+
+
+def test_a_grids_own_journal_is_used(plan: str, tmp_path: Path) -> None:
+    grid = MemoryGrid({1: learner(1)})
+    journal = MemoryJournal(weights(), evaluate=lambda commit: {"accuracy": 1.0})
+    grid.journal = journal  # type: ignore[attr-defined]
+    train(grid, plan=plan, rounds=5, output=str(tmp_path / "out"), until="accuracy", at_least=0.9)
+    assert [commit.round for commit in journal.commits] == [1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_and_a_learning_rate_reach_the_strategy(plan: str, tmp_path: Path) -> None:
+    grid = MemoryGrid({1: learner(1)})
+    config: dict[str, UserConfigValue] = {"plan": plan, "rounds": 1, "output": str(tmp_path / "out")}
+    config |= {"strategy": "fedprox", "strategy.proximal_mu": 0.75, "learning-rate": 0.5}
+    app(grid, flower_messages.context(1, config))
+    assert grid.configs[0]["proximal-mu"] == 0.75
+    assert grid.configs[0]["learning-rate"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"strategy": "sgd"}, "no strategy 'sgd'"),
+        ({"rounds": 0}, "the run's rounds should be at least 1, got 0"),
+        ({"minimum": 0}, "the run's minimum should be at least 1, got 0"),
+        ({"seed": -1}, "the run's seed should be at least 0, got -1"),
+        ({"epochs": "many"}, "the run's epochs should be a number, got 'many'"),
+        ({"deadline": float("nan")}, "the run's deadline should be at least 0, got nan"),
+    ],
+)
+def test_a_run_that_makes_no_sense_is_refused(
+    plan: str, tmp_path: Path, config: dict[str, UserConfigValue], sentence: str
+) -> None:
+    with pytest.raises(UmbelError, match=sentence):
+        train(MemoryGrid({1: learner(1)}), plan=plan, output=str(tmp_path / "out"), **config)
+
+
+def test_a_missing_plan_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UmbelError, match=r"missing.plan: expected a plan made by 'umbel compile'"):
+        train(MemoryGrid({}), plan=str(tmp_path / "missing.plan"))

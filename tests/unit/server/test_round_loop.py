@@ -1,0 +1,195 @@
+import re
+from collections.abc import Callable
+from itertools import count
+
+import numpy as np
+import pytest
+from flwr.app import Message
+from flwr.serverapp.strategy import FedAvg
+from tests.memory_grid import MemoryGrid, Node, learner, update, weights
+from tests.memory_journal import MemoryJournal
+
+from umbel import UmbelError
+from umbel.tensors import Tensors
+from umbel_server import flower_messages
+from umbel_server.round_loop import ABANDONED_IN_A_ROW, LoopConfig, Start, run_rounds
+from umbel_server.selection import Selection, TooFewDevices
+from umbel_server.strategies import make_strategy
+
+
+def config(rounds: int, until: str = "", at_least: float = 0.0) -> LoopConfig:
+    return LoopConfig(rounds, 0.1, epochs=1, max_steps=0, seed=5, deadline=0.2, until=until, at_least=at_least)
+
+
+def run(
+    grid: MemoryGrid, journal: MemoryJournal, loop: LoopConfig, strategy: FedAvg | None = None, minimum: int = 1
+) -> None:
+    run_rounds(
+        strategy or make_strategy("fedavg", {}, 0.1),
+        Selection(grid, 1.0, minimum, 0),
+        journal,
+        loop,
+        clock=count(1000.0).__next__,
+    )
+
+
+def silent(message: Message) -> None:
+    return None
+
+
+def failing(message: Message) -> Message:
+    return flower_messages.error_reply(message, 1, "phone-2: no examples")
+
+
+def answering(change: Callable[[Tensors], Tensors], metrics: dict[str, float] | None = None) -> Node:
+    def answer(message: Message) -> Message:
+        (arrays,) = message.content.array_records.values()
+        given = {"num-examples": 17.0, "loss": 1.0, "accuracy": 0.1} if metrics is None else metrics
+        return flower_messages.reply(message, change(flower_messages.tensors_of(arrays)), given)
+
+    return answer
+
+
+def fedavg_of(start: Tensors, nodes: list[int], number: int) -> Tensors:
+    examples = {node: 10 + 7 * node for node in nodes}
+    total = sum(examples.values())
+    updates = {node: update(start, node, number) for node in nodes}
+    return {name: sum((updates[n][name] * np.float64(examples[n] / total)) for n in nodes) for name in start}
+
+
+def assert_close(ours: Tensors, expected: Tensors) -> None:
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(ours[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_every_round_is_committed_with_the_average_of_the_devices() -> None:
+    journal = MemoryJournal(weights())
+    grid = MemoryGrid({node: learner(node) for node in (1, 2, 3)})
+    run(grid, journal, config(2))
+    assert [commit.round for commit in journal.commits] == [1, 2]
+    first = fedavg_of(weights(), [1, 2, 3], 1)
+    assert_close(journal.commits[0].weights, first)
+    assert_close(journal.commits[1].weights, fedavg_of(journal.commits[0].weights, [1, 2, 3], 2))
+    commit = journal.commits[0]
+    assert commit.contributors == 3
+    assert commit.started == 1000.0
+    assert commit.fleet_metrics["loss"] == pytest.approx((17 * 1 + 24 / 2 + 31 / 3) / 72)
+    assert list(commit.weights) == list(weights())
+
+
+def test_a_run_that_is_stopped_commits_no_more() -> None:
+    journal = MemoryJournal(weights(), stop_after=2)
+    run(MemoryGrid({1: learner(1)}), journal, config(10))
+    assert len(journal.commits) == 2
+
+
+def test_a_run_goes_on_after_its_last_committed_round() -> None:
+    journal = MemoryJournal({}, start=Start(4, weights(), {}))
+    grid = MemoryGrid({1: learner(1)})
+    run(grid, journal, config(6))
+    assert [commit.round for commit in journal.commits] == [5, 6]
+    assert_close(journal.commits[0].weights, update(weights(), 1, 5))
+    assert [settings["seed"] for settings in grid.configs] == [10, 11]
+
+
+def test_a_run_that_has_its_rounds_does_nothing() -> None:
+    journal = MemoryJournal({}, start=Start(6, weights(), {}))
+    run(MemoryGrid({}), journal, config(6))
+    assert journal.commits == []
+
+
+def test_the_run_ends_at_its_goal() -> None:
+    journal = MemoryJournal(weights(), evaluate=lambda commit: {"accuracy": 0.25 * commit.round})
+    run(MemoryGrid({1: learner(1)}), journal, config(10, until="accuracy", at_least=0.75))
+    assert [commit.round for commit in journal.commits] == [1, 2, 3]
+
+
+def test_a_round_goes_on_without_those_that_fail_or_are_silent(caplog: pytest.LogCaptureFixture) -> None:
+    journal = MemoryJournal(weights())
+    run(MemoryGrid({1: learner(1), 2: failing, 3: silent, 4: learner(4)}), journal, config(1))
+    assert journal.commits[0].contributors == 2
+    assert_close(journal.commits[0].weights, fedavg_of(weights(), [1, 4], 1))
+    assert "phone-2: no examples" in caplog.text
+
+
+BAD: dict[str, tuple[Node, str]] = {
+    "missing": (answering(lambda w: {k: w[k] for k in ("z/kernel", "a/bias")}), "tensor 'm/scale' is missing"),
+    "extra": (answering(lambda w: w | {"b": w["a/bias"]}), "tensor 'b' is not one of"),
+    "misshapen": (answering(lambda w: w | {"a/bias": w["a/bias"][:2]}), r"should be float32\[4\], got float32\[2\]"),
+    "double": (answering(lambda w: w | {"a/bias": w["a/bias"].astype(np.float64)}), "got float64"),
+    "not finite": (answering(lambda w: w | {"m/scale": np.float32(np.nan)}), "NaN or infinity"),
+    "no examples": (answering(lambda w: w, {"num-examples": 0.0, "loss": 1.0}), "a positive number of examples"),
+    "uncounted": (answering(lambda w: w, {"loss": 1.0}), "a positive number of examples, got None"),
+    "no weights": (answering(lambda w: {}), "one record of arrays and one of metrics, got 0 and 1"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_an_update_that_does_not_fit_is_left_out(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    node, reason = BAD[kind]
+    journal = MemoryJournal(weights())
+    run(MemoryGrid({1: learner(1), 2: node}), journal, config(1))
+    assert journal.commits[0].contributors == 1
+    assert_close(journal.commits[0].weights, update(weights(), 1, 1))
+    (record,) = [record for record in caplog.records if record.name == "umbel.rounds"]
+    assert re.search(reason, record.getMessage())
+
+
+def test_arrays_in_another_order_are_the_same_update() -> None:
+    results = []
+    for change in (lambda w: w, lambda w: dict(reversed(w.items()))):
+        journal = MemoryJournal(weights())
+        strategy = make_strategy("fedavgm", {"server_momentum": 0.9, "server_learning_rate": 0.5}, 0.1)
+        run(MemoryGrid({1: answering(lambda w, c=change: c(update(w, 1, 1)))}), journal, config(2), strategy)
+        results.append(journal.commits[-1].weights)
+    assert_close(results[0], results[1])
+
+
+def test_a_round_without_updates_is_tried_again() -> None:
+    tries = count()
+
+    def late(message: Message) -> Message | None:
+        return learner(1)(message) if next(tries) == ABANDONED_IN_A_ROW - 1 else None
+
+    journal = MemoryJournal(weights())
+    run(MemoryGrid({1: late}), journal, config(1))
+    assert [commit.round for commit in journal.commits] == [1]
+
+
+def test_too_many_rounds_without_updates_end_the_run_with_the_reason() -> None:
+    grid = MemoryGrid({2: failing})
+    with pytest.raises(UmbelError, match="round 1 was abandoned 3 times in a row, last because phone-2: no examples"):
+        run(grid, MemoryJournal(weights()), config(1))
+    assert len(grid.asked) == ABANDONED_IN_A_ROW
+    with pytest.raises(UmbelError, match="last because no device answered in time"):
+        run(MemoryGrid({2: silent}), MemoryJournal(weights()), config(1))
+
+
+def test_too_few_updates_for_the_strategy_are_named() -> None:
+    bulyan = make_strategy("bulyan", {"num_malicious_nodes": 1}, 0.1)
+    with pytest.raises(UmbelError, match="last because 2 updates are too few for Bulyan"):
+        run(MemoryGrid({1: learner(1), 2: learner(2)}), MemoryJournal(weights()), config(1), bulyan)
+
+
+def test_what_a_strategy_cannot_aggregate_is_one_sentence() -> None:
+    # Devices that report other metrics than each other.
+    other = answering(lambda w: w, {"num-examples": 3.0, "error": 1.0})
+    with pytest.raises(UmbelError, match=r"round 1: FedAvg cannot aggregate: .*same keys"):
+        run(MemoryGrid({1: learner(1), 2: other}), MemoryJournal(weights()), config(1))
+
+
+def test_weights_that_overflow_are_not_committed() -> None:
+    journal = MemoryJournal(weights())
+    strategy = make_strategy("fedavgm", {"server_learning_rate": 1e39}, 0.1)
+    with (
+        np.errstate(over="ignore", invalid="ignore"),
+        pytest.raises(UmbelError, match="round 1: FedAvgM made weights that are not finite; lower"),
+    ):
+        run(MemoryGrid({1: learner(1)}), journal, config(1), strategy)
+    assert journal.commits == []
+
+
+def test_a_round_that_lacks_devices_ends_the_run() -> None:
+    with pytest.raises(TooFewDevices, match="round 1 needs 2 devices online, 1 were there"):
+        run(MemoryGrid({1: learner(1)}), MemoryJournal(weights()), config(1), minimum=2)

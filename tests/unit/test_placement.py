@@ -1,0 +1,39 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from umbel.errors import TensorError
+from umbel.placement import place, quantise
+from umbel.plan import Placement
+
+values = st.floats(-100, 100, width=32)
+
+
+def test_a_weight_is_laid_where_its_placement_says() -> None:
+    weight = np.arange(6, dtype=np.float32).reshape(2, 3)
+    model = place(b"\xff" * 40, {"w": weight}, [Placement("w", 8, 24, (1, 0))])
+    assert model[:8] == model[32:] == b"\xff" * 8
+    assert np.frombuffer(model[8:32], np.float32).tolist() == weight.T.reshape(-1).tolist()
+
+
+@given(
+    arrays.arrays(np.float32, arrays.array_shapes(min_dims=2, max_dims=3, max_side=5), elements=values),
+    st.integers(-1, 1),
+)
+def test_quantised_values_are_within_half_a_step(weight: np.ndarray, axis: int) -> None:
+    quantised, scales = quantise(weight, axis)
+    shape = [1] * weight.ndim
+    if axis >= 0:
+        shape[axis] = -1
+    steps = scales.reshape(shape)
+    assert quantised.dtype == np.int8
+    assert np.abs(quantised).max(initial=0) <= 127
+    assert np.all(np.abs(quantised * steps - weight) <= steps * 0.5001)
+
+
+@pytest.mark.parametrize("placement", [Placement("w", 0, 8), Placement("w", 99, 16), Placement("w", -4, 16)])
+def test_a_weight_that_does_not_fit_its_place_is_refused(placement: Placement) -> None:
+    with pytest.raises(TensorError, match="not of this plan"):
+        place(b"\0" * 100, {"w": np.ones(4, np.float32)}, [placement])

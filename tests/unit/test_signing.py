@@ -1,0 +1,42 @@
+import stat
+from pathlib import Path
+
+import pytest
+
+from umbel import enrolment, signing
+from umbel.errors import SignatureError
+from umbel.signing import PublicKey
+
+
+def test_a_key_file_is_private_and_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "key.pem"
+    key = signing.load_or_create_key(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert signing.fingerprint(signing.load_or_create_key(path)) == signing.fingerprint(key)
+
+
+def test_a_damaged_key_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "key.pem"
+    path.write_text("-----BEGIN PRIVATE KEY-----\nnot a key\n-----END PRIVATE KEY-----\n")
+    with pytest.raises(SignatureError, match="could not read one"):
+        signing.load_or_create_key(path)
+
+
+def test_the_public_half_verifies_and_cannot_sign(tmp_path: Path) -> None:
+    key = signing.generate_key()
+    public = signing.import_public(signing.public_key(key))
+    assert signing.verify(signing.sign(b"hello", key), public) == b"hello"
+    assert signing.fingerprint(public) == signing.fingerprint(key)
+
+
+def test_points_that_are_not_on_the_curve_are_refused() -> None:
+    with pytest.raises(SignatureError):
+        signing.import_public(PublicKey("EC", "P-256", "AAAA", "BBBB"))
+
+
+def test_an_enrolment_token_holds_the_servers_fingerprint() -> None:
+    key = signing.generate_key()
+    assert enrolment.split_token(enrolment.make_token("secret", key)) == ("secret", signing.fingerprint(key))
+    for wrong in ("", "secret", ".abc", "secret.short"):
+        with pytest.raises(SignatureError, match="enrolment token"):
+            enrolment.split_token(wrong)
