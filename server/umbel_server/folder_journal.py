@@ -6,7 +6,7 @@ from pathlib import Path
 from umbel.atomic import write_atomically
 from umbel.errors import UmbelError
 from umbel.plan import Plan
-from umbel.tensors import dump, load
+from umbel.tensors import check, dump, load
 from umbel_server.round_loop import Commit, Start
 
 ROUNDS = "rounds.json"
@@ -24,12 +24,12 @@ class FolderJournal:
         if not rounds:
             return Start(0, self._plan.initial_weights(), {})
         newest = rounds[-1]
-        strategy = self._path(newest, "strategy")
-        return Start(
-            newest,
-            load(self._path(newest, "safetensors").read_bytes()),
-            load(strategy.read_bytes()) if strategy.exists() else {},
-        )
+        path, strategy = self._path(newest, "safetensors"), self._path(newest, "strategy")
+        if not path.exists():
+            raise UmbelError(f"{path} is missing, {ROUNDS} names its round; name another output folder")
+        weights = load(path.read_bytes())
+        check(weights, self._plan.manifest.weights, f"{path}, to go on from (another plan needs another output folder)")
+        return Start(newest, weights, load(strategy.read_bytes()) if strategy.exists() else {})
 
     def should_stop(self) -> bool:
         """Never: Flower ends the process."""
@@ -38,8 +38,11 @@ class FolderJournal:
     def committed(self, commit: Commit) -> dict[str, float]:
         """Write the checkpoint, then name it in `rounds.json`."""
         write_atomically(self._path(commit.round, "safetensors"), dump(commit.weights))
+        strategy = self._path(commit.round, "strategy")
         if commit.strategy:
-            write_atomically(self._path(commit.round, "strategy"), dump(commit.strategy))
+            write_atomically(strategy, dump(commit.strategy))
+        else:
+            strategy.unlink(missing_ok=True)  # of a round that was not committed
         entries = self._entries()
         entries.append(
             {"round": commit.round, "contributors": commit.contributors, "fleet_metrics": commit.fleet_metrics}
@@ -51,7 +54,10 @@ class FolderJournal:
         return self._folder / f"round-{round:03}.{kind}"
 
     def _rounds(self) -> list[int]:
-        return [int(str(entry["round"])) for entry in self._entries()]
+        try:
+            return [int(str(entry["round"])) for entry in self._entries()]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UmbelError(f"{self._folder / ROUNDS}: expected a list of rounds, got something else") from error
 
     def _entries(self) -> list[dict[str, object]]:
         path = self._folder / ROUNDS
@@ -59,5 +65,5 @@ class FolderJournal:
             return []
         try:
             return list(json.loads(path.read_bytes()))
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise UmbelError(f"{path}: expected a list of rounds, could not read it: {error}") from error

@@ -107,6 +107,8 @@ def run_rounds(
         for fault in refused:
             log.warning("round %d goes on without a device: %s", number, fault)
         valid = [reply for reply in replies if not faults[reply.metadata.src_node_id]]
+        for reply in valid:
+            _put_in_order(reply, order)
         try:
             arrays, metrics = strategy.aggregate_train(number, valid)
         except Exception as error:
@@ -134,6 +136,14 @@ def run_rounds(
             log.info("round %d: %s is %.4f, the goal is reached", number, config.until, held_out[config.until])
             return
         number += 1
+
+
+def _put_in_order(reply: Message, order: list[str]) -> None:
+    """Lay the update's arrays out as they were sent: several of Flower's strategies pair arrays by position."""
+    (record,) = reply.content.array_records.values()
+    if list(record) != order:
+        for name in order:
+            record[name] = record.pop(name)
 
 
 def _fault(reply: Message, sent: Tensors) -> str:
