@@ -33,7 +33,9 @@ class RunningServer:
         self._listener = listen("127.0.0.1", port)
         self.server = Server(self.state)
         self.server.start()
-        self._uvicorn = uvicorn.Server(uvicorn.Config(make_app(self.server), log_level="error", lifespan="off"))
+        self._uvicorn = uvicorn.Server(
+            uvicorn.Config(make_app(self.server), log_level="error", lifespan="off", ws="none")
+        )
         self._thread = threading.Thread(target=self._uvicorn.run, kwargs={"sockets": [self._listener]}, daemon=True)
         self._thread.start()
         self.client = Client(self.state.server_url, self.state.admin_token)

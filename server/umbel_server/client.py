@@ -15,6 +15,8 @@ from umbel_server.state import open_state
 FINAL = ("done", "declined", "failed", "rejected", "cancelled", "expired")
 TIMEOUT = 60.0
 POLL_SECONDS = 0.1
+CONNECT_RETRIES = 3
+"""Attempts to connect again, over 3.5 s: a server may have been started a moment ago."""
 
 
 class Client:
@@ -23,7 +25,11 @@ class Client:
     def __init__(self, url: str, token: str) -> None:
         self._url = url
         self._http = httpx.Client(
-            base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=TIMEOUT, trust_env=False
+            base_url=url,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=TIMEOUT,
+            transport=httpx.HTTPTransport(retries=CONNECT_RETRIES, trust_env=False),
+            trust_env=False,
         )
 
     @classmethod

@@ -55,7 +55,14 @@ class RunSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     at_least: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, least in (("rounds", 1), ("minimum", 1), ("epochs", 1), ("max_steps", 0), ("learning_rate", 0)):
+        for name, least in (
+            ("rounds", 1),
+            ("minimum", 1),
+            ("epochs", 1),
+            ("max_steps", 0),
+            ("learning_rate", 0),
+            ("seed", 0),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} should be at least {least}, got {getattr(self, name)}")
         if not 0 < self.fraction <= 1:
@@ -117,7 +124,7 @@ class Runs:
 
     def stop(self, id: str) -> Run:
         """Stop a run after telling its devices; returns it once its thread has ended (at most 10 s)."""
-        self.get(id)
+        id = self.get(id).id
         if (event := self._stops.get(id)) is not None:
             event.set()
             self._fleet.exchange.wake()
@@ -132,8 +139,13 @@ class Runs:
             thread.join(10)
 
     def get(self, id: str) -> Run:
-        """One run, by its id or the beginning of it; raises UnknownRun."""
+        """One run, by its id, the beginning of it, or "latest"; raises UnknownRun."""
         with self._fleet.database.transaction() as session:
+            if id == "latest":
+                newest = session.scalars(select(Run).order_by(Run.created.desc()).limit(1)).one_or_none()
+                if newest is None:
+                    raise UnknownRun("there are no runs yet; start one with 'umbel runs start'")
+                return newest
             found = session.scalars(select(Run).where(Run.id.startswith(id, autoescape=True)).limit(2)).all()
         if len(found) != 1 or not id:
             what = "no run" if not found else "more than one run"

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import tomli_w
 import typer
 
 from umbel import tensors
 from umbel.errors import UmbelError
+from umbel.topics import check_name
 from umbel_server.cli.show import (
     DEFAULT_STATE,
     JsonOption,
@@ -19,6 +21,7 @@ from umbel_server.cli.show import (
     print_table,
 )
 from umbel_server.client import FINAL, Client
+from umbel_server.state import open_state
 
 
 class Kind(StrEnum):
@@ -36,6 +39,7 @@ def add_commands(app: typer.Typer) -> None:
     devices = typer.Typer(no_args_is_help=True, help="See the devices of the fleet.")
     devices.command("list")(list_devices)
     devices.command("show")(show_device)
+    devices.command("config")(print_config)
     app.add_typer(devices, name="devices")
     command = typer.Typer(no_args_is_help=True, help="Tell devices to do something.")
     command.command("send")(send)
@@ -103,6 +107,27 @@ def show_device(
         console.print(f"{name:12} {row[name]}", highlight=False)
     console.print(f"{'last heard':12} {ago(row['last_seen'])}\n", highlight=False)
     _print_commands(row["commands"])
+
+
+def print_config(
+    device: Annotated[str, typer.Argument(help="the new device's id")],
+    population: Annotated[str, typer.Option("--population", "-p", help="its population")],
+    kind: Annotated[str, typer.Option(help="phone, vehicle or gateway")] = "phone",
+    examples: Annotated[str, typer.Option(help="the device's .npz of examples, relative to the file")] = "examples.npz",
+    state: StateOption = DEFAULT_STATE,
+) -> None:
+    """Print the configuration file of a new device, with this server's address and enrolment token."""
+    opened = open_state(state)
+    config = {
+        "device": check_name(device, "a device id"),
+        "population": check_name(population, "a population"),
+        "kind": kind,
+        "server": opened.server_url,
+        "enrolment_token": opened.enrolment_token,
+        "examples": examples,
+        "state": "state",
+    }
+    print(tomli_w.dumps(config), end="")
 
 
 def send(

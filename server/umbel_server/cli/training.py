@@ -22,7 +22,7 @@ from umbel_server.cli.show import (
 from umbel_server.client import Client
 
 WATCH_SECONDS = 0.25
-RunArgument = Annotated[str, typer.Argument(help="the run's id, or the beginning of it")]
+RunArgument = Annotated[str, typer.Argument(help="the run's id, the beginning of it, or 'latest'")]
 
 
 def add_commands(app: typer.Typer) -> None:
