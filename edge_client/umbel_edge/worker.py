@@ -131,8 +131,13 @@ class Worker:
         if self._plan is not None and self._plan.sha256 == blob.sha256:
             return self._plan
         folder = self._shop.state.folder / "plans"
-        plan = Plan.open(self._shop.http.fetch_file(blob, folder / f"{blob.sha256}.plan"))
-        plan.verify(self._shop.server)
+        path = self._shop.http.fetch_file(blob, folder / f"{blob.sha256}.plan")
+        try:
+            plan = Plan.open(path)
+            plan.verify(self._shop.server)
+        except UmbelError:
+            path.unlink(missing_ok=True)
+            raise
         newest = sorted(folder.glob("*.plan"), key=lambda path: path.stat().st_mtime, reverse=True)
         for old in newest[PLANS_KEPT:]:
             old.unlink()

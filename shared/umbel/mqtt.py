@@ -160,7 +160,7 @@ class Link:
         was_up = self._up.is_set()
         self._up.clear()
         self._client = None
-        if was_up:
+        if was_up and not self._stopping.is_set():
             self._guard(lambda: self._on_down(reason))
         return reason
 

@@ -112,8 +112,9 @@ class Plan:
                 _write(_Sink(canonical.update), manifest_bytes, signature, archive, manifest.files)
             with path.open("rb") as stream:
                 sha256 = _sha256(stream)
+        except zipfile.BadZipFile as error:
+            raise PlanError(f"{path}: not a plan made by 'umbel compile', or changed or cut since ({error})") from error
         except (
-            zipfile.BadZipFile,
             OSError,
             NotImplementedError,
             RuntimeError,

@@ -11,12 +11,12 @@ from umbel_server.compiler.lowerings import load_table
 # Ops that the converter turns into built-ins by itself.
 BUILT_IN = frozenset(
     """
-    Abs Add AddN AddV2 All Any ArgMax AvgPool BatchMatMulV2 BiasAdd BiasAddGrad BroadcastTo Cast ConcatV2 Const
+    Abs Add AddN AddV2 All Any ArgMax AvgPool BatchMatMulV2 BatchToSpaceND BiasAdd BiasAddGrad BroadcastTo Cast ConcatV2 Const
     Conv2D Conv2DBackpropInput Cos Div DivNoNan Elu Equal Exp ExpandDims Fill Floor FloorDiv FloorMod Gather
     GatherV2 Greater GreaterEqual Identity LeakyRelu Less LessEqual Log Log1p LogSoftmax LogicalAnd LogicalNot
     LogicalOr MatMul Max MaxPool Maximum Mean Min Minimum Mul Neg NotEqual OneHot OnesLike Pack Pad PadV2 Pow Prod
     Range Rank RealDiv Reciprocal Relu Relu6 Reshape Round Rsqrt Select SelectV2 Shape Sigmoid Sign Sin Size Slice
-    Softmax SoftmaxCrossEntropyWithLogits SparseSoftmaxCrossEntropyWithLogits Split Sqrt Square SquaredDifference
+    Softmax SpaceToBatchND SoftmaxCrossEntropyWithLogits SparseSoftmaxCrossEntropyWithLogits Split Sqrt Square SquaredDifference
     Squeeze StopGradient StridedSlice Sub Sum Tanh Tile Transpose Unpack ZerosLike
     """.split()
 )
