@@ -5,8 +5,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -52,7 +54,7 @@ class Processes:
         """Start a program in a session of its own, so that Ctrl-C reaches it only through us."""
         self._tiers[name] = tier
         environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUNBUFFERED": "1"}
-        with self.log(name).open("ab") as log:
+        with self.log(name).open("ab") as log, _signals_held_back():
             self._running[name] = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -79,9 +81,30 @@ class Processes:
 
     def stop(self) -> None:
         """Ask every program to end, tier by tier, and kill what does not within a few seconds."""
-        running, self._running = self._running, {}
-        for tier in sorted(set(self._tiers.values()), reverse=True):
-            _end([process for name, process in running.items() if self._tiers[name] == tier])
+        with _signals_held_back():
+            running, self._running = self._running, {}
+            for tier in sorted(set(self._tiers.values()), reverse=True):
+                _end([process for name, process in running.items() if self._tiers[name] == tier])
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait until the block is done, so that no process is started and not yet known, or left.
+
+    Masking them would be inherited by the programs that are started. Only the main thread gets signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def _end(processes: list[subprocess.Popen[bytes]]) -> None:

@@ -1,0 +1,157 @@
+"""The HTTP API over a real socket: who may ask, blobs, and requests that make no sense."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import msgspec
+import numpy as np
+import pytest
+from tests.brokers import EmbeddedProcess
+from tests.server_harness import POPULATION, RunningServer, ScriptedDevice
+
+from umbel import signing
+from umbel.enrolment import Access, bearer
+from umbel.errors import UmbelError
+from umbel.plan import Plan
+from umbel.tensors import digest
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    broker = EmbeddedProcess()
+    broker.start()
+    server = RunningServer(tmp_path_factory.mktemp("api") / "server", broker.port)
+    yield server
+    server.stop()
+    broker.stop()
+
+
+@pytest.fixture(scope="module")
+def device(running: RunningServer) -> Iterator[ScriptedDevice]:
+    scripted = ScriptedDevice(running, "phone", lambda c: None)
+    yield scripted
+    scripted.stop()
+
+
+def ask(running: RunningServer, method: str, path: str, **options: object) -> httpx.Response:
+    return httpx.request(method, running.state.server_url + path, trust_env=False, **options)  # type: ignore[arg-type]
+
+
+def signed(device: ScriptedDevice, method: str, path: str, at: float | None = None) -> dict[str, str]:
+    access = Access(POPULATION, device.name, method, path, time.time() if at is None else at)
+    return {"Authorization": bearer(access, device.key)}
+
+
+def test_a_device_stores_and_fetches_a_blob_whole_and_in_part(running: RunningServer, device: ScriptedDevice) -> None:
+    data = np.random.default_rng(0).bytes(300_000)
+    path = f"/v1/blobs/{digest(data)}"
+    assert ask(running, "PUT", path, content=data, headers=signed(device, "PUT", path)).status_code == 200
+    headers = signed(device, "GET", path)
+    assert ask(running, "GET", path, headers=headers).content == data
+    part = ask(running, "GET", path, headers=headers | {"Range": "bytes=299000-"})
+    assert (part.status_code, part.content) == (206, data[299000:])
+    assert part.headers["content-range"] == "bytes 299000-299999/300000"
+    middle = ask(running, "GET", path, headers=headers | {"Range": "bytes=10-19"})
+    assert middle.content == data[10:20]
+    assert ask(running, "GET", path, headers=headers | {"Range": "bytes=300000-"}).status_code == 416
+
+
+def test_an_upload_with_another_digest_is_refused_and_not_kept(running: RunningServer, device: ScriptedDevice) -> None:
+    path = f"/v1/blobs/{digest(b'right')}"
+    answer = ask(running, "PUT", path, content=b"wrong", headers=signed(device, "PUT", path))
+    assert answer.status_code == 422
+    assert "should have digest" in answer.json()["error"]
+    missing = ask(running, "GET", path, headers=signed(device, "GET", path))
+    assert (missing.status_code, "not on this server" in missing.json()["error"]) == (404, True)
+
+
+@pytest.mark.parametrize("address", ["..%2F..%2Fumbel.toml", "0" * 63, "g" * 64, "0" * 65, "A" * 64])
+def test_an_address_that_is_no_digest_is_refused(running: RunningServer, address: str) -> None:
+    admin = {"Authorization": f"Bearer {running.state.admin_token}"}
+    assert ask(running, "GET", f"/v1/blobs/{address}", headers=admin).status_code in (404, 422)
+
+
+def test_requests_without_a_fresh_token_of_their_own_are_refused(
+    running: RunningServer, device: ScriptedDevice
+) -> None:
+    path, other = f"/v1/blobs/{digest(b'a')}", f"/v1/blobs/{digest(b'b')}"
+    stranger = {
+        "Authorization": bearer(Access(POPULATION, device.name, "GET", path, time.time()), signing.generate_key())
+    }
+    for headers in (
+        {},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Bearer nonsense"},
+        stranger,
+        signed(device, "GET", other),
+        signed(device, "PUT", path),
+        signed(device, "GET", path, at=time.time() - 3600),
+    ):
+        assert ask(running, "GET", path, headers=headers).status_code == 401
+    for admin_path in ("/v1/devices", "/v1/runs", "/v1/releases"):
+        assert ask(running, "GET", admin_path, headers=signed(device, "GET", admin_path)).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/commands", b"not json"),
+        ("/v1/commands", b'{"population": "test", "kind": "dance"}'),
+        ("/v1/commands", b'{"population": "empty", "kind": "report"}'),
+        ("/v1/commands", b'{"population": "test", "kind": "report", "devices": ["nobody"]}'),
+        ("/v1/commands", b'{"population": "test", "kind": "report", "ttl": -1}'),
+        ("/v1/commands", b'{"population": "test", "kind": "install", "release": "none"}'),
+        ("/v1/runs", b'{"population": "test", "plan": "' + b"0" * 64 + b'"}'),
+        ("/v1/runs", b'{"population": "test", "plan": "../etc"}'),
+        ("/v1/runs/nothing/stop", b""),
+        ("/v1/runs/nothing/releases", b"{}"),
+        ("/v1/plans", b"not a plan"),
+        ("/v1/enrol", b"{}"),
+        ("/v1/enrol", b"x" * 100_000),
+    ],
+)
+def test_requests_that_make_no_sense_get_one_sentence(running: RunningServer, path: str, body: bytes) -> None:
+    answer = ask(running, "POST", path, content=body, headers={"Authorization": f"Bearer {running.state.admin_token}"})
+    assert 400 <= answer.status_code < 500
+    assert answer.json()["error"]
+    assert "\n" not in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"strategy": "fedmagic"}, "no strategy 'fedmagic'"),
+        ({"strategy": "fedavg", "options": {"magic": 1.0}}, "no option 'magic'"),
+        ({"rounds": 0}, "rounds should be at least 1"),
+        ({"fraction": 1.5}, "fraction should be"),
+        ({"deadline": 0}, "deadline should be"),
+        ({"until": "accuracy", "at_least": 0.9}, "needs held-out examples"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(
+    running: RunningServer, plan_of: Callable[[str], Plan], settings: dict[str, object], sentence: str
+) -> None:
+    plan = running.client.add_plan(plan_of("line").path)["plan"]
+    before = len(running.client.get("/v1/runs"))
+    with pytest.raises(UmbelError, match=sentence):
+        running.client.post("/v1/runs", {"population": POPULATION, "plan": plan, "settings": settings})
+    assert len(running.client.get("/v1/runs")) == before
+
+
+def test_a_tampered_plan_is_refused(running: RunningServer, plan_of: Callable[[str], Plan], tmp_path: Path) -> None:
+    data = bytearray(plan_of("line").path.read_bytes())
+    data[len(data) // 3] ^= 4
+    path = tmp_path / "tampered.plan"
+    path.write_bytes(data)
+    with pytest.raises(UmbelError, match="changed"):
+        running.client.add_plan(path)
+
+
+def test_the_keys_of_devices_and_server_are_not_shown(running: RunningServer, device: ScriptedDevice) -> None:
+    shown = msgspec.json.encode(running.client.get(f"/v1/devices/{POPULATION}/{device.name}")).decode()
+    assert signing.public_key(device.key).x not in shown
+    assert running.state.admin_token not in shown
+    assert httpx.get(running.state.server_url + "/v1/health", trust_env=False).json() == {"ok": True, "broker": True}

@@ -1,0 +1,111 @@
+"""Bad input at the command line: one sentence, a non-zero exit, nothing changed."""
+
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from umbel_sim.demo.processes import program
+
+
+def run(name: str, *words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [program(name), *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=os.environ | {"COLUMNS": "200"} | environment,
+    )
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], sentence: str, code: int = 1) -> None:
+    assert done.returncode == code, done
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert sentence in lines[0]
+
+
+@pytest.fixture
+def busy() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        yield int(sock.getsockname()[1])
+
+
+def test_a_port_in_use_is_named(tmp_path: Path, busy: int) -> None:
+    assert run("umbel", "init", tmp_path / "a", "--port", str(busy)).returncode == 0
+    assert_refused(
+        run("umbel", "serve", "--state", tmp_path / "a", "--log", tmp_path / "log"), f"port {busy} on 127.0.0.1"
+    )
+    assert_refused(run("umbel", "broker", "--port", str(busy)), f"port {busy} on 127.0.0.1")
+
+
+def test_a_folder_that_is_no_state_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "holiday.jpg").write_bytes(b"jpg")
+    for words in (("serve",), ("devices", "list"), ("runs", "list")):
+        assert_refused(run("umbel", *words, "--state", tmp_path / "photos"), "made by 'umbel init'")
+    assert_refused(run("umbel", "init", tmp_path / "photos"), "new or empty folder")
+    assert os.listdir(tmp_path / "photos") == ["holiday.jpg"]
+
+
+def test_a_damaged_configuration_is_named(tmp_path: Path) -> None:
+    assert run("umbel", "init", tmp_path / "a").returncode == 0
+    config = tmp_path / "a" / "umbel.toml"
+    good = config.read_text()
+    for bad, sentence in (
+        (good + "\nnonsense = 1", "nonsense"),
+        ("schema = [", "umbel.toml"),
+        ("schema = 9", "newer Umbel"),
+    ):
+        config.write_text(bad)
+        assert_refused(run("umbel", "serve", "--state", tmp_path / "a"), sentence)
+
+
+def test_a_server_that_is_not_running_is_named(tmp_path: Path) -> None:
+    assert run("umbel", "init", tmp_path / "a", "--port", "1").returncode == 0
+    assert_refused(run("umbel", "devices", "list", "--state", tmp_path / "a"), "is 'umbel serve' running?")
+
+
+def test_compile_refuses_files_that_are_no_task(tmp_path: Path) -> None:
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    assert_refused(run("umbel", "compile", tmp_path / "empty.py"), "no Task in this file")
+    assert_refused(run("umbel", "compile", tmp_path / "absent.py"), "no such task file")
+
+
+def test_wrong_usage_exits_with_2() -> None:
+    assert run("umbel", "runs", "start").returncode == 2
+    assert run("umbel", "dance").returncode == 2
+    assert run("umbel-agent").returncode == 2
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = run("umbel", "--debug", "serve", "--state", tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_an_agent_refuses_what_it_cannot_use(tmp_path: Path) -> None:
+    example = run("umbel-agent", "--example").stdout
+    path = tmp_path / "agent.toml"
+    token = "s." + "A" * 43
+    good = example.replace("SECRET.FINGERPRINT", token)
+    path.write_text(good)
+    assert run("umbel-agent", path, "--check").returncode == 0
+    for bad, sentence in (
+        (example, "enrolment token"),
+        (good.replace('kind = "phone"', 'kind = "toaster"'), "kind"),
+        (good.replace('device = "phone-1"', 'device = "a/b"'), "device should be"),
+        (good.replace("threads = 1", "threads = 0"), "threads"),
+        (good.replace('server = "http', 'server = "ftp'), "http://"),
+        (good.replace('trainer = "litert"', 'trainer = "keras"'), "task"),
+        ("nonsense = 1\n" + good, "nonsense"),
+        ("device = ", "agent.toml"),
+    ):
+        path.write_text(bad)
+        assert_refused(run("umbel-agent", path), sentence, 2)
+    assert_refused(run("umbel-agent", tmp_path / "absent.toml"), "no such configuration file", 2)
+    assert os.listdir(tmp_path) == ["agent.toml"]
