@@ -17,6 +17,7 @@ class MemoryJournal:
         start: Start | None = None,
     ) -> None:
         self.commits: list[Commit] = []
+        self.reasons: list[str] = []
         self._start = start or Start(0, weights, {})
         self._evaluate, self._stop_after = evaluate, stop_after
 
@@ -25,6 +26,9 @@ class MemoryJournal:
 
     def should_stop(self) -> bool:
         return self._stop_after is not None and len(self.commits) >= self._stop_after
+
+    def abandoned(self, round: int, reason: str) -> None:
+        self.reasons.append(f"{round}: {reason}")
 
     def committed(self, commit: Commit) -> dict[str, float]:
         self.commits.append(commit)

@@ -35,6 +35,9 @@ class FolderJournal:
         """Never: Flower ends the process."""
         return False
 
+    def abandoned(self, round: int, reason: str) -> None:
+        """Nothing to keep: a checkpoint is written only for a round that is committed."""
+
     def committed(self, commit: Commit) -> dict[str, float]:
         """Write the checkpoint, then name it in `rounds.json`."""
         write_atomically(self._path(commit.round, "safetensors"), dump(commit.weights))

@@ -51,6 +51,9 @@ class Journal(Protocol):
     def should_stop(self) -> bool:
         """Whether the run was stopped from outside."""
 
+    def abandoned(self, round: int, reason: str) -> None:
+        """Note that a round ended without a checkpoint; it is tried again."""
+
     def committed(self, commit: Commit) -> dict[str, float]:
         """Remember a round, durably; returns the held-out metrics, empty when nothing is held out."""
 
@@ -119,6 +122,7 @@ def run_rounds(
             if valid:
                 why = f"{len(valid)} updates are too few for {type(strategy).__name__} with its options"
             log.warning("round %d abandoned: %s", number, why)
+            journal.abandoned(number, why)
             if abandoned == ABANDONED_IN_A_ROW:
                 raise UmbelError(f"round {number} was abandoned {abandoned} times in a row, last because {why}")
             continue

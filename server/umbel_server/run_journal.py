@@ -46,6 +46,15 @@ class RunJournal:
         """Whether an administrator stopped the run, or the server is leaving."""
         return self._interrupted()
 
+    def abandoned(self, round: int, reason: str) -> None:
+        """Reject the updates of a round that is not aggregated, so that no later commit counts them as folded."""
+        with self._database.transaction() as session:
+            session.execute(
+                update(Assignment)
+                .where(Assignment.run == self._run, Assignment.round == round, Assignment.state == "uploaded")
+                .values(state="rejected", reason=f"the round was abandoned: {reason}", updated=self._clock())
+            )
+
     def committed(self, commit: Commit) -> dict[str, float]:
         """Store the weights, evaluate them, and commit the round: checkpoint, folded assignments, the run's progress."""
         weights = self._blobs.put(dump(commit.weights))

@@ -2,6 +2,8 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from umbel.errors import UmbelError
 
@@ -18,12 +20,19 @@ def import_keras() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
-    sys.stderr.flush()
     # The messages come before the log level is read; only the file descriptor can be kept from them.
+    with native_stderr_silenced():
+        importlib.import_module("keras")
+
+
+@contextmanager
+def native_stderr_silenced() -> Iterator[None]:
+    """Keep what native code writes to stderr from the terminal; for the main thread of a command."""
+    sys.stderr.flush()
     kept, silence = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 2)
     try:
-        importlib.import_module("keras")
+        yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)

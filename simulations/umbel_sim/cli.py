@@ -1,5 +1,6 @@
 """The commands that the simulations add to `umbel`."""
 
+import importlib.util
 from pathlib import Path
 from typing import Annotated
 
@@ -7,8 +8,9 @@ import typer
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Add demo."""
-    app.command()(demo)
+    """Add demo, when the `sim` extra is installed."""
+    if importlib.util.find_spec("sklearn") is not None:
+        app.command()(demo)
 
 
 def demo(

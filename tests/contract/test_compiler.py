@@ -186,6 +186,15 @@ def test_the_same_task_and_seed_start_from_the_same_weights(plan: Plan, tmp_path
     assert any(not np.array_equal(first[n], w) for n, w in other.initial_weights().items())
 
 
+def test_a_plan_that_differs_from_keras_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from umbel_server.compiler.lowerings import load_table
+
+    monkeypatch.setitem(load_table(), "ReluGrad", lambda op, inputs: [inputs[0]])
+    with pytest.raises(CompileError, match=r"differs from Keras by .* in .*kernel|differs from Keras by .* in loss"):
+        compile_task(task_of(CASES["conv valid"]), tmp_path / "case.plan")
+    assert not list(tmp_path.iterdir())
+
+
 class Doubling(layers.Layer):  # type: ignore[misc]
     def call(self, x: Any) -> Any:
         return x * 2

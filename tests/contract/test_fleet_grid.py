@@ -185,6 +185,18 @@ def test_metrics_and_counts_that_make_no_sense_are_rejected(running: RunningServ
         device.stop()
 
 
+@pytest.mark.parametrize("broker", ["embedded"], indirect=True)
+def test_updates_of_an_abandoned_round_are_rejected_not_folded(running: RunningServer, plan_of: PlanOf) -> None:
+    plan = running.server.plans.add(plan_of("line").path)
+    devices = [ScriptedDevice(running, f"device-{i}", lambda c: trained(c, delta_of(1, 1, plan))) for i in range(3)]
+    running.wait_online(3)
+    run = ended(running, start(running, plan, strategy="bulyan", options={"num_malicious_nodes": 2}, minimum=3))
+    assert run["state"] == "failed"
+    assert {a["state"] for a in run["assignments"]} == {"rejected"}  # type: ignore[attr-defined]
+    for device in devices:
+        device.stop()
+
+
 def test_a_silent_device_expires_at_the_deadline_and_is_told_to_stop(running: RunningServer, plan_of: PlanOf) -> None:
     plan = running.server.plans.add(plan_of("line").path)
     good = ScriptedDevice(running, "good", lambda c: trained(c, delta_of(1, 1, plan)))

@@ -47,14 +47,20 @@ class Screen:
         """Say how far training is."""
         if accuracy:
             bars = "".join(BARS[min(7, int(value * 8))] for value in accuracy)
-            self.news(f"round {number}/{rounds}  {bars}  held-out accuracy {accuracy[-1]:.3f}")
+            self.news(f"{number}/{rounds} {bars} accuracy {accuracy[-1]:.3f}")
 
     def summary(self, report: "Report") -> None:
         """The summary table."""
-        table = Table(title="The fleet", title_justify="left", header_style="bold", box=None, pad_edge=False)
+        table = Table(
+            title="The fleet",
+            title_justify="left",
+            header_style="bold",
+            box=None,
+            pad_edge=False,
+        )
         for name in ("device", "trainer"):
             table.add_column(name)
-        for name in ("examples", "rounds", "memory", "heavy imports", "answers right", "personal accuracy"):
+        for name in ("examples", "rounds", "memory", "imports", "right", "personal"):
             table.add_column(name, justify="right")
         for device in report.devices:
             table.add_row(
@@ -67,6 +73,8 @@ class Screen:
                 f"{device.answers_right}/{device.answers_total}",
                 f"{device.personal_accuracy:.3f}",
             )
+        table.caption = "right: answers as Keras gives them; personal: held-out accuracy of the device's own model"
+        table.caption_justify = "left"
         models = Table(title="The release", title_justify="left", header_style="bold", box=None, pad_edge=False)
         models.add_column("model")
         models.add_column("size", justify="right")

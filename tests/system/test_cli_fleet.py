@@ -1,0 +1,78 @@
+"""The operator's commands, as programs, against a running server and its devices."""
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.brokers import EmbeddedProcess
+from tests.contract.test_agent import RunningAgent, X, config_of
+from tests.server_harness import POPULATION, RunningServer
+
+from umbel.litert import Predictor
+from umbel.plan import Plan
+from umbel_sim.demo.processes import program
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[RunningServer]:
+    broker = EmbeddedProcess()
+    broker.start()
+    server = RunningServer(tmp_path / "server", broker.port)
+    agent = RunningAgent(config_of(server, tmp_path / "phone"))
+    server.wait_online(1)
+    yield server
+    agent.stop()
+    server.stop()
+    broker.stop()
+
+
+def test_an_operator_trains_looks_ships_and_asks(
+    running: RunningServer, plan_of: Callable[[str], Plan], tmp_path: Path
+) -> None:
+    def umbel(*words: str | Path, code: int = 0) -> str:
+        command = [program("umbel"), *map(str, words), "--state", str(tmp_path / "server")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env={"COLUMNS": "160"})
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout
+
+    def data(*words: str | Path, code: int = 0) -> Any:
+        return json.loads(umbel(*words, "--json", code=code))
+
+    np.savez(tmp_path / "test.npz", x=X, y=2 * X - 1)
+    assert [d["id"] for d in data("devices", "list")] == ["phone"]
+    assert "phone" in umbel("devices", "show", "phone", "-p", POPULATION)
+    train = ("runs", "start", plan_of("line").path, "-p", POPULATION, "--rounds", "30")
+    assert "finished" in umbel(
+        *train, "--held-out", tmp_path / "test.npz", "--strategy", "fedavgm", "-o", "server_momentum=0.1", "--watch"
+    )
+    (run,) = data("runs", "list")
+    assert (run["state"], run["round"], run["strategy"]) == ("finished", 30, "fedavgm")
+    shown = data("runs", "show", run["id"][:6], "--round", "3")
+    assert [a["round"] for a in shown["assignments"]] == [3]
+    losses = [c["metrics"]["loss"] for c in shown["checkpoints"]]
+    assert losses[-1] < losses[0] / 10
+    for words in (("runs", "list"), ("runs", "show", "latest"), ("runs", "watch", "latest"), ("releases", "list")):
+        assert umbel(*words)
+    release = data("releases", "export", "latest", "--output", tmp_path / "out")
+    assert [r["id"] for r in data("releases", "list")] == [release["id"]]
+    assert release["id"] in umbel("releases", "show", release["id"])
+    send = ("command", "send")
+    for_all = ("-p", POPULATION)
+    assert data(*send, "install", *for_all, "--release", release["id"], "--variant", "int8")[0]["state"] == "done"
+    assert data(*send, "infer", *for_all, "--inputs", tmp_path / "test.npz", code=1)[0]["state"] == "rejected"
+    np.savez(tmp_path / "ask.npz", x=X)
+    data(*send, "infer", *for_all, "--inputs", tmp_path / "ask.npz", "--save", tmp_path / "answers")
+    with np.load(tmp_path / "answers" / "phone.npz") as answers:
+        assert answers["output"].shape == (6, 1)
+    assert "done" in umbel(*send, "export", *for_all, "--run", "latest", "--save", tmp_path / "personal")
+    model = (tmp_path / "personal" / "phone.tflite").read_bytes()
+    assert Predictor(model)({"x": X})["output"].shape == (6, 1)
+    assert data(*send, "report", *for_all, "-d", "phone")[0]["outcome"]["installed"] == release["id"]
+    assert data("runs", "stop", "latest")["state"] == "finished"
+    umbel("runs", "show", "nothing", code=1)
+    umbel("runs", "start", plan_of("line").path, "-p", POPULATION, "--strategy", "fedmagic", code=1)
+    umbel("runs", "start", plan_of("line").path, "-p", POPULATION, "--until", "better", code=2)
