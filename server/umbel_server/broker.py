@@ -1,5 +1,6 @@
 """The embedded MQTT broker (rumqttd, from the iotcore package) as a child process with an MQTT 5 listener."""
 
+import os
 import socket
 import tempfile
 from pathlib import Path
@@ -46,7 +47,7 @@ class EmbeddedBroker:
                 return int(sock.getsockname()[1])
         except OSError as error:
             raise UmbelError(
-                f"port {self.port} on {self._host} cannot be used for the broker ({error.strerror}); "
+                f"port {self.port} on {self._host} cannot be used for the broker ({os.strerror(error.errno or 0)}); "
                 "stop what uses it, or choose another MQTT port"
             ) from error
 

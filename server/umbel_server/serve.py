@@ -1,6 +1,7 @@
 """`umbel serve`: the API, the blobs, MQTT and the runs in one process."""
 
 import logging
+import os
 import signal
 import socket
 import sys
@@ -22,7 +23,7 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), backlog=512)
     except OSError as error:
         raise UmbelError(
-            f"port {port} on {host} cannot be listened on ({error.strerror}); stop what uses it, or set [http] port in umbel.toml"
+            f"port {port} on {host} cannot be listened on ({os.strerror(error.errno or 0)}); stop what uses it, or set [http] port in umbel.toml"
         ) from error
 
 
@@ -54,5 +55,5 @@ def set_up_logging(file: Path | None, verbose: bool) -> None:
     flower = logging.getLogger("flwr")
     flower.handlers = []
     flower.propagate = True
-    flower.setLevel(logging.INFO if verbose else logging.WARNING)
+    flower.setLevel(logging.INFO if verbose else logging.ERROR)  # the rounds are logged by us
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

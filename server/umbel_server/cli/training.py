@@ -223,8 +223,8 @@ def stop(run: RunArgument, state: StateOption = DEFAULT_STATE, json: JsonOption 
 def _print_head(row: dict[str, Any]) -> None:
     reason = f": {row['reason']}" if row["reason"] else ""
     console.print(
-        f"run [bold]{row['id']}[/] ({row['task']}, {row['strategy']}) is {row['state']}{reason} "
-        f"after {row['round']} of {row['rounds']} rounds",
+        f"run [bold]{row['id']}[/] ({row['task']}, {row['strategy']}): {row['state']} after {row['round']} of "
+        f"{row['rounds']} rounds{reason}",
         highlight=False,
     )
 

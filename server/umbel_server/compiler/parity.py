@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umbel.examples import Batch
-from umbel.keras_import import native_stderr_silenced
 from umbel.litert import Predictor, Trainable, means
 from umbel.plan import Manifest
 from umbel.task import Task
@@ -26,8 +25,7 @@ def check_parity(task: Task, parts: KerasParts, manifest: Manifest, train: bytes
     The last of the ten batches is half padding in the plan and half as long in Keras. The model's weights are put back.
     """
     weights = {w.path: np.array(w.numpy()) for w in parts.weights}
-    with native_stderr_silenced():  # LiteRT announces its first delegate
-        trainable = Trainable(train, manifest)
+    trainable = Trainable(train, manifest)
     trainable.set_weights(weights)
     trainable.reset()
     if any(not np.array_equal(value, weights[name]) for name, value in trainable.get_weights().items()):

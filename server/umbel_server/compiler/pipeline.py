@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from umbel import __version__, tensors
+from umbel.keras_import import native_stderr_silenced
 from umbel.plan import INFER, INFER_INT8, INITIAL, SCHEMA, TRAIN, Manifest, Plan
 from umbel.task import Task
 from umbel_server.compiler.inference_file import inference_file
@@ -54,7 +55,9 @@ def compile_plan(task: Task, path: Path, seed: int, check: bool, progress: Calla
     initial = {w.path: np.array(w.numpy()) for w in parts.weights}
     if check:
         progress("comparing ten steps with Keras")
-        manifest = msgspec.structs.replace(manifest, parity=check_parity(task, parts, manifest, train, infer))
+        with native_stderr_silenced():  # LiteRT announces its delegate
+            parity = check_parity(task, parts, manifest, train, infer)
+        manifest = msgspec.structs.replace(manifest, parity=parity)
     progress("writing the plan")
     files = {TRAIN: train, INFER: infer, INFER_INT8: infer_int8, INITIAL: tensors.dump(initial)}
     return Plan.write(path, manifest, files)
