@@ -23,7 +23,8 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), backlog=512)
     except OSError as error:
         raise UmbelError(
-            f"port {port} on {host} cannot be listened on ({os.strerror(error.errno or 0)}); stop what uses it, or set [http] port in umbel.toml"
+            f"port {port} on {host} cannot be listened on ({os.strerror(error.errno or 0)}); "
+            "stop what uses it, or set [http] port in umbel.toml"
         ) from error
 
 
