@@ -37,7 +37,7 @@ class KerasTrainer:
             variable.assign(tf.zeros_like(variable))
         self._optimizer.learning_rate = how.learning_rate
         anchors = [tf.constant(v.numpy()) for v in self._model.trainable_variables]
-        seed = int(shuffles(how.seed, self._device).integers(2**31))
+        seed = shuffles(how.seed, self._device).randrange(2**31)
         data = self._data(examples, shuffle_seed=seed)
         loss = keras.metrics.Mean()
         self._model.reset_metrics()

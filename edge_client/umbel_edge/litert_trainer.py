@@ -7,7 +7,7 @@ from umbel.litert import Sums, Trainable, means
 from umbel.messages import Train
 from umbel.plan import TRAIN, Plan
 from umbel.tensors import Tensors, check
-from umbel_edge.trainers import Outcome, shuffles
+from umbel_edge.trainers import Outcome, next_order, shuffles
 
 
 class LiteRTTrainer:
@@ -27,7 +27,7 @@ class LiteRTTrainer:
         steps = 0
         rng = shuffles(how.seed, self._device)
         for _ in range(how.epochs):
-            for batch in batches(examples, plan.manifest.batch_size, rng.permutation(examples.count)):
+            for batch in batches(examples, plan.manifest.batch_size, next_order(rng, examples.count)):
                 check_stop()
                 for name, value in trainable.train(batch, how.learning_rate, how.proximal_mu).items():
                     totals[name] = totals.get(name, 0.0) + value

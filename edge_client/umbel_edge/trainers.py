@@ -1,10 +1,12 @@
 """What a trainer is: weights and examples in, trained weights and metrics out."""
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from umbel.errors import UmbelError
 from umbel.examples import Examples
@@ -38,6 +40,14 @@ class Trainer(Protocol):
         """The means of loss and metrics of `weights` over `examples`."""
 
 
-def shuffles(seed: int, device: str) -> np.random.Generator:
-    """The generator that orders a device's examples: the same seed and device give the same orders."""
-    return np.random.default_rng([seed, *device.encode()])
+def shuffles(seed: int, device: str) -> random.Random:
+    """The generator that orders a device's examples: the same seed and device give the same orders.
+
+    Python's own: NumPy's would add 2 MB to an agent.
+    """
+    return random.Random(f"{seed}/{device}")
+
+
+def next_order(rng: random.Random, count: int) -> NDArray[np.intp]:
+    """A permutation of `count` rows, intp[count]."""
+    return np.array(rng.sample(range(count), count), np.intp)

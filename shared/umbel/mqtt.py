@@ -102,8 +102,8 @@ class Link:
     def _wake(self) -> None:
         try:
             self._wake_write.send(b"x")
-        except BlockingIOError:
-            return  # the thread has wake-ups enough
+        except (BlockingIOError, BrokenPipeError):
+            return  # the thread has wake-ups enough, or has ended and closed its side
 
     def _run(self) -> None:
         backoff = FIRST_BACKOFF

@@ -98,3 +98,4 @@ def test_stop_ends_a_link_that_never_connected() -> None:
     link.start()
     link.stop()
     assert not link._thread.is_alive()
+    link.stop()  # a second time there is nobody left to wake
