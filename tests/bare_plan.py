@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from tests.memory_grid import weights
+from umbel.metrics import MetricSpec
 from umbel.plan import INITIAL, SCHEMA, Manifest, Plan
 from umbel.tensors import TensorSpec, WeightSpec, dump
 
@@ -16,7 +17,7 @@ def bare_plan(path: Path) -> Plan:
         learning_rate=0.25,
         loss="mse",
         optimizer="sgd",
-        metrics=("accuracy",),
+        metrics=(MetricSpec("accuracy", "mean", {"total": ()}),),
         inputs={"x": TensorSpec((1,))},
         targets={"y": TensorSpec((1,))},
         outputs={"output": TensorSpec((1,))},

@@ -10,6 +10,7 @@ from flwr.clientapp import ClientApp
 from umbel.errors import UmbelError
 from umbel.examples import Examples, load_examples
 from umbel.messages import Blob, Train
+from umbel.metrics import Sums
 from umbel.plan import Plan
 from umbel.tensors import Tensors
 from umbel_edge.litert_trainer import LiteRTTrainer
@@ -87,7 +88,7 @@ def _weights(message: Message) -> Tensors:
     return {name: array.numpy() for name, array in record.items()}
 
 
-def _metrics(examples: Examples, metrics: dict[str, float]) -> MetricRecord:
+def _metrics(examples: Examples, metrics: Sums) -> MetricRecord:
     return MetricRecord({"num-examples": examples.count, **metrics})
 
 

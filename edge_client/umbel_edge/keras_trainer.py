@@ -8,8 +8,17 @@ import numpy as np
 
 from umbel.errors import TaskError
 from umbel.examples import Examples
+from umbel.keras_calls import (
+    made_losses,
+    made_metrics,
+    made_optimizer,
+    model_arguments,
+    named_outputs,
+    targets_of,
+)
 from umbel.keras_import import import_keras
 from umbel.messages import Train
+from umbel.metrics import Sums, add, per_example
 from umbel.plan import Plan
 from umbel.task import Task, load_task
 from umbel.tensors import Tensors, check
@@ -29,46 +38,40 @@ class KerasTrainer:
         self, plan: Plan, weights: Tensors, examples: Examples, how: Train, check_stop: Callable[[], None]
     ) -> Outcome:
         """A Keras loop over a tf.data pipeline: from_tensor_slices, shuffle, batch, map, prefetch."""
-        import keras
         import tensorflow as tf
 
         self._set(plan, weights)
-        for variable in self._optimizer.variables:
-            variable.assign(tf.zeros_like(variable))
+        for variable, start in zip(self._optimizer.variables, self._start, strict=True):
+            variable.assign(start)
         self._optimizer.learning_rate = how.learning_rate
         anchors = [tf.constant(v.numpy()) for v in self._model.trainable_variables]
-        seed = shuffles(how.seed, self._device).randrange(2**31)
-        data = self._data(examples, shuffle_seed=seed)
-        loss = keras.metrics.Mean()
-        self._model.reset_metrics()
+        data = self._data(examples, shuffle_seed=shuffles(how.seed, self._device).randrange(2**31))
+        totals: Sums = {}
         steps = 0
         for _ in range(how.epochs):
             for x, y in data:
                 check_stop()
-                value = self._step(x, y, tf.constant(how.proximal_mu, tf.float32), anchors)
-                loss.update_state(value, sample_weight=len(y))
+                self._model.reset_metrics()
+                loss = self._step(x, y, tf.constant(how.proximal_mu, tf.float32), anchors)
+                totals = add(totals, self._sums(plan, float(loss), _rows(x)))
                 steps += 1
                 if steps == how.max_steps:
-                    break
-            if steps == how.max_steps:
-                break
-        return Outcome(self._get(), self._metrics(plan, float(loss.result())))
+                    return Outcome(self._get(), per_example(totals))
+        return Outcome(self._get(), per_example(totals))
 
-    def evaluate(
-        self, plan: Plan, weights: Tensors, examples: Examples, check_stop: Callable[[], None]
-    ) -> dict[str, float]:
+    def evaluate(self, plan: Plan, weights: Tensors, examples: Examples, check_stop: Callable[[], None]) -> Sums:
         """Every example once, in order."""
-        import keras
-
         self._set(plan, weights)
-        loss = keras.metrics.Mean()
-        self._model.reset_metrics()
+        totals: Sums = {}
         for x, y in self._data(examples, shuffle_seed=None):
             check_stop()
-            outputs = self._model(x, training=False)
-            loss.update_state(self._model.compute_loss(x, y, outputs, training=False), sample_weight=len(y))
-            self._model.compute_metrics(x, y, outputs)
-        return self._metrics(plan, float(loss.result()))
+            self._model.reset_metrics()
+            outputs = self._model(self._arguments(x), training=False)
+            targets = self._targets(y)
+            loss = self._model.compute_loss(x, targets, outputs, training=False)
+            self._model.compute_metrics(x, targets, outputs)
+            totals = add(totals, self._sums(plan, float(loss), _rows(x)))
+        return per_example(totals)
 
     def _build(self) -> tuple[Any, Any, Any]:
         import keras
@@ -76,17 +79,25 @@ class KerasTrainer:
 
         task = self._task
         keras.backend.clear_session()
-        model = task.model()
-        optimizer = keras.optimizers.get(task.optimizer) if isinstance(task.optimizer, str) else task.optimizer()
-        loss = task.loss if isinstance(task.loss, str) else task.loss()
-        model.compile(optimizer=optimizer, loss=loss, metrics=list(task.metrics))
+        model, optimizer = task.model(), made_optimizer(task)
+        blank = {name: np.zeros((1, *spec.shape), spec.dtype) for name, spec in task.input_specs.items()}
+        outputs = named_outputs(model, model(model_arguments(model, blank), training=False))
+        self._target_names = targets_of(task, list(outputs))
+        model.compile(
+            optimizer=optimizer,
+            loss=made_losses(task),
+            loss_weights=_loss_weights(task, self._target_names),
+            metrics=made_metrics(task),
+        )
         optimizer.build(model.trainable_variables)
+        self._start = [np.array(v.numpy()) for v in optimizer.variables]
 
         @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator,unused-ignore]
         def step(x: Any, y: Any, proximal_mu: Any, anchors: Any) -> Any:
             with tf.GradientTape() as tape:
-                outputs = model(x, training=True)
-                value = model.compute_loss(x, y, outputs)
+                outputs = model(model_arguments(model, x), training=True)
+                targets = self._targets(y)
+                value = model.compute_loss(x, targets, outputs)
                 # FedProx adds mu / 2 * ||w - anchor||^2 to the loss (arXiv 1812.06127, eq. 2).
                 distance = tf.add_n(
                     [tf.reduce_sum(tf.square(v - a)) for v, a in zip(model.trainable_variables, anchors, strict=True)]
@@ -94,7 +105,7 @@ class KerasTrainer:
                 objective = value + 0.5 * proximal_mu * distance
             slopes = tape.gradient(objective, model.trainable_variables)
             optimizer.apply(slopes, model.trainable_variables)
-            model.compute_metrics(x, y, outputs)
+            model.compute_metrics(x, targets, outputs)
             return value
 
         return model, step, optimizer
@@ -102,16 +113,25 @@ class KerasTrainer:
     def _data(self, examples: Examples, shuffle_seed: int | None) -> Any:
         import tensorflow as tf
 
-        (x_name,), (y_name,) = self._task.input_specs, self._task.target_specs
-        data = tf.data.Dataset.from_tensor_slices((examples.tensors[x_name], examples.tensors[y_name]))
+        inputs = {name: examples.tensors[name] for name in self._task.input_specs}
+        targets = {name: examples.tensors[name] for name in self._task.target_specs}
+        data = tf.data.Dataset.from_tensor_slices((inputs, targets))
         if shuffle_seed is not None:
             data = data.shuffle(examples.count, seed=shuffle_seed, reshuffle_each_iteration=True)
-        dtype = self._task.input_specs[x_name].dtype
+
+        def cast(x: Any, y: Any) -> Any:
+            return {name: tf.cast(x[name], spec.dtype) for name, spec in self._task.input_specs.items()}, y
+
         return (
-            data.batch(self._task.batch_size)
-            .map(lambda x, y: (tf.cast(x, dtype), y), num_parallel_calls=tf.data.AUTOTUNE)
-            .prefetch(tf.data.AUTOTUNE)
+            data.batch(self._task.batch_size).map(cast, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
         )
+
+    def _arguments(self, x: Any) -> Any:
+        return model_arguments(self._model, x)
+
+    def _targets(self, y: Any) -> Any:
+        named = {output: y[target] for output, target in self._target_names.items()}
+        return named if len(named) > 1 else next(iter(named.values()))
 
     def _set(self, plan: Plan, weights: Tensors) -> None:
         if plan.manifest.task != self._task.name:
@@ -129,7 +149,20 @@ class KerasTrainer:
     def _get(self) -> Tensors:
         return {w.path: np.array(w.numpy()) for w in self._model.weights}
 
-    def _metrics(self, plan: Plan, loss: float) -> dict[str, float]:
-        results = self._model.get_metrics_result()
-        named = zip(self._task.metrics, plan.manifest.metrics, strict=True)
-        return {"loss": loss, **{ours: float(results[keras_name]) for keras_name, ours in named}}
+    def _sums(self, plan: Plan, loss: float, rows: int) -> Sums:
+        """The sums of one batch, from the states of Keras's metrics."""
+        sums: Sums = {"loss": loss * rows, "weight": float(rows)}
+        compiled = [m for m in self._model.metrics if m.name != "loss"]
+        metrics = [m for group in compiled for m in getattr(group, "metrics", [group])]
+        for spec, metric in zip(plan.manifest.metrics, metrics[-len(plan.manifest.metrics) :], strict=True):
+            states = [np.asarray(v.numpy(), np.float64).tolist() for v in metric.variables]
+            sums |= dict(zip(spec.keys, states, strict=False))
+        return sums
+
+
+def _rows(x: Any) -> int:
+    return int(next(iter(x.values())).shape[0])
+
+
+def _loss_weights(task: Task, targets: dict[str, str]) -> dict[str, float] | None:
+    return {name: (task.loss_weights or {}).get(name, 1.0) for name in targets} if len(targets) > 1 else None

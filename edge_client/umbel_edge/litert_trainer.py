@@ -3,8 +3,9 @@
 from collections.abc import Callable
 
 from umbel.examples import Examples, batches
-from umbel.litert import Sums, Trainable, means
+from umbel.litert import Trainable
 from umbel.messages import Train
+from umbel.metrics import Sums, add, per_example
 from umbel.plan import TRAIN, Plan
 from umbel.tensors import Tensors, check
 from umbel_edge.trainers import Outcome, next_order, shuffles
@@ -29,20 +30,18 @@ class LiteRTTrainer:
         for _ in range(how.epochs):
             for batch in batches(examples, plan.manifest.batch_size, next_order(rng, examples.count)):
                 check_stop()
-                for name, value in trainable.train(batch, how.learning_rate, how.proximal_mu).items():
-                    totals[name] = totals.get(name, 0.0) + value
+                seed = rng.getrandbits(31)
+                totals = add(totals, trainable.train(batch, how.learning_rate, how.proximal_mu, seed))
                 steps += 1
                 if steps == how.max_steps:
-                    return Outcome(trainable.get_weights(), means(totals))
-        return Outcome(trainable.get_weights(), means(totals))
+                    return Outcome(trainable.get_weights(), per_example(totals))
+        return Outcome(trainable.get_weights(), per_example(totals))
 
-    def evaluate(
-        self, plan: Plan, weights: Tensors, examples: Examples, check_stop: Callable[[], None]
-    ) -> dict[str, float]:
+    def evaluate(self, plan: Plan, weights: Tensors, examples: Examples, check_stop: Callable[[], None]) -> Sums:
         """Every example once, in order."""
         trainable = self._prepare(plan, weights)
         check_stop()
-        return means(trainable.evaluate(batches(examples, plan.manifest.batch_size)))
+        return per_example(trainable.evaluate(batches(examples, plan.manifest.batch_size)))
 
     def _prepare(self, plan: Plan, weights: Tensors) -> Trainable:
         check(weights, plan.manifest.weights, "the weights to start from")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from umbel.errors import UmbelError
 from umbel.examples import Examples
 from umbel.messages import Train
+from umbel.metrics import Sums
 from umbel.plan import Plan
 from umbel.tensors import Tensors
 
@@ -21,10 +22,10 @@ class Cancelled(UmbelError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """Weights by name after training, and the means of loss and metrics over the examples trained on."""
+    """Weights by name after training, and `per_example` sums of loss and metrics over the examples trained on."""
 
     weights: Tensors
-    metrics: dict[str, float]
+    metrics: Sums
 
 
 class Trainer(Protocol):
@@ -36,8 +37,8 @@ class Trainer(Protocol):
     def train(self, plan: Plan, weights: Tensors, examples: Examples, how: Train, check: Callable[[], None]) -> Outcome:
         """Train from `weights` as `how` says; raises UmbelError when plan, weights or examples do not fit."""
 
-    def evaluate(self, plan: Plan, weights: Tensors, examples: Examples, check: Callable[[], None]) -> dict[str, float]:
-        """The means of loss and metrics of `weights` over `examples`."""
+    def evaluate(self, plan: Plan, weights: Tensors, examples: Examples, check: Callable[[], None]) -> Sums:
+        """The `per_example` sums of loss and metrics of `weights` over `examples`."""
 
 
 def shuffles(seed: int, device: str) -> random.Random:

@@ -124,7 +124,7 @@ class Assignment(Base):
     update: Mapped[str | None] = mapped_column(String(64))
     examples: Mapped[int] = mapped_column(default=0)
     seconds: Mapped[float] = mapped_column(default=0.0)
-    metrics: Mapped[dict[str, float]] = mapped_column(default=dict)
+    metrics: Mapped[dict[str, float | list[float]]] = mapped_column(JSON, default=dict)
 
 
 class Release(Base):

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from umbel.errors import UmbelError
 from umbel.examples import Examples, batches
-from umbel.litert import Predictor, Trainable, means
+from umbel.litert import Predictor, Trainable
+from umbel.metrics import per_example, results
 from umbel.plan import TRAIN, Manifest, Plan
 from umbel.tensors import Tensors
 
@@ -24,9 +25,11 @@ class HeldOut:
         self._trainable = Trainable(plan.read(TRAIN), plan.manifest)
 
     def __call__(self, weights: Tensors) -> dict[str, float]:
-        """Means of `loss` and the plan's metrics for `weights`."""
+        """`loss` and the plan's metrics for `weights`."""
         self._trainable.set_weights(weights)
-        return means(self._trainable.evaluate(batches(self._examples, self._plan.manifest.batch_size)))
+        manifest = self._plan.manifest
+        sums = self._trainable.evaluate(batches(self._examples, manifest.batch_size))
+        return results(manifest.metrics, per_example(sums))
 
 
 def _accuracy(outputs: Array, targets: Array) -> float:
@@ -68,4 +71,4 @@ def evaluate_file(model: bytes, manifest: Manifest, examples: Examples) -> dict[
     predictor = Predictor(model)
     answers: Mapping[str, Array] = predictor({name: examples.tensors[name] for name in manifest.inputs})
     outputs, targets = next(iter(answers.values())), examples.tensors[next(iter(manifest.targets))]
-    return {name: OUTPUT_METRICS[name](outputs, targets) for name in manifest.metrics if name in OUTPUT_METRICS}
+    return {name: OUTPUT_METRICS[name](outputs, targets) for name in manifest.metric_names if name in OUTPUT_METRICS}

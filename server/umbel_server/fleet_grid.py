@@ -14,6 +14,7 @@ from sqlalchemy import select
 from umbel import tensors
 from umbel.errors import UmbelError
 from umbel.messages import Blob, Cancel, Evaluate, Train
+from umbel.metrics import Sums, sum_shapes
 from umbel.plan import Plan
 from umbel.tensors import Tensors
 from umbel_server import flower_messages
@@ -204,15 +205,17 @@ class FleetGrid(Grid):
             return flower_messages.error_reply(pending.message, REJECTED, f"{pending.device}: {error}")
         return flower_messages.reply(pending.message, weights, metrics)
 
-    def _vetted_metrics(self, assignment: Assignment) -> dict[str, float]:
-        expected = {"loss", *self._plan.manifest.metrics}
-        if set(assignment.metrics) != expected:
+    def _vetted_metrics(self, assignment: Assignment) -> Sums:
+        expected = sum_shapes(self._plan.manifest.metrics)
+        if assignment.metrics.keys() != expected.keys():
             raise UmbelError(f"the metrics should be {sorted(expected)}, got {sorted(assignment.metrics)[:9]}")
         if assignment.examples < 1:
             raise UmbelError(f"an update of at least one example was expected, got {assignment.examples}")
-        bad = [name for name, value in assignment.metrics.items() if not np.isfinite(value)]
-        if bad:
-            raise UmbelError(f"metric {bad[0]} is not finite")
+        for name, value in assignment.metrics.items():
+            if np.shape(value) != expected[name]:
+                raise UmbelError(f"metric {name} should have shape {list(expected[name])}, got {list(np.shape(value))}")
+            if not np.isfinite(value).all():
+                raise UmbelError(f"metric {name} is not finite")
         return {"num-examples": float(assignment.examples), **assignment.metrics}
 
     def _vetted_weights(self, pending: _Pending, assignment: Assignment) -> Tensors:

@@ -38,7 +38,7 @@ def tensors_of(record: ArrayRecord) -> Tensors:
     return {name: array.numpy() for name, array in record.items()}
 
 
-def reply(to: Message, weights: Mapping[str, NDArray[Any]], metrics: Mapping[str, float]) -> Message:
+def reply(to: Message, weights: Mapping[str, NDArray[Any]], metrics: Mapping[str, float | list[float]]) -> Message:
     """The answer of a device: weights (none after an evaluation) and metrics, among them "num-examples"."""
     content = RecordDict({"metrics": MetricRecord(dict(metrics))})
     if weights:

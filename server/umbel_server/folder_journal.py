@@ -5,6 +5,7 @@ from pathlib import Path
 
 from umbel.atomic import write_atomically
 from umbel.errors import UmbelError
+from umbel.metrics import results
 from umbel.plan import Plan
 from umbel.tensors import check, dump, load
 from umbel_server.round_loop import Commit, Start
@@ -47,9 +48,8 @@ class FolderJournal:
         else:
             strategy.unlink(missing_ok=True)  # of a round that was not committed
         entries = self._entries()
-        entries.append(
-            {"round": commit.round, "contributors": commit.contributors, "fleet_metrics": commit.fleet_metrics}
-        )
+        fleet = results(self._plan.manifest.metrics, commit.fleet_sums) if commit.fleet_sums else {}
+        entries.append({"round": commit.round, "contributors": commit.contributors, "fleet_metrics": fleet})
         write_atomically(self._folder / ROUNDS, json.dumps(entries, indent=1).encode())
         return {}
 

@@ -12,6 +12,7 @@ from flwr.app import ConfigRecord, Message
 from flwr.serverapp.strategy import FedAvg
 
 from umbel.errors import UmbelError
+from umbel.metrics import Sums
 from umbel.tensors import Tensors, WeightSpec, check
 from umbel_server import flower_messages, strategies
 from umbel_server.selection import Selection
@@ -32,12 +33,12 @@ class Start:
 
 @dataclass(frozen=True)
 class Commit:
-    """A round to remember. `fleet_metrics` are the devices' means weighted by examples; `started` is Unix seconds."""
+    """A round to remember. `fleet_sums` are the devices' `per_example` sums, averaged by examples; `started` is Unix seconds."""
 
     round: int
     weights: Tensors
     strategy: Tensors
-    fleet_metrics: dict[str, float]
+    fleet_sums: Sums
     contributors: int
     started: float
 
@@ -134,7 +135,10 @@ def run_rounds(
                 f"round {number}: {type(strategy).__name__} made weights that are not finite; "
                 "lower the learning rate or the strategy's own"
             )
-        fleet = {name: float(value) for name, value in (metrics or {}).items() if isinstance(value, int | float)}
+        fleet: Sums = {
+            name: [float(v) for v in value] if isinstance(value, list) else float(value)
+            for name, value in (metrics or {}).items()
+        }
         held_out = journal.committed(Commit(number, weights, strategies.state_of(strategy), fleet, len(valid), began))
         if config.until and held_out.get(config.until, float("-inf")) >= config.at_least:
             log.info("round %d: %s is %.4f, the goal is reached", number, config.until, held_out[config.until])

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from sqlalchemy import select, update
 
+from umbel.metrics import results
 from umbel.plan import Plan
 from umbel.tensors import Tensors, dump, load
 from umbel_server.blobs import Blobs
@@ -60,6 +61,7 @@ class RunJournal:
         weights = self._blobs.put(dump(commit.weights))
         strategy = self._blobs.put(dump(commit.strategy)).sha256 if commit.strategy else None
         metrics = self._evaluate(commit.weights) if self._evaluate is not None else {}
+        fleet = results(self._plan.manifest.metrics, commit.fleet_sums) if commit.fleet_sums else {}
         now = self._clock()
         with self._database.transaction() as session:
             session.add(
@@ -69,7 +71,7 @@ class RunJournal:
                     weights=weights.sha256,
                     strategy=strategy,
                     metrics=metrics,
-                    fleet_metrics=commit.fleet_metrics,
+                    fleet_metrics=fleet,
                     contributors=commit.contributors,
                     started=commit.started,
                     committed=now,
@@ -82,5 +84,5 @@ class RunJournal:
             )
             run = session.get_one(Run, self._run)
             run.round, run.updated = commit.round, now
-        log.info("run %s round %d committed: %s", self._run, commit.round, metrics or commit.fleet_metrics)
+        log.info("run %s round %d committed: %s", self._run, commit.round, metrics or fleet)
         return metrics

@@ -87,10 +87,10 @@ class Runs:
         make_strategy(settings.strategy, settings.options, settings.learning_rate or opened.manifest.learning_rate)
         if settings.held_out:
             load_examples(io.BytesIO(self._fleet.blobs.get(settings.held_out)), opened.manifest)
-        if settings.until and (not settings.held_out or settings.until not in ("loss", *opened.manifest.metrics)):
+        if settings.until and (not settings.held_out or settings.until not in opened.manifest.metric_names):
             raise UmbelError(
                 f"until: {settings.until!r} needs held-out examples and one of the plan's metrics "
-                f"({', '.join(('loss', *opened.manifest.metrics))})"
+                f"({', '.join(opened.manifest.metric_names)})"
             )
         now = self._clock()
         run = Run(

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from umbel.errors import RuntimeMissing, TensorError
 from umbel.examples import Batch
+from umbel.metrics import Sums, add
 from umbel.plan import Manifest
 from umbel.tensors import Tensors
 
 _RUNTIMES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter", "tensorflow.lite")
-Sums = dict[str, float]
 ROWS_AT_ONCE = 64
 """Rows in one inference: more take memory, not time."""
 
@@ -49,8 +49,8 @@ def _runtime() -> Any:
 class Trainable:
     """A plan's `train.tflite`, ready to train, evaluate and infer; one a thread, because an interpreter is not shared.
 
-    Weights must be set before anything else. Sums are over examples: `loss`, `weight` (the examples' sample weights)
-    and one for each metric of the manifest; divide by `weight` for means.
+    Weights must be set, and slots reset, before anything else. Sums are over examples: `loss`, `weight` (the examples'
+    sample weights) and those of the manifest's metrics; see umbel.metrics.
     """
 
     def __init__(self, model: bytes, manifest: Manifest, threads: int = 1) -> None:
@@ -75,14 +75,28 @@ class Trainable:
         """Put the optimizer's slots back to their start."""
         self._signatures["reset"]()
 
-    def train(self, batch: Batch, learning_rate: float, proximal_mu: float = 0.0) -> Sums:
-        """One optimizer step; returns the sums before the step, as Keras does."""
+    def get_slots(self) -> Tensors:
+        """A copy of the optimizer's slots, as `s0`, `s1`, ...; empty when it has none."""
+        run = self._signatures.get("get_slots")
+        return {name: np.array(value) for name, value in run().items()} if run is not None else {}
+
+    def set_slots(self, slots: Mapping[str, NDArray[Any]]) -> None:
+        """Put the optimizer's slots where `get_slots` found them."""
+        if "set_slots" in self._signatures:
+            self._signatures["set_slots"](**slots)
+
+    def train(self, batch: Batch, learning_rate: float, proximal_mu: float = 0.0, seed: int = 0) -> Sums:
+        """One optimizer step; returns the sums before the step, as Keras does.
+
+        `seed` (a fresh random int32 for every step) is where random layers such as Dropout take their numbers from.
+        """
         return _sums(
             self._signatures["train"](
                 **batch.tensors,
                 sample_weight=batch.sample_weight,
                 learning_rate=np.float32(learning_rate),
                 proximal_mu=np.float32(proximal_mu),
+                seed=np.int32(seed),
             )
         )
 
@@ -90,21 +104,12 @@ class Trainable:
         """The sums over all of `batches`."""
         total: Sums = {}
         for batch in batches:
-            for name, value in _sums(
-                self._signatures["evaluate"](**batch.tensors, sample_weight=batch.sample_weight)
-            ).items():
-                total[name] = total.get(name, 0.0) + value
+            total = add(total, _sums(self._signatures["evaluate"](**batch.tensors, sample_weight=batch.sample_weight)))
         return total
 
     def infer(self, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
         """The outputs for one batch of exactly the plan's batch size."""
         return {name: np.array(value) for name, value in self._signatures["infer"](**inputs).items()}
-
-
-def means(sums: Mapping[str, float]) -> dict[str, float]:
-    """Means from sums: each divided by `weight`, which is left out; all 0 when the weight is 0."""
-    weight = sums.get("weight", 0.0)
-    return {name: value / weight if weight else 0.0 for name, value in sums.items() if name != "weight"}
 
 
 class Predictor:
@@ -149,4 +154,4 @@ class Predictor:
 
 
 def _sums(outputs: Mapping[str, Any]) -> Sums:
-    return {name: float(np.asarray(value)) for name, value in outputs.items()}
+    return {name: np.asarray(value, np.float64).tolist() for name, value in outputs.items()}

@@ -144,13 +144,13 @@ class Ack(Struct, frozen=True):
 class Trained(Struct, frozen=True, tag="trained", omit_defaults=True):
     """An update: `update` is safetensors of (weights after - weights before), one tensor a weight, float32.
 
-    `metrics` are means over the `examples` trained on; `seconds` is the time training took.
+    `metrics` are sums over the `examples` trained on, divided by their number (umbel.metrics); `seconds` is the time training took.
     """
 
     assignment: str
     update: Blob
     examples: int
-    metrics: dict[str, float]
+    metrics: dict[str, float | list[float]]
     seconds: float = 0.0
 
 
@@ -159,7 +159,7 @@ class Evaluated(Struct, frozen=True, tag="evaluated", omit_defaults=True):
 
     assignment: str
     examples: int
-    metrics: dict[str, float]
+    metrics: dict[str, float | list[float]]
     seconds: float = 0.0
 
 

@@ -18,7 +18,7 @@ def place(model: bytes, weights: Mapping[str, NDArray[Any]], placements: Iterabl
     """
     file = bytearray(model)
     for placement in placements:
-        weight = np.asarray(weights[placement.weight], np.float32)
+        weight = np.asarray(weights[placement.weight])
         laid = np.ascontiguousarray(weight.transpose(placement.permutation) if placement.permutation else weight)
         if placement.scale_offset is None:
             data = laid.tobytes()

@@ -12,6 +12,7 @@ from msgspec import Struct
 from umbel import signing
 from umbel.atomic import write_atomically
 from umbel.errors import PlanError, SignatureError
+from umbel.metrics import MetricSpec
 from umbel.tensors import Tensors, TensorSpec, WeightSpec, load
 
 SCHEMA = 1
@@ -44,7 +45,7 @@ class Placement(Struct, frozen=True, omit_defaults=True):
 
 
 class Manifest(Struct, frozen=True):
-    """What a plan is. `metrics` names the sums that `train` and `evaluate` return beside `loss` and `weight`.
+    """What a plan is. `metrics` are computed from the sums that `train` and `evaluate` return beside `loss` and `weight`.
 
     `weights` are in the order of the signature tensors `w0`, `w1`, ... of `set_weights` and `get_weights`.
     `inputs`, `targets` and `outputs` are specs of one example by name. `weight_maps` says for each inference file where
@@ -57,7 +58,7 @@ class Manifest(Struct, frozen=True):
     learning_rate: float
     loss: str
     optimizer: str
-    metrics: tuple[str, ...]
+    metrics: tuple[MetricSpec, ...]
     inputs: dict[str, TensorSpec]
     targets: dict[str, TensorSpec]
     outputs: dict[str, TensorSpec]
@@ -66,6 +67,11 @@ class Manifest(Struct, frozen=True):
     parity: dict[str, float]
     producer: dict[str, str]
     files: dict[str, File]
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """What an evaluation gives: `loss` and the metrics."""
+        return ("loss", *(metric.name for metric in self.metrics))
 
 
 class _Schema(Struct):

@@ -9,6 +9,9 @@ from umbel.errors import TaskError
 from umbel.tensors import TensorSpec
 
 Specs = TensorSpec | Mapping[str, TensorSpec]
+Named = str | Callable[[], Any]
+Losses = Named | Mapping[str, Named]
+Metrics = tuple[Named, ...] | Mapping[str, tuple[Named, ...]]
 
 
 @dataclass(frozen=True)
@@ -18,23 +21,27 @@ class Task:
     Attributes:
         name: short name of lower-case letters, digits, `-` and `_`; it names the plan.
         model: function without arguments that returns a built `keras.Model`.
-        loss: a Keras loss identifier such as "mse", or a function without arguments that returns a `keras.losses.Loss`.
+        loss: a Keras loss identifier such as "mse", or a function without arguments that returns a `keras.losses.Loss`;
+            a mapping of output name to one of these for a model with several outputs.
         inputs: spec of one example's input; a mapping of name to spec for several inputs. A single one is named `x`.
         targets: spec of one example's target, in the same way. A single one is named `y`.
         optimizer: a Keras optimizer identifier, or a function without arguments that returns a `keras.Optimizer`.
         learning_rate: learning rate of a run that does not set one.
-        metrics: Keras metric identifiers, for example ("accuracy",).
+        metrics: Keras metric identifiers, for example ("accuracy",), or functions without arguments that return a
+            `keras.metrics.Metric`; a mapping of output name to these for a model with several outputs.
+        loss_weights: factor of each output's loss, by output name; 1 for those it leaves out.
         batch_size: examples in one training step, fixed at compile time; a short batch is padded with weight 0.
     """
 
     name: str
     model: Callable[[], Any]
-    loss: str | Callable[[], Any]
+    loss: Losses
     inputs: Specs
     targets: Specs
     optimizer: str | Callable[[], Any] = "sgd"
     learning_rate: float = 0.01
-    metrics: tuple[str, ...] = ()
+    metrics: Metrics = ()
+    loss_weights: Mapping[str, float] | None = None
     batch_size: int = 32
 
     def __post_init__(self) -> None:

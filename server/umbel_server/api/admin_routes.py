@@ -132,7 +132,7 @@ async def add_plan(request: Request) -> dict[str, Any]:
             file.write(chunk)
         file.flush()
         plan = await run_in_threadpool(server.plans.add, Path(file.name))
-    return {"plan": plan.sha256, "task": plan.manifest.task, "metrics": plan.manifest.metrics}
+    return {"plan": plan.sha256, "task": plan.manifest.task, "metrics": plan.manifest.metric_names}
 
 
 @router.post("/v1/runs")

@@ -1,6 +1,7 @@
 """`infer.tflite` and `infer.int8.tflite`: constant weights, and a map of where each weight's bytes lie."""
 
 import itertools
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,26 +15,35 @@ from umbel.plan import Placement
 from umbel.task import Task
 from umbel_server.compiler import CompileError
 from umbel_server.compiler.keras_model import KerasParts
-from umbel_server.compiler.reemit import reemit
+from umbel_server.compiler.reemit import key
 from umbel_server.compiler.step import Traced
 from umbel_server.compiler.training_file import convert
 
-Weights = Sequence[NDArray[np.float32]]
+Weights = Sequence[NDArray[Any]]
 
 
-def convert_with(task: Task, parts: KerasParts, traced: Traced, weights: Weights, int8: bool) -> bytes:
-    """The inference file that the converter makes of `weights`; with `int8`, dynamic-range quantised."""
-    ((name, spec),) = task.input_specs.items()
+def convert_with(
+    task: Task, parts: KerasParts, traced: Traced, weights: Weights, int8: bool, apart: frozenset[str] = frozenset()
+) -> bytes:
+    """The inference file that the converter makes of `weights`; with `int8`, dynamic-range quantised.
+
+    The weights named in `apart` are kept as they are: what is computed from them alone is computed at run time.
+    """
     module = tf.Module()
+    specs = {name: tf.TensorSpec((None, *spec.shape), spec.dtype, name) for name, spec in task.input_specs.items()}
 
     def infer(**given: Any) -> dict[str, Any]:
-        (outputs,) = reemit(traced.outputs, [*(tf.constant(w) for w in weights), given[name]])
-        return {next(iter(parts.outputs)): outputs}
+        # Zero, but the converter cannot know it: the number of rows is open.
+        zero = tf.minimum(tf.shape(next(iter(given.values())))[0], 0)
+        values = {
+            key(w): _from(tf.constant(value), zero) if w.path in apart else tf.constant(value)
+            for w, value in zip(parts.weights, weights, strict=True)
+        }
+        outputs, _ = traced.infer([given[name] for name in sorted(given)], values)
+        return dict(zip(parts.outputs, outputs, strict=True))
 
-    module.infer = tf.function(infer)
-    concrete = module.infer.get_concrete_function(**{name: tf.TensorSpec((None, *spec.shape), spec.dtype, name)})
-    import tempfile
-
+    module.infer = tf.function(infer, autograph=False)
+    concrete = module.infer.get_concrete_function(**specs)
     with tempfile.TemporaryDirectory() as folder:
         tf.saved_model.save(module, folder, signatures={"infer": concrete})
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=["infer"])
@@ -46,17 +56,47 @@ def inference_file(task: Task, parts: KerasParts, traced: Traced, int8: bool) ->
     """The file with the model's current weights, and its weight map.
 
     The map is found on a file made of random weights, whose bytes are told apart (equal ones share a buffer), and the
-    current weights are placed by it. Raises CompileError when a weight's bytes are not in the file.
+    current weights are placed by it. Weights that the converter folds into other tensors are kept apart: small ones
+    first, because a batch norm's vectors set its convolution's kernel free. Raises CompileError when a weight's bytes
+    are not in the file.
     """
     rng = np.random.default_rng(0)
-    probe = [rng.uniform(-1, 1, tuple(w.shape)).astype(np.float32) for w in parts.weights]
-    file = convert_with(task, parts, traced, probe, int8)
-    placements = tuple(_find(file, w.path, value) for w, value in zip(parts.weights, probe, strict=True))
-    current = {w.path: np.asarray(w.numpy(), np.float32) for w in parts.weights}
+    probe = [_probe(rng, w) for w in parts.weights]
+    apart: frozenset[str] = frozenset()
+    while True:
+        file = convert_with(task, parts, traced, probe, int8, apart)
+        found = {w.path: _find(file, w.path, value) for w, value in zip(parts.weights, probe, strict=True)}
+        lost = {w.path: w for w in parts.weights if found[w.path] is None}
+        if not lost:
+            break
+        small = frozenset(path for path, w in lost.items() if len(w.shape) <= 1) - apart
+        more = small or frozenset(lost) - apart
+        if not more:
+            raise CompileError(
+                f"weight {next(iter(lost))} is not in the inference file as it is: the converter folded it into another "
+                "tensor; if the model does not use it for inference, remove it"
+            )
+        apart |= more
+    placements = tuple(placement for placement in found.values() if placement is not None)
+    current = {w.path: np.asarray(w.numpy()) for w in parts.weights}
     return place(file, current, placements), placements
 
 
-def _find(file: bytes, name: str, weight: NDArray[np.float32]) -> Placement:
+def _from(value: Any, start: Any) -> Any:
+    """All of `value`, gathered from row `start` on."""
+    rows = tf.reshape(value, [1]) if value.shape.rank == 0 else value
+    return tf.reshape(tf.gather(rows, tf.range(int(rows.shape[0])) + start), value.shape)
+
+
+def _probe(rng: np.random.Generator, weight: Any) -> NDArray[Any]:
+    shape = tuple(int(n) for n in weight.shape)
+    if not str(weight.dtype).startswith("float"):
+        return rng.integers(1, 2**30, shape).astype(str(weight.dtype))
+    # Positive: a variance is among them, and what is computed of a negative one is NaN.
+    return rng.uniform(0.1, 1.0, shape).astype(np.float32)
+
+
+def _find(file: bytes, name: str, weight: NDArray[Any]) -> Placement | None:
     base = np.frombuffer(file, np.uint8).__array_interface__["data"][0]
     model = schema.Model.GetRootAs(file, 0)
     for graph in (model.Subgraphs(i) for i in range(model.SubgraphsLength())):
@@ -70,13 +110,11 @@ def _find(file: bytes, name: str, weight: NDArray[np.float32]) -> Placement:
                 kept = () if permutation == tuple(range(weight.ndim)) else permutation
                 if data.nbytes == laid.nbytes and data.tobytes() == laid.tobytes():
                     return Placement(name, offset, laid.nbytes, kept)
-                if tensor.Type() == schema.TensorType.INT8 and data.nbytes == laid.size:
+                if tensor.Type() == schema.TensorType.INT8 and weight.dtype == np.float32 and data.nbytes == laid.size:
                     found = _find_quantised(file, base, name, tensor, data, laid, kept)
                     if found is not None:
                         return found
-    raise CompileError(
-        f"weight {name} is not in the inference file as it is: the converter folded it into another tensor"
-    )
+    return None
 
 
 def _find_quantised(

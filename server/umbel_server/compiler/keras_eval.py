@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umbel.examples import Examples
+from umbel.keras_calls import made_losses, made_metrics, model_arguments, named_outputs, targets_of
 from umbel.keras_import import import_keras
 from umbel.task import Task
 from umbel.tensors import Tensors
@@ -14,18 +15,25 @@ from umbel.tensors import Tensors
 
 def evaluate(task: Task, weights: Tensors, examples: Examples) -> dict[str, float]:
     """`model.evaluate` for `weights` (by variable path): `loss` and the task's metrics."""
-    model = _model(task, weights)
-    loss = task.loss if isinstance(task.loss, str) else task.loss()
-    model.compile(loss=loss, metrics=list(task.metrics))
-    x, y = (examples.tensors[name] for name in (*task.input_specs, *task.target_specs))
-    results = model.evaluate(x, y, batch_size=task.batch_size, verbose=0, return_dict=True)
+    model, inputs = _model(task, weights), {name: examples.tensors[name] for name in task.input_specs}
+    outputs = list(named_outputs(model, model(model_arguments(model, _rows(inputs, 1)), training=False)))
+    targets = {output: examples.tensors[target] for output, target in targets_of(task, outputs).items()}
+    model.compile(loss=made_losses(task), metrics=made_metrics(task))
+    results = model.evaluate(
+        model_arguments(model, inputs),
+        targets if len(outputs) > 1 else next(iter(targets.values())),
+        batch_size=task.batch_size,
+        verbose=0,
+        return_dict=True,
+    )
     return {name: float(value) for name, value in results.items()}
 
 
-def predict(task: Task, weights: Tensors, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-    """The model's outputs for `weights`, one row an input row."""
+def predict(task: Task, weights: Tensors, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
+    """The model's outputs by name for `weights`, one row an input row."""
     model = _model(task, weights)
-    return np.asarray(model(next(iter(inputs.values())), training=False))
+    outputs = model(model_arguments(model, inputs), training=False)
+    return {name: np.asarray(value) for name, value in named_outputs(model, outputs).items()}
 
 
 def _model(task: Task, weights: Tensors) -> Any:
@@ -34,7 +42,11 @@ def _model(task: Task, weights: Tensors) -> Any:
 
     keras.backend.clear_session()
     model = task.model()
-    if not model.built:
-        model.build((None, *next(iter(task.input_specs.values())).shape))
+    blank = {name: np.zeros((1, *spec.shape), spec.dtype) for name, spec in task.input_specs.items()}
+    model(model_arguments(model, blank), training=False)
     model.set_weights([weights[w.path] for w in model.weights])
     return model
+
+
+def _rows(tensors: Mapping[str, NDArray[Any]], count: int) -> Tensors:
+    return {name: tensor[:count] for name, tensor in tensors.items()}

@@ -1,75 +1,233 @@
-"""A traced graph, emitted again op by op into the current graph, with the lowering table applied."""
+"""A traced program, emitted again op by op into the current graph, with the lowering table applied."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.framework.function_def_to_graph import function_def_to_graph
 
 from umbel_server.compiler import CompileError
 from umbel_server.compiler.lowerings import load_table
+from umbel_server.compiler.tracing import all_layers
 
 # Ops that the converter turns into built-ins by itself.
 BUILT_IN = frozenset(
     """
-    Abs Add AddN AddV2 All Any ArgMax AvgPool BatchMatMulV2 BatchToSpaceND BiasAdd BiasAddGrad BroadcastTo Cast ConcatV2 Const
-    Conv2D Conv2DBackpropInput Cos Div DivNoNan Elu Equal Exp ExpandDims Fill Floor FloorDiv FloorMod Gather
-    GatherV2 Greater GreaterEqual Identity LeakyRelu Less LessEqual Log Log1p LogSoftmax LogicalAnd LogicalNot
-    LogicalOr MatMul Max MaxPool Maximum Mean Min Minimum Mul Neg NotEqual OneHot OnesLike Pack Pad PadV2 Pow Prod
-    Range Rank RealDiv Reciprocal Relu Relu6 Reshape Round Rsqrt Select SelectV2 Shape Sigmoid Sign Sin Size Slice
-    Softmax SpaceToBatchND SoftmaxCrossEntropyWithLogits SparseSoftmaxCrossEntropyWithLogits Split Sqrt Square SquaredDifference
-    Squeeze StopGradient StridedSlice Sub Sum Tanh Tile Transpose Unpack ZerosLike
+    Abs Add AddN AddV2 All Any ArgMax ArgMin AvgPool BatchMatMulV2 BatchToSpaceND BiasAdd BiasAddGrad BroadcastTo Cast
+    Ceil ConcatV2 Const Cos Cumsum DepthToSpace DepthwiseConv2dNative Div DivNoNan Elu Equal Exp ExpandDims Fill
+    Floor FloorDiv FloorMod Gather GatherNd GatherV2 Greater GreaterEqual Identity LeakyRelu Less LessEqual Log
+    LogSoftmax LogicalAnd LogicalNot LogicalOr MatMul Max MaxPool Maximum Mean Min Minimum MirrorPad Mul Neg
+    NotEqual OneHot OnesLike Pack Pad PadV2 Pow Prod Range Rank RealDiv Reciprocal Relu Relu6 Reshape
+    ResizeBilinear ResizeNearestNeighbor ReverseV2 Round Rsqrt ScatterNd Select SelectV2 Shape Sigmoid Sign Sin Size Slice
+    Softmax SoftmaxCrossEntropyWithLogits SpaceToBatchND
+    SparseSoftmaxCrossEntropyWithLogits SpaceToDepth Split SplitV Sqrt Square SquaredDifference
+    Squeeze StridedSlice Sub Tanh Tile TopKV2 Transpose Unpack ZerosLike
     """.split()
 )
+_PASS = frozenset(["PreventGradient", "StopGradient", "IdentityN", "Snapshot", "EnsureShape"])
+_SKIP = frozenset(["Placeholder", "NoOp", "Assert"])
+_CALLS = frozenset(["PartitionedCall", "StatefulPartitionedCall"])
+_WRITES = frozenset(
+    ["AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp", "ResourceScatterAdd", "ResourceScatterSub"]
+)
+_READS = frozenset(["ReadVariableOp", "ResourceGather"])
+_BRANCHES = frozenset(["If", "StatelessIf"])
+_FOLD_AT_MOST = 4096
+_INSTEAD = {
+    "While": "give the recurrence a fixed length so that it can be unrolled, and use no keras.ops loops",
+    "StatelessWhile": "give the recurrence a fixed length so that it can be unrolled, and use no keras.ops loops",
+    "Conv3D": "use Conv2D over frames, or TimeDistributed",
+    "MaxPool3D": "use MaxPooling2D",
+    "AvgPool3D": "use AveragePooling2D",
+}
 
 
-def refuse_unknown_ops(traced: Any) -> None:
-    """Raise CompileError on the first op that neither LiteRT nor the lowering table has."""
-    table = load_table()
-    for op in _needed(traced):
-        if op.type not in BUILT_IN and op.type not in table and op.type not in ("Placeholder", "PreventGradient"):
-            raise CompileError(
-                f"op {op.type} of {op.name} has no LiteRT kernel and no lowering yet; build the model of Dense, Conv2D, "
-                "MaxPooling2D, Flatten, Reshape and the activations relu, relu6, tanh, sigmoid, softmax"
-            )
+class Program:
+    """A ConcreteFunction as a pure function of its inputs and its variables' values."""
+
+    def __init__(self, concrete: Any, model: Any) -> None:
+        self._concrete = concrete
+        captured = len(concrete.captured_inputs)
+        placeholders = list(concrete.inputs)
+        self._inputs = placeholders[: len(placeholders) - captured]
+        self._captures = dict(
+            zip((p.name for p in placeholders[len(self._inputs) :]), concrete.captured_inputs, strict=True)
+        )
+        self.ops = _needed(concrete.graph, concrete.outputs)
+        self._refuse_unknown_ops(self.ops, [layer.name for layer in all_layers(model)])
+
+    @property
+    def written(self) -> set[int]:
+        """The variables that the program assigns, by `key`."""
+        found: set[int] = set()
+        for op in self.ops:
+            if op.type in _WRITES:
+                found.add(id(self._handle(op.inputs[0])))
+        return found
+
+    @property
+    def used(self) -> set[int]:
+        """The variables that the program reads or assigns, by `key`."""
+        return {id(handle) for handle in self._captures.values() if handle.dtype == tf.resource}
+
+    def __call__(self, arguments: Sequence[Any], values: Mapping[int, Any]) -> tuple[list[Any], dict[int, Any]]:
+        """Emit the ops for `arguments` (one a flat input) and the variables' `values` by `key`.
+
+        Returns the flat outputs, and the values of the variables after them.
+        """
+        state = dict(values)
+        known: dict[str, Any] = {}
+        for placeholder, argument in zip(self._inputs, arguments, strict=True):
+            known[placeholder.name] = argument
+        for name, capture in self._captures.items():
+            known[name] = _Handle(id(capture)) if capture.dtype == tf.resource else tf.constant(capture.numpy())
+        outputs = _emit(self.ops, known, state, self._concrete.outputs)
+        return outputs, state
+
+    def _handle(self, tensor: Any) -> Any:
+        return self._captures[tensor.name]
+
+    def _refuse_unknown_ops(self, ops: Sequence[Any], layers: Sequence[str]) -> None:
+        table = load_table()
+        known = BUILT_IN | _PASS | _SKIP | _WRITES | _READS | table.keys()
+        for op in ops:
+            if op.type in _CALLS | _BRANCHES:
+                for attribute in ("f",) if op.type in _CALLS else ("then_branch", "else_branch"):
+                    graph = _body(op, attribute)
+                    self._refuse_unknown_ops(_needed(graph, graph.outputs), layers)
+            elif op.type not in known and not _is_constant(op):
+                where = next((part for part in reversed(op.name.split("/")) if part in layers), None)
+                raise CompileError(
+                    f"{f'layer {where}' if where else 'the train step'}: op {op.type} ({op.name}) has no LiteRT built-in "
+                    f"and no lowering; {_INSTEAD.get(op.type, 'write it with other keras.ops, or use another layer')}"
+                )
 
 
-def reemit(traced: Any, arguments: Sequence[Any]) -> list[Any]:
-    """Emit the ops of the ConcreteFunction `traced` on `arguments` (one a flat input); returns its flat outputs."""
+class _Handle:
+    """Stands for a variable's resource handle while ops are emitted."""
+
+    def __init__(self, key: int) -> None:
+        self.key = key
+
+
+def key(variable: Any) -> int:
+    """What `Program` knows a variable (Keras's or TensorFlow's) by."""
+    return id((variable if isinstance(variable, tf.Variable) else variable.value).handle)
+
+
+def _emit(ops: Sequence[Any], known: dict[str, Any], state: dict[int, Any], wanted: Sequence[Any]) -> list[Any]:
     table = load_table()
     graph = tf.compat.v1.get_default_graph()
-    values: dict[str, Any] = {
-        placeholder.name: argument for placeholder, argument in zip(traced.inputs, arguments, strict=True)
-    }
-    for op in _needed(traced):
-        if op.type == "Placeholder":
+    for op in ops:
+        if op.type in _SKIP:
             continue
-        inputs = [values[tensor.name] for tensor in op.inputs]
-        if op.type in table:
+        inputs = [known[tensor.name] for tensor in op.inputs]
+        folded = _folded(op, inputs)
+        if folded is not None:
+            outputs = folded
+        elif op.type in table:
             outputs = table[op.type](op, inputs)
-        elif op.type == "PreventGradient":
+        elif op.type == "ReadVariableOp":
+            outputs = [state[inputs[0].key]]
+        elif op.type == "ResourceGather":
+            outputs = [tf.gather(state[inputs[0].key], inputs[1])]
+        elif op.type == "AssignVariableOp":
+            state[inputs[0].key], outputs = inputs[1], []
+        elif op.type == "AssignAddVariableOp":
+            state[inputs[0].key], outputs = state[inputs[0].key] + inputs[1], []
+        elif op.type == "AssignSubVariableOp":
+            state[inputs[0].key], outputs = state[inputs[0].key] - inputs[1], []
+        elif op.type == "ResourceScatterAdd":
+            state[inputs[0].key], outputs = (
+                state[inputs[0].key] + _scattered(state[inputs[0].key], inputs[1], inputs[2]),
+                [],
+            )
+        elif op.type == "ResourceScatterSub":
+            state[inputs[0].key], outputs = (
+                state[inputs[0].key] - _scattered(state[inputs[0].key], inputs[1], inputs[2]),
+                [],
+            )
+        elif op.type in _PASS:
             outputs = inputs
+        elif op.type in _CALLS:
+            outputs = _call(_body(op, "f"), inputs, state)
+        elif op.type in _BRANCHES:
+            # Both branches are computed: a device chooses between values, not between graphs.
+            branches = [_call(_body(op, name), inputs[1:], state) for name in ("then_branch", "else_branch")]
+            outputs = [tf.where(inputs[0], yes, no) for yes, no in zip(*branches, strict=True)]
         else:
             outputs = graph.create_op(
                 op.type,
                 [tf.convert_to_tensor(value) for value in inputs],
                 [tensor.dtype for tensor in op.outputs],
                 name=op.type,
-                attrs=dict(op.node_def.attr),
+                attrs={name: value for name, value in op.node_def.attr.items() if not name.startswith("_")},
                 op_def=op.op_def,
             ).outputs
         for tensor, output in zip(op.outputs, outputs, strict=True):
-            output.set_shape(tensor.shape)
-            values[tensor.name] = output
-    return [values[tensor.name] for tensor in traced.outputs]
+            if not isinstance(output, _Handle):
+                output.set_shape(tensor.shape)
+            known[tensor.name] = output
+    return [known[tensor.name] for tensor in wanted]
 
 
-def _needed(traced: Any) -> list[Any]:
-    """The ops that the outputs depend on, in the graph's order: the rest (an input's gradient, say) is left out."""
+def _body(op: Any, attribute: str) -> Any:
+    name = op.get_attr(attribute).name
+    return function_def_to_graph(op.graph._get_function(name).cached_definition)
+
+
+def _call(body: Any, inputs: Sequence[Any], state: dict[int, Any]) -> list[Any]:
+    known = {placeholder.name: value for placeholder, value in zip(body.inputs, inputs, strict=True)}
+    return _emit(_needed(body, body.outputs), known, state, body.outputs)
+
+
+def _scattered(value: Any, indices: Any, updates: Any) -> Any:
+    """`updates` added up at their rows, in the shape of `value`."""
+    rank = len(indices.shape)
+    rows = tf.reshape(updates, [-1, *(int(n) for n in updates.shape[rank:])])
+    return tf.scatter_nd(tf.reshape(tf.cast(indices, tf.int32), [-1, 1]), rows, value.shape)
+
+
+def _is_constant(op: Any) -> bool:
+    """Whether the op is of constants alone, so that it is computed when compiling."""
+    return bool(op.inputs) and all(tf.get_static_value(tensor) is not None for tensor in op.inputs)
+
+
+def _folded(op: Any, inputs: Sequence[Any]) -> list[Any] | None:
+    """The op's outputs as constants when its inputs are small constants: a lowering may need to know a shape."""
+    if not inputs or any(isinstance(value, _Handle) for value in inputs) or op.type in _CALLS | _BRANCHES:
+        return None
+    known = [tf.get_static_value(value) for value in inputs]
+    if any(value is None or value.size > _FOLD_AT_MOST for value in known) or not hasattr(tf.raw_ops, op.type):
+        return None
+    run = getattr(tf.raw_ops, op.type)
+    wanted = signature(run).parameters
+    arguments: dict[str, Any] = {}
+    remaining = list(known)
+    for argument in op.op_def.input_arg:
+        name = argument.name if argument.name in wanted else "axis"  # Python's name for what an op calls dim
+        if argument.number_attr or argument.type_list_attr:
+            count = op.get_attr(argument.number_attr) if argument.number_attr else len(remaining)
+            arguments[name], remaining = remaining[:count], remaining[count:]
+        else:
+            arguments[name] = remaining.pop(0)
+    arguments |= {a.name: op.get_attr(a.name) for a in op.op_def.attr if a.name in wanted}
+    with tf.init_scope():
+        results = run(**arguments)
+        results = list(results) if isinstance(results, list | tuple) else [results]
+        values = [value.numpy() for value in results]
+    return [tf.constant(value) for value in values]
+
+
+def _needed(graph: Any, outputs: Sequence[Any]) -> list[Any]:
+    """The ops that the outputs and the variables' new values depend on, in the graph's order."""
     needed: set[str] = set()
-    waiting = [tensor.op for tensor in traced.outputs]
+    operations = graph.get_operations()
+    waiting = [tensor.op for tensor in outputs] + [op for op in operations if op.type in _WRITES or op.type in _CALLS]
     while waiting:
         op = waiting.pop()
         if op.name not in needed:
             needed.add(op.name)
             waiting += [tensor.op for tensor in op.inputs]
-    return [op for op in traced.graph.get_operations() if op.name in needed]
+    return [op for op in operations if op.name in needed]

@@ -1,87 +1,122 @@
-"""The train step, evaluation and inference as pure functions of weights, traced once with fixed shapes."""
+"""The train step, evaluation and inference as Keras computes them, traced once with fixed shapes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from umbel.task import Task
 from umbel_server.compiler import CompileError
-from umbel_server.compiler.keras_model import KerasParts
-from umbel_server.compiler.reemit import refuse_unknown_ops
+from umbel_server.compiler.keras_metrics import TaskMetrics
+from umbel_server.compiler.keras_model import KerasParts, first_line
+from umbel_server.compiler.noise import Noise
+from umbel_server.compiler.reemit import Program
+from umbel_server.compiler.tracing import device_forms, device_noise, padded_rows
 
 
 @dataclass(frozen=True)
 class Traced:
-    """Traced functions whose flat inputs are the weights in order, then their own.
+    """Traced programs. Their variables are the model's weights, the optimizer's, the metrics' sums and the anchors.
 
-    `gradients`: x, y, sample_weight -> loss sum, weight sum, metric sums, one gradient a trainable weight.
-    `sums`: x, y, sample_weight -> loss sum, weight sum, metric sums. `outputs`: x -> outputs (any number of rows).
+    `train`: inputs, targets, sample_weight, seed, proximal_mu -> loss sum, weight sum. `evaluate`: inputs, targets,
+    sample_weight -> the same. Both add to the metrics' variables. `infer`: inputs -> outputs, any number of rows.
     """
 
-    gradients: Any
-    sums: Any
-    outputs: Any
+    train: Program
+    evaluate: Program
+    infer: Program
+    metrics: TaskMetrics
+    anchors: list[Any]
 
 
 def trace(task: Task, parts: KerasParts) -> Traced:
     """Trace the model's train step; raises CompileError on an op that no device can execute, or a detached gradient."""
-    weights = [tf.TensorSpec(w.shape, tf.float32) for w in parts.weights]
-    x, y = next(iter(task.input_specs.values())), next(iter(task.target_specs.values()))
     rows = task.batch_size
-    batch = (
-        tf.TensorSpec((rows, *x.shape), x.dtype),
-        tf.TensorSpec((rows, *y.shape), y.dtype),
-        tf.TensorSpec((rows,), tf.float32),
-    )
-    trainable = [i for i, w in enumerate(parts.weights) if w.trainable]
+    inputs = {n: tf.TensorSpec((rows, *s.shape), s.dtype, n) for n, s in task.input_specs.items()}
+    targets = {n: tf.TensorSpec((rows, *s.shape), s.dtype, n) for n, s in task.target_specs.items()}
+    weight, scalar = tf.TensorSpec((rows,), tf.float32), tf.TensorSpec((), tf.float32)
+    metrics = TaskMetrics(task, parts)
+    parts.optimizer.build(parts.trained)
+    anchors = [tf.Variable(v.value, trainable=False) for v in parts.trained]
 
-    def sums(values: list[Any], x: Any, y: Any, weight: Any, training: bool) -> tuple[Any, list[Any]]:
-        outputs, losses = _call(parts, values, x, training)
+    def sums(x: Mapping[str, Any], y: Mapping[str, Any], weight: Any, training: bool) -> tuple[Any, list[Any]]:
+        outputs = parts.call(x, training)
         total = tf.reduce_sum(weight)
-        loss_sum = tf.reduce_sum(weight * parts.loss(y, outputs))
-        # Keras's mean over a batch without its padding, which has weight 0; an empty batch has loss 0.
-        loss = loss_sum / tf.maximum(total, 1e-7)
-        if losses:
-            penalty = tf.add_n(losses)
-            loss, loss_sum = loss + penalty, loss_sum + penalty * total
-        metrics = [tf.reduce_sum(weight * metric(y, outputs)) for metric in parts.metrics.values()]
-        return loss, [loss_sum, total, *metrics]
+        loss = _loss(parts, y, outputs, weight)
+        if parts.model.losses:
+            loss = loss + tf.add_n([tf.cast(value, tf.float32) for value in parts.model.losses])
+        metrics.update(y, outputs, weight)
+        return loss, [loss * total, total]
 
-    def gradients(values: list[Any], x: Any, y: Any, weight: Any) -> list[Any]:
-        variables = [values[i] for i in trainable]
-        with tf.GradientTape() as tape:
-            tape.watch(variables)
-            loss, report = sums(values, x, y, weight, training=True)
-        slopes = tape.gradient(loss, variables)
-        for slope, index in zip(slopes, trainable, strict=True):
+    def train(x: Mapping[str, Any], y: Mapping[str, Any], weight: Any, seed: Any, proximal_mu: Any) -> list[Any]:
+        variables = [v.value for v in parts.trained]
+        with device_noise(Noise(seed, rows)), padded_rows(parts.model, weight):
+            with tf.GradientTape() as tape:
+                loss, report = sums(x, y, weight, training=True)
+            slopes = tape.gradient(loss, variables)
+        for slope, variable in zip(slopes, parts.trained, strict=True):
             if slope is None:
-                raise CompileError(
-                    f"weight {parts.weights[index].path} does not influence the loss; freeze its layer or remove it"
-                )
-        return [*report, *slopes]
+                raise CompileError(f"weight {variable.path} does not influence the loss; freeze its layer or remove it")
+        for i, (variable, anchor) in enumerate(zip(variables, anchors, strict=True)):
+            # FedProx adds mu / 2 * ||w - anchor||^2 to the loss (arXiv 1812.06127, eq. 2).
+            pull = proximal_mu * (variable - anchor)
+            if isinstance(slopes[i], tf.IndexedSlices):
+                # Keras updates an embedding by its batch's rows alone; the pull is on all of them.
+                variable.assign_sub(parts.optimizer.learning_rate * pull)
+            else:
+                slopes[i] = slopes[i] + pull
+        parts.optimizer.apply(slopes, parts.trained)
+        return report
 
-    traced = Traced(
-        tf.function(gradients).get_concrete_function(weights, *batch),
-        tf.function(lambda values, x, y, w: sums(values, x, y, w, training=False)[1]).get_concrete_function(
-            weights, *batch
-        ),
-        tf.function(lambda values, x: _call(parts, values, x, training=False)[0]).get_concrete_function(
-            weights, tf.TensorSpec((None, *x.shape), x.dtype)
-        ),
-    )
-    for function in (traced.gradients, traced.sums, traced.outputs):
-        refuse_unknown_ops(function)
-    return traced
+    def evaluate(x: Mapping[str, Any], y: Mapping[str, Any], weight: Any) -> list[Any]:
+        with device_noise(Noise(tf.constant(0), rows)):
+            return sums(x, y, weight, training=False)[1]
+
+    def infer(x: Mapping[str, Any]) -> list[Any]:
+        with device_noise(Noise(tf.constant(0), rows)):
+            outputs = parts.call(x, training=False)
+        return [outputs[name] for name in parts.outputs]
+
+    open_inputs = {n: tf.TensorSpec((None, *s.shape), s.dtype, n) for n, s in task.input_specs.items()}
+    batch = (inputs, targets, weight)
+    with device_forms(parts.model):
+        return Traced(
+            _program(parts, train, *batch, tf.TensorSpec((), tf.int32), scalar),
+            _program(parts, evaluate, *batch),
+            _program(parts, infer, open_inputs),
+            metrics,
+            anchors,
+        )
 
 
-def _call(parts: KerasParts, values: list[Any], x: Any, training: bool) -> tuple[Any, list[Any]]:
-    by_path = {w.path: v for w, v in zip(parts.weights, values, strict=True)}
-    outputs, _, losses = parts.model.stateless_call(
-        [by_path[v.path] for v in parts.model.trainable_variables],
-        [by_path[v.path] for v in parts.model.non_trainable_variables],
-        x,
-        training=training,
-        return_losses=True,
-    )
-    return outputs, losses
+def _program(parts: KerasParts, function: Any, *specs: Any) -> Program:
+    try:
+        return Program(tf.function(function, autograph=False).get_concrete_function(*specs), parts.model)
+    except CompileError as error:
+        raise CompileError(first_line(error)) from error
+    except Exception as error:
+        raise CompileError(f"the model cannot be traced for a device: {first_line(error)}") from error
+
+
+def _loss(parts: KerasParts, y: Mapping[str, Any], outputs: Mapping[str, Any], weight: Any) -> Any:
+    """Keras's mean over a batch without its padding, which has weight 0; an empty batch has loss 0."""
+    total: Any = 0.0
+    for name, (loss, factor) in parts.losses.items():
+        output = outputs[name]
+        values = loss(y[parts.targets[name]], output)
+        if len(values.shape) == 0 or values.shape[0] != weight.shape[0]:
+            raise CompileError(
+                f"loss {loss.name} gives one value for a whole batch, so that a padded batch would train something else; "
+                "give it the axes of one example (axis=...), or use another loss"
+            )
+        mask = keras.src.backend.get_keras_mask(output)
+        each = tf.reshape(weight, [-1] + [1] * (len(values.shape) - 1)) * tf.ones_like(values)
+        count = tf.reduce_sum(each if mask is None else each * _like(tf.cast(mask, tf.float32), values))
+        total += factor * tf.reduce_sum(values * each) / tf.maximum(count, 1e-7)
+    return total
+
+
+def _like(mask: Any, values: Any) -> Any:
+    return mask if len(mask.shape) == len(values.shape) else tf.reshape(mask, values.shape)

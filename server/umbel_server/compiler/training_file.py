@@ -1,121 +1,146 @@
-"""`train.tflite`: the traced step with its weights as resource variables, behind design.md's signatures."""
+"""`train.tflite`: the traced step with its state as resource variables, behind design.md's signatures."""
 
 import tempfile
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from umbel.task import Task
 from umbel_server.compiler import CompileError
 from umbel_server.compiler.keras_model import KerasParts
-from umbel_server.compiler.reemit import reemit
+from umbel_server.compiler.reemit import Program, key
 from umbel_server.compiler.step import Traced
 
 
-class _Module(tf.Module):  # type: ignore[misc]
-    """Weights, FedProx's anchor (the weights as they were set), and momentum, as variables."""
+class _Device:
+    """Weights, the optimizer's slots, and FedProx's anchor (the weights as they were set), as variables."""
 
     def __init__(self, task: Task, parts: KerasParts, traced: Traced) -> None:
-        super().__init__()
         self._task, self._parts, self._traced = task, parts, traced
-        self._trainable = [i for i, w in enumerate(parts.weights) if w.trainable]
-        shapes = [tuple(w.shape) for w in parts.weights]
-        self.weights = [tf.Variable(tf.zeros(s), name=f"w{i}") for i, s in enumerate(shapes)]
-        self.anchors = [tf.Variable(tf.zeros(shapes[i]), name=f"a{i}") for i in self._trainable]
-        self.momenta = (
-            [tf.Variable(tf.zeros(shapes[i]), name=f"m{i}") for i in self._trainable]
-            if parts.optimizer.momentum
-            else []
-        )
+        self._learning_rate = key(parts.optimizer._learning_rate)
+        self._start = {key(v): np.asarray(v.numpy()) for v in slots(parts)}
+        kinds = {"w": parts.weights, "s": slots(parts), "a": traced.anchors}
+        self._keys = {name: [key(v) for v in variables] for name, variables in kinds.items()}
+        self.held = {
+            name: [tf.Variable(tf.zeros(v.shape, v.dtype), name=f"{name}{i}") for i, v in enumerate(variables)]
+            for name, variables in kinds.items()
+        }
+        self._by_key = {
+            k: variable for name, keys in self._keys.items() for k, variable in zip(keys, self.held[name], strict=True)
+        }
 
     def signatures(self) -> dict[str, Any]:
         """The signatures as concrete functions."""
         task = self._task
-        ((input_name, x),) = task.input_specs.items()
-        ((target_name, y),) = task.target_specs.items()
         rows = task.batch_size
-        scalar = tf.float32
-        inputs = {input_name: tf.TensorSpec((rows, *x.shape), x.dtype, input_name)}
-        batch = {
-            **inputs,
-            target_name: tf.TensorSpec((rows, *y.shape), y.dtype, target_name),
-            "sample_weight": tf.TensorSpec((rows,), tf.float32, "sample_weight"),
-        }
+
+        def batched(specs: Any) -> dict[str, Any]:
+            return {name: tf.TensorSpec((rows, *spec.shape), spec.dtype, name) for name, spec in specs.items()}
+
+        inputs, targets = batched(task.input_specs), batched(task.target_specs)
+        batch = {**inputs, **targets, "sample_weight": tf.TensorSpec((rows,), tf.float32, "sample_weight")}
         step = {
             **batch,
-            "learning_rate": tf.TensorSpec((), scalar, "learning_rate"),
-            "proximal_mu": tf.TensorSpec((), scalar, "proximal_mu"),
+            "learning_rate": tf.TensorSpec((), tf.float32, "learning_rate"),
+            "proximal_mu": tf.TensorSpec((), tf.float32, "proximal_mu"),
+            "seed": tf.TensorSpec((), tf.int32, "seed"),
         }
-        weights = {f"w{i}": tf.TensorSpec(v.shape, tf.float32, f"w{i}") for i, v in enumerate(self.weights)}
+
+        def flat(given: dict[str, Any]) -> list[Any]:
+            # A trace's flat inputs are each mapping's values in the order of their sorted names.
+            return [given[n] for part in (inputs, targets) for n in sorted(part)] + [given["sample_weight"]]
 
         def train(**given: Any) -> dict[str, Any]:
-            return self._train([given[name] for name in batch], given["learning_rate"], given["proximal_mu"])
+            arguments = [*flat(given), given["seed"], given["proximal_mu"]]
+            return self._report(self._traced.train, arguments, given["learning_rate"])
 
         def evaluate(**given: Any) -> dict[str, Any]:
-            return self._report(reemit(self._traced.sums, [*self._read(), *(given[name] for name in batch)]))
+            return self._report(self._traced.evaluate, flat(given), tf.constant(0.0))
 
         def infer(**given: Any) -> dict[str, Any]:
-            (outputs,) = reemit(self._traced.outputs, [*self._read(), given[input_name]])
-            return {next(iter(self._parts.outputs)): outputs}
+            values = self._read(self._traced.infer, tf.constant(0.0))
+            outputs, _ = self._traced.infer([given[n] for n in sorted(inputs)], values)
+            return dict(zip(self._parts.outputs, outputs, strict=True))
 
-        return {
+        def slots_by_name(values: list[Any]) -> dict[str, Any]:
+            return {f"s{i}": value for i, value in enumerate(values)} or {"none": tf.constant(1)}
+
+        signatures = {
             "train": _concrete(train, step),
             "evaluate": _concrete(evaluate, batch),
             "infer": _concrete(infer, inputs),
-            "set_weights": _concrete(self._set, weights),
-            "get_weights": _concrete(self._get, {}),
+            "set_weights": _concrete(self._set_weights, self._specs("w")),
+            "get_weights": _concrete(self._get_weights, {}),
             "reset": _concrete(self._reset, {}),
         }
+        if self.held["s"]:
+            signatures["set_slots"] = _concrete(self._set_slots, self._specs("s"))
+            signatures["get_slots"] = _concrete(lambda: slots_by_name([v.read_value() for v in self.held["s"]]), {})
+        return signatures
 
-    def _read(self) -> list[Any]:
-        return [v.read_value() for v in self.weights]
+    def _specs(self, name: str) -> dict[str, Any]:
+        return {f"{name}{i}": tf.TensorSpec(v.shape, v.dtype, f"{name}{i}") for i, v in enumerate(self.held[name])}
 
-    def _report(self, sums: list[Any]) -> dict[str, Any]:
-        names = ["loss", "weight", *self._parts.metrics]
-        return dict(zip(names, sums[: len(names)], strict=True))
+    def _read(self, program: Program, learning_rate: Any) -> dict[int, Any]:
+        values: dict[int, Any] = {self._learning_rate: learning_rate}
+        for variable in self._traced.metrics.variables():
+            values[key(variable)] = tf.zeros(variable.shape, variable.dtype)
+        for used in sorted(program.used & self._by_key.keys(), key=list(self._by_key).index):
+            values[used] = self._by_key[used].read_value()
+        return values
 
-    def _train(self, batch: list[Any], learning_rate: Any, proximal_mu: Any) -> dict[str, Any]:
-        values = self._read()
-        results = reemit(self._traced.gradients, [*values, *batch])
-        report = self._report(results)
-        sgd = self._parts.optimizer
-        for slot, (index, slope) in enumerate(zip(self._trainable, results[len(report) :], strict=True)):
-            # FedProx adds mu / 2 * ||w - anchor||^2 to the loss (arXiv 1812.06127, eq. 2).
-            slope = slope + proximal_mu * (values[index] - self.anchors[slot].read_value())
-            move = -learning_rate * slope
-            if self.momenta:
-                move = sgd.momentum * self.momenta[slot].read_value() + move
-                self.momenta[slot].assign(move)
-                if sgd.nesterov:
-                    move = sgd.momentum * move - learning_rate * slope
-            self.weights[index].assign(values[index] + move)
-        return report
+    def _report(self, program: Program, arguments: list[Any], learning_rate: Any) -> dict[str, Any]:
+        (loss, weight), after = program(arguments, self._read(program, learning_rate))
+        for written in sorted(program.written & self._by_key.keys(), key=list(self._by_key).index):
+            self._by_key[written].assign(after[written])
+        states = {name: after[key(v)] for name, v in self._traced.metrics.states().items()}
+        return {"loss": loss, "weight": weight, **states}
 
-    def _set(self, **given: Any) -> dict[str, Any]:
-        for i, variable in enumerate(self.weights):
-            variable.assign(given[f"w{i}"])
-        for slot, index in enumerate(self._trainable):
-            self.anchors[slot].assign(given[f"w{index}"])
+    def _set_weights(self, **given: Any) -> dict[str, Any]:
+        by_key = dict(zip(self._keys["w"], (given[f"w{i}"] for i in range(len(given))), strict=True))
+        for k, value in by_key.items():
+            self._by_key[k].assign(value)
+        for anchor, trained in zip(self.held["a"], self._parts.trained, strict=True):
+            anchor.assign(by_key[key(trained)])
         return {"done": tf.constant(1)}
 
-    def _get(self) -> dict[str, Any]:
-        return {f"w{i}": v.read_value() for i, v in enumerate(self.weights)}
+    def _get_weights(self) -> dict[str, Any]:
+        return {f"w{i}": v.read_value() for i, v in enumerate(self.held["w"])}
+
+    def _set_slots(self, **given: Any) -> dict[str, Any]:
+        for i, variable in enumerate(self.held["s"]):
+            variable.assign(given[f"s{i}"])
+        return {"done": tf.constant(1)}
 
     def _reset(self) -> dict[str, Any]:
-        for variable in self.momenta:
-            variable.assign(tf.zeros(variable.shape))
+        for k, variable in zip(self._keys["s"], self.held["s"], strict=True):
+            start = self._start[k]
+            first = start.reshape(-1)[0]
+            if not np.all(start == first):
+                raise CompileError(
+                    f"task {self._task.name}: the optimizer's {variable.name} starts from more than one value, which "
+                    "'reset' cannot restore; use another optimizer"
+                )
+            variable.assign(tf.fill(variable.shape, tf.constant(first)))
         return {"done": tf.constant(1)}
+
+
+def slots(parts: KerasParts) -> list[Any]:
+    """The optimizer's variables but its learning rate, which is a signature input."""
+    return [v for v in parts.optimizer.variables if v is not parts.optimizer._learning_rate]
 
 
 def _concrete(function: Any, specs: dict[str, Any]) -> Any:
-    return tf.function(function).get_concrete_function(**specs)
+    return tf.function(function, autograph=False).get_concrete_function(**specs)
 
 
 def training_file(task: Task, parts: KerasParts, traced: Traced) -> bytes:
     """The bytes of `train.tflite`, made of built-in ops alone; raises CompileError when the converter refuses."""
-    module = _Module(task, parts, traced)
+    device, module = _Device(task, parts, traced), tf.Module()
+    module.variables_held = [variable for variables in device.held.values() for variable in variables]
     with tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(module, folder, signatures=module.signatures())
+        tf.saved_model.save(module, folder, signatures=device.signatures())
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         converter.experimental_enable_resource_variables = True
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]

@@ -205,7 +205,7 @@ class Story:
     def _infer(self, client: Client, task: Task, weights: tensors.Tensors, held_out: Digits) -> None:
         from umbel_server.compiler.keras_eval import predict
 
-        expected = predict(task, weights, {"x": held_out.x[: QUESTIONS * len(FLEET)]}).argmax(axis=1)
+        expected = predict(task, weights, {"x": held_out.x[: QUESTIONS * len(FLEET)]})["output"].argmax(axis=1)
         for number, member in enumerate(FLEET):
             rows = slice(number * QUESTIONS, (number + 1) * QUESTIONS)
             inputs = client.put_blob(tensors.dump({"x": held_out.x[rows]}))

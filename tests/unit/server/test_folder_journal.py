@@ -20,7 +20,7 @@ def plan(tmp_path: Path) -> Plan:
 
 def commit(round: int, strategy: Tensors) -> Commit:
     changed = {name: weight + np.float32(round) for name, weight in weights().items()}
-    return Commit(round, changed, strategy, {"loss": 1.0 / round}, 2, 1000.0)
+    return Commit(round, changed, strategy, {"loss": 1.0 / round, "accuracy": 0.5}, 2, 1000.0)
 
 
 def assert_equal(ours: Tensors, expected: Tensors) -> None:
@@ -50,7 +50,7 @@ def test_what_was_committed_is_gone_on_from(plan: Plan, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "rounds.json").read_bytes())[0] == {
         "round": 1,
         "contributors": 2,
-        "fleet_metrics": {"loss": 1.0},
+        "fleet_metrics": {"loss": 1.0, "accuracy": 0.5},
     }
 
 

@@ -74,7 +74,7 @@ def test_every_round_is_committed_with_the_average_of_the_devices() -> None:
     commit = journal.commits[0]
     assert commit.contributors == 3
     assert commit.started == 1000.0
-    assert commit.fleet_metrics["loss"] == pytest.approx((17 * 1 + 24 / 2 + 31 / 3) / 72)
+    assert commit.fleet_sums["loss"] == pytest.approx((17 * 1 + 24 / 2 + 31 / 3) / 72)
     assert list(commit.weights) == list(weights())
 
 

@@ -47,3 +47,20 @@ def sigmoid_grad(_op: Any, inputs: list[Any]) -> list[Any]:
     """SigmoidGrad(y, dy) = dy * y * (1 - y)."""
     y, dy = inputs
     return [dy * y * (1.0 - y)]
+
+
+_SELU_SCALE, _SELU_ALPHA = 1.0507009873554805, 1.7580993408473766
+
+
+@lowers("Selu")
+def selu(_op: Any, inputs: list[Any]) -> list[Any]:
+    """selu(x) = scale * x where x > 0, else scale * alpha * (exp(x) - 1) (arXiv 1706.02515)."""
+    (x,) = inputs
+    return [tf.where(x > 0.0, _SELU_SCALE * x, _SELU_ALPHA * tf.nn.elu(tf.minimum(x, 0.0)))]
+
+
+@lowers("SeluGrad")
+def selu_grad(_op: Any, inputs: list[Any]) -> list[Any]:
+    """SeluGrad(dy, y) = dy * scale where y >= 0, else dy * (y + scale * alpha)."""
+    dy, y = inputs
+    return [tf.where(y >= 0.0, dy * _SELU_SCALE, dy * (y + _SELU_ALPHA))]

@@ -1,9 +1,11 @@
-"""Shapes, which are known when a plan is compiled."""
+"""Shapes, which are known when a plan is compiled, and slices."""
 
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
+from umbel_server.compiler import CompileError
 from umbel_server.compiler.lowerings import lowers
 
 
@@ -14,3 +16,139 @@ def shape_n(op: Any, inputs: list[Any]) -> list[Any]:
         tf.constant(x.shape.as_list(), output.dtype) if x.shape.is_fully_defined() else tf.shape(x, output.dtype)
         for x, output in zip(inputs, op.outputs, strict=True)
     ]
+
+
+@lowers("Shape")
+def shape(op: Any, inputs: list[Any]) -> list[Any]:
+    """Shape(x): a constant when it is static."""
+    return shape_n(op, inputs)
+
+
+@lowers("Sum")
+def reduce_sum(op: Any, inputs: list[Any]) -> list[Any]:
+    """Sum over axes = sums over one axis of a merged shape each: XNNPACK refuses some sums of many axes when it starts."""
+    x, axes = inputs
+    known = tf.get_static_value(axes)
+    if known is None or not x.shape.is_fully_defined() or len(x.shape) <= 2:
+        return [tf.reduce_sum(x, axes, keepdims=op.get_attr("keep_dims"))]
+    gone = {int(axis) % len(x.shape) for axis in np.reshape(known, -1)}
+    merged: list[tuple[int, bool]] = []
+    for axis, size in enumerate(int(n) for n in x.shape):
+        reduced = axis in gone
+        if merged and merged[-1][1] == reduced:
+            merged[-1] = merged[-1][0] * size, reduced
+        else:
+            merged.append((size, reduced))
+    sizes, value = [size for size, _ in merged], x
+    for axis in reversed([i for i, (_, reduced) in enumerate(merged) if reduced]):
+        before, after = _product(sizes[:axis]), _product(sizes[axis + 1 :])
+        shape = [before, sizes[axis]] if after == 1 else [before, sizes[axis], after]
+        value = tf.reduce_sum(tf.reshape(value, shape), 1)
+        del sizes[axis]
+    return [tf.reshape(value, [int(n) for n in op.outputs[0].shape])]
+
+
+@lowers("BroadcastGradientArgs")
+def broadcast_gradient_args(op: Any, inputs: list[Any]) -> list[Any]:
+    """The axes along which each of two broadcast shapes was repeated."""
+    a, b = (list(_known(op, value)) for value in inputs)
+    rank = max(len(a), len(b))
+    a, b = [1] * (rank - len(a)) + a, [1] * (rank - len(b)) + b
+    repeated = ([i for i in range(rank) if one[i] == 1 and other[i] != 1] for one, other in ((a, b), (b, a)))
+    return [tf.constant(axes, output.dtype, [len(axes)]) for axes, output in zip(repeated, op.outputs, strict=True)]
+
+
+@lowers("ConcatOffset")
+def concat_offset(op: Any, inputs: list[Any]) -> list[Any]:
+    """Where each piece of a concatenation begins."""
+    axis, *shapes = (_known(op, value) for value in inputs)
+    starts, offset = [], 0
+    for piece in shapes:
+        start = np.zeros_like(piece)
+        start[int(axis)] = offset
+        offset += int(piece[int(axis)])
+        starts.append(tf.constant(start))
+    return starts
+
+
+@lowers("InvertPermutation")
+def invert_permutation(op: Any, inputs: list[Any]) -> list[Any]:
+    """The permutation that undoes another."""
+    return [tf.constant(np.argsort(_known(op, inputs[0])), op.outputs[0].dtype)]
+
+
+@lowers("DynamicStitch")
+def dynamic_stitch(op: Any, inputs: list[Any]) -> list[Any]:
+    """Shapes put together from pieces, all known."""
+    values = [_known(op, value) for value in inputs]
+    half = len(values) // 2
+    size = max(int(np.max(ids, initial=-1)) for ids in values[:half]) + 1
+    whole = np.zeros(size, values[half].dtype)
+    for ids, data in zip(values[:half], values[half:], strict=True):
+        whole[ids] = data
+    return [tf.constant(whole)]
+
+
+@lowers("StridedSliceGrad")
+def strided_slice_grad(op: Any, inputs: list[Any]) -> list[Any]:
+    """dy, with zeros between its elements (strides) and around them (what the slice left out)."""
+    sizes, begin, end, strides = (_known(op, value) for value in inputs[:4])
+    dy = inputs[4]
+    masks = {
+        n: op.get_attr(n) for n in ("begin_mask", "end_mask", "ellipsis_mask", "new_axis_mask", "shrink_axis_mask")
+    }
+    rank, shape_of = len(sizes), [int(n) for n in sizes]
+    bounds: list[tuple[int, int, int]] = []
+    entries = len(begin)
+    real = sum(1 for i in range(entries) if not masks["new_axis_mask"] >> i & 1 and not masks["ellipsis_mask"] >> i & 1)
+    for i in range(entries):
+        if masks["ellipsis_mask"] >> i & 1:
+            bounds += [(0, shape_of[len(bounds) + k], 1) for k in range(rank - real)]
+        elif not masks["new_axis_mask"] >> i & 1:
+            bounds.append(_bounds(i, shape_of[len(bounds)], begin, end, strides, masks))
+    bounds += [(0, size, 1) for size in shape_of[len(bounds) :]]
+    counts = [len(range(*bound)) for bound in bounds]
+    value = tf.reshape(dy, counts)
+    for axis, (start, _, step) in enumerate(bounds):
+        if step < 0:
+            value = tf.reverse(value, [axis])
+            start, step = start + (counts[axis] - 1) * step, -step
+        value = _spread(value, axis, step)
+        used = (counts[axis] - 1) * step + 1 if counts[axis] else 0
+        padding = [[0, 0] for _ in range(rank)]
+        padding[axis] = [start, shape_of[axis] - start - used]
+        if padding[axis] != [0, 0]:
+            value = tf.pad(value, padding)
+    return [value]
+
+
+def _bounds(i: int, size: int, begin: Any, end: Any, strides: Any, masks: dict[str, int]) -> tuple[int, int, int]:
+    step = int(strides[i])
+    if masks["shrink_axis_mask"] >> i & 1:
+        start = int(begin[i]) % size
+        return start, start + 1, 1
+    first = None if masks["begin_mask"] >> i & 1 else int(begin[i])
+    last = None if masks["end_mask"] >> i & 1 else int(end[i])
+    return slice(first, last, step).indices(size)
+
+
+def _spread(value: Any, axis: int, step: int) -> Any:
+    """`value` with step - 1 zeros after each element along `axis` but the last."""
+    if step == 1:
+        return value
+    shape = [int(n) for n in value.shape]
+    flat = tf.reshape(value, [_product(shape[:axis]), shape[axis], 1, _product(shape[axis + 1 :])])
+    wide = tf.pad(flat, [[0, 0], [0, 0], [0, step - 1], [0, 0]])
+    whole = tf.reshape(wide, [*shape[:axis], shape[axis] * step, *shape[axis + 1 :]])
+    return tf.split(whole, [shape[axis] * step - step + 1, step - 1], axis=axis)[0]
+
+
+def _product(sizes: list[int]) -> int:
+    return int(np.prod(sizes, dtype=np.int64))
+
+
+def _known(op: Any, value: Any) -> Any:
+    known = tf.get_static_value(value)
+    if known is None:
+        raise CompileError(f"op {op.type} ({op.name}) works on a shape that is not known when compiling")
+    return known

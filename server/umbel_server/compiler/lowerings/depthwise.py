@@ -1,0 +1,63 @@
+"""Gradients of depthwise convolutions."""
+
+from typing import Any
+
+import tensorflow as tf
+
+from umbel_server.compiler.lowerings import lowers
+from umbel_server.compiler.lowerings.windows import Windows, same_or_valid
+
+
+@lowers("DepthwiseConv2dNativeBackpropFilter")
+def depthwise_backprop_filter(op: Any, inputs: list[Any]) -> list[Any]:
+    """dW[i, j, c, m] = the sum over windows of x at tap (i, j), channel c, times dy at channel (c, m)."""
+    x, _, dy = inputs
+    high, wide, channels, multiplier = (int(n) for n in op.outputs[0].shape)
+    windows = _windows(op, (int(x.shape[1]), int(x.shape[2])), (high, wide))
+    padded = windows.pad(x, 0.0)
+    slopes = [dy[..., m::multiplier] if multiplier > 1 else dy for m in range(multiplier)]
+    taps = [
+        tf.stack([tf.reduce_sum(windows.tap(padded, i, j) * slope, axis=[0, 1, 2]) for slope in slopes], axis=1)
+        for i in range(high)
+        for j in range(wide)
+    ]
+    return [tf.reshape(tf.stack(taps), [high, wide, channels, multiplier])]
+
+
+@lowers("DepthwiseConv2dNativeBackpropInput")
+def depthwise_backprop_input(op: Any, inputs: list[Any]) -> list[Any]:
+    """dx = the sum over taps of dy times W[i, j], put back where the tap was read; with stride 1 a depthwise convolution."""
+    _, kernel, dy = inputs
+    high, wide, channels, multiplier = (int(n) for n in kernel.shape)
+    image = (int(op.outputs[0].shape[1]), int(op.outputs[0].shape[2]))
+    windows = _windows(op, image, (high, wide))
+    slopes = [dy[..., m::multiplier] if multiplier > 1 else dy for m in range(multiplier)]
+    if windows.strides == (1, 1):
+        return [tf.add_n([_flipped(windows, slope, kernel[..., m]) for m, slope in enumerate(slopes)])]
+    return [
+        tf.add_n(
+            [
+                windows.untap(slope * tf.reshape(kernel[i, j, :, m], [1, 1, 1, channels]), i, j)
+                for m, slope in enumerate(slopes)
+                for i in range(high)
+                for j in range(wide)
+            ]
+        )
+    ]
+
+
+def _flipped(windows: Windows, dy: Any, kernel: Any) -> Any:
+    """A depthwise convolution of dy with the kernel turned around, dy padded by what the windows reach over."""
+    (above, _), (before, _) = windows.margins
+    extent = windows.extent
+    top, left = extent[0] - 1 - above, extent[1] - 1 - before
+    bottom = windows.image[0] + extent[0] - 1 - top - windows.count[0]
+    right = windows.image[1] + extent[1] - 1 - left - windows.count[1]
+    padded = tf.pad(dy, [[0, 0], [top, bottom], [left, right], [0, 0]])
+    turned = tf.reverse(kernel, axis=[0, 1])[..., tf.newaxis]
+    return tf.nn.depthwise_conv2d(padded, turned, [1, 1, 1, 1], "VALID", dilations=windows.dilations)
+
+
+def _windows(op: Any, image: tuple[int, int], size: tuple[int, int]) -> Windows:
+    strides, dilations = op.get_attr("strides")[1:3], op.get_attr("dilations")[1:3]
+    return Windows(size, tuple(strides), tuple(dilations), same_or_valid(op), image)

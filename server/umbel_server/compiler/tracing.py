@@ -1,0 +1,125 @@
+"""Keras, as it is traced for a device: padded batches, the device's own random numbers, recurrences unrolled."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import keras
+import tensorflow as tf
+from keras.src.backend.tensorflow import numpy as keras_numpy
+from keras.src.backend.tensorflow import random as keras_random
+
+from umbel_server.compiler import CompileError
+from umbel_server.compiler.noise import Noise
+
+_UNSUPPORTED_RANDOM = ("categorical", "randint", "shuffle", "gamma", "binomial", "beta")
+
+
+@contextmanager
+def device_noise(noise: Noise) -> Iterator[None]:
+    """Within it, Keras draws its random numbers from `noise`."""
+
+    def uniform(shape: Any, minval: Any = 0.0, maxval: Any = 1.0, dtype: Any = None, seed: Any = None) -> Any:
+        return minval + (maxval - minval) * noise.uniform(shape)
+
+    def normal(shape: Any, mean: Any = 0.0, stddev: Any = 1.0, dtype: Any = None, seed: Any = None) -> Any:
+        return mean + stddev * noise.normal(shape)
+
+    def dropout(inputs: Any, rate: float, noise_shape: Any = None, seed: Any = None) -> Any:
+        if rate in (0.0, 1.0):
+            return inputs if rate == 0.0 else tf.zeros_like(inputs)
+        wanted = noise_shape or [None] * len(inputs.shape)
+        own = [tf.shape(inputs)[i] if size is None else size for i, size in enumerate(inputs.shape)]
+        shape = [mine if size is None else size for size, mine in zip(wanted, own, strict=True)]
+        kept = tf.cast(noise.uniform(shape) >= rate, inputs.dtype)
+        return inputs * (kept * (1.0 / (1.0 - rate)))
+
+    refused: dict[str, Any] = {name: _refusal(name) for name in _UNSUPPORTED_RANDOM}
+    with (
+        patch.multiple(keras_random, uniform=uniform, normal=normal, dropout=dropout),
+        patch.multiple(keras_random, **refused),
+    ):
+        yield
+
+
+@contextmanager
+def padded_rows(model: Any, sample_weight: Any) -> Iterator[None]:
+    """Within it, rows with weight 0 do not enter batch statistics and activity penalties."""
+    real = tf.cast(sample_weight > 0.0, tf.float32)
+    rows = float(sample_weight.shape[0])
+    count = tf.maximum(tf.reduce_sum(real), 1.0)
+
+    def by_row(rank: int) -> Any:
+        return tf.reshape(real, [-1] + [1] * (rank - 1))
+
+    def moments(layer: Any, inputs: Any, mask: Any) -> tuple[Any, Any]:
+        axes = layer._reduction_axes
+        weights = by_row(len(inputs.shape))
+        if mask is None:
+            total = count
+            for axis in axes[1:]:
+                total = total * float(inputs.shape[axis])
+        else:
+            weights = weights * tf.expand_dims(tf.cast(mask, tf.float32), -1)
+            repeated = 1.0
+            for axis in axes:
+                repeated *= 1.0 if weights.shape[axis] == inputs.shape[axis] else float(inputs.shape[axis])
+            total = tf.reduce_sum(weights) * repeated + keras.config.epsilon()
+        mean = tf.reduce_sum(inputs * weights, axes, keepdims=True) / total
+        apart = inputs - tf.stop_gradient(mean)  # its slope is 0: the weighted distances sum to 0
+        variance = tf.reduce_sum(apart * apart * weights, axes) / total
+        return tf.reshape(mean, variance.shape), variance
+
+    def penalty(regularizer: Any) -> Callable[[Any], Any]:
+        # Keras divides what the regularizer gives by the rows of the batch, padding included.
+        return lambda outputs: regularizer(outputs * by_row(len(outputs.shape))) * (rows / count)
+
+    kept = [(layer, layer.activity_regularizer) for layer in all_layers(model) if layer.activity_regularizer]
+    try:
+        for layer, regularizer in kept:
+            if not isinstance(regularizer, keras.regularizers.L1 | keras.regularizers.L2 | keras.regularizers.L1L2):
+                raise CompileError(
+                    f"layer {layer.name}: its activity regularizer {type(regularizer).__name__} may mix the rows of a "
+                    "batch; use L1, L2 or L1L2"
+                )
+            layer.activity_regularizer = penalty(regularizer)
+        with patch.object(keras.layers.BatchNormalization, "_moments", moments):
+            yield
+    finally:
+        for layer, regularizer in kept:
+            layer.activity_regularizer = regularizer
+
+
+@contextmanager
+def device_forms(model: Any) -> Iterator[None]:
+    """Within it, recurrent layers unroll over time, and argmax is TensorFlow's own."""
+
+    def argmax(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
+        x = tf.convert_to_tensor(x)
+        if axis is None:
+            x, axis = tf.reshape(x, [-1]), 0
+        found = tf.argmax(x, axis=axis, output_type=tf.int32)
+        return tf.expand_dims(found, axis) if keepdims else found
+
+    recurrent = [(layer, layer.unroll) for layer in all_layers(model) if isinstance(layer, keras.layers.RNN)]
+    try:
+        for layer, _ in recurrent:
+            layer.unroll = True
+        with patch.object(keras_numpy, "argmax", argmax):
+            yield
+    finally:
+        for layer, unroll in recurrent:
+            layer.unroll = unroll
+
+
+def all_layers(model: Any) -> list[Any]:
+    """Every layer of the model, also inside other layers and models."""
+    return list(model._flatten_layers(include_self=False, recursive=True))
+
+
+def _refusal(name: str) -> Callable[..., Any]:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise CompileError(f"random numbers of the kind {name!r} cannot be drawn on a device; use uniform or normal")
+
+    return refuse

@@ -1,0 +1,72 @@
+"""How a task's model is called with tensors by name, wherever Keras runs: compiler, evaluation, Keras trainer."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from umbel.errors import TaskError
+from umbel.task import Task
+
+
+def model_arguments(model: Any, inputs: Mapping[str, Any]) -> Any:
+    """What `model` is called with: the one input, a mapping by its own input names, or a list in their order."""
+    if len(inputs) == 1:
+        return next(iter(inputs.values()))
+    names = [tensor.name for tensor in getattr(model, "inputs", None) or []]
+    if not names or set(names) == set(inputs):
+        return dict(inputs)
+    return list(inputs.values())
+
+
+def named_outputs(model: Any, outputs: Any) -> dict[str, Any]:
+    """A model's outputs by name: `output` when there is one, else its own names, or `output_0`, `output_1`, ..."""
+    if isinstance(outputs, Mapping):
+        return dict(outputs) if len(outputs) > 1 else {"output": next(iter(outputs.values()))}
+    if not isinstance(outputs, list | tuple):
+        return {"output": outputs}
+    if len(outputs) == 1:
+        return {"output": outputs[0]}
+    names = list(getattr(model, "output_names", [])) or [f"output_{i}" for i in range(len(outputs))]
+    return dict(zip(names, outputs, strict=True))
+
+
+def targets_of(task: Task, outputs: Sequence[str]) -> dict[str, str]:
+    """The name of the target of every output that has a loss; raises TaskError when they do not match."""
+    wanted = list(task.loss) if isinstance(task.loss, Mapping) else list(outputs)
+    if unknown := sorted(set(wanted) - set(outputs)):
+        raise TaskError(
+            f"task {task.name}: a loss is given for output {unknown[0]!r}; the model has {', '.join(outputs)}"
+        )
+    names = list(task.target_specs)
+    if len(wanted) != len(names):
+        raise TaskError(
+            f"task {task.name}: {len(wanted)} outputs have a loss ({', '.join(wanted)}) but there are {len(names)} targets "
+            f"({', '.join(names)}); give one target an output"
+        )
+    if len(names) == 1 or set(names) != set(wanted):
+        return dict(zip(wanted, names, strict=True))
+    return {name: name for name in wanted}
+
+
+def made_losses(task: Task) -> Any:
+    """The task's losses, fresh: one, or by output name."""
+    if isinstance(task.loss, Mapping):
+        return {name: loss if isinstance(loss, str) else loss() for name, loss in task.loss.items()}
+    return task.loss if isinstance(task.loss, str) else task.loss()
+
+
+def made_metrics(task: Task) -> Any:
+    """The task's metrics, fresh: a list, or lists by output name."""
+    if isinstance(task.metrics, Mapping):
+        return {name: [_made(metric) for metric in given] for name, given in task.metrics.items()}
+    return [_made(metric) for metric in task.metrics]
+
+
+def made_optimizer(task: Task) -> Any:
+    """The task's optimizer, fresh."""
+    import keras
+
+    return keras.optimizers.get(task.optimizer) if isinstance(task.optimizer, str) else task.optimizer()
+
+
+def _made(metric: Any) -> Any:
+    return metric if isinstance(metric, str) else metric()
