@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from umbel.errors import TensorError
 from umbel.plan import Placement
 
+_ROWS_AT_ONCE = 64
+
 
 def place(model: bytes, weights: Mapping[str, NDArray[Any]], placements: Iterable[Placement]) -> bytes:
     """`model` with the bytes of every placed weight overwritten.
@@ -36,10 +38,16 @@ def quantise(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], 
     peak = np.max(np.abs(weight), axis=None if axis < 0 else others)
     steps = np.atleast_1d(np.asarray(peak, np.float32) / np.float32(127))
     scales = np.where(steps > 0, steps, np.float32(1)).astype(np.float32)  # also where a tiny peak underflows
+    # The converter divides in float64 by the scale before it is rounded to float32.
+    exact = np.atleast_1d(np.asarray(peak, np.float64) / 127)
     shape = [1] * weight.ndim
     if axis >= 0:
         shape[axis] = weight.shape[axis]
-    values = np.clip(np.round(weight / scales.reshape(shape)), -127, 127).astype(np.int8)
+    exact = np.broadcast_to(np.where(steps > 0, exact, 1.0).reshape(shape), weight.shape)
+    values = np.empty(weight.shape, np.int8)
+    for start in range(0, len(weight), _ROWS_AT_ONCE):  # float64 takes eight times the memory of int8
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        values[rows] = np.clip(np.round(weight[rows] / exact[rows]), -127, 127)
     return values, scales
 
 

@@ -3,8 +3,10 @@
 import itertools
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ from umbel_server.compiler import CompileError
 from umbel_server.compiler.keras_model import KerasParts
 from umbel_server.compiler.reemit import key
 from umbel_server.compiler.step import Traced
+from umbel_server.compiler.tracing import all_layers
 from umbel_server.compiler.training_file import convert
 
 Weights = Sequence[NDArray[Any]]
@@ -52,17 +55,29 @@ def convert_with(
         return convert(converter, task.name)
 
 
-def inference_file(task: Task, parts: KerasParts, traced: Traced, int8: bool) -> tuple[bytes, tuple[Placement, ...]]:
+@dataclass(frozen=True)
+class InferenceFile:
+    """An inference file, its weight map, and the weights that had to be kept apart."""
+
+    data: bytes
+    placements: tuple[Placement, ...]
+    apart: frozenset[str]
+
+
+def inference_file(
+    task: Task, parts: KerasParts, traced: Traced, int8: bool, apart: frozenset[str] | None = None
+) -> InferenceFile:
     """The file with the model's current weights, and its weight map.
 
     The map is found on a file made of random weights, whose bytes are told apart (equal ones share a buffer), and the
     current weights are placed by it. Weights that the converter folds into other tensors are kept apart: small ones
-    first, because a batch norm's vectors set its convolution's kernel free. Raises CompileError when a weight's bytes
+    first, because a batch norm's vectors set its convolution's kernel free. `apart` is what another file of the same
+    model was found to need. Raises CompileError when a weight's bytes
     are not in the file.
     """
     rng = np.random.default_rng(0)
     probe = [_probe(rng, w) for w in parts.weights]
-    apart: frozenset[str] = frozenset()
+    apart = _normalisers(parts) if apart is None else apart
     while True:
         file = convert_with(task, parts, traced, probe, int8, apart)
         found = {w.path: _find(file, w.path, value) for w, value in zip(parts.weights, probe, strict=True)}
@@ -79,7 +94,13 @@ def inference_file(task: Task, parts: KerasParts, traced: Traced, int8: bool) ->
         apart |= more
     placements = tuple(placement for placement in found.values() if placement is not None)
     current = {w.path: np.asarray(w.numpy()) for w in parts.weights}
-    return place(file, current, placements), placements
+    return InferenceFile(place(file, current, placements), placements, apart)
+
+
+def _normalisers(parts: KerasParts) -> frozenset[str]:
+    """The vectors of batch norms, which the converter is known to fold into the convolution before them."""
+    norms = [layer for layer in all_layers(parts.model) if isinstance(layer, keras.layers.BatchNormalization)]
+    return frozenset(weight.path for layer in norms for weight in layer.weights)
 
 
 def _from(value: Any, start: Any) -> Any:

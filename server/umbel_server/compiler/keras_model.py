@@ -67,7 +67,9 @@ def keras_parts(task: Task, seed: int) -> KerasParts:
     try:
         model = task.model()
     except Exception as error:
-        raise TaskError(f"task {task.name}: its model function failed: {type(error).__name__}: {error}") from error
+        raise TaskError(
+            f"task {task.name}: its model function failed: {type(error).__name__}: {first_line(error)}"
+        ) from error
     if not isinstance(model, keras.Model):
         raise TaskError(f"task {task.name}: its model function should return a keras.Model, got {type(model).__name__}")
     symbols = {

@@ -32,9 +32,9 @@ def compile_plan(task: Task, path: Path, seed: int, check: bool, progress: Calla
     progress("converting the train step to LiteRT")
     train = training_file(task, parts, traced)
     progress("converting the model for inference")
-    infer, infer_map = inference_file(task, parts, traced, int8=False)
+    infer = inference_file(task, parts, traced, int8=False)
     progress("converting the model for inference, int8")
-    infer_int8, int8_map = inference_file(task, parts, traced, int8=True)
+    int8 = inference_file(task, parts, traced, int8=True, apart=infer.apart)
     manifest = Manifest(
         schema=SCHEMA,
         task=task.name,
@@ -47,7 +47,7 @@ def compile_plan(task: Task, path: Path, seed: int, check: bool, progress: Calla
         targets=task.target_specs,
         outputs=parts.outputs,
         weights=parts.weight_specs,
-        weight_maps={INFER: infer_map, INFER_INT8: int8_map},
+        weight_maps={INFER: infer.placements, INFER_INT8: int8.placements},
         parity={},
         producer={"umbel": __version__, "tensorflow": tf.__version__, "keras": version("keras")},
         files={},
@@ -56,8 +56,8 @@ def compile_plan(task: Task, path: Path, seed: int, check: bool, progress: Calla
     if check:
         progress("comparing ten steps with Keras")
         with native_stderr_silenced():  # LiteRT announces its delegate
-            parity = check_parity(task, parts, manifest, train, infer)
+            parity = check_parity(task, parts, manifest, train, infer.data)
         manifest = msgspec.structs.replace(manifest, parity=parity)
     progress("writing the plan")
-    files = {TRAIN: train, INFER: infer, INFER_INT8: infer_int8, INITIAL: tensors.dump(initial)}
+    files = {TRAIN: train, INFER: infer.data, INFER_INT8: int8.data, INITIAL: tensors.dump(initial)}
     return Plan.write(path, manifest, files)

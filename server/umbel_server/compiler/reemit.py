@@ -1,5 +1,6 @@
 """A traced program, emitted again op by op into the current graph, with the lowering table applied."""
 
+import re
 from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any
@@ -14,10 +15,10 @@ from umbel_server.compiler.tracing import all_layers
 # Ops that the converter turns into built-ins by itself.
 BUILT_IN = frozenset(
     """
-    Abs Add AddN AddV2 All Any ArgMax ArgMin AvgPool BatchMatMulV2 BatchToSpaceND BiasAdd BiasAddGrad BroadcastTo Cast
+    Abs Add AddN AddV2 All Any ArgMax ArgMin AvgPool BatchMatMulV2 BatchToSpaceND BiasAdd BroadcastTo Cast
     Ceil ConcatV2 Const Cos Cumsum DepthToSpace DepthwiseConv2dNative Div DivNoNan Elu Equal Exp ExpandDims Fill
     Floor FloorDiv FloorMod Gather GatherNd GatherV2 Greater GreaterEqual Identity LeakyRelu Less LessEqual Log
-    LogSoftmax LogicalAnd LogicalNot LogicalOr MatMul Max MaxPool Maximum Mean Min Minimum MirrorPad Mul Neg
+    LogSoftmax LogicalAnd LogicalNot LogicalOr MatMul Max MaxPool Maximum Min Minimum MirrorPad Mul Neg
     NotEqual OneHot OnesLike Pack Pad PadV2 Pow Prod Range Rank RealDiv Reciprocal Relu Relu6 Reshape
     ResizeBilinear ResizeNearestNeighbor ReverseV2 Round Rsqrt ScatterNd Select SelectV2 Shape Sigmoid Sign Sin Size Slice
     Softmax SoftmaxCrossEntropyWithLogits SpaceToBatchND
@@ -33,6 +34,7 @@ _WRITES = frozenset(
 )
 _READS = frozenset(["ReadVariableOp", "ResourceGather"])
 _BRANCHES = frozenset(["If", "StatelessIf"])
+_COUNTED = re.compile(r"_\d+$")
 _FOLD_AT_MOST = 4096
 _INSTEAD = {
     "While": "give the recurrence a fixed length so that it can be unrolled, and use no keras.ops loops",
@@ -97,7 +99,8 @@ class Program:
                     graph = _body(op, attribute)
                     self._refuse_unknown_ops(_needed(graph, graph.outputs), layers)
             elif op.type not in known and not _is_constant(op):
-                where = next((part for part in reversed(op.name.split("/")) if part in layers), None)
+                parts = [part for scope in reversed(op.name.split("/")) for part in (scope, _COUNTED.sub("", scope))]
+                where = next((part for part in parts if part in layers), None)
                 raise CompileError(
                     f"{f'layer {where}' if where else 'the train step'}: op {op.type} ({op.name}) has no LiteRT built-in "
                     f"and no lowering; {_INSTEAD.get(op.type, 'write it with other keras.ops, or use another layer')}"

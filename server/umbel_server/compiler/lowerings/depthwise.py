@@ -5,6 +5,7 @@ from typing import Any
 import tensorflow as tf
 
 from umbel_server.compiler.lowerings import lowers
+from umbel_server.compiler.lowerings.sums import total
 from umbel_server.compiler.lowerings.windows import Windows, same_or_valid
 
 
@@ -17,7 +18,7 @@ def depthwise_backprop_filter(op: Any, inputs: list[Any]) -> list[Any]:
     padded = windows.pad(x, 0.0)
     slopes = [dy[..., m::multiplier] if multiplier > 1 else dy for m in range(multiplier)]
     taps = [
-        tf.stack([tf.reduce_sum(windows.tap(padded, i, j) * slope, axis=[0, 1, 2]) for slope in slopes], axis=1)
+        tf.stack([total(windows.tap(padded, i, j) * slope, [0, 1, 2]) for slope in slopes], axis=1)
         for i in range(high)
         for j in range(wide)
     ]

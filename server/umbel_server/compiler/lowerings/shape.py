@@ -24,30 +24,6 @@ def shape(op: Any, inputs: list[Any]) -> list[Any]:
     return shape_n(op, inputs)
 
 
-@lowers("Sum")
-def reduce_sum(op: Any, inputs: list[Any]) -> list[Any]:
-    """Sum over axes = sums over one axis of a merged shape each: XNNPACK refuses some sums of many axes when it starts."""
-    x, axes = inputs
-    known = tf.get_static_value(axes)
-    if known is None or not x.shape.is_fully_defined() or len(x.shape) <= 2:
-        return [tf.reduce_sum(x, axes, keepdims=op.get_attr("keep_dims"))]
-    gone = {int(axis) % len(x.shape) for axis in np.reshape(known, -1)}
-    merged: list[tuple[int, bool]] = []
-    for axis, size in enumerate(int(n) for n in x.shape):
-        reduced = axis in gone
-        if merged and merged[-1][1] == reduced:
-            merged[-1] = merged[-1][0] * size, reduced
-        else:
-            merged.append((size, reduced))
-    sizes, value = [size for size, _ in merged], x
-    for axis in reversed([i for i, (_, reduced) in enumerate(merged) if reduced]):
-        before, after = _product(sizes[:axis]), _product(sizes[axis + 1 :])
-        shape = [before, sizes[axis]] if after == 1 else [before, sizes[axis], after]
-        value = tf.reduce_sum(tf.reshape(value, shape), 1)
-        del sizes[axis]
-    return [tf.reshape(value, [int(n) for n in op.outputs[0].shape])]
-
-
 @lowers("BroadcastGradientArgs")
 def broadcast_gradient_args(op: Any, inputs: list[Any]) -> list[Any]:
     """The axes along which each of two broadcast shapes was repeated."""
