@@ -141,7 +141,7 @@ def test_layers_on_series(name: str, tmp_path: Path) -> None:
 
 def test_every_activation(tmp_path: Path) -> None:
     names = (
-        "celu elu exponential gelu glu hard_shrink hard_sigmoid hard_silu hard_tanh leaky_relu linear log_sigmoid log_softmax "
+        "celu elu exponential gelu hard_shrink hard_sigmoid hard_silu hard_tanh leaky_relu linear log_sigmoid log_softmax "
         "mish relu relu6 selu sigmoid silu soft_shrink softmax softplus softsign sparse_plus sparse_sigmoid squareplus tanh "
         "tanh_shrink"
     ).split()
@@ -153,6 +153,7 @@ def test_every_activation(tmp_path: Path) -> None:
             lambda y: keras.activations.threshold(y, 0.1, 0.0),
         ]
         branches = [layers.Activation(activation)(layers.Dense(4)(x)) for activation in (*names, *exact)]
+        branches.append(layers.Lambda(keras.activations.glu, output_shape=(2,))(layers.Dense(4)(x)))
         return keras.Model(x, layers.Dense(3, activation="softmax")(layers.Concatenate()(branches)))
 
     check(task_of(list, (5,), model=model), tmp_path)
