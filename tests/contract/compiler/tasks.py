@@ -41,3 +41,16 @@ def random_batch(plan: Plan, seed: int = 0) -> Batch:
     rng, rows = np.random.default_rng(seed), plan.manifest.batch_size
     x = rng.uniform(0, 1, (rows, *plan.manifest.inputs["x"].shape)).astype(np.float32)
     return Batch({"x": x, "y": rng.integers(0, 3, rows).astype(np.int32)}, np.ones(rows, np.float32))
+
+
+def random_inputs(plan: Plan) -> Batch:
+    """A batch of inputs and class indices for any plan of one target."""
+    rng, rows = np.random.default_rng(0), plan.manifest.batch_size
+    tensors = {}
+    for name, spec in plan.manifest.inputs.items():
+        shape = (rows, *spec.shape)
+        whole = spec.dtype.startswith("int")
+        tensors[name] = (rng.integers(1, 50, shape) if whole else rng.uniform(0, 1, shape)).astype(spec.dtype)
+    classes = next(iter(plan.manifest.outputs.values())).shape[-1]
+    tensors["y"] = rng.integers(0, classes, rows).astype(np.int32)
+    return Batch(tensors, np.ones(rows, np.float32))

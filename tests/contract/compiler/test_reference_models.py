@@ -1,0 +1,30 @@
+"""The reference models compile, train as Keras does, and stay small."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from umbel.keras_import import import_keras
+from umbel.plan import TRAIN
+from umbel_sim.reference_models import REFERENCE_MODELS
+
+import_keras()
+
+from umbel_server.compiler import compile_task  # noqa: E402
+
+QUICK = ["mlp", "mnist-cnn", "cifar-cnn", "motion-gru", "vision-transformer", "text-encoder"]
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_reference_models_train_as_in_keras(name: str, tmp_path: Path) -> None:
+    plan = compile_task(REFERENCE_MODELS[name], tmp_path / "model.plan")
+    assert plan.manifest.parity["loss"] <= 1e-4
+    assert plan.manifest.parity["infer"] <= 1e-4
+
+
+@pytest.mark.parametrize("name", ["mlp", "mnist-cnn", "cifar-cnn"])
+def test_a_training_file_is_little_more_than_its_weights(name: str, tmp_path: Path) -> None:
+    plan = compile_task(REFERENCE_MODELS[name], tmp_path / "model.plan", check=False)
+    weights = sum(4 * int(np.prod(spec.shape)) for spec in plan.manifest.weights)
+    assert len(plan.read(TRAIN)) <= 2.2 * weights
