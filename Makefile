@@ -29,6 +29,7 @@ check: install
 
 bench: install
 	$(BIN)/python simulations/benchmarks/round_latency.py $(ARGS)
+	$(BIN)/python simulations/benchmarks/device_step.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist

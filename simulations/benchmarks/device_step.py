@@ -6,7 +6,6 @@ three of a row run one after the other; a row's ratio is the plan's time to the 
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -91,8 +90,13 @@ def measure(step: Callable[[], object], seconds: float) -> dict[str, float]:
         start = time.perf_counter()
         step()
         times.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"ms": statistics.median(times) * 1000, "peak_mb": peak}
+    return {"ms": statistics.median(times) * 1000, "peak_mb": peak_mb()}
+
+
+def peak_mb() -> float:
+    """This process's largest resident memory in MB (Linux); getrusage's includes the parent's, from before exec."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def work(kind: str, model: str, batch: int, threads: int, plan: Path, seconds: float) -> None:
@@ -148,7 +152,7 @@ def main() -> int:
             plan = Path(folder) / f"{model}-{batch}.plan"
             compile_task(replace(REFERENCE_MODELS[model], batch_size=batch), plan, check=False)
             rows += [row(model, batch, threads, plan, arguments.seconds) for threads in arguments.threads]
-    table = Table(*rows[0], title="one training step")
+    table = Table(*(name.replace("_", " ") for name in rows[0]), title="one training step")
     for entry in rows:
         table.add_row(*map(str, entry.values()))
     console.print(table)

@@ -58,9 +58,9 @@ def check_parity(task: Task, parts: KerasParts, manifest: Manifest, train: bytes
         limits |= {"loss": LOOSE_TOLERANCE, "metrics": np.inf}
         limits |= dict.fromkeys(("weights", "slots"), limits["updates"])
     x, _ = random_batch(task, parts, np.random.default_rng(2))
-    keras_run.set(weights)
-    trainable.set_weights(weights)
+    trainable.set_weights(keras_run.weights())
     _compare_outputs(worst, parts, x, "signature infer", trainable.infer(x))
+    keras_run.set(weights)
     _compare_outputs(worst, parts, x, "infer.tflite", Predictor(infer)(x))
     for quantity, (error, name) in worst.items():
         if not error <= limits[quantity]:

@@ -23,6 +23,14 @@ def test_reference_models_train_as_in_keras(name: str, tmp_path: Path) -> None:
     assert plan.manifest.parity["infer"] <= 1e-4
 
 
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", ["mobilenet-v2", "character-lstm"])
+def test_large_reference_models_train_as_in_keras(name: str, tmp_path: Path) -> None:
+    plan = compile_task(REFERENCE_MODELS[name], tmp_path / "model.plan")
+    assert plan.manifest.parity["loss"] <= 1e-4
+    assert plan.manifest.parity["infer"] <= 1e-4
+
+
 @pytest.mark.parametrize("name", ["mlp", "mnist-cnn", "cifar-cnn"])
 def test_a_training_file_is_little_more_than_its_weights(name: str, tmp_path: Path) -> None:
     plan = compile_task(REFERENCE_MODELS[name], tmp_path / "model.plan", check=False)

@@ -1,64 +1,150 @@
 """Convolutions whose filter is a variable, and their gradients."""
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import tensorflow as tf
 
 from umbel_server.compiler.lowerings import lowers
 from umbel_server.compiler.lowerings.windows import Windows, same_or_valid
 
+_COLUMN_BYTES = 32 << 20
+_FEW_CHANNELS = 8
+_MADE: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
+
 
 @lowers("Conv2D")
 def conv2d(op: Any, inputs: list[Any]) -> list[Any]:
-    """Conv2D with g groups = g convolutions of channel slices side by side."""
+    """Conv2D = every window as a row times the filter as a matrix: XNNPACK has no convolution by a variable filter."""
     x, kernel = inputs
     groups = int(x.shape[3]) // int(kernel.shape[2])
-    options = {
-        "strides": op.get_attr("strides"),
-        "dilations": op.get_attr("dilations"),
-        "padding": same_or_valid(op),
-    }
-    if groups == 1:
-        return [tf.nn.conv2d(x, kernel, **options)]
     pairs = zip(tf.split(x, groups, axis=3), tf.split(kernel, groups, axis=3), strict=True)
-    return [tf.concat([tf.nn.conv2d(part, slab, **options) for part, slab in pairs], axis=3)]
+    parts = [_convolve(op, part, slab) for part, slab in pairs] if groups > 1 else [_convolve(op, x, kernel)]
+    return [parts[0] if groups == 1 else tf.concat(parts, axis=3)]
+
+
+def _convolve(op: Any, x: Any, kernel: Any) -> Any:
+    shape = [int(n) for n in kernel.shape]
+    windows = None if x.shape[0] is None else _windows(op, (int(x.shape[1]), int(x.shape[2])), shape)
+    if windows is None or tf.get_static_value(kernel) is not None or not _as_columns(x, windows):
+        options = {"strides": op.get_attr("strides"), "dilations": op.get_attr("dilations")}
+        return tf.nn.conv2d(x, kernel, padding=same_or_valid(op), **options)
+    rows = matmul_in_parts(_columns(x, windows), tf.reshape(kernel, [-1, shape[3]]))
+    return tf.reshape(rows, [int(x.shape[0]), *windows.count, shape[3]])
 
 
 @lowers("Conv2DBackpropFilter")
 def conv2d_backprop_filter(op: Any, inputs: list[Any]) -> list[Any]:
-    """dW[i, j] = x at tap (i, j) of every window, transposed, times dy: one matmul a tap, all windows at once."""
+    """dW = the windows as rows, transposed, times dy."""
     x, _, dy = inputs
     kernel = [int(n) for n in op.outputs[0].shape]
     windows = _windows(op, (int(x.shape[1]), int(x.shape[2])), kernel)
     groups = int(x.shape[3]) // kernel[2]
     slabs = [
         _filter_slope(windows, part, slope, kernel[:3])
-        for part, slope in zip(tf.split(x, groups, axis=3), tf.split(dy, groups, axis=3), strict=True)
+        for part, slope in zip(
+            tf.split(x, groups, axis=3) if groups > 1 else [x], tf.split(dy, groups, axis=3), strict=True
+        )
     ]
     return [slabs[0] if groups == 1 else tf.concat(slabs, axis=3)]
 
 
 @lowers("Conv2DBackpropInput")
 def conv2d_backprop_input(op: Any, inputs: list[Any]) -> list[Any]:
-    """dx = the sum over taps of dy times W[i, j] transposed, put back where the tap was read: TRANSPOSE_CONV where it can."""
+    """dx = the sum over taps of dy times W[i, j] transposed, put back where the tap was read."""
     sizes, kernel, dy = inputs
-    shape = [int(n) for n in kernel.shape]
-    groups = int(op.outputs[0].shape[3]) // shape[2]
-    if groups == 1 and set(op.get_attr("dilations")) == {1}:
+    shape, whole = [int(n) for n in kernel.shape], op.outputs[0].shape
+    groups = int(whole[3]) // shape[2]
+    plain = groups == 1 and set(op.get_attr("dilations")) == {1}
+    if plain and (dy.shape[0] is None or set(op.get_attr("strides")) != {1}):
         return [tf.nn.conv2d_transpose(dy, kernel, sizes, op.get_attr("strides"), same_or_valid(op))]
-    image = (int(op.outputs[0].shape[1]), int(op.outputs[0].shape[2]))
-    windows = _windows(op, image, shape)
+    windows = _windows(op, (int(whole[1]), int(whole[2])), shape)
+    back = _back_along_rows if windows.strides == (1, 1) else _back_by_taps
     parts = [
-        tf.add_n(
-            [
-                windows.untap(_times(slope, slab[i, j], transpose=True), i, j)
-                for i in range(shape[0])
-                for j in range(shape[1])
-            ]
-        )
+        back(windows, slope, slab)
         for slope, slab in zip(tf.split(dy, groups, axis=3), tf.split(kernel, groups, axis=3), strict=True)
     ]
     return [parts[0] if groups == 1 else tf.concat(parts, axis=3)]
+
+
+def _back_by_taps(windows: Windows, dy: Any, kernel: Any) -> Any:
+    high, wide = windows.size
+    batch, height, width, channels = (int(n) for n in dy.shape)
+    rows = tf.reshape(dy, [-1, channels])
+    taps = []
+    for i in range(high):
+        for j in range(wide):
+            value = tf.reshape(tf.matmul(rows, kernel[i, j], transpose_b=True), [batch, height, width, -1])
+            taps.append(windows.untap(value, i, j))
+    return tf.add_n(taps)
+
+
+def _back_along_rows(windows: Windows, dy: Any, kernel: Any) -> Any:
+    """With stride 1: the taps of a row side by side as columns, one matmul, and the rows added up where they belong."""
+    (above, _), (before, _) = windows.margins
+    (down, across), (extent_down, extent_across) = windows.dilations, windows.extent
+    high, wide, inner, outer = (int(n) for n in kernel.shape)
+    batch, height, _, _ = (int(n) for n in dy.shape)
+    tall, broad = windows.image
+    left = extent_across - 1 - before
+    right = broad + extent_across - 1 - left - windows.count[1]
+    padded = tf.pad(dy, [[0, 0], [0, 0], [left, right], [0, 0]]) if left or right else dy
+    starts = [extent_across - 1 - j * across for j in range(wide)]
+    side_by_side = [padded[:, :, start : start + broad, :] for start in starts]
+    columns = side_by_side[0] if wide == 1 else tf.concat(side_by_side, axis=3)
+    matrix = tf.reshape(tf.transpose(kernel, [1, 3, 0, 2]), [wide * outer, high * inner])
+    product = matmul_in_parts(tf.reshape(columns, [batch * height * broad, wide * outer]), matrix)
+    product = tf.reshape(product, [batch, height, broad, high * inner])
+    if high == 1:
+        return product
+    rows = [
+        tf.pad(part, [[0, 0], [i * down, extent_down - 1 - i * down], [0, 0], [0, 0]])
+        for i, part in enumerate(tf.split(product, high, axis=3))
+    ]
+    return tf.add_n(rows)[:, above : above + tall]
+
+
+def matmul_in_parts(rows: Any, matrix: Any) -> Any:
+    """`rows` times `matrix`, as a batch of a few products: XNNPACK runs them in parallel, and takes both as variables."""
+    count, parts = int(rows.shape[0]), _parts(int(rows.shape[0]))
+    stacked = tf.tile(matrix[tf.newaxis], [parts, 1, 1])
+    product = tf.matmul(tf.reshape(rows, [parts, count // parts, int(rows.shape[1])]), stacked)
+    return tf.reshape(product, [count, int(matrix.shape[1])])
+
+
+def _parts(count: int) -> int:
+    return next((n for n in (4, 2, 5, 3, 7) if count % n == 0), 1)
+
+
+def _as_columns(x: Any, windows: Windows) -> bool:
+    """Whether the windows are worth writing out: enough channels to copy at a time, and not too much memory."""
+    taps = windows.size[0] * windows.size[1]
+    size = 4 * int(x.shape[0]) * windows.count[0] * windows.count[1] * taps * int(x.shape[3])
+    return size <= _COLUMN_BYTES and (taps == 1 or int(x.shape[3]) >= _FEW_CHANNELS)
+
+
+def _columns(x: Any, windows: Windows) -> Any:
+    """Every window of `x` as a row: [windows, taps * channels]; made once for the convolution and its filter's gradient."""
+    made = _MADE.setdefault(tf.compat.v1.get_default_graph(), {})
+    known = (x.ref(), windows)
+    if known not in made:
+        made[known] = _write_columns(x, windows)
+    return made[known]
+
+
+def _write_columns(x: Any, windows: Windows) -> Any:
+    high, wide = windows.size
+    padded = windows.pad(x, 0.0)
+    shape = [int(x.shape[0]) * windows.count[0] * windows.count[1], high * wide * int(x.shape[3])]
+    if windows.strides != (1, 1) or (high, wide) == (1, 1):
+        taps = [windows.tap(padded, i, j) for i in range(high) for j in range(wide)]
+        return tf.reshape(taps[0] if len(taps) == 1 else tf.concat(taps, axis=3), shape)
+    across = [j * windows.dilations[1] for j in range(wide)]
+    down = [i * windows.dilations[0] for i in range(high)]
+    rows = [padded[:, :, start : start + windows.count[1], :] for start in across]
+    beside = rows[0] if wide == 1 else tf.concat(rows, axis=3)
+    images = [beside[:, start : start + windows.count[0]] for start in down]
+    return tf.reshape(images[0] if high == 1 else tf.concat(images, axis=3), shape)
 
 
 def _windows(op: Any, image: tuple[int, int], kernel: list[int]) -> Windows:
@@ -72,18 +158,21 @@ def _windows(op: Any, image: tuple[int, int], kernel: list[int]) -> Windows:
 
 
 def _filter_slope(windows: Windows, x: Any, dy: Any, kernel: list[int]) -> Any:
+    outer, channels = int(dy.shape[3]), int(x.shape[3])
+    count = int(x.shape[0]) * windows.count[0] * windows.count[1]
+    if _as_columns(x, windows):
+        # The transposed one of the two is dy: it is the smaller.
+        parts = _parts(count)
+        columns = tf.reshape(_columns(x, windows), [parts, count // parts, -1])
+        slopes = tf.transpose(tf.reshape(dy, [parts, count // parts, outer]), [0, 2, 1])
+        return tf.reshape(tf.transpose(tf.reduce_sum(tf.matmul(slopes, columns), 0)), [*kernel, outer])
     padded = windows.pad(x, 0.0)
-    columns = tf.reshape(dy, [-1, int(dy.shape[3])])
-    taps = [
-        tf.matmul(tf.reshape(windows.tap(padded, i, j), [-1, int(x.shape[3])]), columns, transpose_a=True)
-        for i in range(kernel[0])
-        for j in range(kernel[1])
-    ]
-    return tf.reshape(tf.concat(taps, axis=0), [*kernel, int(dy.shape[3])])
-
-
-def _times(x: Any, matrix: Any, transpose: bool) -> Any:
-    """`x` [batch, height, width, channels] times `matrix` along its channels."""
-    batch, height, width, channels = (int(n) for n in x.shape)
-    rows = tf.matmul(tf.reshape(x, [-1, channels]), matrix, transpose_b=transpose)
-    return tf.reshape(rows, [batch, height, width, -1])
+    taps = [windows.tap(padded, i, j) for i in range(kernel[0]) for j in range(kernel[1])]
+    if channels < _FEW_CHANNELS and 4 * count * len(taps) * channels <= _COLUMN_BYTES:
+        # Few channels: taps and channels as rows, whose pixels are copied many at a time.
+        rows = tf.concat([tf.reshape(tf.transpose(tap, [3, 0, 1, 2]), [channels, count]) for tap in taps], axis=0)
+        product = tf.matmul(rows[tf.newaxis], tf.reshape(dy, [1, count, outer]))
+        return tf.reshape(product, [*kernel, outer])
+    slopes = tf.reshape(dy, [-1, outer])
+    products = [tf.matmul(tf.reshape(tap, [-1, channels]), slopes, transpose_a=True) for tap in taps]
+    return tf.reshape(tf.concat(products, axis=0), [*kernel, outer])
