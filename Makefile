@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test check bench clean
+.PHONY: install demo test check bench bench-step clean
 
 install: $(STAMP)
 
@@ -29,6 +29,8 @@ check: install
 
 bench: install
 	$(BIN)/python simulations/benchmarks/round_latency.py $(ARGS)
+
+bench-step: install
 	$(BIN)/python simulations/benchmarks/device_step.py $(ARGS)
 
 clean:
