@@ -48,7 +48,7 @@ def check_parity(task: Task, parts: KerasParts, manifest: Manifest, train: bytes
         raise CompileError(f"task {task.name}: get_weights after set_weights gives other weights")
     steps, rate, allowed = _steps(task, parts), task.learning_rate, tolerance(parts)
     keras_run = _Keras(task, parts)
-    limits = dict.fromkeys(("loss", "metrics", "weights", "slots", "infer"), allowed)
+    limits = dict.fromkeys(("loss", "metrics", "weights", "slots", "evaluate", "infer"), allowed)
     worst = _run_freely(manifest, trainable, keras_run, steps, rate)
     if any(not error <= allowed for error, _ in worst.values()):
         keras_run = _Keras(task, parts)
@@ -59,6 +59,7 @@ def check_parity(task: Task, parts: KerasParts, manifest: Manifest, train: bytes
         limits |= dict.fromkeys(("weights", "slots"), limits["updates"])
     x, _ = random_batch(task, parts, np.random.default_rng(2))
     trainable.set_weights(keras_run.weights())
+    _compare_evaluation(worst, manifest, trainable, keras_run, steps[-1])
     _compare_outputs(worst, parts, x, "signature infer", trainable.infer(x))
     keras_run.set(weights)
     _compare_outputs(worst, parts, x, "infer.tflite", Predictor(infer)(x))
@@ -128,14 +129,15 @@ class _Keras:
         for i, variable in enumerate(self._slots if slots is not None else []):
             variable.assign((slots or {})[f"s{i}"])
 
-    def step(self, step: _Step) -> Mapping[str, Any]:
-        """Train on the step's real rows; loss and metrics as Keras reports them."""
+    def step(self, step: _Step, train: bool = True) -> Mapping[str, Any]:
+        """Train on the step's real rows, or evaluate them; loss and metrics as Keras reports them."""
         self._seed.assign(step.seed)
         x = {name: value[: step.rows] for name, value in step.x.items()}
         y = {output: step.y[target][: step.rows] for output, target in self._parts.targets.items()}
         targets = y if len(self._parts.outputs) > 1 else next(iter(y.values()))
         with device_noise(self._noise):
-            values: Mapping[str, Any] = self._model.train_on_batch(self._parts.arguments(x), targets, return_dict=True)
+            run = self._model.train_on_batch if train else self._model.test_on_batch
+            values: Mapping[str, Any] = run(self._parts.arguments(x), targets, return_dict=True)
         self._model.reset_metrics()
         return values
 
@@ -192,9 +194,19 @@ def _run_step_by_step(
     return worst, max(LOOSE_TOLERANCE, _SHARE * own["updates"][0])
 
 
+def _compare_evaluation(worst: Worst, manifest: Manifest, trainable: Trainable, keras_run: _Keras, step: _Step) -> None:
+    sums = trainable.evaluate([_batch(manifest, step)])
+    theirs = keras_run.step(step, train=False)
+    for name, value in results(manifest.metrics, per_example(sums)).items():
+        _worse(worst, "evaluate", f"{name} of evaluate", np.asarray(value), np.asarray(theirs[name]))
+
+
+def _batch(manifest: Manifest, step: _Step) -> Batch:
+    return Batch({**step.x, **step.y}, (np.arange(manifest.batch_size) < step.rows).astype(np.float32))
+
+
 def _plan_step(manifest: Manifest, trainable: Trainable, step: _Step, rate: float) -> dict[str, float]:
-    weight = (np.arange(manifest.batch_size) < step.rows).astype(np.float32)
-    sums = trainable.train(Batch({**step.x, **step.y}, weight), rate, seed=step.seed)
+    sums = trainable.train(_batch(manifest, step), rate, seed=step.seed)
     return results(manifest.metrics, per_example(sums))
 
 

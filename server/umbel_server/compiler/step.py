@@ -71,7 +71,7 @@ def trace(task: Task, parts: KerasParts) -> Traced:
         return report
 
     def evaluate(x: Mapping[str, Any], y: Mapping[str, Any], weight: Any) -> list[Any]:
-        with device_noise(Noise(tf.constant(0), rows)):
+        with device_noise(Noise(tf.constant(0), rows)), padded_rows(parts.model, weight):
             return sums(x, y, weight, training=False)[1]
 
     def infer(x: Mapping[str, Any]) -> list[Any]:

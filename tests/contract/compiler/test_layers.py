@@ -241,6 +241,6 @@ def test_a_subclassed_model_with_tied_weights(tmp_path: Path) -> None:
 
 def check(task: Task, folder: Path) -> Any:
     plan = compile_task(task, folder / "case.plan")
-    assert set(plan.manifest.parity) - {"updates"} == {"loss", "metrics", "weights", "slots", "infer"}
-    assert max(plan.manifest.parity[name] for name in ("loss", "weights", "infer")) <= 1e-4
+    assert set(plan.manifest.parity) - {"updates"} == {"loss", "metrics", "weights", "slots", "evaluate", "infer"}
+    assert max(plan.manifest.parity[name] for name in ("loss", "weights", "evaluate", "infer")) <= 1e-4
     return plan
