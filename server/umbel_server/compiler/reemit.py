@@ -56,17 +56,8 @@ class Program:
         self._captures = dict(
             zip((p.name for p in placeholders[len(self._inputs) :]), concrete.captured_inputs, strict=True)
         )
-        self.ops = _needed(concrete.graph, concrete.outputs)
-        self._refuse_unknown_ops(self.ops, [layer.name for layer in all_layers(model)])
-
-    @property
-    def written(self) -> set[int]:
-        """The variables that the program assigns, by `key`."""
-        found: set[int] = set()
-        for op in self.ops:
-            if op.type in _WRITES:
-                found.add(id(self._handle(op.inputs[0])))
-        return found
+        self._ops = _needed(concrete.graph, concrete.outputs)
+        self._refuse_unknown_ops(self._ops, [layer.name for layer in all_layers(model)])
 
     @property
     def used(self) -> set[int]:
@@ -84,11 +75,8 @@ class Program:
             known[placeholder.name] = argument
         for name, capture in self._captures.items():
             known[name] = _Handle(id(capture)) if capture.dtype == tf.resource else tf.constant(capture.numpy())
-        outputs = _emit(self.ops, known, state, self._concrete.outputs)
+        outputs = _emit(self._ops, known, state, self._concrete.outputs)
         return outputs, state
-
-    def _handle(self, tensor: Any) -> Any:
-        return self._captures[tensor.name]
 
     def _refuse_unknown_ops(self, ops: Sequence[Any], layers: Sequence[str]) -> None:
         table = load_table()
@@ -97,7 +85,13 @@ class Program:
             if op.type in _CALLS | _BRANCHES:
                 for attribute in ("f",) if op.type in _CALLS else ("then_branch", "else_branch"):
                     graph = _body(op, attribute)
-                    self._refuse_unknown_ops(_needed(graph, graph.outputs), layers)
+                    inner = _needed(graph, graph.outputs)
+                    if op.type in _BRANCHES and any(each.type in _WRITES for each in inner):
+                        raise CompileError(
+                            f"a condition on a tensor ({op.name}) assigns a variable, and devices compute both branches; "
+                            "assign keras.ops.where(condition, new, old) instead"
+                        )
+                    self._refuse_unknown_ops(inner, layers)
             elif op.type not in known and not _is_constant(op):
                 parts = [part for scope in reversed(op.name.split("/")) for part in (scope, _COUNTED.sub("", scope))]
                 where = next((part for part in parts if part in layers), None)

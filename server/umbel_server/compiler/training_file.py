@@ -86,14 +86,15 @@ class _Device:
         values: dict[int, Any] = {self._learning_rate: learning_rate}
         for variable in self._traced.metrics.variables():
             values[key(variable)] = tf.zeros(variable.shape, variable.dtype)
-        for used in sorted(program.used & self._by_key.keys(), key=list(self._by_key).index):
-            values[used] = self._by_key[used].read_value()
-        return values
+        used = program.used
+        return values | {k: variable.read_value() for k, variable in self._by_key.items() if k in used}
 
     def _report(self, program: Program, arguments: list[Any], learning_rate: Any) -> dict[str, Any]:
-        (loss, weight), after = program(arguments, self._read(program, learning_rate))
-        for written in sorted(program.written & self._by_key.keys(), key=list(self._by_key).index):
-            self._by_key[written].assign(after[written])
+        before = self._read(program, learning_rate)
+        (loss, weight), after = program(arguments, before)
+        for k, variable in self._by_key.items():
+            if k in before and after[k] is not before[k]:
+                variable.assign(after[k])
         states = {name: after[key(v)] for name, v in self._traced.metrics.states().items()}
         return {"loss": loss, "weight": weight, **states}
 

@@ -126,6 +126,18 @@ class Looping(layers.Layer):  # type: ignore[misc]
         return keras.ops.while_loop(lambda y: keras.ops.sum(y) < 100.0, lambda y: (y * 2 + 1,), (x,))[0]
 
 
+class Counting(layers.Layer):  # type: ignore[misc]
+    def build(self, _shape: Any) -> None:
+        self.seen = self.add_weight(shape=(), initializer="zeros", trainable=False, name="seen")
+
+    def call(self, x: Any) -> Any:
+        def counted() -> Any:
+            self.seen.assign(self.seen + 1.0)
+            return x * 2.0
+
+        return keras.ops.cond(keras.ops.sum(x) > 0.0, counted, lambda: x)
+
+
 class Detached(keras.Model):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
@@ -143,6 +155,7 @@ def stateful() -> Any:
 REFUSED: dict[str, tuple[Task, str]] = {
     "own op": (task_of(lambda: [Sorting(name="mine"), *head()]), "layer mine: op Complex .* use another layer"),
     "loop": (task_of(lambda: [Looping(), *head()]), "give the recurrence a fixed length"),
+    "condition that assigns": (task_of(lambda: [Counting(), *head()]), "devices compute both branches"),
     "detached": (task_of(list, (5,), model=Detached), "does not influence the loss"),
     "schedule": (
         task_of(
