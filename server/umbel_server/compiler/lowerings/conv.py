@@ -1,11 +1,13 @@
 """Convolutions whose filter is a variable, and their gradients."""
 
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import tensorflow as tf
 
 from umbel_server.compiler.lowerings import lowers
+from umbel_server.compiler.lowerings.matmul import added, by_rows, rows_by_rows
 from umbel_server.compiler.lowerings.windows import Windows, same_or_valid
 
 _COLUMN_BYTES = 32 << 20
@@ -29,7 +31,7 @@ def _convolve(op: Any, x: Any, kernel: Any) -> Any:
     if windows is None or tf.get_static_value(kernel) is not None or not _as_columns(x, windows):
         options = {"strides": op.get_attr("strides"), "dilations": op.get_attr("dilations")}
         return tf.nn.conv2d(x, kernel, padding=same_or_valid(op), **options)
-    rows = matmul_in_parts(_columns(x, windows), tf.reshape(kernel, [-1, shape[3]]))
+    rows = by_rows(_columns(x, windows), tf.reshape(kernel, [-1, shape[3]]), int(x.shape[0]))
     return tf.reshape(rows, [int(x.shape[0]), *windows.count, shape[3]])
 
 
@@ -71,12 +73,11 @@ def _back_by_taps(windows: Windows, dy: Any, kernel: Any) -> Any:
     high, wide = windows.size
     batch, height, width, channels = (int(n) for n in dy.shape)
     rows = tf.reshape(dy, [-1, channels])
-    taps = []
-    for i in range(high):
-        for j in range(wide):
-            value = tf.reshape(tf.matmul(rows, kernel[i, j], transpose_b=True), [batch, height, width, -1])
-            taps.append(windows.untap(value, i, j))
-    return tf.add_n(taps)
+
+    def piece(i: int, j: int) -> Any:
+        return tf.reshape(tf.matmul(rows, kernel[i, j], transpose_b=True), [batch, height, width, -1])
+
+    return windows.back([[piece(i, j) for j in range(wide)] for i in range(high)])
 
 
 def _back_along_rows(windows: Windows, dy: Any, kernel: Any) -> Any:
@@ -93,7 +94,7 @@ def _back_along_rows(windows: Windows, dy: Any, kernel: Any) -> Any:
     side_by_side = [padded[:, :, start : start + broad, :] for start in starts]
     columns = side_by_side[0] if wide == 1 else tf.concat(side_by_side, axis=3)
     matrix = tf.reshape(tf.transpose(kernel, [1, 3, 0, 2]), [wide * outer, high * inner])
-    product = matmul_in_parts(tf.reshape(columns, [batch * height * broad, wide * outer]), matrix)
+    product = by_rows(tf.reshape(columns, [batch * height * broad, wide * outer]), matrix, batch)
     product = tf.reshape(product, [batch, height, broad, high * inner])
     if high == 1:
         return product
@@ -101,19 +102,7 @@ def _back_along_rows(windows: Windows, dy: Any, kernel: Any) -> Any:
         tf.pad(part, [[0, 0], [i * down, extent_down - 1 - i * down], [0, 0], [0, 0]])
         for i, part in enumerate(tf.split(product, high, axis=3))
     ]
-    return tf.add_n(rows)[:, above : above + tall]
-
-
-def matmul_in_parts(rows: Any, matrix: Any) -> Any:
-    """`rows` times `matrix`, as a batch of a few products: XNNPACK runs them in parallel, and takes both as variables."""
-    count, parts = int(rows.shape[0]), _parts(int(rows.shape[0]))
-    stacked = tf.tile(matrix[tf.newaxis], [parts, 1, 1])
-    product = tf.matmul(tf.reshape(rows, [parts, count // parts, int(rows.shape[1])]), stacked)
-    return tf.reshape(product, [count, int(matrix.shape[1])])
-
-
-def _parts(count: int) -> int:
-    return next((n for n in (4, 2, 5, 3, 7) if count % n == 0), 1)
+    return added(rows)[:, above : above + tall]
 
 
 def _as_columns(x: Any, windows: Windows) -> bool:
@@ -124,27 +113,37 @@ def _as_columns(x: Any, windows: Windows) -> bool:
 
 
 def _columns(x: Any, windows: Windows) -> Any:
-    """Every window of `x` as a row: [windows, taps * channels]; made once for the convolution and its filter's gradient."""
+    """Every window of `x` as a row: [windows, taps * channels]."""
+    return _kept(_write_columns, x, windows)
+
+
+def _kept(make: Callable[[Any, Windows], Any], x: Any, windows: Windows) -> Any:
+    """`make(x, windows)`, made once for the convolution and its filter's gradient."""
     made = _MADE.setdefault(tf.compat.v1.get_default_graph(), {})
-    known = (x.ref(), windows)
+    known = (make, x.ref(), windows)
     if known not in made:
-        made[known] = _write_columns(x, windows)
+        made[known] = make(x, windows)
     return made[known]
 
 
 def _write_columns(x: Any, windows: Windows) -> Any:
     high, wide = windows.size
-    padded = windows.pad(x, 0.0)
     shape = [int(x.shape[0]) * windows.count[0] * windows.count[1], high * wide * int(x.shape[3])]
     if windows.strides != (1, 1) or (high, wide) == (1, 1):
-        taps = [windows.tap(padded, i, j) for i in range(high) for j in range(wide)]
+        taps = [tap for row in windows.taps(windows.pad(x, 0.0)) for tap in row]
         return tf.reshape(taps[0] if len(taps) == 1 else tf.concat(taps, axis=3), shape)
-    across = [j * windows.dilations[1] for j in range(wide)]
+    beside = _kept(_side_by_side, x, windows)
     down = [i * windows.dilations[0] for i in range(high)]
-    rows = [padded[:, :, start : start + windows.count[1], :] for start in across]
-    beside = rows[0] if wide == 1 else tf.concat(rows, axis=3)
     images = [beside[:, start : start + windows.count[0]] for start in down]
     return tf.reshape(images[0] if high == 1 else tf.concat(images, axis=3), shape)
+
+
+def _side_by_side(x: Any, windows: Windows) -> Any:
+    """With stride 1: the taps of a row as channels, [batch, padded height, windows across, taps * channels]."""
+    padded = windows.pad(x, 0.0)
+    starts = [j * windows.dilations[1] for j in range(windows.size[1])]
+    rows = [padded[:, :, start : start + windows.count[1], :] for start in starts]
+    return rows[0] if len(rows) == 1 else tf.concat(rows, axis=3)
 
 
 def _windows(op: Any, image: tuple[int, int], kernel: list[int]) -> Windows:
@@ -160,19 +159,29 @@ def _windows(op: Any, image: tuple[int, int], kernel: list[int]) -> Windows:
 def _filter_slope(windows: Windows, x: Any, dy: Any, kernel: list[int]) -> Any:
     outer, channels = int(dy.shape[3]), int(x.shape[3])
     count = int(x.shape[0]) * windows.count[0] * windows.count[1]
+    slopes = tf.reshape(dy, [count, outer])
     if _as_columns(x, windows):
-        # The transposed one of the two is dy: it is the smaller.
-        parts = _parts(count)
-        columns = tf.reshape(_columns(x, windows), [parts, count // parts, -1])
-        slopes = tf.transpose(tf.reshape(dy, [parts, count // parts, outer]), [0, 2, 1])
-        return tf.reshape(tf.transpose(tf.reduce_sum(tf.matmul(slopes, columns), 0)), [*kernel, outer])
-    padded = windows.pad(x, 0.0)
-    taps = [windows.tap(padded, i, j) for i in range(kernel[0]) for j in range(kernel[1])]
+        padded = windows.image[0] + sum(windows.margins[0])
+        if windows.strides == (1, 1) and kernel[0] > 1 and 2 * padded <= 3 * windows.count[0]:
+            return _slope_along_rows(windows, x, dy, kernel)
+        return tf.reshape(rows_by_rows(_columns(x, windows), slopes), [*kernel, outer])
+    taps = [tap for row in windows.taps(windows.pad(x, 0.0)) for tap in row]
     if channels < _FEW_CHANNELS and 4 * count * len(taps) * channels <= _COLUMN_BYTES:
         # Few channels: taps and channels as rows, whose pixels are copied many at a time.
         rows = tf.concat([tf.reshape(tf.transpose(tap, [3, 0, 1, 2]), [channels, count]) for tap in taps], axis=0)
-        product = tf.matmul(rows[tf.newaxis], tf.reshape(dy, [1, count, outer]))
+        product = tf.matmul(rows[tf.newaxis], slopes[tf.newaxis])
         return tf.reshape(product, [*kernel, outer])
-    slopes = tf.reshape(dy, [-1, outer])
     products = [tf.matmul(tf.reshape(tap, [-1, channels]), slopes, transpose_a=True) for tap in taps]
     return tf.reshape(tf.concat(products, axis=0), [*kernel, outer])
+
+
+def _slope_along_rows(windows: Windows, x: Any, dy: Any, kernel: list[int]) -> Any:
+    """With stride 1: the taps of a row of x as channels, dy moved down by each row of taps as channels, one product."""
+    high, wide, channels = kernel
+    beside = _kept(_side_by_side, x, windows)
+    outer, tall = int(dy.shape[3]), int(beside.shape[1])
+    tops = [i * windows.dilations[0] for i in range(high)]
+    moved = [tf.pad(dy, [[0, 0], [top, tall - top - windows.count[0]], [0, 0], [0, 0]]) for top in tops]
+    slopes = tf.reshape(tf.concat(moved, axis=3), [-1, high * outer])
+    product = rows_by_rows(tf.reshape(beside, [-1, wide * channels]), slopes)
+    return tf.transpose(tf.reshape(product, [wide, channels, high, outer]), [2, 0, 1, 3])

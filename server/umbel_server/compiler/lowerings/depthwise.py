@@ -5,6 +5,7 @@ from typing import Any
 import tensorflow as tf
 
 from umbel_server.compiler.lowerings import lowers
+from umbel_server.compiler.lowerings.matmul import added
 from umbel_server.compiler.lowerings.sums import total
 from umbel_server.compiler.lowerings.windows import Windows, same_or_valid
 
@@ -15,10 +16,10 @@ def depthwise_backprop_filter(op: Any, inputs: list[Any]) -> list[Any]:
     x, _, dy = inputs
     high, wide, channels, multiplier = (int(n) for n in op.outputs[0].shape)
     windows = _windows(op, (int(x.shape[1]), int(x.shape[2])), (high, wide))
-    padded = windows.pad(x, 0.0)
+    spots = windows.taps(windows.pad(x, 0.0))
     slopes = [dy[..., m::multiplier] if multiplier > 1 else dy for m in range(multiplier)]
     taps = [
-        tf.stack([total(windows.tap(padded, i, j) * slope, [0, 1, 2]) for slope in slopes], axis=1)
+        tf.stack([total(spots[i][j] * slope, [0, 1, 2]) for slope in slopes], axis=1)
         for i in range(high)
         for j in range(wide)
     ]
@@ -34,17 +35,12 @@ def depthwise_backprop_input(op: Any, inputs: list[Any]) -> list[Any]:
     windows = _windows(op, image, (high, wide))
     slopes = [dy[..., m::multiplier] if multiplier > 1 else dy for m in range(multiplier)]
     if windows.strides == (1, 1):
-        return [tf.add_n([_flipped(windows, slope, kernel[..., m]) for m, slope in enumerate(slopes)])]
-    return [
-        tf.add_n(
-            [
-                windows.untap(slope * tf.reshape(kernel[i, j, :, m], [1, 1, 1, channels]), i, j)
-                for m, slope in enumerate(slopes)
-                for i in range(high)
-                for j in range(wide)
-            ]
-        )
-    ]
+        return [added([_flipped(windows, slope, kernel[..., m]) for m, slope in enumerate(slopes)])]
+
+    def piece(i: int, j: int) -> Any:
+        return added([slope * tf.reshape(kernel[i, j, :, m], [1, 1, 1, channels]) for m, slope in enumerate(slopes)])
+
+    return [windows.back([[piece(i, j) for j in range(wide)] for i in range(high)])]
 
 
 def _flipped(windows: Windows, dy: Any, kernel: Any) -> Any:

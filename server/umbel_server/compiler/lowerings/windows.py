@@ -1,9 +1,12 @@
 """Sliding windows over an image as strided slices: the geometry that convolution and pooling share."""
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import tensorflow as tf
+
+_FEW_CHANNELS = 16
 
 
 @dataclass(frozen=True)
@@ -36,36 +39,78 @@ class Windows:
         return (before[0], needed[0] - before[0]), (before[1], needed[1] - before[1])
 
     def pad(self, x: Any, value: float) -> Any:
-        """`x` [batch, height, width, channels] with its margins filled by `value`."""
-        if self.margins == ((0, 0), (0, 0)):
+        """`x` [batch, height, width, channels] with its margins filled by `value`, and up to whole strides."""
+        batch, height, width, channels = (int(n) for n in x.shape)
+        (above, below), (before, after) = self.margins
+        below += -(above + height + below) % self.strides[0]
+        after += -(before + width + after) % self.strides[1]
+        if not (above or below or before or after):
             return x
-        return tf.pad(x, [[0, 0], list(self.margins[0]), list(self.margins[1]), [0, 0]], constant_values=value)
+        if channels >= _FEW_CHANNELS:
+            return tf.pad(x, [[0, 0], [above, below], [before, after], [0, 0]], constant_values=value)
+        # A row of pixels at a time: padding copies what is contiguous.
+        flat = tf.reshape(x, [batch, height, width * channels])
+        padding = [[0, 0], [above, below], [before * channels, after * channels]]
+        padded = tf.pad(flat, padding, constant_values=value)
+        return tf.reshape(padded, [batch, above + height + below, before + width + after, channels])
 
-    def tap(self, padded: Any, i: int, j: int) -> Any:
-        """Pixel (i, j) of every window: [batch, windows down, windows across, channels]."""
-        top, left = i * self.dilations[0], j * self.dilations[1]
-        bottom = top + (self.count[0] - 1) * self.strides[0] + 1
-        right = left + (self.count[1] - 1) * self.strides[1] + 1
-        return padded[:, top : bottom : self.strides[0], left : right : self.strides[1], :]
+    def taps(self, padded: Any) -> list[list[Any]]:
+        """Pixel (i, j) of every window, for each tap: [batch, windows down, windows across, channels]."""
+        phases = self._phases(padded)
+        return [[self._tap(phases, i, j) for j in range(self.size[1])] for i in range(self.size[0])]
 
-    def untap(self, values: Any, i: int, j: int) -> Any:
-        """The transpose of `tap`: an image, zero but at pixel (i, j) of every window, cut to the unpadded image."""
-        batch, down, across, channels = (int(n) for n in values.shape)
-        high, wide = self.strides
-        if wide > 1:
-            columns = tf.reshape(values, [batch, down * across, 1, channels])
-            values = tf.reshape(tf.pad(columns, [[0, 0], [0, 0], [0, wide - 1], [0, 0]]), [batch, down, -1, channels])
-        if high > 1:
-            rows = tf.reshape(values, [batch, down, 1, across * wide * channels])
-            values = tf.pad(rows, [[0, 0], [0, 0], [0, high - 1], [0, 0]])
-            values = tf.reshape(values, [batch, down * high, across * wide, channels])
-        top, left = i * self.dilations[0], j * self.dilations[1]
+    def back(self, pieces: list[list[Any]]) -> Any:
+        """The transpose of `taps` and `pad`: the image with piece (i, j) added to pixel (i, j) of every window."""
+        (high, wide), (above, _), (before, _) = self.strides, *self.margins
         total = _pair(lambda a: self.image[a] + sum(self.margins[a]))
-        keep = min(down * high, total[0] - top), min(across * wide, total[1] - left)
-        values = values[:, : keep[0], : keep[1], :]
-        image = tf.pad(values, [[0, 0], [top, total[0] - top - keep[0]], [left, total[1] - left - keep[1]], [0, 0]])
-        (above, _), (before, _) = self.margins
+        down, across = _pair(lambda a: -(-total[a] // self.strides[a]))
+        rows = []
+        for a in range(high):
+            beside = [self._phase(pieces, a, b, down, across) for b in range(wide)]
+            # Pixels side by side are channels side by side, in memory.
+            rows.append(beside[0] if wide == 1 else tf.concat(beside, axis=3))
+        batch, channels = int(rows[0].shape[0]), int(pieces[0][0].shape[3])
+        flat = [tf.reshape(row, [batch, down, across * wide * channels]) for row in rows]
+        whole = flat[0] if high == 1 else tf.concat(flat, axis=2)
+        image = tf.reshape(whole, [batch, down * high, across * wide, channels])
+        if (down * high, across * wide) == self.image:
+            return image
         return image[:, above : above + self.image[0], before : before + self.image[1], :]
+
+    def _phases(self, padded: Any) -> list[list[Any]]:
+        """Every (height, width) stride's pixels apart: strided slices, which have no fast kernel, as splits."""
+        high, wide = self.strides
+        if (high, wide) == (1, 1):
+            return [[padded]]
+        batch, height, width, channels = (int(n) for n in padded.shape)
+        down, across = height // high, width // wide
+        rows = tf.split(tf.reshape(padded, [batch * down, high, width * channels]), high, axis=1)
+        pixels = [tf.split(tf.reshape(row, [batch * down * across, wide, channels]), wide, axis=1) for row in rows]
+        return [[tf.reshape(each, [batch, down, across, channels]) for each in row] for row in pixels]
+
+    def _tap(self, phases: list[list[Any]], i: int, j: int) -> Any:
+        (down, top), (across, left) = self._offset(0, i), self._offset(1, j)
+        phase = phases[top][left]
+        if tuple(phase.shape[1:3]) == self.count:
+            return phase
+        return phase[:, down : down + self.count[0], across : across + self.count[1], :]
+
+    def _phase(self, pieces: list[list[Any]], a: int, b: int, down: int, across: int) -> Any:
+        found = []
+        for i, row in enumerate(pieces):
+            for j, piece in enumerate(row):
+                (y, top), (x, left) = self._offset(0, i), self._offset(1, j)
+                if (top, left) == (a, b):
+                    margins = [[0, 0], [y, down - y - self.count[0]], [x, across - x - self.count[1]], [0, 0]]
+                    found.append(tf.pad(piece, margins) if any(map(any, margins)) else piece)
+        if not found:
+            batch, channels = int(pieces[0][0].shape[0]), int(pieces[0][0].shape[3])
+            return tf.zeros([batch, down, across, channels], pieces[0][0].dtype)
+        return reduce(lambda total, piece: total + piece, found)
+
+    def _offset(self, axis: int, tap: int) -> tuple[int, int]:
+        """Where a tap begins along an axis, in strides and the pixels that remain."""
+        return divmod(tap * self.dilations[axis], self.strides[axis])
 
 
 def same_or_valid(op: Any) -> str:

@@ -1,0 +1,104 @@
+"""Matrix products in the forms that XNNPACK multiplies fast, and many small ones as one."""
+
+from functools import reduce
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import tensorflow as tf
+
+from umbel_server.compiler.lowerings import lowers
+
+_Known = dict[Any, Any]
+_WHOLE: WeakKeyDictionary[Any, _Known] = WeakKeyDictionary()
+_FACTORS: WeakKeyDictionary[Any, _Known] = WeakKeyDictionary()
+
+
+@lowers("MatMul")
+def matmul(op: Any, inputs: list[Any]) -> list[Any]:
+    """MatMul(a, b): by a transposed variable as a batch of one; the slices of one tensor times one matrix all at once."""
+    a, b = inputs
+    transpose_a, transpose_b = op.get_attr("transpose_a"), op.get_attr("transpose_b")
+    static = a.shape.is_fully_defined() and b.shape.is_fully_defined() and tf.get_static_value(b) is None
+    if not static or transpose_a:
+        return [tf.matmul(a, b, transpose_a=transpose_a, transpose_b=transpose_b)]
+    if a.op.type == "Unpack" and a.op.get_attr("axis") == 0 and not transpose_b:
+        return [_of_all(a.op, b)[a.value_index]]
+    # As two-dimensional, a transposed b becomes a fully connected op, which XNNPACK takes by constant weights alone.
+    product = tf.matmul(a[tf.newaxis], b[tf.newaxis], transpose_b=True)[0] if transpose_b else tf.matmul(a, b)
+    if transpose_b:
+        _made(_FACTORS)[product.ref()] = (a, b)
+    return [product]
+
+
+@lowers("Pack")
+def pack(op: Any, inputs: list[Any]) -> list[Any]:
+    """Pack(a[t] b^T, ...) = Pack(a) b^T, when the b are one; any other as it is."""
+    axis, factors = (
+        op.get_attr("axis"),
+        [_made(_FACTORS).get(value.ref()) for value in map(tf.convert_to_tensor, inputs)],
+    )
+    if axis != 0 or len(inputs) < 2 or None in factors or len({b.ref() for _, b in factors}) > 1:
+        return [tf.stack(inputs, axis)]
+    b = factors[0][1]
+    rows = tf.concat([a for a, _ in factors], axis=0)
+    product = tf.matmul(rows[tf.newaxis], b[tf.newaxis], transpose_b=True)
+    return [tf.reshape(product, [len(inputs), -1, int(b.shape[0])])]
+
+
+@lowers("AddN")
+def add_n(_op: Any, inputs: list[Any]) -> list[Any]:
+    """AddN: a^T b + c^T d + ... = [a; c; ...]^T [b; d; ...]; other terms one after the other, which XNNPACK adds faster."""
+    products: dict[Any, list[Any]] = {}
+    terms = []
+    for value in inputs:
+        if value.op.type == "MatMul" and value.op.get_attr("transpose_a") and not value.op.get_attr("transpose_b"):
+            products.setdefault(tuple(value.shape), []).append(value)
+        else:
+            terms.append(value)
+    for group in products.values():
+        a, b = (tf.concat([value.op.inputs[i] for value in group], axis=0) for i in (0, 1))
+        terms.append(group[0] if len(group) == 1 else tf.matmul(a, b, transpose_a=True))
+    return [added(terms)]
+
+
+def added(terms: list[Any]) -> Any:
+    """The terms added one after the other."""
+    return reduce(lambda total, term: total + term, terms)
+
+
+def by_rows(rows: Any, matrix: Any, images: int) -> Any:
+    """`rows` of so many images times `matrix`, as a batch of products: XNNPACK runs those in parallel."""
+    count, inner = (int(n) for n in rows.shape)
+    parts = images if count >= 64 * images else parts_of(count)
+    product = tf.matmul(tf.reshape(rows, [parts, count // parts, inner]), matrix[tf.newaxis])
+    return tf.reshape(product, [count, int(matrix.shape[1])])
+
+
+def rows_by_rows(a: Any, b: Any) -> Any:
+    """a^T b of two matrices with many rows each, in a few parts; the smaller one is transposed."""
+    count, wide, tall = int(a.shape[0]), int(a.shape[1]), int(b.shape[1])
+    if wide > tall:
+        return tf.transpose(rows_by_rows(b, a))
+    parts = parts_of(count)
+    left = tf.transpose(tf.reshape(a, [parts, count // parts, wide]), [0, 2, 1])
+    return tf.reduce_sum(tf.matmul(left, tf.reshape(b, [parts, count // parts, tall])), 0)
+
+
+def parts_of(count: int) -> int:
+    """A few equal parts of `count`."""
+    return next((n for n in (4, 2, 5, 3, 7) if count % n == 0), 1)
+
+
+def _of_all(unpacked: Any, b: Any) -> list[Any]:
+    made = _made(_WHOLE)
+    known = (unpacked.name, b.ref())
+    if known not in made:
+        steps, rows, inner = (int(n) for n in unpacked.inputs[0].shape)
+        product = tf.matmul(tf.reshape(unpacked.inputs[0], [steps * rows, inner]), b)
+        made[known] = tf.unstack(tf.reshape(product, [steps, rows, int(b.shape[1])]))
+    found: list[Any] = made[known]
+    return found
+
+
+def _made(kind: WeakKeyDictionary[Any, _Known]) -> _Known:
+    return kind.setdefault(tf.compat.v1.get_default_graph(), {})
