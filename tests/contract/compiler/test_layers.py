@@ -139,6 +139,23 @@ def test_layers_on_series(name: str, tmp_path: Path) -> None:
     check(task_of(lambda: [*SERIES[name](), *head()], (6, 3)), tmp_path)
 
 
+@pytest.mark.parametrize("activation", ["relu", "relu6", "hard_tanh"])
+def test_an_activation_right_after_a_product(activation: str, tmp_path: Path) -> None:
+    """The converter used to lose it: it fused it into a fully connected layer whose weights are no constant."""
+    check(task_of(lambda: [layers.Dense(6, activation=activation, use_bias=False), *head()], (5,)), tmp_path)
+
+
+def test_a_vector_added_along_the_second_axis(tmp_path: Path) -> None:
+    class Added(layers.Layer):  # type: ignore[misc]
+        def build(self, shape: Any) -> None:
+            self.vector = self.add_weight(shape=(shape[1], 1), name="vector")
+
+        def call(self, x: Any) -> Any:
+            return x + self.vector
+
+    check(task_of(lambda: [Added(), *head()], (4, 3)), tmp_path)
+
+
 def test_every_activation(tmp_path: Path) -> None:
     names = (
         "celu elu exponential gelu hard_shrink hard_sigmoid hard_silu hard_tanh leaky_relu linear log_sigmoid log_softmax "
@@ -189,7 +206,7 @@ def test_attention(tmp_path: Path) -> None:
     check(task_of(list, (6, 8), model=model), tmp_path)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", "sgd adam adamw rmsprop adagrad adamax nadam lion adadelta ftrl".split())
 def test_embeddings_train_their_batchs_rows(optimizer: str, tmp_path: Path) -> None:
     check(task_of(lambda: [layers.Embedding(11, 4), *head()], (5,), "int32", optimizer=optimizer), tmp_path)
 
@@ -201,6 +218,14 @@ def test_masked_time_steps_do_not_count(tmp_path: Path) -> None:
 
     plan = check(task_of(stack, (5,), "int32", targets=TensorSpec((5,), "int32")), tmp_path)
     assert plan.manifest.metrics[0].kind == "ratio"
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_batch_norms_of_masked_time_steps(axis: int, tmp_path: Path) -> None:
+    def stack() -> list[Any]:
+        return [layers.Embedding(11, 4, mask_zero=True), layers.BatchNormalization(axis=axis), *head()]
+
+    check(task_of(stack, (5,), "int32"), tmp_path)
 
 
 def test_adapters_alone_train(tmp_path: Path) -> None:

@@ -8,7 +8,19 @@ Lowering = Callable[[Any, list[Any]], list[Any]]
 """From an op of the traced graph and its re-emitted inputs to the outputs, made of built-in ops."""
 
 TABLE: dict[str, Lowering] = {}
-_FAMILIES = ("activation", "conv", "depthwise", "einsum", "elementwise", "gather", "pool", "resize", "shape", "sums")
+_FAMILIES = (
+    "activation",
+    "conv",
+    "depthwise",
+    "einsum",
+    "elementwise",
+    "gather",
+    "matmul",
+    "pool",
+    "resize",
+    "shape",
+    "sums",
+)
 
 
 def lowers(op_type: str) -> Callable[[Lowering], Lowering]:

@@ -1,0 +1,24 @@
+"""Products of matrices that are both variables."""
+
+from typing import Any
+
+import tensorflow as tf
+
+from umbel_server.compiler.lowerings import lowers
+
+_CUT_OFF = frozenset(["Relu", "Relu6", "Maximum", "Minimum", "ClipByValue", "Identity"])
+"""What the converter fuses into a fully connected layer, and what may stand between."""
+
+
+@lowers("MatMul")
+def matmul(op: Any, inputs: list[Any]) -> list[Any]:
+    """MatMul(a, b) = a batch of one product, when b is a variable and the result is cut off, as relu does.
+
+    The converter makes a fully connected layer of MatMul, fuses the relu that follows into it, and loses that relu when
+    it finds that the layer's weights are no constant. A batched product it leaves alone.
+    """
+    a, b = inputs
+    turned = {"transpose_a": op.get_attr("transpose_a"), "transpose_b": op.get_attr("transpose_b")}
+    if tf.get_static_value(b) is not None or not any(user.type in _CUT_OFF for user in op.outputs[0].consumers()):
+        return [tf.matmul(a, b, **turned)]
+    return [tf.squeeze(tf.matmul(a[tf.newaxis], b[tf.newaxis], **turned), 0)]
