@@ -12,17 +12,23 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from tensorflow.lite.python import schema_py_generated as schema
 
+from umbel.keras_import import native_stderr_silenced
+from umbel.litert import Predictor
 from umbel.placement import place, quantise
 from umbel.plan import Placement
 from umbel.task import Task
 from umbel_server.compiler import CompileError
 from umbel_server.compiler.keras_model import KerasParts
+from umbel_server.compiler.parity import random_batch, relative_error
 from umbel_server.compiler.reemit import key
 from umbel_server.compiler.step import Traced
 from umbel_server.compiler.tracing import all_layers
 from umbel_server.compiler.training_file import convert
 
 Weights = Sequence[NDArray[Any]]
+
+_ALIKE = 1e-3
+"""Relative difference of outputs that rounding explains."""
 
 
 def convert_with(
@@ -77,24 +83,36 @@ def inference_file(
     """
     rng = np.random.default_rng(0)
     probe = [_probe(rng, w) for w in parts.weights]
+    current = {w.path: np.asarray(w.numpy()) for w in parts.weights}
     apart = _normalisers(parts) if apart is None else apart
     while True:
         file = convert_with(task, parts, traced, probe, int8, apart)
         found = {w.path: _find(file, w.path, value) for w, value in zip(parts.weights, probe, strict=True)}
-        lost = {w.path: w for w in parts.weights if found[w.path] is None}
-        if not lost:
-            break
+        placements = tuple(placement for places in found.values() for placement in places)
+        lost = {w.path: w for w in parts.weights if not found[w.path]}
         small = frozenset(path for path, w in lost.items() if len(w.shape) <= 1) - apart
         more = small or frozenset(lost) - apart
+        if not lost:
+            placed = place(file, current, placements)
+            several = frozenset(w.path for w in parts.weights if traced.infer.reads(key(w)) > 1) - apart
+            # A weight that is used twice may lie in the file as it is for one use, and folded for the other.
+            if int8 or not several or _answers_as_keras(task, parts, placed):
+                return InferenceFile(placed, placements, apart)
+            more = several
         if not more:
             raise CompileError(
                 f"weight {next(iter(lost))} is not in the inference file as it is: the converter folded it into another "
                 "tensor; if the model does not use it for inference, remove it"
             )
         apart |= more
-    placements = tuple(placement for placement in found.values() if placement is not None)
-    current = {w.path: np.asarray(w.numpy()) for w in parts.weights}
-    return InferenceFile(place(file, current, placements), placements, apart)
+
+
+def _answers_as_keras(task: Task, parts: KerasParts, file: bytes) -> bool:
+    x, _ = random_batch(task, parts, np.random.default_rng(4))
+    with native_stderr_silenced():  # LiteRT announces its delegate
+        ours = Predictor(file)(x)
+    theirs = parts.call({name: tf.constant(value) for name, value in x.items()}, training=False)
+    return all(relative_error(ours[name], np.asarray(value)) <= _ALIKE for name, value in theirs.items())
 
 
 def _normalisers(parts: KerasParts) -> frozenset[str]:
@@ -117,24 +135,36 @@ def _probe(rng: np.random.Generator, weight: Any) -> NDArray[Any]:
     return rng.uniform(0.1, 1.0, shape).astype(np.float32)
 
 
-def _find(file: bytes, name: str, weight: NDArray[Any]) -> Placement | None:
+def _find(file: bytes, name: str, weight: NDArray[Any]) -> list[Placement]:
+    """Every place where the weight lies: a shared layer's may lie there once for each way in which it is read."""
     base = np.frombuffer(file, np.uint8).__array_interface__["data"][0]
     model = schema.Model.GetRootAs(file, 0)
+    places: dict[int, Placement] = {}
     for graph in (model.Subgraphs(i) for i in range(model.SubgraphsLength())):
         for tensor in (graph.Tensors(i) for i in range(graph.TensorsLength())):
             data = model.Buffers(tensor.Buffer()).DataAsNumpy()
             if not isinstance(data, np.ndarray):
                 continue
             offset = int(data.__array_interface__["data"][0] - base)
-            for permutation in itertools.permutations(range(weight.ndim)):
-                laid = np.ascontiguousarray(weight.transpose(permutation))
-                kept = () if permutation == tuple(range(weight.ndim)) else permutation
-                if data.nbytes == laid.nbytes and data.tobytes() == laid.tobytes():
-                    return Placement(name, offset, laid.nbytes, kept)
-                if tensor.Type() == schema.TensorType.INT8 and weight.dtype == np.float32 and data.nbytes == laid.size:
-                    found = _find_quantised(file, base, name, tensor, data, laid, kept)
-                    if found is not None:
-                        return found
+            if offset not in places and (found := _match(file, base, name, tensor, data, weight)) is not None:
+                places[offset] = found
+    return list(places.values())
+
+
+def _match(file: bytes, base: int, name: str, tensor: Any, data: Any, weight: NDArray[Any]) -> Placement | None:
+    """How the weight lies in this tensor, if it does."""
+    if data.nbytes not in (weight.nbytes, weight.size):
+        return None
+    offset = int(data.__array_interface__["data"][0] - base)
+    for permutation in itertools.permutations(range(weight.ndim)):
+        laid = np.ascontiguousarray(weight.transpose(permutation))
+        kept = () if permutation == tuple(range(weight.ndim)) else permutation
+        if data.nbytes == laid.nbytes and data.tobytes() == laid.tobytes():
+            return Placement(name, offset, laid.nbytes, kept)
+        if tensor.Type() == schema.TensorType.INT8 and weight.dtype == np.float32 and data.nbytes == laid.size:
+            found = _find_quantised(file, base, name, tensor, data, laid, kept)
+            if found is not None:
+                return found
     return None
 
 

@@ -211,6 +211,11 @@ def _plan_step(manifest: Manifest, trainable: Trainable, step: _Step, rate: floa
 
 
 def _compare_values(worst: Worst, ours: Mapping[str, float], theirs: Mapping[str, Any], step: int) -> None:
+    if not np.isfinite(theirs["loss"]):
+        raise CompileError(
+            f"step {step} of the check has loss {float(theirs['loss'])} in Keras itself: the task diverges on random data; "
+            "lower its learning_rate, or compile with --no-check"
+        )
     for name, value in ours.items():
         quantity = "loss" if name == "loss" else "metrics"
         _worse(worst, quantity, f"{name} of step {step}", np.asarray(value), np.asarray(theirs[name]))

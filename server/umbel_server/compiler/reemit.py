@@ -64,6 +64,11 @@ class Program:
         """The variables that the program reads or assigns, by `key`."""
         return {id(handle) for handle in self._captures.values() if handle.dtype == tf.resource}
 
+    def reads(self, key: int) -> int:
+        """How many ops read the variable; those of a function that is called count as one."""
+        handles = {name for name, handle in self._captures.items() if id(handle) == key}
+        return sum(tensor.name in handles for op in self._ops for tensor in op.inputs)
+
     def __call__(self, arguments: Sequence[Any], values: Mapping[int, Any]) -> tuple[list[Any], dict[int, Any]]:
         """Emit the ops for `arguments` (one a flat input) and the variables' `values` by `key`.
 

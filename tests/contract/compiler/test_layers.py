@@ -139,10 +139,25 @@ def test_layers_on_series(name: str, tmp_path: Path) -> None:
     check(task_of(lambda: [*SERIES[name](), *head()], (6, 3)), tmp_path)
 
 
-@pytest.mark.parametrize("activation", ["relu", "relu6", "hard_tanh"])
+@pytest.mark.parametrize("activation", ["relu", "relu6", "hard_tanh", "mish", "selu", "gelu"])
 def test_an_activation_right_after_a_product(activation: str, tmp_path: Path) -> None:
     """The converter used to lose it: it fused it into a fully connected layer whose weights are no constant."""
-    check(task_of(lambda: [layers.Dense(6, activation=activation, use_bias=False), *head()], (5,)), tmp_path)
+
+    def stack() -> list[Any]:
+        steps = layers.EinsumDense("btf,fo->bto", (4, 5), activation=activation)
+        return [steps, layers.Dense(6, activation=activation, use_bias=False), *head()]
+
+    check(task_of(stack, (4, 3), optimizer=lambda: keras.optimizers.SGD(clipvalue=1.0)), tmp_path)
+
+
+def test_a_shared_layers_weights_lie_where_each_use_reads_them(tmp_path: Path) -> None:
+    def model() -> Any:
+        x = keras.Input((5, 3))
+        shared = layers.MultiHeadAttention(2, 2)
+        ends = [layers.Flatten()(shared(y, y)) for y in (x, layers.Rescaling(0.5)(x))]
+        return keras.Model(x, layers.Dense(3, activation="softmax")(layers.Concatenate()(ends)))
+
+    check(task_of(list, (5, 3), model=model), tmp_path)
 
 
 def test_a_vector_added_along_the_second_axis(tmp_path: Path) -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from tests.contract.compiler.networks import Network, networks
 
-from umbel_server.compiler import compile_task
+from umbel_server.compiler import CompileError, compile_task
 
 NETWORKS = int(os.environ.get("UMBEL_NETWORKS", "0"))
 """How many random networks to try; 0: a few, the same every time."""
@@ -26,7 +26,11 @@ NETWORKS = int(os.environ.get("UMBEL_NETWORKS", "0"))
 @given(networks())
 def test_random_networks_train_as_in_keras(network: Network) -> None:
     with TemporaryDirectory() as folder:
-        parity = compile_task(network.task(), Path(folder) / "random.plan").manifest.parity
+        try:
+            parity = compile_task(network.task(), Path(folder) / "random.plan").manifest.parity
+        except CompileError as error:
+            assume("in Keras itself" not in str(error))
+            raise
     # `updates`: rounding decides, in Keras too, and the check compared the weights by how far each step moves them.
     named = ("loss", "evaluate", "infer", *(() if "updates" in parity else ("weights", "slots")))
     assert max(parity[name] for name in named) <= 1e-4

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from umbel_server.compiler import CompileError
 from umbel_server.compiler.lowerings import lowers
+from umbel_server.compiler.lowerings.matmul import is_cut_off
 
 
 @lowers("Einsum")
@@ -35,7 +36,8 @@ def einsum(op: Any, inputs: list[Any]) -> list[Any]:
     b_free = [label for label in b_name if label not in a_name]
     left = _arranged(a, a_name, [shared, a_free, summed], sizes)
     right = _arranged(b, b_name, [shared, summed, b_free], sizes)
-    product = tf.matmul(left, right)
+    alone = len(left.shape) == 2 and is_cut_off(op)  # see lowerings/matmul.py
+    product = tf.matmul(left[tf.newaxis], right[tf.newaxis]) if alone else tf.matmul(left, right)
     order = [*shared, *a_free, *b_free]
     product = tf.reshape(product, [-1 if sizes[label] is None else sizes[label] for label in order])
     return [tf.transpose(product, [order.index(label) for label in wanted])]
