@@ -19,10 +19,11 @@ from umbel.plan import Placement
 from umbel.task import Task
 from umbel_server.compiler import CompileError
 from umbel_server.compiler.keras_model import KerasParts
+from umbel_server.compiler.noise import Noise
 from umbel_server.compiler.parity import random_batch, relative_error
 from umbel_server.compiler.reemit import key
 from umbel_server.compiler.step import Traced
-from umbel_server.compiler.tracing import all_layers
+from umbel_server.compiler.tracing import all_layers, device_noise
 from umbel_server.compiler.training_file import convert
 
 Weights = Sequence[NDArray[Any]]
@@ -89,7 +90,7 @@ def inference_file(
         file = convert_with(task, parts, traced, probe, int8, apart)
         found = {w.path: _find(file, w.path, value) for w, value in zip(parts.weights, probe, strict=True)}
         placements = tuple(placement for places in found.values() for placement in places)
-        lost = {w.path: w for w in parts.weights if not found[w.path]}
+        lost = {w.path: w for w in parts.weights if not found[w.path] and traced.infer.reads(key(w))}
         small = frozenset(path for path, w in lost.items() if len(w.shape) <= 1) - apart
         more = small or frozenset(lost) - apart
         if not lost:
@@ -111,7 +112,8 @@ def _answers_as_keras(task: Task, parts: KerasParts, file: bytes) -> bool:
     x, _ = random_batch(task, parts, np.random.default_rng(4))
     with native_stderr_silenced():  # LiteRT announces its delegate
         ours = Predictor(file)(x)
-    theirs = parts.call({name: tf.constant(value) for name, value in x.items()}, training=False)
+    with device_noise(Noise(tf.constant(0), task.batch_size)):
+        theirs = parts.call({name: tf.constant(value) for name, value in x.items()}, training=False)
     return all(relative_error(ours[name], np.asarray(value)) <= _ALIKE for name, value in theirs.items())
 
 

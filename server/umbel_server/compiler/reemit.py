@@ -9,7 +9,7 @@ import tensorflow as tf
 from tensorflow.python.framework.function_def_to_graph import function_def_to_graph
 
 from umbel_server.compiler import CompileError
-from umbel_server.compiler.lowerings import load_table
+from umbel_server.compiler.lowerings import Lowering, load_table
 from umbel_server.compiler.tracing import all_layers
 
 # Ops that the converter turns into built-ins by itself.
@@ -129,7 +129,7 @@ def _emit(ops: Sequence[Any], known: dict[str, Any], state: dict[int, Any], want
         if folded is not None:
             outputs = folded
         elif op.type in table:
-            outputs = table[op.type](op, inputs)
+            outputs = _lowered(table[op.type], op, inputs)
         elif op.type == "ReadVariableOp":
             outputs = [state[inputs[0].key]]
         elif op.type == "ResourceGather":
@@ -172,6 +172,19 @@ def _emit(ops: Sequence[Any], known: dict[str, Any], state: dict[int, Any], want
                 output.set_shape(tensor.shape)
             known[tensor.name] = output
     return [known[tensor.name] for tensor in wanted]
+
+
+def _lowered(lowering: Lowering, op: Any, inputs: list[Any]) -> list[Any]:
+    try:
+        return lowering(op, inputs)
+    except CompileError:
+        raise
+    except Exception as error:
+        what = str(error).strip().partition("\n")[0][:200]
+        raise CompileError(
+            f"op {op.type} ({op.name}) cannot be rewritten for a device ({what}); write it with other keras.ops, or use "
+            "another layer"
+        ) from error
 
 
 def _body(op: Any, attribute: str) -> Any:

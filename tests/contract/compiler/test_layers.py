@@ -28,7 +28,11 @@ IMAGES: dict[str, Layers] = {
     ],
     "depthwise dilated": lambda: [layers.Conv2D(3, 1), layers.DepthwiseConv2D(2, dilation_rate=2, padding="same")],
     "separable": lambda: [layers.SeparableConv2D(3, 3), layers.SeparableConv2D(4, 2, padding="same")],
-    "transposed": lambda: [layers.Conv2DTranspose(3, 3, strides=2, padding="same"), layers.Conv2DTranspose(2, 2)],
+    "transposed": lambda: [
+        layers.Conv2DTranspose(3, 3, strides=2, padding="same"),
+        layers.Conv2DTranspose(2, 2),
+        layers.Conv2DTranspose(2, 3, dilation_rate=2, padding="same"),
+    ],
     "max pooling": lambda: [
         layers.Conv2D(4, 3, padding="same", activation="relu6"),
         layers.MaxPooling2D(3, strides=2, padding="same"),
@@ -125,6 +129,14 @@ SERIES: dict[str, Layers] = {
         layers.Bidirectional(layers.LSTM(4, return_sequences=True)),
         layers.Bidirectional(layers.GRU(3), merge_mode="sum"),
     ],
+    "a length of zero": lambda: [layers.Conv1D(1, 3, activation="log_softmax"), layers.UnitNormalization()],
+    "rolled, and products with open axes": lambda: [
+        layers.Dense(4),
+        layers.Lambda(lambda x: keras.ops.roll(x, 2, axis=1)),
+        layers.Lambda(lambda x: keras.ops.einsum("...ij,...kj->...ik", x, x)),
+    ],
+    "spectral": lambda: [layers.SpectralNormalization(layers.Dense(4))],
+    "random when it infers, too": lambda: [layers.Lambda(lambda x: x + keras.random.normal(keras.ops.shape(x)))],
     "time distributed": lambda: [layers.TimeDistributed(layers.Dense(4, activation="relu"))],
 }
 
@@ -224,6 +236,14 @@ def test_attention(tmp_path: Path) -> None:
 @pytest.mark.parametrize("optimizer", "sgd adam adamw rmsprop adagrad adamax nadam lion adadelta ftrl".split())
 def test_embeddings_train_their_batchs_rows(optimizer: str, tmp_path: Path) -> None:
     check(task_of(lambda: [layers.Embedding(11, 4), *head()], (5,), "int32", optimizer=optimizer), tmp_path)
+
+
+def test_a_backward_recurrence_of_masked_time_steps(tmp_path: Path) -> None:
+    def stack() -> list[Any]:
+        both = layers.Bidirectional(layers.GRU(3, return_sequences=True))
+        return [layers.Embedding(9, 4, mask_zero=True), both, layers.GRU(3), *head()]
+
+    check(task_of(stack, (6,), "int32"), tmp_path)
 
 
 def test_masked_time_steps_do_not_count(tmp_path: Path) -> None:

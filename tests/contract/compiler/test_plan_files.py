@@ -147,6 +147,12 @@ class Detached(keras.Model):  # type: ignore[misc]
         return self.last(keras.ops.stop_gradient(self.first(x)))
 
 
+class Penalised(layers.Layer):  # type: ignore[misc]
+    def call(self, x: Any) -> Any:
+        self.add_loss(0.01 * keras.ops.mean(keras.ops.square(x)))
+        return x
+
+
 def stateful() -> Any:
     x = keras.Input(batch_shape=(6, 4, 3))
     return keras.Model(x, layers.Dense(3, activation="softmax")(layers.LSTM(4, stateful=True)(x)))
@@ -176,6 +182,24 @@ REFUSED: dict[str, tuple[Task, str]] = {
     "summed loss": (
         task_of(head, loss=lambda: keras.losses.MeanSquaredError("sum"), targets=TensorSpec((3,))),
         "reduction 'sum'",
+    ),
+    "loss of a batch": (task_of(lambda: [Penalised(name="mine"), *head()]), "layer mine .* adds a loss of its batch"),
+    "loss scale": (
+        task_of(head, optimizer=lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())),
+        "LossScaleOptimizer is for float16",
+    ),
+    "several thresholds": (
+        task_of(
+            lambda: [layers.Flatten(), layers.Dense(1, activation="sigmoid")],
+            loss="binary_crossentropy",
+            targets=TensorSpec((1,)),
+            metrics=(lambda: keras.metrics.Precision(thresholds=[0.2, 0.7]),),
+        ),
+        "has 2 thresholds",
+    ),
+    "mixed precision": (
+        task_of(lambda: [layers.Flatten(), layers.Dense(3, dtype="mixed_float16", name="mine")]),
+        "layer mine .* computes in float16",
     ),
     "channels first": (task_of(lambda: [layers.Conv2D(4, 1, data_format="channels_first"), *head()]), "channels"),
     "half precision": (task_of(lambda: [layers.Flatten(), layers.Dense(3, dtype="float16")]), "float16"),

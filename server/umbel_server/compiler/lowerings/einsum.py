@@ -1,5 +1,6 @@
 """Sums over products of labelled axes."""
 
+from string import ascii_letters
 from typing import Any
 
 import tensorflow as tf
@@ -15,8 +16,10 @@ def einsum(op: Any, inputs: list[Any]) -> list[Any]:
     equation = op.get_attr("equation").decode()
     operands, wanted = equation.replace(" ", "").split("->")
     names = operands.split(",")
-    if "." in equation or any(len(set(name)) != len(name) for name in [*names, wanted]):
-        raise CompileError(f"einsum {equation!r} has an ellipsis or a repeated label; write every axis once")
+    if "..." in equation:
+        names, wanted = _spelled_out(names, wanted, [len(x.shape) for x in inputs])
+    if any(len(set(name)) != len(name) for name in [*names, wanted]):
+        raise CompileError(f"einsum {equation!r} has a repeated label; write every axis once")
     sizes = {
         label: size
         for name, x in zip(names, inputs, strict=True)
@@ -41,6 +44,15 @@ def einsum(op: Any, inputs: list[Any]) -> list[Any]:
     order = [*shared, *a_free, *b_free]
     product = tf.reshape(product, [-1 if sizes[label] is None else sizes[label] for label in order])
     return [tf.transpose(product, [order.index(label) for label in wanted])]
+
+
+def _spelled_out(names: list[str], wanted: str, ranks: list[int]) -> tuple[list[str], str]:
+    """The labels with each ellipsis as labels of its own: the last of them for an operand that has fewer such axes."""
+    free = "".join(letter for letter in ascii_letters if letter not in "".join(names) + wanted)
+    missing = [rank - len(name.replace("...", "")) for name, rank in zip(names, ranks, strict=True)]
+    most = free[: max(n for name, n in zip(names, missing, strict=True) if "..." in name)]
+    spelled = [name.replace("...", most[len(most) - n :]) for name, n in zip(names, missing, strict=True)]
+    return spelled, wanted.replace("...", most)
 
 
 def _reduce(x: Any, name: str, elsewhere: str) -> tuple[Any, str]:
