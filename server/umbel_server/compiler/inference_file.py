@@ -28,14 +28,25 @@ from umbel_server.compiler.training_file import convert
 
 Weights = Sequence[NDArray[Any]]
 
+CHANNELS_OF_DENSE = (2, 17)
+"""The first LiteRT that runs dense layers whose int8 weights have one scale a channel."""
+
 _ALIKE = 1e-3
 """Relative difference of outputs that rounding explains."""
 
 
 def convert_with(
-    task: Task, parts: KerasParts, traced: Traced, weights: Weights, int8: bool, apart: frozenset[str] = frozenset()
+    task: Task,
+    parts: KerasParts,
+    traced: Traced,
+    weights: Weights,
+    int8: bool,
+    apart: frozenset[str] = frozenset(),
+    channels: bool = False,
 ) -> bytes:
     """The inference file that the converter makes of `weights`; with `int8`, dynamic-range quantised.
+
+    With `channels`, dense layers are quantised by channels, too, which older runtimes do not know (CHANNELS_OF_DENSE).
 
     The weights named in `apart` are kept as they are: what is computed from them alone is computed at run time.
     """
@@ -59,6 +70,7 @@ def convert_with(
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=["infer"])
         if int8:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter._experimental_disable_per_channel_quantization_for_dense_layers = not channels
         return convert(converter, task.name)
 
 
@@ -72,7 +84,12 @@ class InferenceFile:
 
 
 def inference_file(
-    task: Task, parts: KerasParts, traced: Traced, int8: bool, apart: frozenset[str] | None = None
+    task: Task,
+    parts: KerasParts,
+    traced: Traced,
+    int8: bool,
+    apart: frozenset[str] | None = None,
+    channels: bool = False,
 ) -> InferenceFile:
     """The file with the model's current weights, and its weight map.
 
@@ -87,7 +104,7 @@ def inference_file(
     current = {w.path: np.asarray(w.numpy()) for w in parts.weights}
     apart = _normalisers(parts) if apart is None else apart
     while True:
-        file = convert_with(task, parts, traced, probe, int8, apart)
+        file = convert_with(task, parts, traced, probe, int8, apart, channels)
         found = {w.path: _find(file, w.path, value) for w, value in zip(parts.weights, probe, strict=True)}
         placements = tuple(placement for places in found.values() for placement in places)
         lost = {w.path: w for w in parts.weights if not found[w.path] and traced.infer.reads(key(w))}

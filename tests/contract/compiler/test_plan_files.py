@@ -20,6 +20,7 @@ from keras import layers  # noqa: E402
 from tests.contract.compiler.tasks import head, random_batch, task_of  # noqa: E402
 
 from umbel_server.compiler import CompileError, compile_task  # noqa: E402
+from umbel_server.compiler.runtimes import ops  # noqa: E402
 
 
 def pooled() -> list[Any]:
@@ -224,6 +225,20 @@ def test_what_cannot_be_compiled_is_refused_by_name_and_nothing_is_written(name:
         compile_task(task, tmp_path / "case.plan")
     assert "\n" not in str(refusal.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_op_that_needs_a_newer_runtime_is_named(plan: Plan, tmp_path: Path) -> None:
+    for name in (TRAIN, INFER, INFER_INT8):
+        assert max(needed for _, _, needed in ops(plan.read(name))) <= (2, 14)
+    clipped = task_of(lambda: [layers.Flatten(), layers.Lambda(keras.ops.sign), layers.Dense(3, activation="softmax")])
+    compile_task(clipped, tmp_path / "new.plan", check=False)
+    with pytest.raises(
+        CompileError, match=r"train\.tflite holds op SIGN in version 1, which needs LiteRT 2\.11 or newer"
+    ):
+        compile_task(clipped, tmp_path / "case.plan", check=False, min_runtime="2.10")
+    with pytest.raises(CompileError, match=r"a version such as 2\.14"):
+        compile_task(clipped, tmp_path / "case.plan", min_runtime="newest")
+    assert [path.name for path in tmp_path.iterdir()] == ["new.plan"]
 
 
 def test_a_task_that_does_not_fit_itself_is_refused(tmp_path: Path) -> None:
