@@ -51,14 +51,14 @@ def convert_with(
     The weights named in `apart` are kept as they are: what is computed from them alone is computed at run time.
     """
     module = tf.Module()
+    held = [*zip(parts.weights, weights, strict=True), *((w, np.asarray(w.numpy())) for w in parts.constants)]
     specs = {name: tf.TensorSpec((None, *spec.shape), spec.dtype, name) for name, spec in task.input_specs.items()}
 
     def infer(**given: Any) -> dict[str, Any]:
         # Zero, but the converter cannot know it: the number of rows is open.
         zero = tf.minimum(tf.shape(next(iter(given.values())))[0], 0)
         values = {
-            key(w): _from(tf.constant(value), zero) if w.path in apart else tf.constant(value)
-            for w, value in zip(parts.weights, weights, strict=True)
+            key(w): _from(tf.constant(value), zero) if w.path in apart else tf.constant(value) for w, value in held
         }
         outputs, _ = traced.infer([given[name] for name in sorted(given)], values)
         return dict(zip(parts.outputs, outputs, strict=True))
@@ -102,14 +102,16 @@ def inference_file(
     rng = np.random.default_rng(0)
     probe = [_probe(rng, w) for w in parts.weights]
     current = {w.path: np.asarray(w.numpy()) for w in parts.weights}
-    apart = _normalisers(parts) if apart is None else apart
+    norms = _normalisers(parts)
+    apart = norms & {w.path for w in parts.weights} if apart is None else apart
     while True:
         file = convert_with(task, parts, traced, probe, int8, apart, channels)
         found = {w.path: _find(file, w.path, value) for w, value in zip(parts.weights, probe, strict=True)}
         placements = tuple(placement for places in found.values() for placement in places)
         lost = {w.path: w for w in parts.weights if not found[w.path] and traced.infer.reads(key(w))}
+        beside = norms - apart if lost else frozenset()
         small = frozenset(path for path, w in lost.items() if len(w.shape) <= 1) - apart
-        more = small or frozenset(lost) - apart
+        more = beside or small or frozenset(lost) - apart
         if not lost:
             placed = place(file, current, placements)
             several = frozenset(w.path for w in parts.weights if traced.infer.reads(key(w)) > 1) - apart

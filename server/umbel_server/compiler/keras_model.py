@@ -24,7 +24,8 @@ class KerasParts:
     """A task's model and what trains it; `targets` and `losses` are by output name.
 
     `losses` holds each output's target name, Keras loss (reduction none) and loss weight. `outputs` are specs of one
-    example. `trained` are the model's trainable variables, whose slots the optimizer holds.
+    example. `trained` are the model's trainable variables, whose slots the optimizer holds. `fixed` are the paths of the
+    weights that the traced train step does not assign; a fresh model's are not known yet, and it is empty.
     """
 
     model: Any
@@ -33,11 +34,17 @@ class KerasParts:
     targets: dict[str, str]
     losses: dict[str, tuple[Any, float]]
     optimizer: Any
+    fixed: frozenset[str] = frozenset()
 
     @property
     def weights(self) -> list[Any]:
-        """Every weight in Keras's order."""
-        return list(self.model.weights)
+        """The weights that training changes, by gradients or else (moving statistics), in Keras's order: they travel."""
+        return [w for w in self.model.weights if w.path not in self.fixed]
+
+    @property
+    def constants(self) -> list[Any]:
+        """The weights that nothing changes, those of frozen layers for example: they are constants in a plan's files."""
+        return [w for w in self.model.weights if w.path in self.fixed]
 
     @property
     def trained(self) -> list[Any]:

@@ -64,6 +64,11 @@ class Program:
         """The variables that the program reads or assigns, by `key`."""
         return {id(handle) for handle in self._captures.values() if handle.dtype == tf.resource}
 
+    @property
+    def assigned(self) -> set[int]:
+        """The variables that the program assigns, by `key`."""
+        return _assigned(self._ops, {name: id(handle) for name, handle in self._captures.items()})
+
     def reads(self, key: int) -> int:
         """How many ops read the variable; those of a function that is called count as one."""
         handles = {name for name, handle in self._captures.items() if id(handle) == key}
@@ -172,6 +177,17 @@ def _emit(ops: Sequence[Any], known: dict[str, Any], state: dict[int, Any], want
                 output.set_shape(tensor.shape)
             known[tensor.name] = output
     return [known[tensor.name] for tensor in wanted]
+
+
+def _assigned(ops: Sequence[Any], handles: Mapping[str, int]) -> set[int]:
+    found = {handles[op.inputs[0].name] for op in ops if op.type in _WRITES}
+    for op in ops:
+        if op.type in _CALLS:
+            body = _body(op, "f")
+            given = zip(body.inputs, op.inputs, strict=True)
+            inner = {inside.name: handles[outside.name] for inside, outside in given if outside.name in handles}
+            found |= _assigned(_needed(body, body.outputs), inner)
+    return found
 
 
 def _lowered(lowering: Lowering, op: Any, inputs: list[Any]) -> list[Any]:

@@ -279,7 +279,35 @@ def test_adapters_alone_train(tmp_path: Path) -> None:
         return adapted
 
     plan = check(task_of(list, (5,), "int32", model=model), tmp_path)
-    assert {w.name.rpartition("/")[2] for w in plan.manifest.weights if not w.trainable} == {"embeddings", "kernel"}
+    assert {name.rpartition("/")[2] for name in plan.frozen_weights()} == {"embeddings", "kernel"}
+    travelling = {w.name.rpartition("/")[2] for w in plan.manifest.weights}
+    assert travelling == {"lora_embeddings_a", "lora_embeddings_b", "lora_kernel_a", "lora_kernel_b", "bias"} | {
+        "kernel"
+    }
+    assert plan.initial_weights().keys() == {w.name for w in plan.manifest.weights}
+
+
+def test_what_is_frozen_stays_on_the_device_and_moving_statistics_travel(tmp_path: Path) -> None:
+    def stack() -> list[Any]:
+        return [
+            layers.Normalization(mean=[0.5, 0.4], variance=[1.0, 2.0]),
+            layers.Conv2D(3, 2, trainable=False),
+            layers.BatchNormalization(trainable=False, name="still"),
+            layers.Conv2D(3, 2, name="conv"),
+            layers.BatchNormalization(trainable=False, name="still_too"),
+            layers.Activation("tanh"),
+            layers.BatchNormalization(name="moving"),
+            layers.Flatten(),
+            layers.Dense(3, activation="softmax", name="head"),
+        ]
+
+    plan = check(task_of(stack), tmp_path)
+    assert {w.name.rpartition("/")[0].rpartition("/")[2] for w in plan.manifest.weights} == {"conv", "moving", "head"}
+    assert sum(not w.trainable for w in plan.manifest.weights) == 2
+    assert len(plan.frozen_weights()) == 10
+    assert {p.weight for maps in plan.manifest.weight_maps.values() for p in maps} == {
+        w.name for w in plan.manifest.weights
+    }
 
 
 class Subclassed(keras.Model):  # type: ignore[misc]
