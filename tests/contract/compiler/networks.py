@@ -80,14 +80,16 @@ _NAMES = {
     _RATIO: "MeanAbsolutePercentageError",
 }
 HEADS = {name: head for head, names in _NAMES.items() for name in names.split()}
+# These divide by what is often almost nothing: with Keras's own epsilon rounding would decide where weights go.
+_EPSILON = {"epsilon": [1e-3]}
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "SGD": {"momentum": [0.0, 0.9], "nesterov": [False, True]},
-    "Adam": {"amsgrad": [False, True]},
-    "AdamW": {"weight_decay": [0.004, 0.1]},
-    "RMSprop": {"centered": [False, True], "momentum": [0.0, 0.5]},
+    "Adam": {"amsgrad": [False, True], **_EPSILON},
+    "AdamW": {"weight_decay": [0.004, 0.1], **_EPSILON},
+    "RMSprop": {"centered": [False, True], "momentum": [0.0, 0.5], **_EPSILON},
     "Adagrad": {},
-    "Adamax": {},
-    "Nadam": {},
+    "Adamax": _EPSILON,
+    "Nadam": _EPSILON,
     "Lion": {"weight_decay": [None, 0.01]},
 }
 MERGES = ("Concatenate", "Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum", "Dot")
