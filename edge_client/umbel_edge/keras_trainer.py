@@ -56,8 +56,8 @@ class KerasTrainer:
                 totals = add(totals, self._sums(plan, float(loss), _rows(x)))
                 steps += 1
                 if steps == how.max_steps:
-                    return Outcome(self._get(), per_example(totals))
-        return Outcome(self._get(), per_example(totals))
+                    return Outcome(self._get(plan), per_example(totals))
+        return Outcome(self._get(plan), per_example(totals))
 
     def evaluate(self, plan: Plan, weights: Tensors, examples: Examples, check_stop: Callable[[], None]) -> Sums:
         """Every example once, in order."""
@@ -138,16 +138,18 @@ class KerasTrainer:
             raise TaskError(f"the plan is of task {plan.manifest.task}, the task file here is {self._task.name}")
         check(weights, plan.manifest.weights, "the weights to start from")
         ours = {w.path: tuple(w.shape) for w in self._model.weights}
-        theirs = {spec.name: spec.shape for spec in plan.manifest.weights}
+        frozen = plan.frozen_weights()
+        theirs = {spec.name: spec.shape for spec in plan.manifest.weights} | {n: w.shape for n, w in frozen.items()}
         if ours != theirs:
             raise TaskError(
                 f"task {self._task.name}: the task file here has other weights than the plan; install the new one"
             )
         for variable in self._model.weights:
-            variable.assign(weights[variable.path])
+            variable.assign(frozen[variable.path] if variable.path in frozen else weights[variable.path])
 
-    def _get(self) -> Tensors:
-        return {w.path: np.array(w.numpy()) for w in self._model.weights}
+    def _get(self, plan: Plan) -> Tensors:
+        values = {w.path: w for w in self._model.weights}
+        return {spec.name: np.array(values[spec.name].numpy()) for spec in plan.manifest.weights}
 
     def _sums(self, plan: Plan, loss: float, rows: int) -> Sums:
         """The sums of one batch, from the states of Keras's metrics."""

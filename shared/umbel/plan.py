@@ -18,6 +18,7 @@ from umbel.tensors import Tensors, TensorSpec, WeightSpec, load
 SCHEMA = 1
 MANIFEST, SIGNATURE = "manifest.json", "manifest.jws"
 TRAIN, INFER, INFER_INT8, INITIAL = "train.tflite", "infer.tflite", "infer.int8.tflite", "initial.safetensors"
+FROZEN = "frozen.safetensors"
 _CHUNK = 1 << 16
 
 
@@ -47,7 +48,9 @@ class Placement(Struct, frozen=True, omit_defaults=True):
 class Manifest(Struct, frozen=True):
     """What a plan is. `metrics` are computed from the sums that `train` and `evaluate` return beside `loss` and `weight`.
 
-    `weights` are in the order of the signature tensors `w0`, `w1`, ... of `set_weights` and `get_weights`.
+    `weights` are those that training changes: they travel. What a model has beside them is constant in the plan's files
+    (and in FROZEN, for a device that trains with Keras). They are in the order of the signature tensors `w0`, `w1`, ... of
+    `set_weights` and `get_weights`.
     `inputs`, `targets` and `outputs` are specs of one example by name. `weight_maps` says for each inference file where
     its weights lie. `parity` is the worst relative error against Keras that the compiler measured, by quantity.
     """
@@ -178,6 +181,10 @@ class Plan:
     def initial_weights(self) -> Tensors:
         """The weights that training starts from, by name."""
         return load(self.read(INITIAL))
+
+    def frozen_weights(self) -> Tensors:
+        """The weights that training does not change, by name; none when it changes all."""
+        return load(self.read(FROZEN)) if FROZEN in self.manifest.files else {}
 
     def _manifest_bytes(self) -> bytes:
         with zipfile.ZipFile(self.path) as archive:

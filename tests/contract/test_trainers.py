@@ -1,6 +1,7 @@
 """The LiteRT and the Keras trainer do the same thing to the same weights."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -11,9 +12,11 @@ from umbel.errors import TaskError, TensorError
 from umbel.examples import Examples
 from umbel.messages import Blob, Train
 from umbel.plan import Plan
+from umbel.task import load_task
 from umbel_edge.keras_trainer import KerasTrainer
 from umbel_edge.litert_trainer import LiteRTTrainer
 from umbel_edge.trainers import Cancelled, Trainer
+from umbel_server.compiler import compile_task
 from umbel_sim.digits import load_digits
 
 HOW = Train("a", "r", 1, Blob("", 0), Blob("", 0), 0.0, learning_rate=0.1, epochs=1, seed=3)
@@ -50,6 +53,33 @@ def test_both_trainers_give_the_same_update(
         assert value == pytest.approx(second.metrics[name], abs=1e-5)
     for name, weight in first.weights.items():
         assert np.allclose(weight, second.weights[name], atol=1e-5)
+
+
+FROZEN_TASK = """
+import keras
+from umbel import Task, TensorSpec
+
+
+def model():
+    layers = [keras.layers.Dense(5, "tanh", trainable=False), keras.layers.Dense(1)]
+    return keras.Sequential([keras.Input((3,)), *layers])
+
+
+task = Task("frozen", model, "mse", TensorSpec((3,)), TensorSpec((1,)), batch_size=8)
+"""
+
+
+def test_frozen_weights_stay_where_they_are_in_both_trainers(tmp_path: Path) -> None:
+    """They are drawn anew where the task file is loaded: a Keras device takes those of the plan."""
+    (tmp_path / "frozen.py").write_text(FROZEN_TASK)
+    trainers = LiteRTTrainer("phone"), KerasTrainer("phone", tmp_path / "frozen.py")
+    plan = compile_task(load_task(tmp_path / "frozen.py"), tmp_path / "frozen.plan", check=False)
+    assert len(plan.manifest.weights) == len(plan.frozen_weights()) == 2
+    rng = np.random.default_rng(0)
+    examples = Examples({name: rng.uniform(0, 1, (8, n)).astype(np.float32) for name, n in (("x", 3), ("y", 1))}, 8)
+    first, second = (t.train(plan, plan.initial_weights(), examples, HOW, never).weights for t in trainers)
+    assert first.keys() == second.keys() == plan.initial_weights().keys()
+    assert all(np.allclose(first[name], second[name], atol=1e-6) for name in first)
 
 
 def test_both_trainers_evaluate_alike(plan: Plan, trainers: tuple[Trainer, Trainer]) -> None:

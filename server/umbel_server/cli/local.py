@@ -80,6 +80,9 @@ def compile_(
     ] = None,
     seed: Annotated[int, typer.Option(help="seed of the initial weights")] = 0,
     check: Annotated[bool, typer.Option(help="compare ten training steps with Keras, and fail if they differ")] = True,
+    min_runtime: Annotated[
+        str, typer.Option(help="oldest LiteRT or tflite-runtime of the devices; an op that needs a newer one is named")
+    ] = "2.14",
     json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
 ) -> None:
     """Compile a task into a plan that devices train without TensorFlow."""
@@ -91,7 +94,12 @@ def compile_(
 
     with console.status(f"compiling {task.name}") as status:
         plan = compile_task(
-            task, path, seed=seed, check=check, progress=lambda text: status.update(f"{task.name}: {text}")
+            task,
+            path,
+            seed=seed,
+            check=check,
+            min_runtime=min_runtime,
+            progress=lambda text: status.update(f"{task.name}: {text}"),
         )
     if json:
         print_json({"plan": str(path), "sha256": plan.sha256, "parity": plan.manifest.parity})

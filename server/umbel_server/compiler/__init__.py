@@ -19,17 +19,19 @@ def compile_task(
     *,
     seed: int = 0,
     check: bool = True,
+    min_runtime: str = "2.14",
     progress: Callable[[str], None] = lambda text: None,
 ) -> Plan:
     """Compile `task` into an unsigned plan at `path`, its initial weights drawn with `seed`.
 
-    With `check`, ten training steps are compared with Keras's, and nothing is written when they differ. `progress` is
-    told what is being done. Raises CompileError or TaskError.
+    `min_runtime` is the oldest LiteRT (tflite-runtime) that has to run the plan. With `check`, ten training steps are
+    compared with Keras's, and nothing is written when they differ. `progress` is told what is being done. Raises
+    CompileError or TaskError.
     """
     import_keras()
     from umbel_server.compiler.pipeline import compile_plan
 
-    return compile_plan(task, path, seed, check, progress)
+    return compile_plan(task, path, seed, check, min_runtime, progress)
 
 
 __all__ = ["CompileError", "compile_task"]

@@ -12,35 +12,53 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from tensorflow.lite.python import schema_py_generated as schema
 
+from umbel.keras_import import native_stderr_silenced
+from umbel.litert import Predictor
 from umbel.placement import place, quantise
 from umbel.plan import Placement
 from umbel.task import Task
 from umbel_server.compiler import CompileError
 from umbel_server.compiler.keras_model import KerasParts
+from umbel_server.compiler.noise import Noise
+from umbel_server.compiler.parity import random_batch, relative_error
 from umbel_server.compiler.reemit import key
 from umbel_server.compiler.step import Traced
-from umbel_server.compiler.tracing import all_layers
+from umbel_server.compiler.tracing import all_layers, device_noise
 from umbel_server.compiler.training_file import convert
 
 Weights = Sequence[NDArray[Any]]
 
+CHANNELS_OF_DENSE = (2, 17)
+"""The first LiteRT that runs dense layers whose int8 weights have one scale a channel."""
+
+_ALIKE = 1e-3
+"""Relative difference of outputs that rounding explains."""
+
 
 def convert_with(
-    task: Task, parts: KerasParts, traced: Traced, weights: Weights, int8: bool, apart: frozenset[str] = frozenset()
+    task: Task,
+    parts: KerasParts,
+    traced: Traced,
+    weights: Weights,
+    int8: bool,
+    apart: frozenset[str] = frozenset(),
+    channels: bool = False,
 ) -> bytes:
     """The inference file that the converter makes of `weights`; with `int8`, dynamic-range quantised.
+
+    With `channels`, dense layers are quantised by channels, too, which older runtimes do not know (CHANNELS_OF_DENSE).
 
     The weights named in `apart` are kept as they are: what is computed from them alone is computed at run time.
     """
     module = tf.Module()
+    held = [*zip(parts.weights, weights, strict=True), *((w, np.asarray(w.numpy())) for w in parts.constants)]
     specs = {name: tf.TensorSpec((None, *spec.shape), spec.dtype, name) for name, spec in task.input_specs.items()}
 
     def infer(**given: Any) -> dict[str, Any]:
         # Zero, but the converter cannot know it: the number of rows is open.
         zero = tf.minimum(tf.shape(next(iter(given.values())))[0], 0)
         values = {
-            key(w): _from(tf.constant(value), zero) if w.path in apart else tf.constant(value)
-            for w, value in zip(parts.weights, weights, strict=True)
+            key(w): _from(tf.constant(value), zero) if w.path in apart else tf.constant(value) for w, value in held
         }
         outputs, _ = traced.infer([given[name] for name in sorted(given)], values)
         return dict(zip(parts.outputs, outputs, strict=True))
@@ -52,6 +70,7 @@ def convert_with(
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=["infer"])
         if int8:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter._experimental_disable_per_channel_quantization_for_dense_layers = not channels
         return convert(converter, task.name)
 
 
@@ -65,7 +84,12 @@ class InferenceFile:
 
 
 def inference_file(
-    task: Task, parts: KerasParts, traced: Traced, int8: bool, apart: frozenset[str] | None = None
+    task: Task,
+    parts: KerasParts,
+    traced: Traced,
+    int8: bool,
+    apart: frozenset[str] | None = None,
+    channels: bool = False,
 ) -> InferenceFile:
     """The file with the model's current weights, and its weight map.
 
@@ -77,24 +101,39 @@ def inference_file(
     """
     rng = np.random.default_rng(0)
     probe = [_probe(rng, w) for w in parts.weights]
-    apart = _normalisers(parts) if apart is None else apart
+    current = {w.path: np.asarray(w.numpy()) for w in parts.weights}
+    norms = _normalisers(parts)
+    apart = norms & {w.path for w in parts.weights} if apart is None else apart
     while True:
-        file = convert_with(task, parts, traced, probe, int8, apart)
+        file = convert_with(task, parts, traced, probe, int8, apart, channels)
         found = {w.path: _find(file, w.path, value) for w, value in zip(parts.weights, probe, strict=True)}
-        lost = {w.path: w for w in parts.weights if found[w.path] is None}
-        if not lost:
-            break
+        placements = tuple(placement for places in found.values() for placement in places)
+        lost = {w.path: w for w in parts.weights if not found[w.path] and traced.infer.reads(key(w))}
+        beside = norms - apart if lost else frozenset()
         small = frozenset(path for path, w in lost.items() if len(w.shape) <= 1) - apart
-        more = small or frozenset(lost) - apart
+        more = beside or small or frozenset(lost) - apart
+        if not lost:
+            placed = place(file, current, placements)
+            several = frozenset(w.path for w in parts.weights if traced.infer.reads(key(w)) > 1) - apart
+            # A weight that is used twice may lie in the file as it is for one use, and folded for the other.
+            if int8 or not several or _answers_as_keras(task, parts, placed):
+                return InferenceFile(placed, placements, apart)
+            more = several
         if not more:
             raise CompileError(
                 f"weight {next(iter(lost))} is not in the inference file as it is: the converter folded it into another "
                 "tensor; if the model does not use it for inference, remove it"
             )
         apart |= more
-    placements = tuple(placement for placement in found.values() if placement is not None)
-    current = {w.path: np.asarray(w.numpy()) for w in parts.weights}
-    return InferenceFile(place(file, current, placements), placements, apart)
+
+
+def _answers_as_keras(task: Task, parts: KerasParts, file: bytes) -> bool:
+    x, _ = random_batch(task, parts, np.random.default_rng(4))
+    with native_stderr_silenced():  # LiteRT announces its delegate
+        ours = Predictor(file)(x)
+    with device_noise(Noise(tf.constant(0), task.batch_size)):
+        theirs = parts.call({name: tf.constant(value) for name, value in x.items()}, training=False)
+    return all(relative_error(ours[name], np.asarray(value)) <= _ALIKE for name, value in theirs.items())
 
 
 def _normalisers(parts: KerasParts) -> frozenset[str]:
@@ -117,24 +156,36 @@ def _probe(rng: np.random.Generator, weight: Any) -> NDArray[Any]:
     return rng.uniform(0.1, 1.0, shape).astype(np.float32)
 
 
-def _find(file: bytes, name: str, weight: NDArray[Any]) -> Placement | None:
+def _find(file: bytes, name: str, weight: NDArray[Any]) -> list[Placement]:
+    """Every place where the weight lies: a shared layer's may lie there once for each way in which it is read."""
     base = np.frombuffer(file, np.uint8).__array_interface__["data"][0]
     model = schema.Model.GetRootAs(file, 0)
+    places: dict[int, Placement] = {}
     for graph in (model.Subgraphs(i) for i in range(model.SubgraphsLength())):
         for tensor in (graph.Tensors(i) for i in range(graph.TensorsLength())):
             data = model.Buffers(tensor.Buffer()).DataAsNumpy()
             if not isinstance(data, np.ndarray):
                 continue
             offset = int(data.__array_interface__["data"][0] - base)
-            for permutation in itertools.permutations(range(weight.ndim)):
-                laid = np.ascontiguousarray(weight.transpose(permutation))
-                kept = () if permutation == tuple(range(weight.ndim)) else permutation
-                if data.nbytes == laid.nbytes and data.tobytes() == laid.tobytes():
-                    return Placement(name, offset, laid.nbytes, kept)
-                if tensor.Type() == schema.TensorType.INT8 and weight.dtype == np.float32 and data.nbytes == laid.size:
-                    found = _find_quantised(file, base, name, tensor, data, laid, kept)
-                    if found is not None:
-                        return found
+            if offset not in places and (found := _match(file, base, name, tensor, data, weight)) is not None:
+                places[offset] = found
+    return list(places.values())
+
+
+def _match(file: bytes, base: int, name: str, tensor: Any, data: Any, weight: NDArray[Any]) -> Placement | None:
+    """How the weight lies in this tensor, if it does."""
+    if data.nbytes not in (weight.nbytes, weight.size):
+        return None
+    offset = int(data.__array_interface__["data"][0] - base)
+    for permutation in itertools.permutations(range(weight.ndim)):
+        laid = np.ascontiguousarray(weight.transpose(permutation))
+        kept = () if permutation == tuple(range(weight.ndim)) else permutation
+        if data.nbytes == laid.nbytes and data.tobytes() == laid.tobytes():
+            return Placement(name, offset, laid.nbytes, kept)
+        if tensor.Type() == schema.TensorType.INT8 and weight.dtype == np.float32 and data.nbytes == laid.size:
+            found = _find_quantised(file, base, name, tensor, data, laid, kept)
+            if found is not None:
+                return found
     return None
 
 

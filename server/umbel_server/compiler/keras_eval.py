@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from umbel.errors import TaskError
 from umbel.examples import Examples
 from umbel.keras_calls import made_losses, made_metrics, model_arguments, named_outputs, targets_of
 from umbel.keras_import import import_keras
@@ -44,6 +45,11 @@ def _model(task: Task, weights: Tensors) -> Any:
     model = task.model()
     blank = {name: np.zeros((1, *spec.shape), spec.dtype) for name, spec in task.input_specs.items()}
     model(model_arguments(model, blank), training=False)
+    if missing := [w.path for w in model.weights if w.path not in weights]:
+        raise TaskError(
+            f"task {task.name}: weight {missing[0]} is missing; give a plan's frozen weights, too: "
+            "{**plan.frozen_weights(), **weights}"
+        )
     model.set_weights([weights[w.path] for w in model.weights])
     return model
 

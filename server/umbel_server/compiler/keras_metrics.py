@@ -125,6 +125,11 @@ def _kind(task: Task, name: str, metric: Any) -> Kind:
         return "root_mean"
     if isinstance(metric, kinds.MeanMetricWrapper):
         return "mean"
+    if isinstance(metric, kinds.Precision | kinds.Recall) and len(metric.thresholds) > 1:
+        raise CompileError(
+            f"task {task.name}: metric {name!r} ({type(metric).__name__}) has {len(metric.thresholds)} thresholds; give one "
+            "metric for each, with a name of its own"
+        )
     if isinstance(metric, kinds.Precision):
         return "precision"
     if isinstance(metric, kinds.Recall):

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from umbel.tensors import TensorSpec, WeightSpec
 from umbel_server.compiler import CompileError
 from umbel_server.compiler.tracing import all_layers
 
+_COMPUTED = ("float32", "int32", "int64", "bool", "uint8")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -24,7 +24,8 @@ class KerasParts:
     """A task's model and what trains it; `targets` and `losses` are by output name.
 
     `losses` holds each output's target name, Keras loss (reduction none) and loss weight. `outputs` are specs of one
-    example. `trained` are the model's trainable variables, whose slots the optimizer holds.
+    example. `trained` are the model's trainable variables, whose slots the optimizer holds. `fixed` are the paths of the
+    weights that the traced train step does not assign; a fresh model's are not known yet, and it is empty.
     """
 
     model: Any
@@ -33,11 +34,17 @@ class KerasParts:
     targets: dict[str, str]
     losses: dict[str, tuple[Any, float]]
     optimizer: Any
+    fixed: frozenset[str] = frozenset()
 
     @property
     def weights(self) -> list[Any]:
-        """Every weight in Keras's order."""
-        return list(self.model.weights)
+        """The weights that training changes, by gradients or else (moving statistics), in Keras's order: they travel."""
+        return [w for w in self.model.weights if w.path not in self.fixed]
+
+    @property
+    def constants(self) -> list[Any]:
+        """The weights that nothing changes, those of frozen layers for example: they are constants in a plan's files."""
+        return [w for w in self.model.weights if w.path in self.fixed]
 
     @property
     def trained(self) -> list[Any]:
@@ -110,6 +117,10 @@ def _check_layers(model: Any) -> None:
             raise CompileError(f"layer {layer.name} ({kind}) is channels_first; devices compute channels_last only")
         if isinstance(layer, keras.layers.RNN) and layer.stateful:
             raise CompileError(f"layer {layer.name} ({kind}) is stateful; devices shuffle examples: use stateful=False")
+        if (compute := str(getattr(layer, "compute_dtype", None) or "float32")) not in _COMPUTED:
+            raise CompileError(
+                f"layer {layer.name} ({kind}) computes in {compute}; devices train float32: drop its dtype"
+            )
         if getattr(layer, "renorm", False):
             raise CompileError(f"layer {layer.name} ({kind}) has renorm=True; use plain batch normalization")
     for weight in model.weights:
@@ -141,9 +152,12 @@ def _loss(task: Task, output: str, target: str, value: Any) -> tuple[Any, float]
             f"task {task.name}: its loss has reduction {loss.reduction!r}; plans average over the batch, as "
             "'sum_over_batch_size' does"
         )
-    loss = copy(loss)  # the task may give the same object again
-    loss.reduction = "none"
-    return loss, float((task.loss_weights or {}).get(output, 1.0))
+    own = object.__new__(
+        type(loss)
+    )  # the task may give the same object again, and Keras copies registered classes only
+    own.__dict__.update(loss.__dict__)
+    own.reduction = "none"
+    return own, float((task.loss_weights or {}).get(output, 1.0))
 
 
 def _optimizer(task: Task) -> Any:
@@ -152,6 +166,10 @@ def _optimizer(task: Task) -> Any:
     except Exception as error:
         raise TaskError(f"task {task.name}: its optimizer cannot be made: {first_line(error)}") from error
     kind = type(optimizer).__name__
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        raise CompileError(
+            f"task {task.name}: {kind} is for float16, and plans train float32; give the optimizer that is inside it"
+        )
     if optimizer.gradient_accumulation_steps:
         raise CompileError(
             f"task {task.name}: {kind}'s gradient_accumulation_steps cannot be compiled; use a larger batch_size"

@@ -131,7 +131,7 @@ class _Keras:
 
     def step(self, step: _Step, train: bool = True) -> Mapping[str, Any]:
         """Train on the step's real rows, or evaluate them; loss and metrics as Keras reports them."""
-        self._seed.assign(step.seed)
+        self._seed.assign(step.seed if train else 0)
         x = {name: value[: step.rows] for name, value in step.x.items()}
         y = {output: step.y[target][: step.rows] for output, target in self._parts.targets.items()}
         targets = y if len(self._parts.outputs) > 1 else next(iter(y.values()))
@@ -211,6 +211,11 @@ def _plan_step(manifest: Manifest, trainable: Trainable, step: _Step, rate: floa
 
 
 def _compare_values(worst: Worst, ours: Mapping[str, float], theirs: Mapping[str, Any], step: int) -> None:
+    if not np.isfinite(theirs["loss"]):
+        raise CompileError(
+            f"step {step} of the check has loss {float(theirs['loss'])} in Keras itself: the task diverges on random data; "
+            "lower its learning_rate, or compile with --no-check"
+        )
     for name, value in ours.items():
         quantity = "loss" if name == "loss" else "metrics"
         _worse(worst, quantity, f"{name} of step {step}", np.asarray(value), np.asarray(theirs[name]))
@@ -251,7 +256,8 @@ def _worse(worst: Worst, quantity: str, name: str, ours: NDArray[Any], theirs: N
 
 
 def _compare_outputs(worst: Worst, parts: KerasParts, x: Tensors, what: str, ours: Mapping[str, Any]) -> None:
-    theirs = named_outputs(parts.model, parts.model(parts.arguments(x), training=False))
+    with device_noise(Noise(tf.constant(0), len(next(iter(x.values()))))):
+        theirs = named_outputs(parts.model, parts.model(parts.arguments(x), training=False))
     for name, value in theirs.items():
         _worse(worst, "infer", f"{name} of {what}", ours[name], np.asarray(value))
 

@@ -1,6 +1,7 @@
 """Compilation from end to end."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import tensorflow as tf
 
 from umbel import __version__, tensors
 from umbel.keras_import import native_stderr_silenced
-from umbel.plan import INFER, INFER_INT8, INITIAL, SCHEMA, TRAIN, Manifest, Plan
+from umbel.plan import FROZEN, INFER, INFER_INT8, INITIAL, SCHEMA, TRAIN, Manifest, Plan
 from umbel.task import Task
-from umbel_server.compiler.inference_file import inference_file
+from umbel_server.compiler.inference_file import CHANNELS_OF_DENSE, inference_file
 from umbel_server.compiler.keras_model import keras_parts
 from umbel_server.compiler.parity import check_parity
+from umbel_server.compiler.reemit import key
+from umbel_server.compiler.runtimes import check_runtime, version_of
 from umbel_server.compiler.step import trace
 from umbel_server.compiler.training_file import training_file
 
@@ -23,18 +26,27 @@ absl.logging.set_verbosity(absl.logging.ERROR)
 tf.get_logger().setLevel("ERROR")
 
 
-def compile_plan(task: Task, path: Path, seed: int, check: bool, progress: Callable[[str], None]) -> Plan:
+def compile_plan(
+    task: Task, path: Path, seed: int, check: bool, min_runtime: str, progress: Callable[[str], None]
+) -> Plan:
     """See umbel_server.compiler.compile_task."""
+    oldest = version_of(min_runtime)
     progress("building the Keras model")
     parts = keras_parts(task, seed)
     progress("tracing the train step")
     traced = trace(task, parts)
+    changed = traced.train.assigned
+    parts = replace(parts, fixed=frozenset(w.path for w in parts.weights if key(w) not in changed))
     progress("converting the train step to LiteRT")
     train = training_file(task, parts, traced)
+    check_runtime(TRAIN, train, oldest)
     progress("converting the model for inference")
     infer = inference_file(task, parts, traced, int8=False)
+    check_runtime(INFER, infer.data, oldest)
     progress("converting the model for inference, int8")
-    int8 = inference_file(task, parts, traced, int8=True, apart=infer.apart)
+    channels = oldest >= CHANNELS_OF_DENSE
+    int8 = inference_file(task, parts, traced, int8=True, apart=infer.apart, channels=channels)
+    check_runtime(INFER_INT8, int8.data, oldest)
     manifest = Manifest(
         schema=SCHEMA,
         task=task.name,
@@ -60,4 +72,6 @@ def compile_plan(task: Task, path: Path, seed: int, check: bool, progress: Calla
         manifest = msgspec.structs.replace(manifest, parity=parity)
     progress("writing the plan")
     files = {TRAIN: train, INFER: infer.data, INFER_INT8: int8.data, INITIAL: tensors.dump(initial)}
+    if parts.constants:
+        files[FROZEN] = tensors.dump({w.path: np.array(w.numpy()) for w in parts.constants})
     return Plan.write(path, manifest, files)

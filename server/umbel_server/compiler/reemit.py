@@ -9,7 +9,7 @@ import tensorflow as tf
 from tensorflow.python.framework.function_def_to_graph import function_def_to_graph
 
 from umbel_server.compiler import CompileError
-from umbel_server.compiler.lowerings import load_table
+from umbel_server.compiler.lowerings import Lowering, load_table
 from umbel_server.compiler.tracing import all_layers
 
 # Ops that the converter turns into built-ins by itself.
@@ -63,6 +63,16 @@ class Program:
     def used(self) -> set[int]:
         """The variables that the program reads or assigns, by `key`."""
         return {id(handle) for handle in self._captures.values() if handle.dtype == tf.resource}
+
+    @property
+    def assigned(self) -> set[int]:
+        """The variables that the program assigns, by `key`."""
+        return _assigned(self._ops, {name: id(handle) for name, handle in self._captures.items()})
+
+    def reads(self, key: int) -> int:
+        """How many ops read the variable; those of a function that is called count as one."""
+        handles = {name for name, handle in self._captures.items() if id(handle) == key}
+        return sum(tensor.name in handles for op in self._ops for tensor in op.inputs)
 
     def __call__(self, arguments: Sequence[Any], values: Mapping[int, Any]) -> tuple[list[Any], dict[int, Any]]:
         """Emit the ops for `arguments` (one a flat input) and the variables' `values` by `key`.
@@ -124,7 +134,7 @@ def _emit(ops: Sequence[Any], known: dict[str, Any], state: dict[int, Any], want
         if folded is not None:
             outputs = folded
         elif op.type in table:
-            outputs = table[op.type](op, inputs)
+            outputs = _lowered(table[op.type], op, inputs)
         elif op.type == "ReadVariableOp":
             outputs = [state[inputs[0].key]]
         elif op.type == "ResourceGather":
@@ -167,6 +177,30 @@ def _emit(ops: Sequence[Any], known: dict[str, Any], state: dict[int, Any], want
                 output.set_shape(tensor.shape)
             known[tensor.name] = output
     return [known[tensor.name] for tensor in wanted]
+
+
+def _assigned(ops: Sequence[Any], handles: Mapping[str, int]) -> set[int]:
+    found = {handles[op.inputs[0].name] for op in ops if op.type in _WRITES}
+    for op in ops:
+        if op.type in _CALLS:
+            body = _body(op, "f")
+            given = zip(body.inputs, op.inputs, strict=True)
+            inner = {inside.name: handles[outside.name] for inside, outside in given if outside.name in handles}
+            found |= _assigned(_needed(body, body.outputs), inner)
+    return found
+
+
+def _lowered(lowering: Lowering, op: Any, inputs: list[Any]) -> list[Any]:
+    try:
+        return lowering(op, inputs)
+    except CompileError:
+        raise
+    except Exception as error:
+        what = str(error).strip().partition("\n")[0][:200]
+        raise CompileError(
+            f"op {op.type} ({op.name}) cannot be rewritten for a device ({what}); write it with other keras.ops, or use "
+            "another layer"
+        ) from error
 
 
 def _body(op: Any, attribute: str) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import keras
@@ -13,7 +14,7 @@ from umbel_server.compiler.keras_metrics import TaskMetrics
 from umbel_server.compiler.keras_model import KerasParts, first_line
 from umbel_server.compiler.noise import Noise
 from umbel_server.compiler.reemit import Program
-from umbel_server.compiler.tracing import device_forms, device_noise, padded_rows
+from umbel_server.compiler.tracing import device_forms, device_noise, padded_rows, refuse_losses_of_rows
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def trace(task: Task, parts: KerasParts) -> Traced:
         total = tf.reduce_sum(weight)
         loss = _loss(parts, y, outputs, weight)
         if parts.model.losses:
+            refuse_losses_of_rows(parts.model, list(x.values()))
             loss = loss + tf.add_n([tf.cast(value, tf.float32) for value in parts.model.losses])
         metrics.update(y, outputs, weight)
         return loss, [loss * total, total]
@@ -111,9 +113,13 @@ def _loss(parts: KerasParts, y: Mapping[str, Any], outputs: Mapping[str, Any], w
                 f"loss {loss.name} gives one value for a whole batch, so that a padded batch would train something else; "
                 "give it the axes of one example (axis=...), or use another loss"
             )
-        mask = keras.src.backend.get_keras_mask(output)
+        # A loss may leave values out itself (ignore_class): its mask is on what it computes before it reduces.
+        masks = [
+            keras.src.backend.get_keras_mask(given) for given in (output, loss.call(y[parts.targets[name]], output))
+        ]
+        known = [_like(tf.cast(given, tf.float32), values) for given in masks if given is not None]
         each = tf.reshape(weight, [-1] + [1] * (len(values.shape) - 1)) * tf.ones_like(values)
-        count = tf.reduce_sum(each if mask is None else each * _like(tf.cast(mask, tf.float32), values))
+        count = tf.reduce_sum(reduce(tf.multiply, known, each))
         total += factor * tf.reduce_sum(values * each) / tf.maximum(count, 1e-7)
     return total
 

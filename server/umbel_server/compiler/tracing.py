@@ -56,20 +56,17 @@ def padded_rows(model: Any, sample_weight: Any) -> Iterator[None]:
     def moments(layer: Any, inputs: Any, mask: Any) -> tuple[Any, Any]:
         axes = layer._reduction_axes
         weights = by_row(len(inputs.shape))
+        total = count
         if mask is None:
-            total = count
             for axis in axes[1:]:
                 total = total * float(inputs.shape[axis])
         else:
-            weights = weights * tf.expand_dims(tf.cast(mask, tf.float32), -1)
-            repeated = 1.0
-            for axis in axes:
-                repeated *= 1.0 if weights.shape[axis] == inputs.shape[axis] else float(inputs.shape[axis])
-            total = tf.reduce_sum(weights) * repeated + keras.config.epsilon()
+            weights = weights * tf.expand_dims(tf.cast(mask, tf.float32), -1) * tf.ones_like(inputs)
+            total = tf.reduce_sum(weights, axes, keepdims=True) + keras.config.epsilon()
         mean = tf.reduce_sum(inputs * weights, axes, keepdims=True) / total
         apart = inputs - tf.stop_gradient(mean)  # its slope is 0: the weighted distances sum to 0
-        variance = tf.reduce_sum(apart * apart * weights, axes) / total
-        return tf.reshape(mean, variance.shape), variance
+        variance = tf.reduce_sum(apart * apart * weights, axes, keepdims=True) / total
+        return tf.reshape(mean, [-1]), tf.reshape(variance, [-1])
 
     def penalty(regularizer: Any) -> Callable[[Any], Any]:
         # Keras divides what the regularizer gives by the rows of the batch, padding included.
@@ -93,7 +90,15 @@ def padded_rows(model: Any, sample_weight: Any) -> Iterator[None]:
 
 @contextmanager
 def device_forms(model: Any) -> Iterator[None]:
-    """Within it, recurrent layers unroll over time, and argmax is TensorFlow's own."""
+    """Within it, recurrent layers unroll over time, argmax is TensorFlow's own, and rows are divided as rows."""
+
+    def rnn(step: Any, inputs: Any, states: Any, go_backwards: bool = False, mask: Any = None, **options: Any) -> Any:
+        # Unrolled, Keras turns the inputs of a backward layer around but not the mask of its outputs.
+        if go_backwards and mask is not None:
+            time = [0 if options.get("time_major") else 1]
+            inputs, mask = keras.tree.map_structure(lambda x: tf.reverse(x, time), inputs), tf.reverse(mask, time)
+            go_backwards = False
+        return keras_rnn(step, inputs, states, go_backwards=go_backwards, mask=mask, **options)
 
     def argmax(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
         x = tf.convert_to_tensor(x)
@@ -102,15 +107,47 @@ def device_forms(model: Any) -> Iterator[None]:
         found = tf.argmax(x, axis=axis, output_type=tf.int32)
         return tf.expand_dims(found, axis) if keepdims else found
 
+    def divide(x1: Any, x2: Any) -> Any:
+        # Keras adds the rows where the divisor is 0 or NaN, which an optimizer's never is: it holds an epsilon.
+        if isinstance(x1, tf.IndexedSlices) and not isinstance(x2, tf.IndexedSlices) and len(getattr(x2, "shape", ())):
+            rows = x1.values / tf.gather(tf.convert_to_tensor(x2), x1.indices)
+            return tf.IndexedSlices(rows, x1.indices, x1.dense_shape)
+        return keras_divide(x1, x2)
+
+    keras_rnn = keras.src.backend.rnn
+    keras_divide = keras_numpy.divide
     recurrent = [(layer, layer.unroll) for layer in all_layers(model) if isinstance(layer, keras.layers.RNN)]
     try:
         for layer, _ in recurrent:
             layer.unroll = True
-        with patch.object(keras_numpy, "argmax", argmax):
+        with patch.multiple(keras_numpy, argmax=argmax, divide=divide), patch.object(keras.src.backend, "rnn", rnn):
             yield
     finally:
         for layer, unroll in recurrent:
             layer.unroll = unroll
+
+
+def refuse_losses_of_rows(model: Any, inputs: list[Any]) -> None:
+    """Raise CompileError when a layer added a loss (`add_loss`) that is computed from the batch: padding would enter it."""
+    for layer in (model, *all_layers(model)):
+        if not layer.activity_regularizer and any(_depends(value, inputs) for value in layer._losses):
+            raise CompileError(
+                f"layer {layer.name} ({type(layer).__name__}) adds a loss of its batch (add_loss), into which a short batch's "
+                "padding would enter; use an activity_regularizer, or return what it needs as an output with a loss"
+            )
+
+
+def _depends(value: Any, inputs: list[Any]) -> bool:
+    """Whether a tensor of the graph that is being traced is computed from one of `inputs`."""
+    sources, seen, waiting = {tensor.name for tensor in inputs}, set(), [value]
+    while waiting:
+        tensor = waiting.pop()
+        if tensor.name in sources:
+            return True
+        if tensor.name not in seen:
+            seen.add(tensor.name)
+            waiting += tensor.op.inputs
+    return False
 
 
 def all_layers(model: Any) -> list[Any]:

@@ -26,6 +26,7 @@ class _Device:
             name: [tf.Variable(tf.zeros(v.shape, v.dtype), name=f"{name}{i}") for i, v in enumerate(variables)]
             for name, variables in kinds.items()
         }
+        self._constants = {key(w): np.asarray(w.numpy()) for w in parts.constants}
         self._by_key = {
             k: variable for name, keys in self._keys.items() for k, variable in zip(keys, self.held[name], strict=True)
         }
@@ -87,6 +88,7 @@ class _Device:
         for variable in self._traced.metrics.variables():
             values[key(variable)] = tf.zeros(variable.shape, variable.dtype)
         used = program.used
+        values |= {k: tf.constant(value) for k, value in self._constants.items() if k in used}
         return values | {k: variable.read_value() for k, variable in self._by_key.items() if k in used}
 
     def _report(self, program: Program, arguments: list[Any], learning_rate: Any) -> dict[str, Any]:

@@ -28,7 +28,11 @@ IMAGES: dict[str, Layers] = {
     ],
     "depthwise dilated": lambda: [layers.Conv2D(3, 1), layers.DepthwiseConv2D(2, dilation_rate=2, padding="same")],
     "separable": lambda: [layers.SeparableConv2D(3, 3), layers.SeparableConv2D(4, 2, padding="same")],
-    "transposed": lambda: [layers.Conv2DTranspose(3, 3, strides=2, padding="same"), layers.Conv2DTranspose(2, 2)],
+    "transposed": lambda: [
+        layers.Conv2DTranspose(3, 3, strides=2, padding="same"),
+        layers.Conv2DTranspose(2, 2),
+        layers.Conv2DTranspose(2, 3, dilation_rate=2, padding="same"),
+    ],
     "max pooling": lambda: [
         layers.Conv2D(4, 3, padding="same", activation="relu6"),
         layers.MaxPooling2D(3, strides=2, padding="same"),
@@ -125,6 +129,14 @@ SERIES: dict[str, Layers] = {
         layers.Bidirectional(layers.LSTM(4, return_sequences=True)),
         layers.Bidirectional(layers.GRU(3), merge_mode="sum"),
     ],
+    "a length of zero": lambda: [layers.Conv1D(1, 3, activation="log_softmax"), layers.UnitNormalization()],
+    "rolled, and products with open axes": lambda: [
+        layers.Dense(4),
+        layers.Lambda(lambda x: keras.ops.roll(x, 2, axis=1)),
+        layers.Lambda(lambda x: keras.ops.einsum("...ij,...kj->...ik", x, x)),
+    ],
+    "spectral": lambda: [layers.SpectralNormalization(layers.Dense(4))],
+    "random when it infers, too": lambda: [layers.Lambda(lambda x: x + keras.random.normal(keras.ops.shape(x)))],
     "time distributed": lambda: [layers.TimeDistributed(layers.Dense(4, activation="relu"))],
 }
 
@@ -137,6 +149,38 @@ def test_layers_on_images(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", SERIES)
 def test_layers_on_series(name: str, tmp_path: Path) -> None:
     check(task_of(lambda: [*SERIES[name](), *head()], (6, 3)), tmp_path)
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu6", "hard_tanh", "mish", "selu", "gelu"])
+def test_an_activation_right_after_a_product(activation: str, tmp_path: Path) -> None:
+    """The converter used to lose it: it fused it into a fully connected layer whose weights are no constant."""
+
+    def stack() -> list[Any]:
+        steps = layers.EinsumDense("btf,fo->bto", (4, 5), activation=activation)
+        return [steps, layers.Dense(6, activation=activation, use_bias=False), *head()]
+
+    check(task_of(stack, (4, 3), optimizer=lambda: keras.optimizers.SGD(clipvalue=1.0)), tmp_path)
+
+
+def test_a_shared_layers_weights_lie_where_each_use_reads_them(tmp_path: Path) -> None:
+    def model() -> Any:
+        x = keras.Input((5, 3))
+        shared = layers.MultiHeadAttention(2, 2)
+        ends = [layers.Flatten()(shared(y, y)) for y in (x, layers.Rescaling(0.5)(x))]
+        return keras.Model(x, layers.Dense(3, activation="softmax")(layers.Concatenate()(ends)))
+
+    check(task_of(list, (5, 3), model=model), tmp_path)
+
+
+def test_a_vector_added_along_the_second_axis(tmp_path: Path) -> None:
+    class Added(layers.Layer):  # type: ignore[misc]
+        def build(self, shape: Any) -> None:
+            self.vector = self.add_weight(shape=(shape[1], 1), name="vector")
+
+        def call(self, x: Any) -> Any:
+            return x + self.vector
+
+    check(task_of(lambda: [Added(), *head()], (4, 3)), tmp_path)
 
 
 def test_every_activation(tmp_path: Path) -> None:
@@ -189,9 +233,17 @@ def test_attention(tmp_path: Path) -> None:
     check(task_of(list, (6, 8), model=model), tmp_path)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", "sgd adam adamw rmsprop adagrad adamax nadam lion adadelta ftrl".split())
 def test_embeddings_train_their_batchs_rows(optimizer: str, tmp_path: Path) -> None:
     check(task_of(lambda: [layers.Embedding(11, 4), *head()], (5,), "int32", optimizer=optimizer), tmp_path)
+
+
+def test_a_backward_recurrence_of_masked_time_steps(tmp_path: Path) -> None:
+    def stack() -> list[Any]:
+        both = layers.Bidirectional(layers.GRU(3, return_sequences=True))
+        return [layers.Embedding(9, 4, mask_zero=True), both, layers.GRU(3), *head()]
+
+    check(task_of(stack, (6,), "int32"), tmp_path)
 
 
 def test_masked_time_steps_do_not_count(tmp_path: Path) -> None:
@@ -201,6 +253,14 @@ def test_masked_time_steps_do_not_count(tmp_path: Path) -> None:
 
     plan = check(task_of(stack, (5,), "int32", targets=TensorSpec((5,), "int32")), tmp_path)
     assert plan.manifest.metrics[0].kind == "ratio"
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_batch_norms_of_masked_time_steps(axis: int, tmp_path: Path) -> None:
+    def stack() -> list[Any]:
+        return [layers.Embedding(11, 4, mask_zero=True), layers.BatchNormalization(axis=axis), *head()]
+
+    check(task_of(stack, (5,), "int32"), tmp_path)
 
 
 def test_adapters_alone_train(tmp_path: Path) -> None:
@@ -219,7 +279,35 @@ def test_adapters_alone_train(tmp_path: Path) -> None:
         return adapted
 
     plan = check(task_of(list, (5,), "int32", model=model), tmp_path)
-    assert {w.name.rpartition("/")[2] for w in plan.manifest.weights if not w.trainable} == {"embeddings", "kernel"}
+    assert {name.rpartition("/")[2] for name in plan.frozen_weights()} == {"embeddings", "kernel"}
+    travelling = {w.name.rpartition("/")[2] for w in plan.manifest.weights}
+    assert travelling == {"lora_embeddings_a", "lora_embeddings_b", "lora_kernel_a", "lora_kernel_b", "bias"} | {
+        "kernel"
+    }
+    assert plan.initial_weights().keys() == {w.name for w in plan.manifest.weights}
+
+
+def test_what_is_frozen_stays_on_the_device_and_moving_statistics_travel(tmp_path: Path) -> None:
+    def stack() -> list[Any]:
+        return [
+            layers.Normalization(mean=[0.5, 0.4], variance=[1.0, 2.0]),
+            layers.Conv2D(3, 2, trainable=False),
+            layers.BatchNormalization(trainable=False, name="still"),
+            layers.Conv2D(3, 2, name="conv"),
+            layers.BatchNormalization(trainable=False, name="still_too"),
+            layers.Activation("tanh"),
+            layers.BatchNormalization(name="moving"),
+            layers.Flatten(),
+            layers.Dense(3, activation="softmax", name="head"),
+        ]
+
+    plan = check(task_of(stack), tmp_path)
+    assert {w.name.rpartition("/")[0].rpartition("/")[2] for w in plan.manifest.weights} == {"conv", "moving", "head"}
+    assert sum(not w.trainable for w in plan.manifest.weights) == 2
+    assert len(plan.frozen_weights()) == 10
+    assert {p.weight for maps in plan.manifest.weight_maps.values() for p in maps} == {
+        w.name for w in plan.manifest.weights
+    }
 
 
 class Subclassed(keras.Model):  # type: ignore[misc]

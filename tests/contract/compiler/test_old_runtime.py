@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from umbel.keras_import import import_keras
-from umbel.litert import Trainable
-from umbel.plan import TRAIN
+from umbel.litert import Predictor, Trainable
+from umbel.plan import INFER, INFER_INT8, TRAIN
 from umbel_sim.reference_models import REFERENCE_MODELS
 
 import_keras()
@@ -23,7 +23,7 @@ SCRIPT = """
 import sys
 import numpy as np
 from tflite_runtime.interpreter import Interpreter
-model, given, found = sys.argv[1:]
+model, given, found, *files = sys.argv[1:]
 interpreter = Interpreter(model_path=model)
 run = {name: interpreter.get_signature_runner(name) for name in interpreter.get_signature_list()}
 tensors = np.load(given)
@@ -31,7 +31,11 @@ run["set_weights"](**{name: tensors[name] for name in run["set_weights"].get_inp
 run["reset"]()
 for _ in range(3):
     sums = run["train"](**{name: tensors[name] for name in run["train"].get_input_details()})
-np.savez(found, loss=sums["loss"], **run["get_weights"]())
+answers = {}
+for i, file in enumerate(files):
+    infer = Interpreter(model_path=file).get_signature_runner("infer")
+    answers["answer%d" % i] = infer(**{name: tensors[name] for name in infer.get_input_details()})["output"]
+np.savez(found, loss=sums["loss"], **answers, **run["get_weights"]())
 """
 
 
@@ -54,14 +58,22 @@ def test_a_plan_trains_there_as_on_litert(name: str, python: Path, tmp_path: Pat
     ours.reset()
     for _ in range(3):
         sums = ours.train(batch, 0.01, seed=7)
-    (tmp_path / TRAIN).write_bytes(plan.read(TRAIN))
+    for file in (TRAIN, INFER, INFER_INT8):
+        (tmp_path / file).write_bytes(plan.read(file))
     weights = {f"w{i}": plan.initial_weights()[spec.name] for i, spec in enumerate(manifest.weights)}
     scalars = {"learning_rate": np.float32(0.01), "proximal_mu": np.float32(0), "seed": np.int32(7)}
     given = {**weights, **batch.tensors, "sample_weight": batch.sample_weight, **scalars}
     np.savez(tmp_path / "given.npz", **given)  # type: ignore[arg-type]
-    command = [python, "-c", SCRIPT, tmp_path / TRAIN, tmp_path / "given.npz", tmp_path / "found.npz"]
+    paths = (TRAIN, "given.npz", "found.npz", INFER, INFER_INT8)
+    command = [python, "-c", SCRIPT, *(tmp_path / path for path in paths)]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     found = np.load(tmp_path / "found.npz")
     np.testing.assert_allclose(found["loss"], sums["loss"], rtol=1e-4)
+    for i, file in enumerate((INFER, INFER_INT8)):
+        inputs = {name: batch.tensors[name] for name in manifest.inputs}
+        # The older one may round another way when it quantises what goes into an int8 layer.
+        np.testing.assert_allclose(
+            found[f"answer{i}"], Predictor(plan.read(file))(inputs)["output"], atol=0.01 if i else 1e-5
+        )
     for i, spec in enumerate(manifest.weights):
         np.testing.assert_allclose(found[f"w{i}"], ours.get_weights()[spec.name], rtol=1e-3, atol=1e-5)

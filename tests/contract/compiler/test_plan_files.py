@@ -20,6 +20,7 @@ from keras import layers  # noqa: E402
 from tests.contract.compiler.tasks import head, random_batch, task_of  # noqa: E402
 
 from umbel_server.compiler import CompileError, compile_task  # noqa: E402
+from umbel_server.compiler.runtimes import ops  # noqa: E402
 
 
 def pooled() -> list[Any]:
@@ -147,6 +148,12 @@ class Detached(keras.Model):  # type: ignore[misc]
         return self.last(keras.ops.stop_gradient(self.first(x)))
 
 
+class Penalised(layers.Layer):  # type: ignore[misc]
+    def call(self, x: Any) -> Any:
+        self.add_loss(0.01 * keras.ops.mean(keras.ops.square(x)))
+        return x
+
+
 def stateful() -> Any:
     x = keras.Input(batch_shape=(6, 4, 3))
     return keras.Model(x, layers.Dense(3, activation="softmax")(layers.LSTM(4, stateful=True)(x)))
@@ -177,6 +184,24 @@ REFUSED: dict[str, tuple[Task, str]] = {
         task_of(head, loss=lambda: keras.losses.MeanSquaredError("sum"), targets=TensorSpec((3,))),
         "reduction 'sum'",
     ),
+    "loss of a batch": (task_of(lambda: [Penalised(name="mine"), *head()]), "layer mine .* adds a loss of its batch"),
+    "loss scale": (
+        task_of(head, optimizer=lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())),
+        "LossScaleOptimizer is for float16",
+    ),
+    "several thresholds": (
+        task_of(
+            lambda: [layers.Flatten(), layers.Dense(1, activation="sigmoid")],
+            loss="binary_crossentropy",
+            targets=TensorSpec((1,)),
+            metrics=(lambda: keras.metrics.Precision(thresholds=[0.2, 0.7]),),
+        ),
+        "has 2 thresholds",
+    ),
+    "mixed precision": (
+        task_of(lambda: [layers.Flatten(), layers.Dense(3, dtype="mixed_float16", name="mine")]),
+        "layer mine .* computes in float16",
+    ),
     "channels first": (task_of(lambda: [layers.Conv2D(4, 1, data_format="channels_first"), *head()]), "channels"),
     "half precision": (task_of(lambda: [layers.Flatten(), layers.Dense(3, dtype="float16")]), "float16"),
     "stateful": (
@@ -200,6 +225,20 @@ def test_what_cannot_be_compiled_is_refused_by_name_and_nothing_is_written(name:
         compile_task(task, tmp_path / "case.plan")
     assert "\n" not in str(refusal.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_op_that_needs_a_newer_runtime_is_named(plan: Plan, tmp_path: Path) -> None:
+    for name in (TRAIN, INFER, INFER_INT8):
+        assert max(needed for _, _, needed in ops(plan.read(name))) <= (2, 14)
+    clipped = task_of(lambda: [layers.Flatten(), layers.Lambda(keras.ops.sign), layers.Dense(3, activation="softmax")])
+    compile_task(clipped, tmp_path / "new.plan", check=False)
+    with pytest.raises(
+        CompileError, match=r"train\.tflite holds op SIGN in version 1, which needs LiteRT 2\.11 or newer"
+    ):
+        compile_task(clipped, tmp_path / "case.plan", check=False, min_runtime="2.10")
+    with pytest.raises(CompileError, match=r"a version such as 2\.14"):
+        compile_task(clipped, tmp_path / "case.plan", min_runtime="newest")
+    assert [path.name for path in tmp_path.iterdir()] == ["new.plan"]
 
 
 def test_a_task_that_does_not_fit_itself_is_refused(tmp_path: Path) -> None:

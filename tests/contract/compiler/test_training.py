@@ -55,6 +55,17 @@ def test_losses_of_numbers(tmp_path: Path) -> None:
     compile_task(with_outputs(wanted, 2, "softplus", {name: TensorSpec((2,)) for name in NUMBERS}), tmp_path / "p.plan")
 
 
+class Power(losses.Loss):  # type: ignore[misc]
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        return keras.ops.mean(keras.ops.abs(y_true - y_pred) ** 1.5, axis=-1)
+
+
+@pytest.mark.parametrize("loss", [Power, lambda: losses.SparseCategoricalCrossentropy(ignore_class=0)])
+def test_losses_of_ones_own_and_classes_left_out(loss: Any, tmp_path: Path) -> None:
+    target = TensorSpec((3,)) if loss is Power else TensorSpec((), "int32")
+    compile_task(task_of(head, (5,), loss=loss, metrics=(), targets=target), tmp_path / "p.plan")
+
+
 def test_binary_losses_and_counts_that_merge(tmp_path: Path) -> None:
     wanted = {"plain": lambda: losses.BinaryCrossentropy(label_smoothing=0.1), "focal": "binary_focal_crossentropy"}
     task = with_outputs(wanted, 1, "sigmoid", {name: TensorSpec((1,), "int32") for name in wanted})

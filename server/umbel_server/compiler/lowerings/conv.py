@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from umbel_server.compiler.lowerings import lowers
 from umbel_server.compiler.lowerings.matmul import added, by_rows, rows_by_rows
+from umbel_server.compiler.lowerings.shape import spread
 from umbel_server.compiler.lowerings.windows import Windows, same_or_valid
 
 _COLUMN_BYTES = 32 << 20
@@ -57,7 +58,12 @@ def conv2d_backprop_input(op: Any, inputs: list[Any]) -> list[Any]:
     sizes, kernel, dy = inputs
     shape, whole = [int(n) for n in kernel.shape], op.outputs[0].shape
     groups = int(whole[3]) // shape[2]
-    plain = groups == 1 and set(op.get_attr("dilations")) == {1}
+    dilations = op.get_attr("dilations")
+    if dy.shape[0] is None and groups == 1 and set(dilations) != {1}:
+        # An open batch, as in inference: the filter with zeros between its taps has no dilation.
+        kernel = spread(spread(kernel, 0, int(dilations[1])), 1, int(dilations[2]))
+        return [tf.nn.conv2d_transpose(dy, kernel, sizes, op.get_attr("strides"), same_or_valid(op))]
+    plain = groups == 1 and set(dilations) == {1}
     if plain and (dy.shape[0] is None or set(op.get_attr("strides")) != {1}):
         return [tf.nn.conv2d_transpose(dy, kernel, sizes, op.get_attr("strides"), same_or_valid(op))]
     windows = _windows(op, (int(whole[1]), int(whole[2])), shape)

@@ -1,11 +1,13 @@
 """Sums over products of labelled axes."""
 
+from string import ascii_letters
 from typing import Any
 
 import tensorflow as tf
 
 from umbel_server.compiler import CompileError
 from umbel_server.compiler.lowerings import lowers
+from umbel_server.compiler.lowerings.matmul import is_cut_off
 
 
 @lowers("Einsum")
@@ -14,8 +16,10 @@ def einsum(op: Any, inputs: list[Any]) -> list[Any]:
     equation = op.get_attr("equation").decode()
     operands, wanted = equation.replace(" ", "").split("->")
     names = operands.split(",")
-    if "." in equation or any(len(set(name)) != len(name) for name in [*names, wanted]):
-        raise CompileError(f"einsum {equation!r} has an ellipsis or a repeated label; write every axis once")
+    if "..." in equation:
+        names, wanted = _spelled_out(names, wanted, [len(x.shape) for x in inputs])
+    if any(len(set(name)) != len(name) for name in [*names, wanted]):
+        raise CompileError(f"einsum {equation!r} has a repeated label; write every axis once")
     sizes = {
         label: size
         for name, x in zip(names, inputs, strict=True)
@@ -35,10 +39,20 @@ def einsum(op: Any, inputs: list[Any]) -> list[Any]:
     b_free = [label for label in b_name if label not in a_name]
     left = _arranged(a, a_name, [shared, a_free, summed], sizes)
     right = _arranged(b, b_name, [shared, summed, b_free], sizes)
-    product = tf.matmul(left, right)
+    alone = len(left.shape) == 2 and is_cut_off(op)  # see lowerings/matmul.py
+    product = tf.matmul(left[tf.newaxis], right[tf.newaxis]) if alone else tf.matmul(left, right)
     order = [*shared, *a_free, *b_free]
     product = tf.reshape(product, [-1 if sizes[label] is None else sizes[label] for label in order])
     return [tf.transpose(product, [order.index(label) for label in wanted])]
+
+
+def _spelled_out(names: list[str], wanted: str, ranks: list[int]) -> tuple[list[str], str]:
+    """The labels with each ellipsis as labels of its own: the last of them for an operand that has fewer such axes."""
+    free = "".join(letter for letter in ascii_letters if letter not in "".join(names) + wanted)
+    missing = [rank - len(name.replace("...", "")) for name, rank in zip(names, ranks, strict=True)]
+    most = free[: max(n for name, n in zip(names, missing, strict=True) if "..." in name)]
+    spelled = [name.replace("...", most[len(most) - n :]) for name, n in zip(names, missing, strict=True)]
+    return spelled, wanted.replace("...", most)
 
 
 def _reduce(x: Any, name: str, elsewhere: str) -> tuple[Any, str]:

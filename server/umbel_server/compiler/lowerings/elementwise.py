@@ -7,6 +7,12 @@ import tensorflow as tf
 from umbel_server.compiler.lowerings import lowers
 
 
+@lowers("Rsqrt")
+def rsqrt(_op: Any, inputs: list[Any]) -> list[Any]:
+    """Rsqrt(x) = 1 / sqrt(x), at most 3e18: at 0, where it is infinite, XNNPACK's own gives NaN."""
+    return [tf.math.rsqrt(tf.maximum(inputs[0], 1e-37))]
+
+
 @lowers("RsqrtGrad")
 def rsqrt_grad(_op: Any, inputs: list[Any]) -> list[Any]:
     """RsqrtGrad(y, dy) = -dy * y^3 / 2."""
@@ -16,9 +22,9 @@ def rsqrt_grad(_op: Any, inputs: list[Any]) -> list[Any]:
 
 @lowers("SqrtGrad")
 def sqrt_grad(_op: Any, inputs: list[Any]) -> list[Any]:
-    """SqrtGrad(y, dy) = dy / (2 y)."""
+    """SqrtGrad(y, dy) = dy / (2 y), 0 where dy is 0 even if y is."""
     y, dy = inputs
-    return [dy * 0.5 / y]
+    return [tf.where(tf.equal(dy, 0.0), tf.zeros_like(dy), dy * 0.5 / y)]
 
 
 @lowers("Inv")

@@ -11,33 +11,46 @@ from umbel_server.compiler.lowerings import lowers
 _Known = dict[Any, Any]
 _WHOLE: WeakKeyDictionary[Any, _Known] = WeakKeyDictionary()
 _FACTORS: WeakKeyDictionary[Any, _Known] = WeakKeyDictionary()
+_CUT_OFF = frozenset("ClipByValue Erf Erfc Maximum Minimum Relu Relu6 Selu Softplus".split())
+"""Ops that are, or begin with, what the converter fuses into a fully connected layer."""
+_BETWEEN = frozenset("EnsureShape ExpandDims Identity IdentityN Reshape Squeeze StopGradient".split())
 
 
 @lowers("MatMul")
 def matmul(op: Any, inputs: list[Any]) -> list[Any]:
-    """MatMul(a, b): by a transposed variable as a batch of one; the slices of one tensor times one matrix all at once."""
+    """MatMul(a, b): a batch of one, by a transposed variable or cut off; slices of one tensor times one matrix at once.
+
+    The converter makes a fully connected layer of MatMul. XNNPACK takes one with a transposed b by constant weights
+    alone; and a relu that follows is fused into it, and lost when its weights turn out to be no constant.
+    """
     a, b = inputs
-    transpose_a, transpose_b = op.get_attr("transpose_a"), op.get_attr("transpose_b")
-    static = a.shape.is_fully_defined() and b.shape.is_fully_defined() and tf.get_static_value(b) is None
-    if not static or transpose_a:
-        return [tf.matmul(a, b, transpose_a=transpose_a, transpose_b=transpose_b)]
-    if a.op.type == "Unpack" and a.op.get_attr("axis") == 0 and not transpose_b:
+    turned = {"transpose_a": op.get_attr("transpose_a"), "transpose_b": op.get_attr("transpose_b")}
+    if tf.get_static_value(b) is not None:
+        return [tf.matmul(a, b, **turned)]
+    static = a.shape.is_fully_defined() and b.shape.is_fully_defined() and not turned["transpose_a"]
+    if static and not turned["transpose_b"] and a.op.type == "Unpack" and a.op.get_attr("axis") == 0:
         return [_of_all(a.op, b)[a.value_index]]
-    # As two-dimensional, a transposed b becomes a fully connected op, which XNNPACK takes by constant weights alone.
-    product = tf.matmul(a[tf.newaxis], b[tf.newaxis], transpose_b=True)[0] if transpose_b else tf.matmul(a, b)
-    if transpose_b:
+    if (static and turned["transpose_b"]) or is_cut_off(op):
+        product = tf.squeeze(tf.matmul(a[tf.newaxis], b[tf.newaxis], **turned), 0)
+    else:
+        product = tf.matmul(a, b, **turned)
+    if static and turned["transpose_b"]:
         _made(_FACTORS)[product.ref()] = (a, b)
     return [product]
+
+
+def is_cut_off(op: Any) -> bool:
+    """Whether the op's result goes straight into one that cuts values off."""
+    users = [user for output in op.outputs for user in output.consumers()]
+    return any(user.type in _CUT_OFF or (user.type in _BETWEEN and is_cut_off(user)) for user in users)
 
 
 @lowers("Pack")
 def pack(op: Any, inputs: list[Any]) -> list[Any]:
     """Pack(a[t] b^T, ...) = Pack(a) b^T, when the b are one; any other as it is."""
-    axis, factors = (
-        op.get_attr("axis"),
-        [_made(_FACTORS).get(value.ref()) for value in map(tf.convert_to_tensor, inputs)],
-    )
-    if axis != 0 or len(inputs) < 2 or None in factors or len({b.ref() for _, b in factors}) > 1:
+    axis = op.get_attr("axis")
+    factors = [pair for value in inputs if (pair := _made(_FACTORS).get(tf.convert_to_tensor(value).ref()))]
+    if axis != 0 or not 2 <= len(inputs) == len(factors) or len({b.ref() for _, b in factors}) > 1:
         return [tf.stack(inputs, axis)]
     b = factors[0][1]
     rows = tf.concat([a for a, _ in factors], axis=0)

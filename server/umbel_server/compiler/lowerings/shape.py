@@ -89,12 +89,25 @@ def strided_slice_grad(op: Any, inputs: list[Any]) -> list[Any]:
         if step < 0:
             value = tf.reverse(value, [axis])
             start, step = start + (counts[axis] - 1) * step, -step
-        value = _spread(value, axis, step)
+        value = spread(value, axis, step)
         used = (counts[axis] - 1) * step + 1 if counts[axis] else 0
         padding = [[0, 0] for _ in range(rank)]
         padding[axis] = [start, shape_of[axis] - start - used]
         if padding[axis] != [0, 0]:
             value = tf.pad(value, padding)
+    return [value]
+
+
+@lowers("Roll")
+def roll(op: Any, inputs: list[Any]) -> list[Any]:
+    """Roll(x, shift, axis): what leaves at the end of an axis comes in at its start."""
+    value = inputs[0]
+    shifts, axes = (np.reshape(_known(op, given), -1) for given in inputs[1:])
+    for shift, axis in zip(shifts, axes, strict=True):
+        size = int(value.shape[int(axis)])
+        cut = -int(shift) % size
+        if cut:
+            value = tf.concat(tf.split(value, [cut, size - cut], axis=int(axis))[::-1], axis=int(axis))
     return [value]
 
 
@@ -108,7 +121,7 @@ def _bounds(i: int, size: int, begin: Any, end: Any, strides: Any, masks: dict[s
     return slice(first, last, step).indices(size)
 
 
-def _spread(value: Any, axis: int, step: int) -> Any:
+def spread(value: Any, axis: int, step: int) -> Any:
     """`value` with step - 1 zeros after each element along `axis` but the last."""
     if step == 1:
         return value

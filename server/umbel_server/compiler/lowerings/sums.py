@@ -71,7 +71,17 @@ def reduce_mean(op: Any, inputs: list[Any]) -> list[Any]:
 
 
 @lowers("BiasAddGrad")
-def bias_add_grad(_op: Any, inputs: list[Any]) -> list[Any]:
-    """BiasAddGrad(dy) = the sum of dy over every axis but the last."""
+def bias_add_grad(op: Any, inputs: list[Any]) -> list[Any]:
+    """BiasAddGrad(dy) = the sum of dy over every axis but the bias's: the last, or the second in NCHW."""
     (dy,) = inputs
-    return [total(dy, range(len(dy.shape) - 1))]
+    kept = 1 if op.get_attr("data_format") == b"NCHW" else len(dy.shape) - 1
+    return [total(dy, [axis for axis in range(len(dy.shape)) if axis != kept])]
+
+
+@lowers("BiasAdd")
+def bias_add(op: Any, inputs: list[Any]) -> list[Any]:
+    """BiasAdd(x, b) in NCHW = x + b along the second axis: Keras adds any vector that fits there so, not biases alone."""
+    x, bias = inputs
+    if op.get_attr("data_format") == b"NCHW" and len(x.shape) > 2:
+        return [x + tf.reshape(bias, [-1] + [1] * (len(x.shape) - 2))]
+    return [tf.nn.bias_add(x, bias)]
