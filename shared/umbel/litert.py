@@ -90,15 +90,11 @@ class Trainable:
 
         `seed` (a fresh random int32 for every step) is where random layers such as Dropout take their numbers from.
         """
-        return _sums(
-            self._signatures["train"](
-                **batch.tensors,
-                sample_weight=batch.sample_weight,
-                learning_rate=np.float32(learning_rate),
-                proximal_mu=np.float32(proximal_mu),
-                seed=np.int32(seed),
-            )
-        )
+        given = {**batch.tensors, "sample_weight": batch.sample_weight}
+        given |= {"learning_rate": np.float32(learning_rate), "seed": np.int32(seed)}
+        if proximal_mu == 0.0:
+            return _sums(self._signatures["train"](**given))
+        return _sums(self._signatures["train_proximal"](**given, proximal_mu=np.float32(proximal_mu)))
 
     def evaluate(self, batches: Iterable[Batch]) -> Sums:
         """The sums over all of `batches`."""

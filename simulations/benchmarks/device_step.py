@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,34 +24,36 @@ from rich.table import Table
 from umbel.examples import Batch
 from umbel.litert import Trainable
 from umbel.plan import TRAIN, Plan
-from umbel.task import Task
-from umbel_sim.reference_models import REFERENCE_MODELS
+from umbel.tensors import Tensors, TensorSpec
 
 MODELS = ("mlp", "mnist-cnn", "mobilenet-v2", "character-lstm")
 KINDS = ("train_on_batch", "function", "plan")
-CLASSES = {"character-lstm": 90}
 
 
-def random_batch(task: Task) -> tuple[Any, Any]:
-    """Inputs and targets of one full batch."""
-    rng, spec = np.random.default_rng(0), next(iter(task.input_specs.values()))
-    shape = (task.batch_size, *spec.shape)
-    x = rng.integers(1, 90, shape).astype(spec.dtype) if spec.dtype == "int32" else rng.uniform(0, 1, shape)
-    return x.astype(spec.dtype), rng.integers(0, CLASSES.get(task.name, 10), task.batch_size).astype(np.int32)
+def random_batch(specs: Mapping[str, TensorSpec], rows: int) -> Tensors:
+    """One full batch of inputs and targets: every integer is a token or a class that all of the models know."""
+    rng = np.random.default_rng(0)
+    return {
+        name: (
+            rng.integers(1, 10, (rows, *spec.shape)) if "int" in spec.dtype else rng.random((rows, *spec.shape))
+        ).astype(spec.dtype)
+        for name, spec in specs.items()
+    }
 
 
-def plan_step(task: Task, plan: Path, threads: int) -> Callable[[], object]:
-    """The step that a device runs."""
+def plan_step(plan: Path, threads: int) -> Callable[[], object]:
+    """The step that a device runs, with what a device imports: neither Keras nor TensorFlow."""
     opened = Plan.open(plan)
-    trainable = Trainable(opened.read(TRAIN), opened.manifest, threads)
+    manifest = opened.manifest
+    trainable = Trainable(opened.read(TRAIN), manifest, threads)
     trainable.set_weights(opened.initial_weights())
     trainable.reset()
-    x, y = random_batch(task)
-    batch = Batch({"x": x, "y": y}, np.ones(task.batch_size, np.float32))
-    return lambda: trainable.train(batch, task.learning_rate)
+    rows = manifest.batch_size
+    batch = Batch(random_batch({**manifest.inputs, **manifest.targets}, rows), np.ones(rows, np.float32))
+    return lambda: trainable.train(batch, 0.01)
 
 
-def keras_step(task: Task, threads: int, whole: bool) -> Callable[[], object]:
+def keras_step(name: str, rows: int, threads: int, whole: bool) -> Callable[[], object]:
     """Keras's `train_on_batch`, or with `whole` the same step as one tf.function."""
     from umbel.keras_import import import_keras
 
@@ -59,11 +61,15 @@ def keras_step(task: Task, threads: int, whole: bool) -> Callable[[], object]:
     import keras
     import tensorflow as tf
 
+    from umbel_sim.reference_models import REFERENCE_MODELS
+
+    task = REFERENCE_MODELS[name]
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     model = task.model()
     model.compile(optimizer=keras.optimizers.SGD(task.learning_rate), loss=task.loss, metrics=list(task.metrics))
-    x, y = random_batch(task)
+    batch = random_batch({**task.input_specs, **task.target_specs}, rows)
+    x, y = batch["x"], batch["y"]
     if not whole:
         return lambda: model.train_on_batch(x, y)
     model.optimizer.build(model.trainable_variables)
@@ -101,8 +107,7 @@ def peak_mb() -> float:
 
 def work(kind: str, model: str, batch: int, threads: int, plan: Path, seconds: float) -> None:
     """One measurement, in this process, printed as JSON."""
-    task = replace(REFERENCE_MODELS[model], batch_size=batch)
-    step = plan_step(task, plan, threads) if kind == "plan" else keras_step(task, threads, kind == "function")
+    step = plan_step(plan, threads) if kind == "plan" else keras_step(model, batch, threads, kind == "function")
     print(json.dumps(measure(step, seconds)))
 
 
@@ -132,7 +137,7 @@ def main() -> int:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the rows to this file")
-    parser.add_argument("--models", nargs="+", choices=list(REFERENCE_MODELS), default=list(MODELS))
+    parser.add_argument("--models", nargs="+", default=list(MODELS), help="names of umbel_sim.reference_models")
     parser.add_argument("--batches", nargs="+", type=int, default=[10, 32])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
@@ -143,7 +148,10 @@ def main() -> int:
         work(kind, model, int(batch), int(threads), Path(plan), float(seconds))
         return 0
     from umbel_server.compiler import compile_task
+    from umbel_sim.reference_models import REFERENCE_MODELS
 
+    if unknown := sorted(set(arguments.models) - set(REFERENCE_MODELS)):
+        parser.error(f"unknown models {', '.join(unknown)}; choose from {', '.join(REFERENCE_MODELS)}")
     rows = []
     cases = [(model, batch) for model in arguments.models for batch in arguments.batches]
     console = Console()

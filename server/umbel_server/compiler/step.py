@@ -21,11 +21,13 @@ from umbel_server.compiler.tracing import device_forms, device_noise, padded_row
 class Traced:
     """Traced programs. Their variables are the model's weights, the optimizer's, the metrics' sums and the anchors.
 
-    `train`: inputs, targets, sample_weight, seed, proximal_mu -> loss sum, weight sum. `evaluate`: inputs, targets,
-    sample_weight -> the same. Both add to the metrics' variables. `infer`: inputs -> outputs, any number of rows.
+    `train`: inputs, targets, sample_weight, seed -> loss sum, weight sum. `train_proximal`: the same with FedProx's mu
+    behind the seed; a program of its own, because its term reads every weight once more. `evaluate`: inputs, targets,
+    sample_weight -> the same sums. All add to the metrics' variables. `infer`: inputs -> outputs, any number of rows.
     """
 
     train: Program
+    train_proximal: Program
     evaluate: Program
     infer: Program
     metrics: TaskMetrics
@@ -52,7 +54,7 @@ def trace(task: Task, parts: KerasParts) -> Traced:
         metrics.update(y, outputs, weight)
         return loss, [loss * total, total]
 
-    def train(x: Mapping[str, Any], y: Mapping[str, Any], weight: Any, seed: Any, proximal_mu: Any) -> list[Any]:
+    def train(x: Mapping[str, Any], y: Mapping[str, Any], weight: Any, seed: Any, proximal_mu: Any = None) -> list[Any]:
         variables = [v.value for v in parts.trained]
         with device_noise(Noise(seed, rows)), padded_rows(parts.model, weight):
             with tf.GradientTape() as tape:
@@ -61,6 +63,12 @@ def trace(task: Task, parts: KerasParts) -> Traced:
         for slope, variable in zip(slopes, parts.trained, strict=True):
             if slope is None:
                 raise CompileError(f"weight {variable.path} does not influence the loss; freeze its layer or remove it")
+        if proximal_mu is not None:
+            slopes = pulled(slopes, variables, proximal_mu)
+        parts.optimizer.apply(slopes, parts.trained)
+        return report
+
+    def pulled(slopes: list[Any], variables: list[Any], proximal_mu: Any) -> list[Any]:
         for i, (variable, anchor) in enumerate(zip(variables, anchors, strict=True)):
             # FedProx adds mu / 2 * ||w - anchor||^2 to the loss (arXiv 1812.06127, eq. 2).
             pull = proximal_mu * (variable - anchor)
@@ -69,8 +77,7 @@ def trace(task: Task, parts: KerasParts) -> Traced:
                 variable.assign_sub(parts.optimizer.learning_rate * pull)
             else:
                 slopes[i] = slopes[i] + pull
-        parts.optimizer.apply(slopes, parts.trained)
-        return report
+        return slopes
 
     def evaluate(x: Mapping[str, Any], y: Mapping[str, Any], weight: Any) -> list[Any]:
         with device_noise(Noise(tf.constant(0), rows)), padded_rows(parts.model, weight):
@@ -83,9 +90,11 @@ def trace(task: Task, parts: KerasParts) -> Traced:
 
     open_inputs = {n: tf.TensorSpec((None, *s.shape), s.dtype, n) for n, s in task.input_specs.items()}
     batch = (inputs, targets, weight)
+    seed = tf.TensorSpec((), tf.int32)
     with device_forms(parts.model):
         return Traced(
-            _program(parts, train, *batch, tf.TensorSpec((), tf.int32), scalar),
+            _program(parts, train, *batch, seed),
+            _program(parts, train, *batch, seed, scalar),
             _program(parts, evaluate, *batch),
             _program(parts, infer, open_inputs),
             metrics,

@@ -44,17 +44,20 @@ class _Device:
         step = {
             **batch,
             "learning_rate": tf.TensorSpec((), tf.float32, "learning_rate"),
-            "proximal_mu": tf.TensorSpec((), tf.float32, "proximal_mu"),
             "seed": tf.TensorSpec((), tf.int32, "seed"),
         }
+        proximal_mu = {"proximal_mu": tf.TensorSpec((), tf.float32, "proximal_mu")}
 
         def flat(given: dict[str, Any]) -> list[Any]:
             # A trace's flat inputs are each mapping's values in the order of their sorted names.
             return [given[n] for part in (inputs, targets) for n in sorted(part)] + [given["sample_weight"]]
 
         def train(**given: Any) -> dict[str, Any]:
+            return self._report(self._traced.train, [*flat(given), given["seed"]], given["learning_rate"])
+
+        def train_proximal(**given: Any) -> dict[str, Any]:
             arguments = [*flat(given), given["seed"], given["proximal_mu"]]
-            return self._report(self._traced.train, arguments, given["learning_rate"])
+            return self._report(self._traced.train_proximal, arguments, given["learning_rate"])
 
         def evaluate(**given: Any) -> dict[str, Any]:
             return self._report(self._traced.evaluate, flat(given), tf.constant(0.0))
@@ -69,6 +72,7 @@ class _Device:
 
         signatures = {
             "train": _concrete(train, step),
+            "train_proximal": _concrete(train_proximal, {**step, **proximal_mu}),
             "evaluate": _concrete(evaluate, batch),
             "infer": _concrete(infer, inputs),
             "set_weights": _concrete(self._set_weights, self._specs("w")),

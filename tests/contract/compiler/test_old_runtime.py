@@ -61,7 +61,7 @@ def test_a_plan_trains_there_as_on_litert(name: str, python: Path, tmp_path: Pat
     for file in (TRAIN, INFER, INFER_INT8):
         (tmp_path / file).write_bytes(plan.read(file))
     weights = {f"w{i}": plan.initial_weights()[spec.name] for i, spec in enumerate(manifest.weights)}
-    scalars = {"learning_rate": np.float32(0.01), "proximal_mu": np.float32(0), "seed": np.int32(7)}
+    scalars = {"learning_rate": np.float32(0.01), "seed": np.int32(7)}
     given = {**weights, **batch.tensors, "sample_weight": batch.sample_weight, **scalars}
     np.savez(tmp_path / "given.npz", **given)  # type: ignore[arg-type]
     paths = (TRAIN, "given.npz", "found.npz", INFER, INFER_INT8)
