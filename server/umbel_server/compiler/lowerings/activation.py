@@ -8,20 +8,31 @@ from umbel_server.compiler.lowerings import lowers
 
 
 @lowers("ReluGrad")
-def relu_grad(_op: Any, inputs: list[Any]) -> list[Any]:
+def relu_grad(op: Any, inputs: list[Any]) -> list[Any]:
     """ReluGrad(dy, y) = dy where y > 0, else 0."""
     dy, y = inputs
-    return [dy * _above_zero(y)]
+    return [dy if only_relu_follows(op.inputs[0].op) else dy * above_zero(y)]
+
+
+def only_relu_follows(pool: Any) -> bool:
+    """Whether a MaxPoolGrad's result only goes back through the relu whose output was pooled.
+
+    It is not 0 where that output is the window's largest value alone, so that it may be cut off in the window's gradient.
+    """
+    users = pool.outputs[0].consumers()
+    return pool.type == "MaxPoolGrad" and all(
+        user.type == "ReluGrad" and user.inputs[1] is pool.inputs[0] for user in users
+    )
 
 
 @lowers("Relu6Grad")
 def relu6_grad(_op: Any, inputs: list[Any]) -> list[Any]:
     """Relu6Grad(dy, y) = dy where 0 < y < 6, else 0."""
     dy, y = inputs
-    return [dy * _above_zero(y) * _above_zero(6.0 - y)]
+    return [dy * above_zero(y) * above_zero(6.0 - y)]
 
 
-def _above_zero(y: Any) -> Any:
+def above_zero(y: Any) -> Any:
     """1 where y > 0 and 0 where it is 0, for y of a relu: a product and a minimum, which XNNPACK fuses and a select is not."""
     return tf.minimum(y * 1e38, 1.0)
 

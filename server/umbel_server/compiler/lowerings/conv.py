@@ -1,19 +1,19 @@
 """Convolutions whose filter is a variable, and their gradients."""
 
+import math
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import tensorflow as tf
 
-from umbel_server.compiler.lowerings import lowers
+from umbel_server.compiler.lowerings import conv_products, lowers
+from umbel_server.compiler.lowerings.kept import kept
 from umbel_server.compiler.lowerings.matmul import added, by_rows, rows_by_rows
 from umbel_server.compiler.lowerings.shape import spread
 from umbel_server.compiler.lowerings.windows import Windows, same_or_valid
 
 _COLUMN_BYTES = 32 << 20
 _FEW_CHANNELS = 8
-_MADE: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
 
 
 @lowers("Conv2D")
@@ -21,15 +21,27 @@ def conv2d(op: Any, inputs: list[Any]) -> list[Any]:
     """Conv2D = every window as a row times the filter as a matrix: XNNPACK has no convolution by a variable filter."""
     x, kernel = inputs
     groups = int(x.shape[3]) // int(kernel.shape[2])
-    pairs = zip(tf.split(x, groups, axis=3), tf.split(kernel, groups, axis=3), strict=True)
-    parts = [_convolve(op, part, slab) for part, slab in pairs] if groups > 1 else [_convolve(op, x, kernel)]
-    return [parts[0] if groups == 1 else tf.concat(parts, axis=3)]
+    return [_by_group(lambda part, slab: _convolve(op, part, slab), x, kernel, groups)]
+
+
+def _by_group(make: Callable[[Any, Any], Any], a: Any, b: Any, groups: int) -> Any:
+    """`make` of the channels of each group, side by side."""
+    if groups == 1:
+        return make(a, b)
+    pairs = zip(tf.split(a, groups, axis=3), tf.split(b, groups, axis=3), strict=True)
+    return tf.concat([make(part, slab) for part, slab in pairs], axis=3)
 
 
 def _convolve(op: Any, x: Any, kernel: Any) -> Any:
     shape = [int(n) for n in kernel.shape]
     windows = None if x.shape[0] is None else _windows(op, (int(x.shape[1]), int(x.shape[2])), shape)
-    if windows is None or tf.get_static_value(kernel) is not None or not _as_columns(x, windows):
+    constant = tf.get_static_value(kernel) is not None
+    if windows is not None and not constant and shape[2] >= _FEW_CHANNELS and conv_products.pays(windows):
+        return conv_products.convolve(windows, x, kernel)
+    if windows is not None and not constant and _as_rows(x, windows):
+        rows, matrix = kept(_tap_rows, x, windows), tf.reshape(kernel, [1, -1, shape[3]])
+        return tf.reshape(tf.matmul(rows, matrix, transpose_a=True), [int(x.shape[0]), *windows.count, shape[3]])
+    if windows is None or constant or not _as_columns(x, windows):
         options = {"strides": op.get_attr("strides"), "dilations": op.get_attr("dilations")}
         return tf.nn.conv2d(x, kernel, padding=same_or_valid(op), **options)
     rows = by_rows(_columns(x, windows), tf.reshape(kernel, [-1, shape[3]]), int(x.shape[0]))
@@ -43,13 +55,7 @@ def conv2d_backprop_filter(op: Any, inputs: list[Any]) -> list[Any]:
     kernel = [int(n) for n in op.outputs[0].shape]
     windows = _windows(op, (int(x.shape[1]), int(x.shape[2])), kernel)
     groups = int(x.shape[3]) // kernel[2]
-    slabs = [
-        _filter_slope(windows, part, slope, kernel[:3])
-        for part, slope in zip(
-            tf.split(x, groups, axis=3) if groups > 1 else [x], tf.split(dy, groups, axis=3), strict=True
-        )
-    ]
-    return [slabs[0] if groups == 1 else tf.concat(slabs, axis=3)]
+    return [_by_group(lambda part, slope: _filter_slope(windows, part, slope, kernel[:3]), x, dy, groups)]
 
 
 @lowers("Conv2DBackpropInput")
@@ -68,11 +74,9 @@ def conv2d_backprop_input(op: Any, inputs: list[Any]) -> list[Any]:
         return [tf.nn.conv2d_transpose(dy, kernel, sizes, op.get_attr("strides"), same_or_valid(op))]
     windows = _windows(op, (int(whole[1]), int(whole[2])), shape)
     back = _back_along_rows if windows.strides == (1, 1) else _back_by_taps
-    parts = [
-        back(windows, slope, slab)
-        for slope, slab in zip(tf.split(dy, groups, axis=3), tf.split(kernel, groups, axis=3), strict=True)
-    ]
-    return [parts[0] if groups == 1 else tf.concat(parts, axis=3)]
+    if conv_products.pays(windows):
+        back = conv_products.input_slope
+    return [_by_group(lambda slope, slab: back(windows, slope, slab), dy, kernel, groups)]
 
 
 def _back_by_taps(windows: Windows, dy: Any, kernel: Any) -> Any:
@@ -113,23 +117,30 @@ def _back_along_rows(windows: Windows, dy: Any, kernel: Any) -> Any:
 
 def _as_columns(x: Any, windows: Windows) -> bool:
     """Whether the windows are worth writing out: enough channels to copy at a time, and not too much memory."""
-    taps = windows.size[0] * windows.size[1]
-    size = 4 * int(x.shape[0]) * windows.count[0] * windows.count[1] * taps * int(x.shape[3])
-    return size <= _COLUMN_BYTES and (taps == 1 or int(x.shape[3]) >= _FEW_CHANNELS)
+    many = windows.size == (1, 1) or int(x.shape[3]) >= _FEW_CHANNELS
+    return many and _bytes(x, windows) <= _COLUMN_BYTES
+
+
+def _as_rows(x: Any, windows: Windows) -> bool:
+    """Whether taps and channels are rows, one a tap and channel: few channels, whose pixels are copied many at a time."""
+    return int(x.shape[3]) < _FEW_CHANNELS and _bytes(x, windows) <= _COLUMN_BYTES
+
+
+def _bytes(x: Any, windows: Windows) -> int:
+    return 4 * int(x.shape[0]) * int(x.shape[3]) * math.prod([*windows.count, *windows.size])
+
+
+def _tap_rows(x: Any, windows: Windows) -> Any:
+    """Every window of `x` as a column: [1, taps * channels, windows]."""
+    taps = [tap for row in windows.taps(windows.pad(x, 0.0)) for tap in row]
+    shape = [int(x.shape[3]), int(x.shape[0]) * math.prod(windows.count)]
+    turned = [tf.reshape(tap if shape[0] == 1 else tf.transpose(tap, [3, 0, 1, 2]), shape) for tap in taps]
+    return tf.expand_dims(turned[0] if len(turned) == 1 else tf.concat(turned, axis=0), 0)
 
 
 def _columns(x: Any, windows: Windows) -> Any:
     """Every window of `x` as a row: [windows, taps * channels]."""
-    return _kept(_write_columns, x, windows)
-
-
-def _kept(make: Callable[[Any, Windows], Any], x: Any, windows: Windows) -> Any:
-    """`make(x, windows)`, made once for the convolution and its filter's gradient."""
-    made = _MADE.setdefault(tf.compat.v1.get_default_graph(), {})
-    known = (make, x.ref(), windows)
-    if known not in made:
-        made[known] = make(x, windows)
-    return made[known]
+    return kept(_write_columns, x, windows)
 
 
 def _write_columns(x: Any, windows: Windows) -> Any:
@@ -138,7 +149,7 @@ def _write_columns(x: Any, windows: Windows) -> Any:
     if windows.strides != (1, 1) or (high, wide) == (1, 1):
         taps = [tap for row in windows.taps(windows.pad(x, 0.0)) for tap in row]
         return tf.reshape(taps[0] if len(taps) == 1 else tf.concat(taps, axis=3), shape)
-    beside = _kept(_side_by_side, x, windows)
+    beside = kept(_side_by_side, x, windows)
     down = [i * windows.dilations[0] for i in range(high)]
     images = [beside[:, start : start + windows.count[0]] for start in down]
     return tf.reshape(images[0] if high == 1 else tf.concat(images, axis=3), shape)
@@ -166,17 +177,17 @@ def _filter_slope(windows: Windows, x: Any, dy: Any, kernel: list[int]) -> Any:
     outer, channels = int(dy.shape[3]), int(x.shape[3])
     count = int(x.shape[0]) * windows.count[0] * windows.count[1]
     slopes = tf.reshape(dy, [count, outer])
+    if channels >= _FEW_CHANNELS and conv_products.pays(windows):
+        return conv_products.filter_slope(windows, x, dy)
     if _as_columns(x, windows):
         padded = windows.image[0] + sum(windows.margins[0])
         if windows.strides == (1, 1) and kernel[0] > 1 and 2 * padded <= 3 * windows.count[0]:
             return _slope_along_rows(windows, x, dy, kernel)
         return tf.reshape(rows_by_rows(_columns(x, windows), slopes), [*kernel, outer])
-    taps = [tap for row in windows.taps(windows.pad(x, 0.0)) for tap in row]
-    if channels < _FEW_CHANNELS and 4 * count * len(taps) * channels <= _COLUMN_BYTES:
-        # Few channels: taps and channels as rows, whose pixels are copied many at a time.
-        rows = tf.concat([tf.reshape(tf.transpose(tap, [3, 0, 1, 2]), [channels, count]) for tap in taps], axis=0)
-        product = tf.matmul(rows[tf.newaxis], slopes[tf.newaxis])
+    if _as_rows(x, windows):
+        product = tf.matmul(kept(_tap_rows, x, windows), tf.expand_dims(slopes, 0))
         return tf.reshape(product, [*kernel, outer])
+    taps = [tap for row in windows.taps(windows.pad(x, 0.0)) for tap in row]
     products = [tf.matmul(tf.reshape(tap, [-1, channels]), slopes, transpose_a=True) for tap in taps]
     return tf.reshape(tf.concat(products, axis=0), [*kernel, outer])
 
@@ -184,7 +195,7 @@ def _filter_slope(windows: Windows, x: Any, dy: Any, kernel: list[int]) -> Any:
 def _slope_along_rows(windows: Windows, x: Any, dy: Any, kernel: list[int]) -> Any:
     """With stride 1: the taps of a row of x as channels, dy moved down by each row of taps as channels, one product."""
     high, wide, channels = kernel
-    beside = _kept(_side_by_side, x, windows)
+    beside = kept(_side_by_side, x, windows)
     outer, tall = int(dy.shape[3]), int(beside.shape[1])
     tops = [i * windows.dilations[0] for i in range(high)]
     moved = [tf.pad(dy, [[0, 0], [top, tall - top - windows.count[0]], [0, 0], [0, 0]]) for top in tops]

@@ -51,7 +51,7 @@ def _flipped(windows: Windows, dy: Any, kernel: Any) -> Any:
     bottom = windows.image[0] + extent[0] - 1 - top - windows.count[0]
     right = windows.image[1] + extent[1] - 1 - left - windows.count[1]
     padded = tf.pad(dy, [[0, 0], [top, bottom], [left, right], [0, 0]])
-    turned = tf.reverse(kernel, axis=[0, 1])[..., tf.newaxis]
+    turned = tf.expand_dims(tf.reverse(kernel, axis=[0, 1]), -1)
     return tf.nn.depthwise_conv2d(padded, turned, [1, 1, 1, 1], "VALID", dilations=windows.dilations)
 
 

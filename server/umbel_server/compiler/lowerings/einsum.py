@@ -40,7 +40,7 @@ def einsum(op: Any, inputs: list[Any]) -> list[Any]:
     left = _arranged(a, a_name, [shared, a_free, summed], sizes)
     right = _arranged(b, b_name, [shared, summed, b_free], sizes)
     alone = len(left.shape) == 2 and is_cut_off(op)  # see lowerings/matmul.py
-    product = tf.matmul(left[tf.newaxis], right[tf.newaxis]) if alone else tf.matmul(left, right)
+    product = tf.matmul(tf.expand_dims(left, 0), tf.expand_dims(right, 0)) if alone else tf.matmul(left, right)
     order = [*shared, *a_free, *b_free]
     product = tf.reshape(product, [-1 if sizes[label] is None else sizes[label] for label in order])
     return [tf.transpose(product, [order.index(label) for label in wanted])]

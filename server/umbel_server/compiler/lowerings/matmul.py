@@ -30,13 +30,53 @@ def matmul(op: Any, inputs: list[Any]) -> list[Any]:
     static = a.shape.is_fully_defined() and b.shape.is_fully_defined() and not turned["transpose_a"]
     if static and not turned["transpose_b"] and a.op.type == "Unpack" and a.op.get_attr("axis") == 0:
         return [_of_all(a.op, b)[a.value_index]]
-    if (static and turned["transpose_b"]) or is_cut_off(op):
-        product = tf.squeeze(tf.matmul(a[tf.newaxis], b[tf.newaxis], **turned), 0)
+    if static and turned["transpose_b"] and _is_larger(b, a):
+        product = tf.transpose(tf.squeeze(tf.matmul(tf.expand_dims(b, 0), tf.expand_dims(tf.transpose(a), 0)), 0))
+    elif (static and turned["transpose_b"]) or is_cut_off(op):
+        product = tf.squeeze(tf.matmul(tf.expand_dims(a, 0), tf.expand_dims(b, 0), **turned), 0)
     else:
         product = tf.matmul(a, b, **turned)
     if static and turned["transpose_b"]:
         _made(_FACTORS)[product.ref()] = (a, b)
     return [product]
+
+
+def _is_larger(b: Any, a: Any) -> bool:
+    """Whether b has more elements than a and a b^T have: XNNPACK packs its second operand anew for every product."""
+    (rows, inner), outer = (int(n) for n in a.shape), int(b.shape[0])
+    return outer * inner > rows * (inner + outer)
+
+
+@lowers("Mul")
+def mul(op: Any, inputs: list[Any]) -> list[Any]:
+    """Mul(s, a b) = (s a) b = a (s b) for a scalar s: fewer elements, of a gradient and its learning rate for example."""
+    for i in (0, 1):
+        scalar, product, used = inputs[i], inputs[1 - i], len(op.inputs[1 - i].consumers())
+        if scalar.dtype.is_floating and len(scalar.shape) == 0 and used == 1:
+            scaled = _scaled(product, scalar)
+            if scaled is not None:
+                return [scaled]
+    return [tf.multiply(*inputs)]
+
+
+def _scaled(value: Any, scalar: Any) -> Any:
+    """`value` times `scalar` by a smaller factor of it, None when it is no product of such."""
+    op = value.op
+    if op.type in ("Reshape", "Squeeze", "Transpose"):
+        first = _scaled(op.inputs[0], scalar)
+        return None if first is None else _again(op, [first, *list(op.inputs)[1:]])
+    if op.type not in ("BatchMatMulV2", "MatMul"):
+        return None
+    sizes = [x.shape.num_elements() for x in op.inputs]
+    if None in sizes or min(sizes) >= (value.shape.num_elements() or 0):
+        return None
+    small = sizes.index(min(sizes))
+    return _again(op, [x * scalar if i == small else x for i, x in enumerate(op.inputs)])
+
+
+def _again(op: Any, inputs: list[Any]) -> Any:
+    graph, kinds = tf.compat.v1.get_default_graph(), [tensor.dtype for tensor in op.outputs]
+    return graph.create_op(op.type, inputs, kinds, attrs=dict(op.node_def.attr), op_def=op.op_def).outputs[0]
 
 
 def is_cut_off(op: Any) -> bool:
@@ -54,7 +94,7 @@ def pack(op: Any, inputs: list[Any]) -> list[Any]:
         return [tf.stack(inputs, axis)]
     b = factors[0][1]
     rows = tf.concat([a for a, _ in factors], axis=0)
-    product = tf.matmul(rows[tf.newaxis], b[tf.newaxis], transpose_b=True)
+    product = tf.matmul(tf.expand_dims(rows, 0), tf.expand_dims(b, 0), transpose_b=True)
     return [tf.reshape(product, [len(inputs), -1, int(b.shape[0])])]
 
 
@@ -83,7 +123,7 @@ def by_rows(rows: Any, matrix: Any, images: int) -> Any:
     """`rows` of so many images times `matrix`, as a batch of products: XNNPACK runs those in parallel."""
     count, inner = (int(n) for n in rows.shape)
     parts = images if count >= 64 * images else parts_of(count)
-    product = tf.matmul(tf.reshape(rows, [parts, count // parts, inner]), matrix[tf.newaxis])
+    product = tf.matmul(tf.reshape(rows, [parts, count // parts, inner]), tf.expand_dims(matrix, 0))
     return tf.reshape(product, [count, int(matrix.shape[1])])
 
 

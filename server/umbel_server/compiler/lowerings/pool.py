@@ -5,6 +5,7 @@ from typing import Any
 import tensorflow as tf
 
 from umbel_server.compiler.lowerings import lowers
+from umbel_server.compiler.lowerings.activation import above_zero, only_relu_follows
 from umbel_server.compiler.lowerings.windows import Windows, same_or_valid
 
 
@@ -12,6 +13,8 @@ from umbel_server.compiler.lowerings.windows import Windows, same_or_valid
 def max_pool_grad(op: Any, inputs: list[Any]) -> list[Any]:
     """MaxPoolGrad(x, y, dy): each window's dy goes to its first pixel (row by row) that equals its maximum y."""
     x, y, dy = inputs
+    if only_relu_follows(op):
+        dy = dy * above_zero(y)
     size, strides = tuple(op.get_attr("ksize")[1:3]), tuple(op.get_attr("strides")[1:3])
     image = (int(x.shape[1]), int(x.shape[2]))
     windows = Windows(size, strides, (1, 1), same_or_valid(op), image)

@@ -1,0 +1,116 @@
+"""Convolutions with stride 1 by short products along the height; see short_products.py.
+
+The columns of an image, transformed, are `pieces`: for each of the kernel's columns s, the windows that begin at s, s + k,
+s + 2k, ... lie one after the other in memory (k is the kernel's width), so that windows are cut out without being
+written out. A piece is [points, tiles * batch * windows, k * channels].
+"""
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from umbel_server.compiler.lowerings.kept import kept
+from umbel_server.compiler.lowerings.matmul import added
+from umbel_server.compiler.lowerings.short_products import ShortProducts, short_products
+from umbel_server.compiler.lowerings.windows import Windows
+
+_PACKING = 22
+"""Rows of a product that cost as much as packing its second factor, which XNNPACK does for every piece (measured)."""
+
+
+def pays(windows: Windows) -> bool:
+    """Whether that is faster than the windows written out: what is transformed should be used often."""
+    return (windows.strides, windows.dilations) == ((1, 1), (1, 1)) and windows.size[0] >= 3 and windows.count[0] >= 6
+
+
+def convolve(windows: Windows, x: Any, kernel: Any) -> Any:
+    """y = A ((G w) * (B x)) in every column of pixels."""
+    made = _products(windows, int(x.shape[0]))
+    taps = _taps(made, kernel)
+    parts = [_along_columns(made.outer, tf.matmul(piece, taps)) for piece in kept(_pieces, x, windows)]
+    high, wide = windows.count
+    batch, outer = int(x.shape[0]), int(kernel.shape[3])
+    beside = parts[0] if len(parts) == 1 else tf.concat([tf.reshape(p, [-1, outer]) for p in parts], axis=1)
+    rows = tf.reshape(beside, [high, batch, -1])[:, :, : wide * outer]
+    return _turned(tf.reshape(rows, [high, batch, wide, outer]))
+
+
+def filter_slope(windows: Windows, x: Any, dy: Any) -> Any:
+    """dw = G^T sum((B x) * (A^T dy)): the transpose of `convolve` in w."""
+    made = _products(windows, int(x.shape[0]))
+    pairs = zip(kept(_pieces, x, windows), kept(_slopes, dy, windows), strict=True)
+    taps = added([tf.matmul(piece, slope, transpose_a=True) for piece, slope in pairs])
+    slope = _along_columns(made.taps_to.T, taps)
+    return tf.reshape(slope, [*windows.size, int(x.shape[3]), int(dy.shape[3])])
+
+
+def input_slope(windows: Windows, dy: Any, kernel: Any) -> Any:
+    """dx = B^T ((G w) * (A^T dy)): the transpose of `convolve` in x."""
+    batch, inner, wide = int(dy.shape[0]), int(kernel.shape[2]), windows.size[1]
+    made = _products(windows, batch)
+    taps = _taps(made, kernel)
+    shape = [len(made.inner) * batch, -1]
+    parts = []
+    for s, slope in enumerate(kept(_slopes, dy, windows)):
+        flat = tf.reshape(tf.matmul(slope, taps, transpose_b=True), shape)
+        parts.append(tf.pad(flat, [[0, 0], [s * inner, (wide - 1 - s) * inner]]) if wide > 1 else flat)
+    (high, broad), before = windows.image, windows.margins[1][0]
+    rows = tf.reshape(_along_columns(made.inner.T, added(parts)), [high, batch, -1])
+    inside = rows[:, :, before * inner : (before + broad) * inner]
+    return _turned(tf.reshape(inside, [high, batch, broad, inner]))
+
+
+def _products(windows: Windows, batch: int) -> ShortProducts:
+    wide = windows.size[1]
+    shape = windows.image[0], windows.margins[0][0], windows.count[0], windows.size[0]
+    return short_products(*shape, batch * _groups(windows) * wide, _PACKING * wide)
+
+
+def _groups(windows: Windows) -> int:
+    """Windows of a row that do not overlap, for each of the kernel's columns."""
+    return -(-windows.count[1] // windows.size[1])
+
+
+def _pieces(x: Any, windows: Windows) -> list[Any]:
+    batch, channels = int(x.shape[0]), int(x.shape[3])
+    made, wide, groups = _products(windows, batch), windows.size[1], _groups(windows)
+    (high, broad), before = windows.image, windows.margins[1][0]
+    after = (groups + 1) * wide - 1 - before - broad
+    flat = tf.reshape(_turned(x), [high * batch, broad * channels])
+    padded = tf.pad(flat, [[0, 0], [before * channels, after * channels]]) if before or after else flat
+    columns = _along_columns(made.inner, tf.reshape(padded, [high, -1]))
+    rows = tf.reshape(columns, [made.points, made.tiles * batch, -1])
+    size = groups * wide * channels
+    starts = [s * channels for s in range(wide)]
+    cut = [rows if wide == 1 else rows[:, :, start : start + size] for start in starts]
+    return [tf.reshape(piece, [made.points, -1, wide * channels]) for piece in cut]
+
+
+def _slopes(dy: Any, windows: Windows) -> list[Any]:
+    batch, channels = int(dy.shape[0]), int(dy.shape[3])
+    made, wide, groups = _products(windows, batch), windows.size[1], _groups(windows)
+    high, broad = windows.count
+    flat = tf.reshape(_turned(dy), [high * batch, broad * channels])
+    after = groups * wide - broad
+    padded = tf.pad(flat, [[0, 0], [0, after * channels]]) if after else flat
+    columns = tf.reshape(_along_columns(made.outer.T, tf.reshape(padded, [high, -1])), [made.points, -1, wide * channels])
+    starts = [s * channels for s in range(wide)]
+    return [columns if wide == 1 else columns[:, :, start : start + channels] for start in starts]
+
+
+def _taps(made: ShortProducts, kernel: Any) -> Any:
+    """G w: [points, width * channels, channels of y]."""
+    _, wide, inner, outer = (int(n) for n in kernel.shape)
+    return tf.reshape(_along_columns(made.taps_to, kernel), [made.points, wide * inner, outer])
+
+
+def _along_columns(matrix: np.ndarray[Any, Any], value: Any) -> Any:
+    """`matrix` times `value`, whose first axes are those that it sums over."""
+    flat = tf.reshape(value, [1, matrix.shape[1], -1])
+    return tf.squeeze(tf.matmul(tf.constant(np.ascontiguousarray(matrix[np.newaxis])), flat), 0)
+
+
+def _turned(images: Any) -> Any:
+    """[batch, height, ...] as [height, batch, ...], and back."""
+    return tf.transpose(images, [1, 0, 2, 3])
