@@ -90,7 +90,7 @@ class Trainable:
 
         `seed` (a fresh random int32 for every step) is where random layers such as Dropout take their numbers from.
         """
-        given = {**batch.tensors, "sample_weight": batch.sample_weight}
+        given: dict[str, Any] = {**batch.tensors, "sample_weight": batch.sample_weight}
         given |= {"learning_rate": np.float32(learning_rate), "seed": np.int32(seed)}
         if proximal_mu == 0.0:
             return _sums(self._signatures["train"](**given))

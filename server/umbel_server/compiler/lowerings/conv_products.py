@@ -94,7 +94,9 @@ def _slopes(dy: Any, windows: Windows) -> list[Any]:
     flat = tf.reshape(_turned(dy), [high * batch, broad * channels])
     after = groups * wide - broad
     padded = tf.pad(flat, [[0, 0], [0, after * channels]]) if after else flat
-    columns = tf.reshape(_along_columns(made.outer.T, tf.reshape(padded, [high, -1])), [made.points, -1, wide * channels])
+    columns = tf.reshape(
+        _along_columns(made.outer.T, tf.reshape(padded, [high, -1])), [made.points, -1, wide * channels]
+    )
     starts = [s * channels for s in range(wide)]
     return [columns if wide == 1 else columns[:, :, start : start + channels] for start in starts]
 

@@ -41,8 +41,8 @@ def short_products(image: int, above: int, rows: int, taps: int, uses: int, pric
     tiles = [_tiled(rows, taps, size) for size in range(2, len(_POINTS) + 3 - taps)]
     made = [*tiles, _fourier(rows, taps)]
     inner, taps_to, outer, points = min(made, key=lambda m: len(m[0]) * uses + m[3] * price)
-    padded = inner[:, above : above + image]
-    return ShortProducts(points, len(inner) // points, *(np.float32(m) for m in (padded, taps_to, outer)))
+    inner, taps_to, outer = (m.astype(np.float32) for m in (inner[:, above : above + image], taps_to, outer))
+    return ShortProducts(points, len(inner) // points, inner, taps_to, outer)
 
 
 _Made = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], int]
@@ -53,7 +53,9 @@ def _tiled(rows: int, taps: int, size: int) -> _Made:
     points, tiles = size + taps - 1, -(-rows // size)
     finite = _POINTS[: points - 1]
     factors = [_product([p - q for q in finite if q != p]) for p in finite]
-    b = np.array([*(_roots([q for q in finite if q != p], points) for p in finite), _roots(list(finite), points)], float)
+    b = np.array(
+        [*(_roots([q for q in finite if q != p], points) for p in finite), _roots(list(finite), points)], float
+    )
     g = np.array([*([p**k / f for k in range(taps)] for p, f in zip(finite, factors, strict=True)), [0] * taps], float)
     a = np.array([[*(p**i for p in finite), int(i == size - 1)] for i in range(size)], float)
     g[-1, -1] = 1.0
@@ -67,7 +69,9 @@ def _tiled(rows: int, taps: int, size: int) -> _Made:
 def _fourier(rows: int, taps: int) -> _Made:
     """A cyclic correlation that is long enough not to wrap around."""
     length = rows + taps - 1
-    inner, taps_to, outer = [], [], []
+    inner: list[NDArray[np.float64]] = []
+    taps_to: list[NDArray[np.float64]] = []
+    outer: list[NDArray[np.float64]] = []
     time, tap, row = np.arange(length), np.arange(taps), np.arange(rows)
     for k in range(length // 2 + 1):
         turn = 2 * np.pi * k / length
