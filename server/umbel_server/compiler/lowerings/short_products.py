@@ -41,8 +41,8 @@ def short_products(image: int, above: int, rows: int, taps: int, uses: int, pric
     tiles = [_tiled(rows, taps, size) for size in range(2, len(_POINTS) + 3 - taps)]
     made = [*tiles, _fourier(rows, taps)]
     inner, taps_to, outer, points = min(made, key=lambda m: len(m[0]) * uses + m[3] * price)
-    inner, taps_to, outer = (m.astype(np.float32) for m in (inner[:, above : above + image], taps_to, outer))
-    return ShortProducts(points, len(inner) // points, inner, taps_to, outer)
+    b, g, a = (m.astype(np.float32) for m in (inner[:, above : above + image], taps_to, outer))
+    return ShortProducts(points, len(b) // points, b, g, a)
 
 
 _Made = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], int]
