@@ -1,5 +1,6 @@
 """Keras, as it is traced for a device: padded batches, the device's own random numbers, recurrences unrolled."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -54,18 +55,13 @@ def padded_rows(model: Any, sample_weight: Any) -> Iterator[None]:
         return tf.reshape(real, [-1] + [1] * (rank - 1))
 
     def moments(layer: Any, inputs: Any, mask: Any) -> tuple[Any, Any]:
-        axes = layer._reduction_axes
-        weights = by_row(len(inputs.shape))
-        total = count
+        axes = list(layer._reduction_axes)
+        rows = by_row(len(inputs.shape))
         if mask is None:
-            for axis in axes[1:]:
-                total = total * float(inputs.shape[axis])
+            mean, variance = _moments(inputs, rows, count, axes)
         else:
-            weights = weights * tf.expand_dims(tf.cast(mask, tf.float32), -1) * tf.ones_like(inputs)
-            total = tf.reduce_sum(weights, axes, keepdims=True) + keras.config.epsilon()
-        mean = tf.reduce_sum(inputs * weights, axes, keepdims=True) / total
-        apart = inputs - tf.stop_gradient(mean)  # its slope is 0: the weighted distances sum to 0
-        variance = tf.reduce_sum(apart * apart * weights, axes, keepdims=True) / total
+            each = rows * tf.expand_dims(tf.cast(mask, tf.float32), -1) * tf.ones_like(inputs)
+            mean, variance = _weighted_moments(inputs, each, axes)
         return tf.reshape(mean, [-1]), tf.reshape(variance, [-1])
 
     def penalty(regularizer: Any) -> Callable[[Any], Any]:
@@ -86,6 +82,37 @@ def padded_rows(model: Any, sample_weight: Any) -> Iterator[None]:
     finally:
         for layer, regularizer in kept:
             layer.activity_regularizer = regularizer
+
+
+def _moments(inputs: Any, rows: Any, count: Any, axes: list[int]) -> tuple[Any, Any]:
+    """Mean and variance over `axes`, the first of which is the batch's, of the rows whose weight in `rows` is 1."""
+    total = count * float(math.prod(int(inputs.shape[axis]) for axis in axes[1:]))
+
+    def averaged(values: Any) -> Any:
+        each = tf.reduce_sum(values, axes[1:], keepdims=True) if axes[1:] else values
+        return tf.reduce_sum(each * rows, 0, keepdims=True) / total
+
+    @tf.custom_gradient  # type: ignore[untyped-decorator,unused-ignore]
+    def moments(x: Any) -> tuple[Any, Any]:
+        mean = averaged(x)
+        apart = x - mean
+
+        def slope(of_mean: Any, of_variance: Any) -> Any:
+            # The mean in the variance has slope 0: the distances from it sum to 0.
+            return apart * (rows * (of_variance * 2.0 / total)) + rows * (of_mean / total)
+
+        return (mean, averaged(tf.square(apart))), slope
+
+    found: tuple[Any, Any] = moments(inputs)
+    return found
+
+
+def _weighted_moments(inputs: Any, weights: Any, axes: list[int]) -> tuple[Any, Any]:
+    """As Keras computes them of masked time steps, an epsilon in the divisor."""
+    total = tf.reduce_sum(weights, axes, keepdims=True) + keras.config.epsilon()
+    mean = tf.reduce_sum(inputs * weights, axes, keepdims=True) / total
+    apart = inputs - tf.stop_gradient(mean)
+    return mean, tf.reduce_sum(apart * apart * weights, axes, keepdims=True) / total
 
 
 @contextmanager

@@ -10,6 +10,7 @@ Lowering = Callable[[Any, list[Any]], list[Any]]
 TABLE: dict[str, Lowering] = {}
 _FAMILIES = (
     "activation",
+    "broadcast",
     "conv",
     "depthwise",
     "einsum",

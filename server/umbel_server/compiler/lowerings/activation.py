@@ -29,7 +29,7 @@ def only_relu_follows(pool: Any) -> bool:
 def relu6_grad(_op: Any, inputs: list[Any]) -> list[Any]:
     """Relu6Grad(dy, y) = dy where 0 < y < 6, else 0."""
     dy, y = inputs
-    return [dy * above_zero(y) * above_zero(6.0 - y)]
+    return [dy * above_zero(y * (6.0 - y))]
 
 
 def above_zero(y: Any) -> Any:

@@ -47,16 +47,16 @@ def _is_larger(b: Any, a: Any) -> bool:
     return outer * inner > rows * (inner + outer)
 
 
-@lowers("Mul")
-def mul(op: Any, inputs: list[Any]) -> list[Any]:
-    """Mul(s, a b) = (s a) b = a (s b) for a scalar s: fewer elements, of a gradient and its learning rate for example."""
+def scaled(op: Any, inputs: list[Any]) -> Any:
+    """Mul(s, a b) = (s a) b or a (s b) for a scalar s, whichever has fewer elements; None when it is no such product.
+
+    A gradient times its learning rate, for example.
+    """
     for i in (0, 1):
         scalar, product, used = inputs[i], inputs[1 - i], len(op.inputs[1 - i].consumers())
         if scalar.dtype.is_floating and len(scalar.shape) == 0 and used == 1:
-            scaled = _scaled(product, scalar)
-            if scaled is not None:
-                return [scaled]
-    return [tf.multiply(*inputs)]
+            return _scaled(product, scalar)
+    return None
 
 
 def _scaled(value: Any, scalar: Any) -> Any:
