@@ -31,7 +31,9 @@ def matmul(op: Any, inputs: list[Any]) -> list[Any]:
     if static and not turned["transpose_b"] and a.op.type == "Unpack" and a.op.get_attr("axis") == 0:
         return [_of_all(a.op, b)[a.value_index]]
     if static and turned["transpose_b"] and _is_larger(b, a):
-        product = tf.transpose(tf.squeeze(tf.matmul(tf.expand_dims(b, 0), tf.expand_dims(tf.transpose(a), 0)), 0))
+        # As a matrix of one more axis: the converter would make a fully connected layer by `a` of a plain transpose.
+        columns = tf.reshape(tf.transpose(tf.expand_dims(a, 1), [2, 1, 0]), [int(a.shape[1]), int(a.shape[0])])
+        product = tf.transpose(tf.matmul(b, columns))
     elif (static and turned["transpose_b"]) or is_cut_off(op):
         product = tf.squeeze(tf.matmul(tf.expand_dims(a, 0), tf.expand_dims(b, 0), **turned), 0)
     else:
