@@ -36,7 +36,12 @@ def _convolve(op: Any, x: Any, kernel: Any) -> Any:
     shape = [int(n) for n in kernel.shape]
     windows = None if x.shape[0] is None else _windows(op, (int(x.shape[1]), int(x.shape[2])), shape)
     constant = tf.get_static_value(kernel) is not None
-    if windows is not None and not constant and shape[2] >= _FEW_CHANNELS and conv_products.pays(windows):
+    if (
+        windows is not None
+        and not constant
+        and shape[2] >= _FEW_CHANNELS
+        and conv_products.pays(windows, int(x.shape[0]))
+    ):
         return conv_products.convolve(windows, x, kernel)
     if windows is not None and not constant and _as_rows(x, windows):
         rows, matrix = kept(_tap_rows, x, windows), tf.reshape(kernel, [1, -1, shape[3]])
@@ -44,7 +49,7 @@ def _convolve(op: Any, x: Any, kernel: Any) -> Any:
     if windows is None or constant or not _as_columns(x, windows):
         options = {"strides": op.get_attr("strides"), "dilations": op.get_attr("dilations")}
         return tf.nn.conv2d(x, kernel, padding=same_or_valid(op), **options)
-    rows = by_rows(_columns(x, windows), tf.reshape(kernel, [-1, shape[3]]), int(x.shape[0]))
+    rows = by_rows(_columns(x, windows), tf.reshape(kernel, [-1, shape[3]]))
     return tf.reshape(rows, [int(x.shape[0]), *windows.count, shape[3]])
 
 
@@ -74,7 +79,7 @@ def conv2d_backprop_input(op: Any, inputs: list[Any]) -> list[Any]:
         return [tf.nn.conv2d_transpose(dy, kernel, sizes, op.get_attr("strides"), same_or_valid(op))]
     windows = _windows(op, (int(whole[1]), int(whole[2])), shape)
     back = _back_along_rows if windows.strides == (1, 1) else _back_by_taps
-    if conv_products.pays(windows):
+    if conv_products.pays(windows, int(whole[0])):
         back = conv_products.input_slope
     return [_by_group(lambda slope, slab: back(windows, slope, slab), dy, kernel, groups)]
 
@@ -104,7 +109,7 @@ def _back_along_rows(windows: Windows, dy: Any, kernel: Any) -> Any:
     side_by_side = [padded[:, :, start : start + broad, :] for start in starts]
     columns = side_by_side[0] if wide == 1 else tf.concat(side_by_side, axis=3)
     matrix = tf.reshape(tf.transpose(kernel, [1, 3, 0, 2]), [wide * outer, high * inner])
-    product = by_rows(tf.reshape(columns, [batch * height * broad, wide * outer]), matrix, batch)
+    product = by_rows(tf.reshape(columns, [batch * height * broad, wide * outer]), matrix)
     product = tf.reshape(product, [batch, height, broad, high * inner])
     if high == 1:
         return product
@@ -177,7 +182,7 @@ def _filter_slope(windows: Windows, x: Any, dy: Any, kernel: list[int]) -> Any:
     outer, channels = int(dy.shape[3]), int(x.shape[3])
     count = int(x.shape[0]) * windows.count[0] * windows.count[1]
     slopes = tf.reshape(dy, [count, outer])
-    if channels >= _FEW_CHANNELS and conv_products.pays(windows):
+    if channels >= _FEW_CHANNELS and conv_products.pays(windows, int(x.shape[0])):
         return conv_products.filter_slope(windows, x, dy)
     if _as_columns(x, windows):
         padded = windows.image[0] + sum(windows.margins[0])

@@ -2,7 +2,7 @@
 
 The columns of an image, transformed, are `pieces`: for each of the kernel's columns s, the windows that begin at s, s + k,
 s + 2k, ... lie one after the other in memory (k is the kernel's width), so that windows are cut out without being
-written out. A piece is [points, tiles * batch * windows, k * channels].
+written out. A piece is [products, batch * windows, k * channels].
 """
 
 from typing import Any
@@ -12,21 +12,27 @@ import tensorflow as tf
 
 from umbel_server.compiler.lowerings.kept import kept
 from umbel_server.compiler.lowerings.matmul import added
-from umbel_server.compiler.lowerings.short_products import ShortProducts, short_products
+from umbel_server.compiler.lowerings.short_products import ShortProducts, count_of, short_products
 from umbel_server.compiler.lowerings.windows import Windows
 
 _PACKING = 22
 """Rows of a product that cost as much as packing its second factor, which XNNPACK does for every piece (measured)."""
+_WORTH = 0.9
+"""What it should cost at most, as a share of the products of the definition."""
 
 
-def pays(windows: Windows) -> bool:
-    """Whether that is faster than the windows written out: what is transformed should be used often."""
-    return (windows.strides, windows.dilations) == ((1, 1), (1, 1)) and windows.size[0] >= 3 and windows.count[0] >= 6
+def pays(windows: Windows, batch: int) -> bool:
+    """Whether that is faster than the windows written out: a kernel that is transformed should be used often."""
+    if (windows.strides, windows.dilations) != ((1, 1), (1, 1)) or windows.size[0] < 3:
+        return False
+    rows, taps, wide = windows.count[0], windows.size[0], windows.size[1]
+    uses = batch * _groups(windows) * wide
+    return count_of(rows, taps) * (uses + _PACKING * wide) < _WORTH * rows * taps * uses
 
 
 def convolve(windows: Windows, x: Any, kernel: Any) -> Any:
     """y = A ((G w) * (B x)) in every column of pixels."""
-    made = _products(windows, int(x.shape[0]))
+    made = _products(windows)
     taps = _taps(made, kernel)
     parts = [_along_columns(made.outer, tf.matmul(piece, taps)) for piece in kept(_pieces, x, windows)]
     high, wide = windows.count
@@ -38,7 +44,7 @@ def convolve(windows: Windows, x: Any, kernel: Any) -> Any:
 
 def filter_slope(windows: Windows, x: Any, dy: Any) -> Any:
     """dw = G^T sum((B x) * (A^T dy)): the transpose of `convolve` in w."""
-    made = _products(windows, int(x.shape[0]))
+    made = _products(windows)
     pairs = zip(kept(_pieces, x, windows), kept(_slopes, dy, windows), strict=True)
     taps = added([tf.matmul(piece, slope, transpose_a=True) for piece, slope in pairs])
     slope = _along_columns(made.taps_to.T, taps)
@@ -48,7 +54,7 @@ def filter_slope(windows: Windows, x: Any, dy: Any) -> Any:
 def input_slope(windows: Windows, dy: Any, kernel: Any) -> Any:
     """dx = B^T ((G w) * (A^T dy)): the transpose of `convolve` in x."""
     batch, inner, wide = int(dy.shape[0]), int(kernel.shape[2]), windows.size[1]
-    made = _products(windows, batch)
+    made = _products(windows)
     taps = _taps(made, kernel)
     shape = [len(made.inner) * batch, -1]
     parts = []
@@ -61,10 +67,8 @@ def input_slope(windows: Windows, dy: Any, kernel: Any) -> Any:
     return _turned(tf.reshape(inside, [high, batch, broad, inner]))
 
 
-def _products(windows: Windows, batch: int) -> ShortProducts:
-    wide = windows.size[1]
-    shape = windows.image[0], windows.margins[0][0], windows.count[0], windows.size[0]
-    return short_products(*shape, batch * _groups(windows) * wide, _PACKING * wide)
+def _products(windows: Windows) -> ShortProducts:
+    return short_products(windows.image[0], windows.margins[0][0], windows.count[0], windows.size[0])
 
 
 def _groups(windows: Windows) -> int:
@@ -74,28 +78,28 @@ def _groups(windows: Windows) -> int:
 
 def _pieces(x: Any, windows: Windows) -> list[Any]:
     batch, channels = int(x.shape[0]), int(x.shape[3])
-    made, wide, groups = _products(windows, batch), windows.size[1], _groups(windows)
+    made, wide, groups = _products(windows), windows.size[1], _groups(windows)
     (high, broad), before = windows.image, windows.margins[1][0]
     after = (groups + 1) * wide - 1 - before - broad
     flat = tf.reshape(_turned(x), [high * batch, broad * channels])
     padded = tf.pad(flat, [[0, 0], [before * channels, after * channels]]) if before or after else flat
     columns = _along_columns(made.inner, tf.reshape(padded, [high, -1]))
-    rows = tf.reshape(columns, [made.points, made.tiles * batch, -1])
+    rows = tf.reshape(columns, [len(made.inner), batch, -1])
     size = groups * wide * channels
     starts = [s * channels for s in range(wide)]
     cut = [rows if wide == 1 else rows[:, :, start : start + size] for start in starts]
-    return [tf.reshape(piece, [made.points, -1, wide * channels]) for piece in cut]
+    return [tf.reshape(piece, [len(made.inner), -1, wide * channels]) for piece in cut]
 
 
 def _slopes(dy: Any, windows: Windows) -> list[Any]:
     batch, channels = int(dy.shape[0]), int(dy.shape[3])
-    made, wide, groups = _products(windows, batch), windows.size[1], _groups(windows)
+    made, wide, groups = _products(windows), windows.size[1], _groups(windows)
     high, broad = windows.count
     flat = tf.reshape(_turned(dy), [high * batch, broad * channels])
     after = groups * wide - broad
     padded = tf.pad(flat, [[0, 0], [0, after * channels]]) if after else flat
     columns = tf.reshape(
-        _along_columns(made.outer.T, tf.reshape(padded, [high, -1])), [made.points, -1, wide * channels]
+        _along_columns(made.outer.T, tf.reshape(padded, [high, -1])), [len(made.inner), -1, wide * channels]
     )
     starts = [s * channels for s in range(wide)]
     return [columns if wide == 1 else columns[:, :, start : start + channels] for start in starts]
@@ -104,7 +108,7 @@ def _slopes(dy: Any, windows: Windows) -> list[Any]:
 def _taps(made: ShortProducts, kernel: Any) -> Any:
     """G w: [points, width * channels, channels of y]."""
     _, wide, inner, outer = (int(n) for n in kernel.shape)
-    return tf.reshape(_along_columns(made.taps_to, kernel), [made.points, wide * inner, outer])
+    return tf.reshape(_along_columns(made.taps_to, kernel), [len(made.inner), wide * inner, outer])
 
 
 def _along_columns(matrix: np.ndarray[Any, Any], value: Any) -> Any:

@@ -121,10 +121,10 @@ def added(terms: list[Any]) -> Any:
     return reduce(lambda total, term: total + term, terms)
 
 
-def by_rows(rows: Any, matrix: Any, images: int) -> Any:
-    """`rows` of so many images times `matrix`, as a batch of products: XNNPACK runs those in parallel."""
+def by_rows(rows: Any, matrix: Any) -> Any:
+    """`rows` times `matrix` as a batch of a few products: XNNPACK runs those in parallel."""
     count, inner = (int(n) for n in rows.shape)
-    parts = images if count >= 64 * images else parts_of(count)
+    parts = parts_of(count)
     product = tf.matmul(tf.reshape(rows, [parts, count // parts, inner]), tf.expand_dims(matrix, 0))
     return tf.reshape(product, [count, int(matrix.shape[1])])
 
