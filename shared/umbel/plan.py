@@ -19,6 +19,8 @@ SCHEMA = 1
 MANIFEST, SIGNATURE = "manifest.json", "manifest.jws"
 TRAIN, INFER, INFER_INT8, INITIAL = "train.tflite", "infer.tflite", "infer.int8.tflite", "initial.safetensors"
 FROZEN = "frozen.safetensors"
+PLACED = {"float32": INFER, "int8": INFER_INT8}
+"""The inference files that weights are placed in by their maps, by what they are called in a release."""
 _CHUNK = 1 << 16
 
 

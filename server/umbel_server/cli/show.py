@@ -14,6 +14,7 @@ StateOption = Annotated[
     Path, typer.Option("--state", envvar="UMBEL_STATE", help="the server's state folder, made by 'umbel init'")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
+RunArgument = Annotated[str, typer.Argument(help="the run's id, the beginning of it, or 'latest'")]
 DEFAULT_STATE = Path("umbel-state")
 
 console = Console()

@@ -50,6 +50,12 @@ def _model(task: Task, weights: Tensors) -> Any:
             f"task {task.name}: weight {missing[0]} is missing; give a plan's frozen weights, too: "
             "{**plan.frozen_weights(), **weights}"
         )
+    for w in model.weights:
+        if weights[w.path].shape != tuple(w.shape):
+            raise TaskError(
+                f"task {task.name}: weight {w.path} should have shape {list(w.shape)}, got {list(weights[w.path].shape)}; "
+                "the weights are of another version of the task"
+            )
     model.set_weights([weights[w.path] for w in model.weights])
     return model
 

@@ -1,0 +1,38 @@
+"""The TFLite files of a release, made from weights: by the plan's weight maps, and from the file that they give."""
+
+from collections.abc import Sequence
+from typing import get_args
+
+from umbel.errors import UmbelError
+from umbel.messages import Variant
+from umbel.placement import place
+from umbel.plan import PLACED, Plan
+from umbel.tensors import Tensors
+from umbel_server.compiler.full_integer import full_integer
+from umbel_server.float16 import float16
+
+WITHOUT_EXAMPLES: tuple[Variant, ...] = ("float32", "float16", "int8")
+"""What a release holds unless more is asked for: int8-full needs a representative set."""
+
+
+def check_variants(variants: Sequence[str], representative: bool) -> None:
+    """Raise UmbelError unless the variants exist, are named once, and have what they are made of."""
+    known = get_args(Variant)
+    if not variants or len(set(variants)) != len(variants) or not set(variants) <= set(known):
+        raise UmbelError(
+            f"a release holds one or more of {', '.join(known)}, each once; got {', '.join(variants) or 'none'}"
+        )
+    if ("int8-full" in variants) != representative:
+        raise UmbelError(
+            "int8-full and a representative set go together, because activations are calibrated on it: "
+            + ("the set is there, int8-full is not" if representative else "int8-full is there, the set is not")
+        )
+
+
+def make_variant(variant: Variant, plan: Plan, weights: Tensors, representative: Tensors | None) -> bytes:
+    """One file of a release; `representative` (the inputs by name) is for int8-full. Raises UmbelError."""
+    if variant in PLACED:
+        name = PLACED[variant]
+        return place(plan.read(name), weights, plan.manifest.weight_maps[name])
+    whole = make_variant("float32", plan, weights, None)
+    return float16(whole) if variant == "float16" else full_integer(whole, representative or {})
