@@ -3,14 +3,13 @@
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 
 from umbel.errors import UmbelError
 from umbel.examples import load_examples
 from umbel.keras_import import import_keras
-from umbel.messages import Variant
 from umbel.plan import Plan
 from umbel.task import load_task
 from umbel.tensors import load
@@ -21,12 +20,13 @@ from umbel_server.cli.show import (
     StateOption,
     ago,
     console,
+    duration_text,
     print_json,
     print_table,
     size_text,
 )
 from umbel_server.client import Client
-from umbel_server.variants import WITHOUT_EXAMPLES
+from umbel_server.variants import VARIANTS, WITHOUT_EXAMPLES, check_variants
 
 EXPORT_SECONDS = 600.0
 
@@ -72,7 +72,7 @@ def export(
     variant: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"a file to make: {', '.join(get_args(Variant))}; may be repeated (default: {', '.join(WITHOUT_EXAMPLES)})"
+            help=f"a file to make: {', '.join(VARIANTS)}; may be repeated (default: {', '.join(WITHOUT_EXAMPLES)})"
         ),
     ] = None,
     representative: Annotated[
@@ -92,12 +92,12 @@ def export(
     """Make a release from a checkpoint: TFLite files, measured beside the plan (and Keras), and signed."""
     client = Client.of_state(state)
     variants = list(dict.fromkeys(variant or WITHOUT_EXAMPLES))
+    if representative is not None and "int8-full" not in variants:
+        variants.append("int8-full")
+    check_variants(variants, representative is not None)
     body: dict[str, Any] = {"round": round, "variants": variants}
     if representative is not None:
         body["representative"] = client.put_blob(_read(representative, "a representative set"))
-        body["variants"] = list(dict.fromkeys([*variants, "int8-full"]))
-    elif "int8-full" in variants:
-        raise UmbelError("int8-full is calibrated on a representative set: give one with --representative FILE.npz")
     if examples is not None:
         body["examples"] = client.put_blob(_read(examples, "examples"))
     if task is not None:
@@ -154,7 +154,8 @@ def _ask_keras(
 
 
 def _files_text(row: dict[str, Any]) -> str:
-    return ", ".join(f"{variant} {size_text(file['size'])}" for variant, file in sorted(row["files"].items()))
+    files = row["files"]
+    return ", ".join(f"{variant} {size_text(files[variant]['size'])}" for variant in VARIANTS if variant in files)
 
 
 def _print_files(row: dict[str, Any]) -> None:
@@ -163,10 +164,9 @@ def _print_files(row: dict[str, Any]) -> None:
     names = list(dict.fromkeys(name for metrics in known for name in metrics))
     print_table(("model", "size", *names, "difference", "one row", "sha256"), _rows(row, parity, names), "No files.")
     if parity:
-        where = f" Metrics are on {parity['rows']} rows." if names else ""
         console.print(
-            f"[dim]difference: the largest of an output from float32's, on {parity['rows']} rows.{where} One row: the median "
-            f"time on this server ({parity['machine']}), one thread.[/]",
+            f"[dim]Measured on {parity['rows']} rows. difference: the largest of an output from float32's; one row: the "
+            f"median time on the server ({parity['machine']}, one thread).[/]",
             highlight=False,
         )
 
@@ -175,9 +175,10 @@ def _rows(row: dict[str, Any], parity: dict[str, Any], names: list[str]) -> Iter
     for model, metrics in (("Keras", parity.get("keras")), ("plan", parity.get("plan"))):
         if metrics:
             yield model, "", *_values(metrics, names), "", "", ""
-    for variant, file in sorted(row["files"].items()):
+    for variant in (variant for variant in VARIANTS if variant in row["files"]):
+        file = row["files"][variant]
         measured = "-" if file.get("difference") is None else f"{file['difference']:.1e}"
-        latency = "-" if file.get("latency_ms") is None else f"{file['latency_ms']:.3g} ms"
+        latency = "-" if file.get("latency_ms") is None else duration_text(file["latency_ms"])
         values = _values(file["metrics"], names)
         yield variant, size_text(file["size"]), *values, measured, latency, file["sha256"][:12]
 

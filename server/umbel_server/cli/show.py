@@ -50,6 +50,11 @@ def metrics_text(metrics: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items())) or "-"
 
 
+def duration_text(ms: float) -> str:
+    """Milliseconds in ms, or in µs below one."""
+    return f"{ms:.3g} ms" if ms >= 1 else f"{ms * 1000:.0f} µs"
+
+
 def size_text(size: float) -> str:
     """Bytes in kB or MB."""
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"

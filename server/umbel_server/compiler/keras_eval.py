@@ -19,7 +19,10 @@ def evaluate(task: Task, weights: Tensors, examples: Examples) -> dict[str, floa
     model, inputs = _model(task, weights), {name: examples.tensors[name] for name in task.input_specs}
     outputs = list(named_outputs(model, model(model_arguments(model, _rows(inputs, 1)), training=False)))
     targets = {output: examples.tensors[target] for output, target in targets_of(task, outputs).items()}
-    model.compile(loss=made_losses(task), metrics=made_metrics(task))
+    factors = {output: float((task.loss_weights or {}).get(output, 1.0)) for output in targets}
+    model.compile(
+        loss=made_losses(task), metrics=made_metrics(task), loss_weights=factors if len(outputs) > 1 else None
+    )
     results = model.evaluate(
         model_arguments(model, inputs),
         targets if len(outputs) > 1 else next(iter(targets.values())),
