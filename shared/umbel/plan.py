@@ -36,7 +36,8 @@ class Placement(Struct, frozen=True, omit_defaults=True):
 
     The weight, its axes permuted by `permutation` (empty: as they are) and in C order, occupies `length` bytes from `offset`.
     Without `scale_offset` it is float32. With it, it is int8, symmetric, q = round(w / s) with s = max|w| / 127 over
-    each slice along `axis` of the permuted weight (-1: one scale for all), and the float32 scales lie at `scale_offset`.
+    each slice along `axis` of the permuted weight (-1: one scale for all), and the float32 scales lie at `scale_offset`
+    and at `scale_copies`: rows that are gathered from an int8 weight carry its scale, too.
     """
 
     weight: str
@@ -45,6 +46,7 @@ class Placement(Struct, frozen=True, omit_defaults=True):
     permutation: tuple[int, ...] = ()
     scale_offset: int | None = None
     axis: int = -1
+    scale_copies: tuple[int, ...] = ()
 
 
 class Manifest(Struct, frozen=True):
