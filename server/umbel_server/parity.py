@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from umbel.errors import UmbelError
 from umbel.examples import Examples
 from umbel.litert import Predictor, runtime_name
 from umbel.plan import Plan
@@ -58,7 +59,7 @@ class Yardstick:
         else:
             self._inputs, kind = _random_rows(specs), "random"
         self._rows = f"{len(next(iter(self._inputs.values())))} {kind}"
-        self._expected = Predictor(whole)(self._inputs)
+        self._expected = _answers(Predictor(whole), self._inputs)
 
     def describe(self, keras: Mapping[str, float]) -> Parity:
         """What is measured by, with the metrics that Keras gave."""
@@ -66,9 +67,9 @@ class Yardstick:
         return Parity(self._rows, machine, self._plan_metrics, dict(keras))
 
     def measure(self, model: bytes) -> FileParity:
-        """How one file does."""
+        """How one file does; raises UmbelError when it does not run here."""
         predictor = Predictor(model)
-        outputs = predictor(self._inputs)
+        outputs = _answers(predictor, self._inputs)
         return FileParity(
             self._held_out.score(outputs) if self._held_out is not None else {},
             max(_difference(outputs[name], expected) for name, expected in self._expected.items()),
@@ -84,6 +85,14 @@ class Yardstick:
             predictor(row)
             times.append(self._clock() - started)
         return round(statistics.median(times) * 1000, 4)
+
+
+def _answers(predictor: Predictor, inputs: Tensors) -> Tensors:
+    try:
+        return predictor(inputs)
+    except RuntimeError as error:
+        first = str(error).strip().partition("\n")[0]
+        raise UmbelError(f"the exported file does not run on {runtime_name()}: {first[:200]}") from error
 
 
 def _difference(ours: NDArray[Any], theirs: NDArray[Any]) -> float:

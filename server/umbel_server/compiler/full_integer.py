@@ -18,6 +18,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from umbel.errors import UmbelError
 from umbel.keras_import import import_keras
+from umbel.litert import Predictor
 from umbel.tensors import Tensors
 from umbel_server.compiler import CompileError
 from umbel_server.tflite_file import add_constant, op_code, op_name, pack, unpack
@@ -30,6 +31,8 @@ ROWS = 1000
 _MODEL, _ROWS, _QUANTISED = "model.tflite", "representative.npz", "quantised.tflite"
 _OLDEST = (2, 14)
 _BOUNDARY = ("QUANTIZE", "DEQUANTIZE")
+_NEWER = ("DIV",)
+"""The quantiser makes them int8, and LiteRT 2.14 does not run that, though their versions do not tell."""
 _one_at_a_time = threading.Lock()
 
 
@@ -82,12 +85,17 @@ def quantise(model: bytes, representative: Tensors) -> bytes:
     except Exception as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise CompileError(f"TensorFlow's quantiser refused the model ({first[:300]}); use int8") from error
-    if floats := _float_ops(quantised):
+    if others := _not_in_int8(quantised):
         raise CompileError(
-            f"int8-full needs every op in int8, and {', '.join(floats)} {'has' if len(floats) == 1 else 'have'} no int8 "
-            "form in LiteRT; use int8, which keeps activations in float32, or replace the layer"
+            f"int8-full needs every op in int8, and {', '.join(others)} {'has' if len(others) == 1 else 'have'} no int8 "
+            "form in LiteRT 2.14; use int8, which keeps activations in float32, or replace the layer"
         )
     check_runtime("the int8-full file", quantised, max(_OLDEST, *(needed for _, _, needed in ops(model))))
+    try:
+        Predictor(quantised)({name: value[:1] for name, value in representative.items()})
+    except RuntimeError as error:  # the kernels of grouped convolutions refuse how the quantiser splits their weights
+        first = str(error).strip().partition("\n")[0]
+        raise CompileError(f"LiteRT does not run what TensorFlow's quantiser made ({first[:200]}); use int8") from error
     return quantised
 
 
@@ -104,15 +112,15 @@ def _without_negations(model: bytes) -> bytes:
     return pack(file)
 
 
-def _float_ops(model: bytes) -> list[str]:
-    """The kinds of ops, but those at the boundary, that read or write float32."""
+def _not_in_int8(model: bytes) -> list[str]:
+    """The kinds of ops, but those at the boundary, that read or write float32, or whose int8 form is too new."""
     file = unpack(model)
     found: set[str] = set()
     for graph in file.subgraphs:
         for op in graph.operators:
             tensors = [graph.tensors[i] for i in (*op.inputs, *op.outputs) if i >= 0]
-            if any(t.type == schema.TensorType.FLOAT32 for t in tensors):
-                found.add(op_name(file, op))
+            if (name := op_name(file, op)) in _NEWER or any(t.type == schema.TensorType.FLOAT32 for t in tensors):
+                found.add(name)
     return sorted(found.difference(_BOUNDARY))
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +40,8 @@ def two_inputs() -> Any:
     z = layers.Dense(12, activation="relu")(layers.Concatenate()([x, y]))
     return keras.Model([image, words], layers.Dense(3, activation="softmax")(z))
 
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
 
 NETWORKS: dict[str, Callable[[], Task]] = {
     "conv, depthwise, batch norm, dense": lambda: task_of(
@@ -190,14 +191,19 @@ def test_full_integer_computes_in_integers_for_any_number_of_rows(case: Case) ->
     assert np.allclose(one, answers[:1], atol=1e-6)
 
 
-def test_an_op_without_an_int8_form_is_named(tmp_path: Path) -> None:
+def test_what_has_no_int8_form_is_named() -> None:
     task = task_of(lambda: [layers.Dense(8, activation="elu"), layers.Lambda(keras.ops.sin), layers.Dense(3)], (7,))
     parts = keras_parts(task, 0)
     model = inference_file(task, parts, trace(task, parts), int8=False).data
     rows = {"x": np.random.default_rng(0).uniform(0, 1, (9, 7)).astype(np.float32)}
-    with pytest.raises(CompileError, match=r"ELU, SIN have no int8 form in LiteRT; use int8, which") as refusal:
+    with pytest.raises(CompileError, match=r"ELU, SIN have no int8 form in LiteRT 2\.14; use int8, which") as refusal:
         full_integer(model, rows)
     assert "\n" not in str(refusal.value)
+    grouped = task_of(lambda: [layers.Conv2D(4, 3, groups=2, activation="relu"), layers.Flatten(), layers.Dense(3)])
+    parts = keras_parts(grouped, 0)
+    model_of_groups = inference_file(grouped, parts, trace(grouped, parts), int8=False).data
+    with pytest.raises(CompileError, match=r"does not run what TensorFlow's quantiser made .*use int8"):
+        quantise(model_of_groups, {"x": np.random.default_rng(0).normal(0, 1, (9, 6, 6, 2)).astype(np.float32)})
     with pytest.raises(UmbelError, match="was not done after 0 s"):
         full_integer(model, rows, seconds=0.1)
     with pytest.raises(CompileError, match="use int8"):
