@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -19,7 +18,7 @@ from ai_edge_litert import schema_py_generated as schema
 from umbel.errors import UmbelError
 from umbel.keras_import import import_keras
 from umbel.litert import Predictor
-from umbel.tensors import Tensors
+from umbel.tensors import Tensors, dump, load
 from umbel_server.compiler import CompileError
 from umbel_server.tflite_file import add_constant, op_code, op_name, pack, unpack
 
@@ -28,7 +27,7 @@ SECONDS = 240.0
 ROWS = 1000
 """Rows of the representative set that are used: the ranges of activations settle after a few hundred."""
 
-_MODEL, _ROWS, _QUANTISED = "model.tflite", "representative.npz", "quantised.tflite"
+_MODEL, _ROWS, _QUANTISED = "model.tflite", "representative.safetensors", "quantised.tflite"
 _OLDEST = (2, 14)
 _BOUNDARY = ("QUANTIZE", "DEQUANTIZE")
 _NEWER = ("DIV",)
@@ -50,7 +49,7 @@ def full_integer(model: bytes, representative: Tensors, seconds: float = SECONDS
     with _one_at_a_time, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / _MODEL).write_bytes(model)
-        np.savez(folder / _ROWS, allow_pickle=False, **{key: value[:ROWS] for key, value in representative.items()})
+        (folder / _ROWS).write_bytes(dump({key: value[:ROWS] for key, value in representative.items()}))
         command = [sys.executable, "-m", "umbel_server.compiler.full_integer", str(folder)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
@@ -126,10 +125,8 @@ def _not_in_int8(model: bytes) -> list[str]:
 
 def main(folder: Path) -> int:
     """Quantise the model in `folder`; an error is one sentence on standard output, and code 1."""
-    with np.load(folder / _ROWS, allow_pickle=False) as archive:
-        representative: dict[str, Any] = {name: archive[name] for name in archive.files}
     try:
-        quantised = quantise((folder / _MODEL).read_bytes(), representative)
+        quantised = quantise((folder / _MODEL).read_bytes(), load((folder / _ROWS).read_bytes()))
     except UmbelError as error:
         print(error)
         return 1
