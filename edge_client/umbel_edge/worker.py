@@ -33,7 +33,7 @@ from umbel.messages import (
     Trained,
 )
 from umbel.placement import place
-from umbel.plan import INFER, Plan
+from umbel.plan import PLACED, Plan
 from umbel_edge.config import AgentConfig
 from umbel_edge.http import ServerHttp
 from umbel_edge.models import Models
@@ -159,9 +159,11 @@ class Worker:
             raise UmbelError("this device has not trained the plan yet, so it has no personalised weights to export")
         weights = tensors.load(personal.read_bytes())
         tensors.check(weights, plan.manifest.weights, "the personalised weights")
-        model = place(plan.read(INFER), weights, plan.manifest.weight_maps[INFER])
-        write_atomically(self._shop.state.folder / "exports" / f"{plan.manifest.task}.tflite", model)
-        return Exported(self._shop.http.upload(model), self.rounds)
+        name = PLACED[body.variant]
+        model = place(plan.read(name), weights, plan.manifest.weight_maps[name])
+        file = f"{plan.manifest.task}.{body.variant}.tflite"
+        write_atomically(self._shop.state.folder / "exports" / file, model)
+        return Exported(self._shop.http.upload(model), self.rounds, body.variant)
 
     def _personal(self, plan: Plan) -> Path:
         return self._shop.state.folder / "personal" / f"{plan.sha256[:16]}.safetensors"

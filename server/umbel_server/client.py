@@ -45,9 +45,9 @@ class Client:
         """The JSON at `path`."""
         return self._call("GET", path, params={k: v for k, v in params.items() if v is not None}).json()
 
-    def post(self, path: str, body: Any = None) -> Any:
-        """The JSON answer to `body` as JSON."""
-        return self._call("POST", path, json={} if body is None else body).json()
+    def post(self, path: str, body: Any = None, timeout: float = TIMEOUT) -> Any:
+        """The JSON answer to `body` as JSON, waited for at most `timeout` seconds."""
+        return self._call("POST", path, json={} if body is None else body, timeout=timeout).json()
 
     def put_blob(self, data: bytes) -> str:
         """Store `data`; returns its address."""

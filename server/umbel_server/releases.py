@@ -1,25 +1,39 @@
-"""Releases: TFLite files made from a checkpoint by the plan's weight maps, evaluated, and signed."""
+"""Releases: TFLite files made from a checkpoint, measured, and signed."""
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 from joserfc.jwk import ECKey
 from sqlalchemy import select
 
-from umbel import placement, release
+from umbel import release
 from umbel.errors import UmbelError
 from umbel.examples import Examples
 from umbel.messages import Blob, Install, Variant
-from umbel.plan import INFER, INFER_INT8, Plan
-from umbel.tensors import load
+from umbel.plan import Plan
+from umbel.tensors import Tensors, load
 from umbel_server.blobs import Blobs
 from umbel_server.database import Checkpoint, Database, Release, Run
-from umbel_server.evaluation import evaluate_file
+from umbel_server.parity import Yardstick
+from umbel_server.variants import WITHOUT_EXAMPLES, check_variants, make_variant
 
-VARIANTS: dict[Variant, str] = {"float32": INFER, "int8": INFER_INT8}
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a release should hold, and what it is measured on.
+
+    `representative` (the inputs by name) is for int8-full, which goes with it; `keras` are the metrics that Keras gave on
+    the held-out `examples`.
+    """
+
+    variants: Sequence[Variant] = WITHOUT_EXAMPLES
+    examples: Examples | None = None
+    representative: Tensors | None = None
+    keras: Mapping[str, float] = field(default_factory=dict)
 
 
 class Releases:
@@ -28,15 +42,23 @@ class Releases:
     def __init__(self, database: Database, blobs: Blobs, key: ECKey, clock: Callable[[], float] = time.time) -> None:
         self._database, self._blobs, self._key, self._clock = database, blobs, key, clock
 
-    def export(self, run: Run, checkpoint: Checkpoint, plan: Plan, examples: Examples | None) -> Release:
-        """Make a release of a checkpoint: every variant, with the plan's metrics on `examples` when there are some."""
+    def export(self, run: Run, checkpoint: Checkpoint, plan: Plan, wanted: Wanted) -> Release:
+        """Make a release of a checkpoint; raises UmbelError, storing nothing, when one of its files cannot be made."""
+        check_variants(wanted.variants, wanted.representative is not None)
         weights = load(self._blobs.get(checkpoint.weights))
+        whole = make_variant("float32", plan, weights, None)
+        models: dict[str, bytes] = {
+            variant: whole if variant == "float32" else make_variant(variant, plan, weights, wanted.representative)
+            for variant in wanted.variants
+        }
+        yardstick = Yardstick(plan, weights, whole, wanted.examples, wanted.representative)
+        measured = {variant: yardstick.measure(model) for variant, model in models.items()}
         files: dict[str, release.ReleaseFile] = {}
-        for variant, name in VARIANTS.items():
-            model = placement.place(plan.read(name), weights, plan.manifest.weight_maps[name])
-            metrics = evaluate_file(model, plan.manifest, examples) if examples is not None else {}
-            blob = self._blobs.put(model)
-            files[variant] = release.ReleaseFile(blob.sha256, blob.size, metrics)
+        for variant, model in models.items():
+            blob, parity = self._blobs.put(model), measured[variant]
+            files[variant] = release.ReleaseFile(
+                blob.sha256, blob.size, parity.metrics, parity.difference, parity.latency_ms
+            )
         manifest = release.ReleaseManifest(
             schema=release.SCHEMA,
             id=f"{run.task}-{run.id[:6]}-r{checkpoint.round}-{secrets.token_hex(2)}",
@@ -47,6 +69,7 @@ class Releases:
             files=files,
             created=self._clock(),
             lineage={"checkpoint": checkpoint.weights, **plan.manifest.producer},
+            parity=yardstick.describe(wanted.keras),
         )
         row = Release(
             id=manifest.id,
@@ -84,7 +107,7 @@ class Releases:
 
 
 def describe(row: Release) -> dict[str, Any]:
-    """A release as the API shows it."""
+    """A release as the API shows it; `parity` is None for one of before there was any."""
     return {
         "id": row.id,
         "run": row.run,
@@ -92,4 +115,5 @@ def describe(row: Release) -> dict[str, Any]:
         "task": row.task,
         "created": row.created,
         "files": row.files,
+        "parity": msgspec.to_builtins(release.contents(row.manifest).parity),
     }

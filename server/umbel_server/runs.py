@@ -26,6 +26,8 @@ from umbel_server.strategies import make_strategy
 
 log = logging.getLogger("umbel.runs")
 
+HELD_OUT = "the held-out examples"
+
 
 class UnknownRun(UmbelError):
     """A run that is not in the database."""
@@ -86,7 +88,7 @@ class Runs:
         opened = self._plans.get(plan)
         make_strategy(settings.strategy, settings.options, settings.learning_rate or opened.manifest.learning_rate)
         if settings.held_out:
-            load_examples(io.BytesIO(self._fleet.blobs.get(settings.held_out)), opened.manifest)
+            load_examples(self._held_out(settings), opened.manifest, HELD_OUT)
         if settings.until and (not settings.held_out or settings.until not in opened.manifest.metric_names):
             raise UmbelError(
                 f"until: {settings.until!r} needs held-out examples and one of the plan's metrics "
@@ -188,6 +190,9 @@ class Runs:
             "assignments": [_describe_assignment(assignment) for assignment in assignments],
         }
 
+    def _held_out(self, settings: RunSettings) -> io.BytesIO:
+        return io.BytesIO(self._fleet.blobs.get(settings.held_out))
+
     def _launch(self, id: str) -> None:
         self._stops[id] = threading.Event()
         thread = threading.Thread(target=self._execute, args=(id,), name=f"run-{id}", daemon=True)
@@ -218,7 +223,7 @@ class Runs:
         plan = self._plans.get(run.plan)
         evaluate: Callable[[Tensors], dict[str, float]] | None = None
         if settings.held_out:
-            examples = load_examples(io.BytesIO(self._fleet.blobs.get(settings.held_out)), plan.manifest)
+            examples = load_examples(self._held_out(settings), plan.manifest, HELD_OUT)
             evaluate = HeldOut(plan, examples)
 
         def interrupted() -> bool:

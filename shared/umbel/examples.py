@@ -28,18 +28,23 @@ class Batch:
     sample_weight: NDArray[np.float32]
 
 
-def load_examples(source: Path | IO[bytes], manifest: Manifest) -> Examples:
+def load_examples(source: Path | IO[bytes], manifest: Manifest, what: str = "") -> Examples:
     """The examples in an `.npz` file, cast to the plan's dtypes; raises TensorError when they do not fit the plan.
 
     The file holds one array an input and target of the plan (`x` and `y` when there is one of each), never pickles.
+    Errors begin with `what`, or the path.
     """
-    specs = {**manifest.inputs, **manifest.targets}
+    return load_arrays(source, {**manifest.inputs, **manifest.targets}, what or str(source))
+
+
+def load_arrays(source: Path | IO[bytes], specs: Mapping[str, TensorSpec], what: str) -> Examples:
+    """The arrays of `specs` in an `.npz` file, as `fit` takes them; raises TensorError, whose sentence begins with `what`."""
     try:
         with np.load(source, allow_pickle=False) as archive:
             tensors = {name: archive[name] for name in specs if name in archive.files}
     except (OSError, ValueError, zipfile.BadZipFile, AttributeError, TypeError, EOFError) as error:
-        raise TensorError(f"{source}: expected examples in an .npz file, could not read one: {error}") from error
-    return fit(tensors, specs, str(source))
+        raise TensorError(f"{what}: expected examples in an .npz file, could not read one: {error}") from error
+    return fit(tensors, specs, what)
 
 
 def fit(tensors: Mapping[str, NDArray[Any]], specs: Mapping[str, TensorSpec], what: str) -> Examples:

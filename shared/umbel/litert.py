@@ -98,14 +98,29 @@ class Trainable:
 
     def evaluate(self, batches: Iterable[Batch]) -> Sums:
         """The sums over all of `batches`."""
-        total: Sums = {}
-        for batch in batches:
-            total = add(total, _sums(self._signatures["evaluate"](**batch.tensors, sample_weight=batch.sample_weight)))
-        return total
+        return self._over("evaluate", batches)
+
+    @property
+    def scores(self) -> bool:
+        """Whether `score` can be asked: not where loss or metrics depend on masks or losses inside the model."""
+        return "score" in self._signatures
+
+    def score(self, batches: Iterable[Batch]) -> Sums:
+        """What `evaluate` gives, for outputs that another file of the model computed.
+
+        Batches hold the targets by name, and the outputs as `o0`, `o1`, ... in the manifest's order.
+        """
+        return self._over("score", batches)
 
     def infer(self, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
         """The outputs for one batch of exactly the plan's batch size."""
         return {name: np.array(value) for name, value in self._signatures["infer"](**inputs).items()}
+
+    def _over(self, signature: str, batches: Iterable[Batch]) -> Sums:
+        total: Sums = {}
+        for batch in batches:
+            total = add(total, _sums(self._signatures[signature](**batch.tensors, sample_weight=batch.sample_weight)))
+        return total
 
 
 class Predictor:

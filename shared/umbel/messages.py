@@ -15,7 +15,10 @@ INLINE_MAX = 16_384
 """Bytes up to which a blob's content travels inside the message instead of by HTTP."""
 
 AckState = Literal["accepted", "done", "declined", "failed", "rejected", "cancelled", "expired"]
-Variant = Literal["float32", "int8"]
+Variant = Literal["float32", "float16", "int8", "int8-full"]
+"""A release's TFLite files: int8 has int8 weights and float32 activations (dynamic range), int8-full both in int8."""
+PersonalVariant = Literal["float32", "int8"]
+"""The files that a device makes itself, by overwriting bytes."""
 
 
 class Blob(Struct, frozen=True, omit_defaults=True):
@@ -92,10 +95,11 @@ class Infer(Struct, frozen=True, tag="infer"):
     inputs: Blob
 
 
-class Export(Struct, frozen=True, tag="export"):
+class Export(Struct, frozen=True, tag="export", omit_defaults=True):
     """Export the device's personalised TFLite model: the plan's inference file with its weights after local training."""
 
     plan: Blob
+    variant: PersonalVariant = "float32"
 
 
 class Report(Struct, frozen=True, tag="report"):
@@ -170,11 +174,12 @@ class Answered(Struct, frozen=True, tag="answered"):
     outputs: Blob
 
 
-class Exported(Struct, frozen=True, tag="exported"):
+class Exported(Struct, frozen=True, tag="exported", omit_defaults=True):
     """The personalised TFLite file, uploaded."""
 
     model: Blob
     rounds: int
+    variant: PersonalVariant = "float32"
 
 
 class Reported(Struct, frozen=True, tag="reported", omit_defaults=True):

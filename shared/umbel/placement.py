@@ -26,7 +26,8 @@ def place(model: bytes, weights: Mapping[str, NDArray[Any]], placements: Iterabl
             data = laid.tobytes()
         else:
             quantised, scales = quantise(laid, placement.axis)
-            _overwrite(file, placement.weight, placement.scale_offset, scales.tobytes(), scales.nbytes)
+            for offset in (placement.scale_offset, *placement.scale_copies):
+                _overwrite(file, placement.weight, offset, scales.tobytes(), scales.nbytes)
             data = quantised.tobytes()
         _overwrite(file, placement.weight, placement.offset, data, placement.length)
     return bytes(file)

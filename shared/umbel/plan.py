@@ -19,6 +19,8 @@ SCHEMA = 1
 MANIFEST, SIGNATURE = "manifest.json", "manifest.jws"
 TRAIN, INFER, INFER_INT8, INITIAL = "train.tflite", "infer.tflite", "infer.int8.tflite", "initial.safetensors"
 FROZEN = "frozen.safetensors"
+PLACED = {"float32": INFER, "int8": INFER_INT8}
+"""The inference files that weights are placed in by their maps, by what they are called in a release."""
 _CHUNK = 1 << 16
 
 
@@ -34,7 +36,8 @@ class Placement(Struct, frozen=True, omit_defaults=True):
 
     The weight, its axes permuted by `permutation` (empty: as they are) and in C order, occupies `length` bytes from `offset`.
     Without `scale_offset` it is float32. With it, it is int8, symmetric, q = round(w / s) with s = max|w| / 127 over
-    each slice along `axis` of the permuted weight (-1: one scale for all), and the float32 scales lie at `scale_offset`.
+    each slice along `axis` of the permuted weight (-1: one scale for all), and the float32 scales lie at `scale_offset`
+    and at `scale_copies`: rows that are gathered from an int8 weight carry its scale, too.
     """
 
     weight: str
@@ -43,6 +46,7 @@ class Placement(Struct, frozen=True, omit_defaults=True):
     permutation: tuple[int, ...] = ()
     scale_offset: int | None = None
     axis: int = -1
+    scale_copies: tuple[int, ...] = ()
 
 
 class Manifest(Struct, frozen=True):

@@ -10,15 +10,35 @@ from umbel.errors import PlanError, SignatureError
 SCHEMA = 1
 
 
-class ReleaseFile(Struct, frozen=True):
-    """One TFLite file: SHA-256 in hex, bytes, and its held-out metrics (empty when nothing was held out)."""
+class ReleaseFile(Struct, frozen=True, omit_defaults=True):
+    """One TFLite file: SHA-256 in hex, bytes, and its held-out metrics (empty when nothing was held out).
+
+    `difference` is the largest absolute difference of its outputs from the float32 file's, over the rows that the
+    manifest's Parity names; `latency_ms` the median time of one row. None in releases of before there was a Parity.
+    """
 
     sha256: str
     size: int
     metrics: dict[str, float]
+    difference: float | None = None
+    latency_ms: float | None = None
 
 
-class ReleaseManifest(Struct, frozen=True):
+class Parity(Struct, frozen=True, omit_defaults=True):
+    """What the files of a release were measured by.
+
+    `rows` says on which inputs and how many, `machine` on which machine and runtime, one thread. `plan` are the held-out
+    metrics of the plan's own evaluation, which the compiler has checked against Keras's. `keras` are those that
+    Keras's evaluation gave the administrator who exported. Both are empty when nothing was held out.
+    """
+
+    rows: str
+    machine: str
+    plan: dict[str, float] = {}
+    keras: dict[str, float] = {}
+
+
+class ReleaseManifest(Struct, frozen=True, omit_defaults=True):
     """What a release is; `created` is Unix seconds, `lineage` names the checkpoint and the software that made it."""
 
     schema: int
@@ -30,6 +50,7 @@ class ReleaseManifest(Struct, frozen=True):
     files: dict[str, ReleaseFile]
     created: float
     lineage: dict[str, str]
+    parity: Parity | None = None
 
 
 class _Schema(Struct):
@@ -51,3 +72,8 @@ def verify(token: bytes, key: ECKey) -> ReleaseManifest:
         return msgspec.json.decode(payload, type=ReleaseManifest)
     except (SignatureError, msgspec.DecodeError, RecursionError) as error:
         raise PlanError(f"the release's manifest does not verify: {error}") from error
+
+
+def contents(token: bytes) -> ReleaseManifest:
+    """The manifest in a JWS, its signature not checked: for whoever signed it."""
+    return msgspec.json.decode(signing.payload_unverified(token), type=ReleaseManifest)

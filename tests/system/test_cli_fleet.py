@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.brokers import EmbeddedProcess
+from tests.conftest import TASKS
 from tests.contract.test_agent import RunningAgent, X, config_of
 from tests.server_harness import POPULATION, RunningServer
 
@@ -59,16 +60,34 @@ def test_an_operator_trains_looks_ships_and_asks(
         assert umbel(*words)
     release = data("releases", "export", "latest", "--output", tmp_path / "out")
     assert [r["id"] for r in data("releases", "list")] == [release["id"]]
-    assert release["id"] in umbel("releases", "show", release["id"])
+    assert sorted(release["files"]) == ["float16", "float32", "int8"]
+    np.savez(tmp_path / "ask.npz", x=X)
+    table = umbel(
+        *("releases", "export", "latest", "--variant", "float32", "--representative", tmp_path / "ask.npz"),
+        *("--task", TASKS / "line.py", "--output", tmp_path / "full"),
+    )
+    rows = [line.split()[0] for line in table.splitlines() if line]
+    assert rows[:7] == ["release", "model", "Keras", "plan", "float32", "int8-full", "Measured"]
+    assert "loss" in table
+    full = next((tmp_path / "full").glob("*.int8-full.tflite")).read_bytes()
+    assert np.allclose(Predictor(full)({"x": X})["output"], 2 * X - 1, atol=0.5)
+    shown = umbel("releases", "show", release["id"])
+    assert release["id"] in shown
+    assert "Keras" not in shown
+    for words in (("--variant", "int8-full"), ("--task", tmp_path / "none.py"), ("--examples", tmp_path / "none.npz")):
+        umbel("releases", "export", "latest", *words, code=1)
+    assert len(data("releases", "list")) == 2
     send = ("command", "send")
     for_all = ("-p", POPULATION)
     assert data(*send, "install", *for_all, "--release", release["id"], "--variant", "int8")[0]["state"] == "done"
     assert data(*send, "infer", *for_all, "--inputs", tmp_path / "test.npz", code=1)[0]["state"] == "rejected"
-    np.savez(tmp_path / "ask.npz", x=X)
     data(*send, "infer", *for_all, "--inputs", tmp_path / "ask.npz", "--save", tmp_path / "answers")
     with np.load(tmp_path / "answers" / "phone.npz") as answers:
         assert answers["output"].shape == (6, 1)
-    assert "done" in umbel(*send, "export", *for_all, "--run", "latest", "--save", tmp_path / "personal")
+    export = (*send, "export", *for_all, "--run", "latest", "--save", tmp_path / "personal")
+    assert data(*export, "--variant", "int8")[0]["outcome"]["variant"] == "int8"
+    umbel(*export, "--variant", "float16", code=1)
+    assert "done" in umbel(*export)
     model = (tmp_path / "personal" / "phone.tflite").read_bytes()
     assert Predictor(model)({"x": X})["output"].shape == (6, 1)
     assert data(*send, "report", *for_all, "-d", "phone")[0]["outcome"]["installed"] == release["id"]

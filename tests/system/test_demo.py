@@ -58,7 +58,9 @@ def test_the_demo_trains_ships_and_uses_a_model(tmp_path: Path) -> None:
     assert list(report["phases"]) == ["start", "compile", "train", "release", "install", "infer", "export", "report"]
     assert len(report["accuracy"]) == 15
     assert report["accuracy"][-1] >= 0.93
+    assert list(report["release"]) == ["float32", "float16", "int8"]
     assert report["release"]["float32"]["accuracy"] == report["keras_accuracy"]
+    assert report["release"]["float16"]["difference"] < 0.01
     assert report["release"]["int8"]["accuracy"] >= 0.9
     assert report["release"]["int8"]["bytes"] < report["release"]["float32"]["bytes"] / 2
     devices = report["devices"]

@@ -19,6 +19,37 @@ def test_a_weight_is_laid_where_its_placement_says() -> None:
 
 
 @given(
+    arrays.arrays(np.float32, arrays.array_shapes(min_dims=1, max_dims=4, max_side=4), elements=values),
+    st.data(),
+)
+def test_a_placed_weight_reads_back_and_nothing_else_changes(weight: np.ndarray, data: st.DataObject) -> None:
+    permutation = tuple(data.draw(st.permutations(range(weight.ndim))))
+    axis = data.draw(st.sampled_from([None, -1, *range(weight.ndim)]))
+    shape = tuple(weight.shape[i] for i in permutation)
+    count = 1 if axis is None or axis < 0 else shape[axis]
+    size, scales = weight.size * (4 if axis is None else 1), 4 * count
+    start, first, second = 8, 8 + size + 3, 8 + size + 3 + scales + 5
+    file = bytes(range(1, 251)) * ((second + scales) // 250 + 1)
+    where = () if permutation == tuple(range(weight.ndim)) else permutation
+    int8 = () if axis is None else (first, axis, (second,))
+    placement = Placement("w", start, size, where, *int8)
+    placed = place(file, {"w": weight}, [placement])
+    touched = [range(start, start + size)]
+    if axis is None:
+        laid = np.frombuffer(placed[start : start + size], np.float32).reshape(shape)
+        assert np.array_equal(laid.transpose(np.argsort(permutation)), weight)
+    else:
+        touched += [range(first, first + scales), range(second, second + scales)]
+        assert placed[first : first + scales] == placed[second : second + scales]
+        steps = np.frombuffer(placed[first : first + scales], np.float32)
+        along = [count if i == axis else 1 for i in range(weight.ndim)]
+        laid = np.frombuffer(placed[start : start + size], np.int8).reshape(shape) * steps.reshape(along)
+        assert np.all(np.abs(laid - weight.transpose(permutation)) <= steps.reshape(along) * 0.5001)
+    inside = {i for part in touched for i in part}
+    assert all(a == b for i, (a, b) in enumerate(zip(file, placed, strict=True)) if i not in inside)
+
+
+@given(
     arrays.arrays(np.float32, arrays.array_shapes(min_dims=2, max_dims=3, max_side=5), elements=values),
     st.integers(-1, 1),
 )

@@ -2,21 +2,24 @@
 
 import io
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 from fastapi import APIRouter, Depends, Request
 from starlette.concurrency import run_in_threadpool
 
 from umbel.errors import UmbelError
-from umbel.examples import Examples, load_examples
-from umbel.messages import Blob, Body, Cancel, Export, Infer, Report, Variant
-from umbel.plan import Plan
+from umbel.examples import Examples, load_arrays
+from umbel.messages import Blob, Body, Cancel, Export, Infer, PersonalVariant, Report, Variant
+from umbel.plan import PLACED
+from umbel.tensors import TensorSpec
 from umbel_server import devices, outbox, releases, runs
 from umbel_server.api.access import require_admin, server_of
 from umbel_server.api.device_routes import body_of
 from umbel_server.server import Server
+from umbel_server.variants import WITHOUT_EXAMPLES
 
 public = APIRouter(tags=["server"])
 router = APIRouter(tags=["admin"], dependencies=[Depends(require_admin)])
@@ -47,9 +50,17 @@ class RunRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ReleaseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The checkpoint to release: of `round`, or the newest."""
+    """The checkpoint to release - of `round`, or the newest - and its files.
+
+    `examples` and `representative` are digests of `.npz` files: what the files are measured on (default: what the run
+    held out), and what int8-full is calibrated on. `keras` are Keras's metrics on the same examples, computed elsewhere.
+    """
 
     round: int | None = None
+    variants: tuple[Variant, ...] = WITHOUT_EXAMPLES
+    examples: str = ""
+    representative: str = ""
+    keras: dict[str, float] = {}
 
 
 @public.get("/v1/health")
@@ -106,11 +117,17 @@ def _command_body(server: Server, wanted: CommandRequest) -> Body:
             data = server.blobs.get(wanted.inputs)
             return Infer(Blob.of(data))
         case "export":
-            return Export(server.plans.blob(server.plans.get(wanted.plan)))
+            return Export(server.plans.blob(server.plans.get(wanted.plan)), _personal(wanted.variant))
         case "report":
             return Report()
         case "cancel":
             return Cancel(wanted.assignment)
+
+
+def _personal(variant: Variant) -> PersonalVariant:
+    if variant in PLACED:
+        return cast(PersonalVariant, variant)
+    raise UmbelError(f"a device makes float32 and int8 files itself; {variant} is made on the server, in a release")
 
 
 @router.get("/v1/commands/{id}")
@@ -167,19 +184,24 @@ async def export_release(request: Request, id: str) -> dict[str, Any]:
     """Export a release from a checkpoint of the run."""
     server = server_of(request)
     wanted = msgspec.json.decode(await body_of(request) or b"{}", type=ReleaseRequest)
-    return await run_in_threadpool(_export, server, id, wanted.round)
+    return await run_in_threadpool(_export, server, id, wanted)
 
 
-def _export(server: Server, id: str, round: int | None) -> dict[str, Any]:
+def _export(server: Server, id: str, asked: ReleaseRequest) -> dict[str, Any]:
     run = server.runs.get(id)
     plan = server.plans.get(run.plan)
-    checkpoint = server.runs.checkpoint(id, round)
-    return releases.describe(server.releases.export(run, checkpoint, plan, _held_out(server, run.settings, plan)))
+    checkpoint = server.runs.checkpoint(id, asked.round)
+    held_out = asked.examples or run.settings.get("held_out", "")
+    inputs, targets = plan.manifest.inputs, plan.manifest.targets
+    examples = _arrays(server, held_out, {**inputs, **targets}, runs.HELD_OUT)
+    representative = _arrays(server, asked.representative, inputs, "the representative set")
+    rows = representative.tensors if representative is not None else None
+    wanted = releases.Wanted(asked.variants, examples, rows, asked.keras)
+    return releases.describe(server.releases.export(run, checkpoint, plan, wanted))
 
 
-def _held_out(server: Server, settings: dict[str, Any], plan: Plan) -> Examples | None:
-    address = settings.get("held_out")
-    return load_examples(io.BytesIO(server.blobs.get(address)), plan.manifest) if address else None
+def _arrays(server: Server, address: str, specs: Mapping[str, TensorSpec], what: str) -> Examples | None:
+    return load_arrays(io.BytesIO(server.blobs.get(address)), specs, what) if address else None
 
 
 @router.get("/v1/releases")

@@ -137,7 +137,9 @@ def send(
         list[str] | None, typer.Option("--device", "-d", help="a device; may be repeated (default: all)")
     ] = None,
     release: Annotated[str, typer.Option(help="install: the release's id")] = "",
-    variant: Annotated[str, typer.Option(help="install: float32 or int8")] = "float32",
+    variant: Annotated[
+        str, typer.Option(help="install: float32, float16, int8 or int8-full; export: float32 or int8")
+    ] = "float32",
     inputs: Annotated[Path | None, typer.Option(help="infer: an .npz with one array an input")] = None,
     run: Annotated[str, typer.Option(help="export: the run whose plan to export")] = "",
     assignment: Annotated[str, typer.Option(help="cancel: the assignment's id")] = "",
@@ -155,7 +157,7 @@ def send(
     elif kind is Kind.infer:
         body |= {"inputs": _upload_inputs(client, inputs)}
     elif kind is Kind.export:
-        body |= {"plan": client.get(f"/v1/runs/{_needed(run, '--run')}")["plan"]}
+        body |= {"plan": client.get(f"/v1/runs/{_needed(run, '--run')}")["plan"], "variant": variant}
     elif kind is Kind.cancel:
         body |= {"assignment": _needed(assignment, "--assignment")}
     commands = client.settle(client.post("/v1/commands", body), wait)

@@ -14,6 +14,7 @@ StateOption = Annotated[
     Path, typer.Option("--state", envvar="UMBEL_STATE", help="the server's state folder, made by 'umbel init'")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
+RunArgument = Annotated[str, typer.Argument(help="the run's id, the beginning of it, or 'latest'")]
 DEFAULT_STATE = Path("umbel-state")
 
 console = Console()
@@ -47,6 +48,11 @@ def ago(moment: float) -> str:
 def metrics_text(metrics: Mapping[str, float]) -> str:
     """Metrics in one line."""
     return "  ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items())) or "-"
+
+
+def duration_text(ms: float) -> str:
+    """Milliseconds in ms, or in µs below one."""
+    return f"{ms:.3g} ms" if ms >= 1 else f"{ms * 1000:.0f} µs"
 
 
 def size_text(size: float) -> str:

@@ -1,4 +1,4 @@
-"""Commands about training: runs start|list|show|watch|stop, releases list|show|export."""
+"""Commands about training: runs start|list|show|watch|stop."""
 
 import time
 from pathlib import Path
@@ -11,22 +11,21 @@ from umbel.errors import UmbelError
 from umbel_server.cli.show import (
     DEFAULT_STATE,
     JsonOption,
+    RunArgument,
     StateOption,
     ago,
     console,
     metrics_text,
     print_json,
     print_table,
-    size_text,
 )
 from umbel_server.client import Client
 
 WATCH_SECONDS = 0.25
-RunArgument = Annotated[str, typer.Argument(help="the run's id, the beginning of it, or 'latest'")]
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Add the groups runs and releases."""
+    """Add the group runs."""
     runs = typer.Typer(no_args_is_help=True, help="Start, watch and stop runs.")
     runs.command("start")(start)
     runs.command("list")(list_runs)
@@ -34,11 +33,6 @@ def add_commands(app: typer.Typer) -> None:
     runs.command("watch")(watch)
     runs.command("stop")(stop)
     app.add_typer(runs, name="runs")
-    releases = typer.Typer(no_args_is_help=True, help="Make TFLite releases from checkpoints.")
-    releases.command("list")(list_releases)
-    releases.command("show")(show_release)
-    releases.command("export")(export)
-    app.add_typer(releases, name="releases")
 
 
 def start(
@@ -226,67 +220,4 @@ def _print_head(row: dict[str, Any]) -> None:
         f"run [bold]{row['id']}[/] ({row['task']}, {row['strategy']}): {row['state']} after {row['round']} of "
         f"{row['rounds']} rounds{reason}",
         highlight=False,
-    )
-
-
-def list_releases(state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
-    """List the releases, newest first."""
-    rows = Client.of_state(state).get("/v1/releases")
-    if json:
-        print_json(rows)
-        return
-    print_table(
-        ("release", "run", "round", "files", "made"),
-        ((row["id"], row["run"], str(row["round"]), _files_text(row), ago(row["created"])) for row in rows),
-        "No releases yet; make one with 'umbel releases export RUN'.",
-    )
-
-
-def show_release(
-    release: Annotated[str, typer.Argument(help="the release's id")],
-    state: StateOption = DEFAULT_STATE,
-    json: JsonOption = False,
-) -> None:
-    """Show a release: its files, their digests and metrics."""
-    row = Client.of_state(state).get(f"/v1/releases/{release}")
-    if json:
-        print_json(row)
-        return
-    console.print(f"release [bold]{row['id']}[/] of {row['task']}, run {row['run']}, round {row['round']}")
-    _print_files(row)
-
-
-def export(
-    run: RunArgument,
-    round: Annotated[int | None, typer.Option(help="the checkpoint's round (default: the newest)")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="also write the files into this folder")] = None,
-    state: StateOption = DEFAULT_STATE,
-    json: JsonOption = False,
-) -> None:
-    """Make a release from a checkpoint: float32 and int8 TFLite files, evaluated and signed."""
-    client = Client.of_state(state)
-    row = client.post(f"/v1/runs/{run}/releases", {} if round is None else {"round": round})
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        for variant, file in row["files"].items():
-            (output / f"{row['id']}.{variant}.tflite").write_bytes(client.get_blob(file["sha256"]))
-    if json:
-        print_json(row)
-        return
-    console.print(f"release [bold]{row['id']}[/]")
-    _print_files(row)
-
-
-def _files_text(row: dict[str, Any]) -> str:
-    return ", ".join(f"{variant} {size_text(file['size'])}" for variant, file in sorted(row["files"].items()))
-
-
-def _print_files(row: dict[str, Any]) -> None:
-    print_table(
-        ("variant", "size", "held out", "sha256"),
-        (
-            (variant, size_text(file["size"]), metrics_text(file["metrics"]), file["sha256"][:16])
-            for variant, file in sorted(row["files"].items())
-        ),
-        "No files.",
     )

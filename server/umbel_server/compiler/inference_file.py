@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from tensorflow.lite.python import schema_py_generated as schema
 
@@ -152,27 +153,44 @@ def _probe(rng: np.random.Generator, weight: Any) -> NDArray[Any]:
     shape = tuple(int(n) for n in weight.shape)
     if not str(weight.dtype).startswith("float"):
         return rng.integers(1, 2**30, shape).astype(str(weight.dtype))
-    # Positive: a variance is among them, and what is computed of a negative one is NaN.
-    return rng.uniform(0.1, 1.0, shape).astype(np.float32)
+    # Positive: a variance is among them, and what is computed of a negative one is NaN. Each up to a largest value of
+    # its own: that is the int8 weight's scale, by which its copies are found.
+    return rng.uniform(0.1, rng.uniform(0.5, 1.0), shape).astype(np.float32)
 
 
 def _find(file: bytes, name: str, weight: NDArray[Any]) -> list[Placement]:
     """Every place where the weight lies: a shared layer's may lie there once for each way in which it is read."""
     base = np.frombuffer(file, np.uint8).__array_interface__["data"][0]
     model = schema.Model.GetRootAs(file, 0)
+    graphs = [model.Subgraphs(i) for i in range(model.SubgraphsLength())]
+    tensors = [graph.Tensors(i) for graph in graphs for i in range(graph.TensorsLength())]
     places: dict[int, Placement] = {}
-    for graph in (model.Subgraphs(i) for i in range(model.SubgraphsLength())):
-        for tensor in (graph.Tensors(i) for i in range(graph.TensorsLength())):
-            data = model.Buffers(tensor.Buffer()).DataAsNumpy()
-            if not isinstance(data, np.ndarray):
-                continue
-            offset = int(data.__array_interface__["data"][0] - base)
-            if offset not in places and (found := _match(file, base, name, tensor, data, weight)) is not None:
-                places[offset] = found
+    for tensor in tensors:
+        data = model.Buffers(tensor.Buffer()).DataAsNumpy()
+        if not isinstance(data, np.ndarray):
+            continue
+        offset = int(data.__array_interface__["data"][0] - base)
+        if offset not in places and (found := _match(base, name, tensor, data, weight)) is not None:
+            places[offset] = found if found.scale_offset is None else _with_copies(base, tensors, tensor, found)
     return list(places.values())
 
 
-def _match(file: bytes, base: int, name: str, tensor: Any, data: Any, weight: NDArray[Any]) -> Placement | None:
+def _with_copies(base: int, tensors: Sequence[Any], weight: Any, placement: Placement) -> Placement:
+    """The placement with every other place of the weight's scales: on what is gathered from it."""
+    scales = weight.Quantization().ScaleAsNumpy().tobytes()
+    copies = []
+    for tensor in tensors:
+        quantization = tensor.Quantization()
+        if quantization is None or quantization.ScaleLength() == 0:
+            continue
+        found = quantization.ScaleAsNumpy()
+        offset = int(found.__array_interface__["data"][0] - base)
+        if found.tobytes() == scales and offset != placement.scale_offset:
+            copies.append(offset)
+    return replace(placement, scale_copies=tuple(copies))
+
+
+def _match(base: int, name: str, tensor: Any, data: Any, weight: NDArray[Any]) -> Placement | None:
     """How the weight lies in this tensor, if it does."""
     if data.nbytes not in (weight.nbytes, weight.size):
         return None
@@ -183,14 +201,14 @@ def _match(file: bytes, base: int, name: str, tensor: Any, data: Any, weight: ND
         if data.nbytes == laid.nbytes and data.tobytes() == laid.tobytes():
             return Placement(name, offset, laid.nbytes, kept)
         if tensor.Type() == schema.TensorType.INT8 and weight.dtype == np.float32 and data.nbytes == laid.size:
-            found = _find_quantised(file, base, name, tensor, data, laid, kept)
+            found = _find_quantised(base, name, tensor, data, laid, kept)
             if found is not None:
                 return found
     return None
 
 
 def _find_quantised(
-    file: bytes, base: int, name: str, tensor: Any, data: Any, laid: NDArray[np.float32], permutation: tuple[int, ...]
+    base: int, name: str, tensor: Any, data: Any, laid: NDArray[np.float32], permutation: tuple[int, ...]
 ) -> Placement | None:
     scales = tensor.Quantization().ScaleAsNumpy()
     axis = int(tensor.Quantization().QuantizedDimension()) if len(scales) > 1 else -1

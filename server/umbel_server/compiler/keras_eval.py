@@ -19,7 +19,10 @@ def evaluate(task: Task, weights: Tensors, examples: Examples) -> dict[str, floa
     model, inputs = _model(task, weights), {name: examples.tensors[name] for name in task.input_specs}
     outputs = list(named_outputs(model, model(model_arguments(model, _rows(inputs, 1)), training=False)))
     targets = {output: examples.tensors[target] for output, target in targets_of(task, outputs).items()}
-    model.compile(loss=made_losses(task), metrics=made_metrics(task))
+    factors = {output: float((task.loss_weights or {}).get(output, 1.0)) for output in targets}
+    model.compile(
+        loss=made_losses(task), metrics=made_metrics(task), loss_weights=factors if len(outputs) > 1 else None
+    )
     results = model.evaluate(
         model_arguments(model, inputs),
         targets if len(outputs) > 1 else next(iter(targets.values())),
@@ -50,6 +53,12 @@ def _model(task: Task, weights: Tensors) -> Any:
             f"task {task.name}: weight {missing[0]} is missing; give a plan's frozen weights, too: "
             "{**plan.frozen_weights(), **weights}"
         )
+    for w in model.weights:
+        if weights[w.path].shape != tuple(w.shape):
+            raise TaskError(
+                f"task {task.name}: weight {w.path} should have shape {list(w.shape)}, got {list(weights[w.path].shape)}; "
+                "the weights are of another version of the task"
+            )
     model.set_weights([weights[w.path] for w in model.weights])
     return model
 

@@ -24,12 +24,15 @@ class Traced:
     `train`: inputs, targets, sample_weight, seed -> loss sum, weight sum. `train_proximal`: the same with FedProx's mu
     behind the seed; a program of its own, because its term reads every weight once more. `evaluate`: inputs, targets,
     sample_weight -> the same sums. All add to the metrics' variables. `infer`: inputs -> outputs, any number of rows.
+    `score`: outputs, targets, sample_weight -> what `evaluate` gives, for outputs that another file computed; None where
+    outputs do not tell: an output has a mask, or a layer adds a loss.
     """
 
     train: Program
     train_proximal: Program
     evaluate: Program
     infer: Program
+    score: Program | None
     metrics: TaskMetrics
     anchors: list[Any]
 
@@ -43,16 +46,30 @@ def trace(task: Task, parts: KerasParts) -> Traced:
     metrics = TaskMetrics(task, parts)
     parts.optimizer.build(parts.trained)
     anchors = [tf.Variable(v.value, trainable=False) for v in parts.trained]
+    hidden = False
 
     def sums(x: Mapping[str, Any], y: Mapping[str, Any], weight: Any, training: bool) -> tuple[Any, list[Any]]:
+        nonlocal hidden
         outputs = parts.call(x, training)
+        penalties = parts.model.losses
+        if penalties:
+            refuse_losses_of_rows(parts.model, list(x.values()))
+        masks = [keras.src.backend.get_keras_mask(output) for output in outputs.values()]
+        hidden = any(mask is not None for mask in masks) or len(penalties) > len(regularisers())
+        return added(outputs, y, weight, penalties)
+
+    def added(
+        outputs: Mapping[str, Any], y: Mapping[str, Any], weight: Any, penalties: list[Any]
+    ) -> tuple[Any, list[Any]]:
         total = tf.reduce_sum(weight)
         loss = _loss(parts, y, outputs, weight)
-        if parts.model.losses:
-            refuse_losses_of_rows(parts.model, list(x.values()))
-            loss = loss + tf.add_n([tf.cast(value, tf.float32) for value in parts.model.losses])
+        if penalties:
+            loss = loss + tf.add_n([tf.cast(value, tf.float32) for value in penalties])
         metrics.update(y, outputs, weight)
         return loss, [loss * total, total]
+
+    def regularisers() -> list[Any]:
+        return list(parts.model._get_regularization_losses())
 
     def train(x: Mapping[str, Any], y: Mapping[str, Any], weight: Any, seed: Any, proximal_mu: Any = None) -> list[Any]:
         variables = [v.value for v in parts.trained]
@@ -83,11 +100,15 @@ def trace(task: Task, parts: KerasParts) -> Traced:
         with device_noise(Noise(tf.constant(0), rows)), padded_rows(parts.model, weight):
             return sums(x, y, weight, training=False)[1]
 
+    def score(outputs: Mapping[str, Any], y: Mapping[str, Any], weight: Any) -> list[Any]:
+        return added(outputs, y, weight, regularisers())[1]
+
     def infer(x: Mapping[str, Any]) -> list[Any]:
         with device_noise(Noise(tf.constant(0), rows)):
             outputs = parts.call(x, training=False)
         return [outputs[name] for name in parts.outputs]
 
+    answers = {n: tf.TensorSpec((rows, *s.shape), s.dtype, n) for n, s in parts.outputs.items()}
     open_inputs = {n: tf.TensorSpec((None, *s.shape), s.dtype, n) for n, s in task.input_specs.items()}
     batch = (inputs, targets, weight)
     seed = tf.TensorSpec((), tf.int32)
@@ -97,6 +118,7 @@ def trace(task: Task, parts: KerasParts) -> Traced:
             _program(parts, train, *batch, seed, scalar),
             _program(parts, evaluate, *batch),
             _program(parts, infer, open_inputs),
+            None if hidden else _program(parts, score, answers, targets, weight),
             metrics,
             anchors,
         )

@@ -67,6 +67,11 @@ class _Device:
             outputs, _ = self._traced.infer([given[n] for n in sorted(inputs)], values)
             return dict(zip(self._parts.outputs, outputs, strict=True))
 
+        def score(program: Program, given: dict[str, Any]) -> dict[str, Any]:
+            answers = {name: given[f"o{i}"] for i, name in enumerate(self._parts.outputs)}
+            arguments = [answers[n] for n in sorted(answers)] + [given[n] for n in sorted(targets)]
+            return self._report(program, [*arguments, given["sample_weight"]], tf.constant(0.0))
+
         def slots_by_name(values: list[Any]) -> dict[str, Any]:
             return {f"s{i}": value for i, value in enumerate(values)} or {"none": tf.constant(1)}
 
@@ -79,6 +84,10 @@ class _Device:
             "get_weights": _concrete(self._get_weights, {}),
             "reset": _concrete(self._reset, {}),
         }
+        if (program := self._traced.score) is not None:
+            answers = {f"o{i}": spec for i, spec in enumerate(self._parts.outputs.values())}
+            specs = {**batched(answers), **targets, "sample_weight": batch["sample_weight"]}
+            signatures["score"] = _concrete(lambda **given: score(program, given), specs)
         if self.held["s"]:
             signatures["set_slots"] = _concrete(self._set_slots, self._specs("s"))
             signatures["get_slots"] = _concrete(lambda: slots_by_name([v.read_value() for v in self.held["s"]]), {})

@@ -11,6 +11,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from umbel_server.cli.show import duration_text, size_text
+
 if TYPE_CHECKING:
     from umbel_sim.demo.story import Report
 
@@ -78,10 +80,19 @@ class Screen:
         models = Table(title="The release", title_justify="left", header_style="bold", box=None, pad_edge=False)
         models.add_column("model")
         models.add_column("size", justify="right")
-        models.add_column("held-out accuracy", justify="right")
-        models.add_row("Keras", "", f"{report.keras_accuracy:.4f}")
-        for variant, file in sorted(report.release.items()):
-            models.add_row(f"TFLite {variant}", f"{file['bytes'] / 1000:.1f} kB", f"{file['accuracy']:.4f}")
+        for name in ("held-out accuracy", "difference", "one row"):
+            models.add_column(name, justify="right")
+        models.add_row("Keras", "", f"{report.keras_accuracy:.4f}", "", "")
+        for variant, file in report.release.items():
+            models.add_row(
+                f"TFLite {variant}",
+                size_text(file["bytes"]),
+                f"{file['accuracy']:.4f}",
+                f"{file['difference']:.1e}",
+                duration_text(file["latency_ms"]),
+            )
+        models.caption = "difference: the largest of an output from float32's"
+        models.caption_justify = "left"
         for part in ("", table, "", models, ""):
             self._console.print(part)
         self._console.print(f"All of it took [bold]{report.wall_s:.0f} s[/].")

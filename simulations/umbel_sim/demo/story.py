@@ -107,7 +107,7 @@ class Story:
                 self._await_fleet(client)
             with self._phase("train", "federated rounds"):
                 run = self._train(client, plan, held_out)
-            with self._phase("release", "float32 and int8 TFLite files"):
+            with self._phase("release", "float32, float16 and int8 TFLite files"):
                 weights = tensors.load(client.get_blob(run["checkpoints"][-1]["weights"]))
                 release = self._release(client, run, task, weights, held_out)
             with self._phase("install", "the release on every device"):
@@ -189,11 +189,17 @@ class Story:
     ) -> dict[str, Any]:
         from umbel_server.compiler.keras_eval import evaluate
 
-        release = dict(client.post(f"/v1/runs/{run['id']}/releases"))
         examples = Examples({"x": held_out.x, "y": held_out.y}, len(held_out.y))
-        self.report.keras_accuracy = round(evaluate(task, weights, examples)["accuracy"], 4)
+        keras = evaluate(task, weights, examples)
+        self.report.keras_accuracy = round(keras["accuracy"], 4)
+        release = dict(client.post(f"/v1/runs/{run['id']}/releases", {"keras": keras}))
         self.report.release = {
-            variant: {"bytes": file["size"], "accuracy": round(file["metrics"]["accuracy"], 4)}
+            variant: {
+                "bytes": file["size"],
+                "accuracy": round(file["metrics"]["accuracy"], 4),
+                "difference": file["difference"],
+                "latency_ms": file["latency_ms"],
+            }
             for variant, file in release["files"].items()
         }
         return release

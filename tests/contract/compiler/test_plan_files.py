@@ -11,7 +11,6 @@ from umbel.errors import TaskError, UmbelError
 from umbel.examples import Batch
 from umbel.keras_import import import_keras
 from umbel.litert import Predictor, Trainable
-from umbel.placement import place
 from umbel.plan import INFER, INFER_INT8, TRAIN
 
 import_keras()
@@ -61,32 +60,6 @@ def test_fedprox_pulls_towards_the_weights_that_were_set(plan: Plan) -> None:
     for name, value in trainable.get_weights().items():
         expected = plain[name] - rate * mu * (after_one[name] - start[name])
         assert np.allclose(value, expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("int8", [False, True])
-def test_placing_weights_gives_the_bytes_that_the_converter_makes(int8: bool, tmp_path: Path) -> None:
-    from umbel_server.compiler.inference_file import convert_with, inference_file
-    from umbel_server.compiler.keras_model import keras_parts
-    from umbel_server.compiler.step import trace
-
-    task = task_of(
-        lambda: [
-            layers.Conv2D(40, 3, activation="relu"),
-            layers.MaxPooling2D(),
-            layers.Flatten(),
-            layers.Dense(40, activation="relu"),
-            layers.Dense(3, activation="softmax"),
-        ]
-    )
-    parts = keras_parts(task, 0)
-    traced = trace(task, parts)
-    made = inference_file(task, parts, traced, int8)
-    file, placements = made.data, made.placements
-    assert any(p.scale_offset is not None for p in placements) == int8
-    rng = np.random.default_rng(5)
-    weights = [rng.normal(0, 0.3, tuple(w.shape)).astype(np.float32) for w in parts.weights]
-    placed = place(file, {w.path: value for w, value in zip(parts.weights, weights, strict=True)}, placements)
-    assert placed == convert_with(task, parts, traced, weights, int8)
 
 
 def test_the_inference_files_answer_as_keras_for_any_number_of_rows(plan: Plan) -> None:

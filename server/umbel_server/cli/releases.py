@@ -1,0 +1,187 @@
+"""Commands about releases: releases list|show|export."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from umbel.errors import UmbelError
+from umbel.examples import load_examples
+from umbel.keras_import import import_keras
+from umbel.plan import Plan
+from umbel.task import load_task
+from umbel.tensors import load
+from umbel_server.cli.show import (
+    DEFAULT_STATE,
+    JsonOption,
+    RunArgument,
+    StateOption,
+    ago,
+    console,
+    duration_text,
+    print_json,
+    print_table,
+    size_text,
+)
+from umbel_server.client import Client
+from umbel_server.variants import VARIANTS, WITHOUT_EXAMPLES, check_variants
+
+EXPORT_SECONDS = 600.0
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the group releases."""
+    releases = typer.Typer(no_args_is_help=True, help="Make TFLite releases from checkpoints.")
+    releases.command("list")(list_releases)
+    releases.command("show")(show_release)
+    releases.command("export")(export)
+    app.add_typer(releases, name="releases")
+
+
+def list_releases(state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
+    """List the releases, newest first."""
+    rows = Client.of_state(state).get("/v1/releases")
+    if json:
+        print_json(rows)
+        return
+    print_table(
+        ("release", "run", "round", "files", "made"),
+        ((row["id"], row["run"], str(row["round"]), _files_text(row), ago(row["created"])) for row in rows),
+        "No releases yet; make one with 'umbel releases export RUN'.",
+    )
+
+
+def show_release(
+    release: Annotated[str, typer.Argument(help="the release's id")],
+    state: StateOption = DEFAULT_STATE,
+    json: JsonOption = False,
+) -> None:
+    """Show a release: its files, and how they compare with the plan and Keras."""
+    row = Client.of_state(state).get(f"/v1/releases/{release}")
+    if json:
+        print_json(row)
+        return
+    console.print(f"release [bold]{row['id']}[/] of {row['task']}, run {row['run']}, round {row['round']}")
+    _print_files(row)
+
+
+def export(
+    run: RunArgument,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"a file to make: {', '.join(VARIANTS)}; may be repeated (default: {', '.join(WITHOUT_EXAMPLES)})"
+        ),
+    ] = None,
+    representative: Annotated[
+        Path | None, typer.Option(help="an .npz of a few hundred inputs that calibrates int8-full, and adds it")
+    ] = None,
+    examples: Annotated[
+        Path | None, typer.Option(help="an .npz to measure the files on (default: what the run held out)")
+    ] = None,
+    task: Annotated[
+        Path | None, typer.Option(help="the run's task file: Keras evaluates the checkpoint here, too")
+    ] = None,
+    round: Annotated[int | None, typer.Option(help="the checkpoint's round (default: the newest)")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="also write the files into this folder")] = None,
+    state: StateOption = DEFAULT_STATE,
+    json: JsonOption = False,
+) -> None:
+    """Make a release from a checkpoint: TFLite files, measured beside the plan (and Keras), and signed."""
+    client = Client.of_state(state)
+    variants = list(dict.fromkeys(variant or WITHOUT_EXAMPLES))
+    if representative is not None and "int8-full" not in variants:
+        variants.append("int8-full")
+    check_variants(variants, representative is not None)
+    body: dict[str, Any] = {"round": round, "variants": variants}
+    if representative is not None:
+        body["representative"] = client.put_blob(_read(representative, "a representative set"))
+    if examples is not None:
+        body["examples"] = client.put_blob(_read(examples, "examples"))
+    if task is not None:
+        body |= _ask_keras(client, client.get(f"/v1/runs/{run}"), round, task, examples)
+    row = client.post(f"/v1/runs/{run}/releases", body, EXPORT_SECONDS)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        for name, file in row["files"].items():
+            (output / f"{row['id']}.{name}.tflite").write_bytes(client.get_blob(file["sha256"]))
+    if json:
+        print_json(row)
+        return
+    console.print(f"release [bold]{row['id']}[/]")
+    _print_files(row)
+
+
+def _read(path: Path, what: str) -> bytes:
+    if not path.is_file():
+        raise UmbelError(f"{path}: expected {what} in an .npz file, found no such file")
+    return path.read_bytes()
+
+
+def _ask_keras(
+    client: Client, run: dict[str, Any], round: int | None, file: Path, examples: Path | None
+) -> dict[str, Any]:
+    """The checkpoint's round, and Keras's metrics for it; Keras runs in this process, not in the server's."""
+    found = [c for c in run["checkpoints"] if round is None or c["round"] == round]
+    if not found:
+        raise UmbelError(f"run {run['id']} has no checkpoint of round {round if round is not None else 'any'} yet")
+    checkpoint, held_out = found[-1], run["settings"].get("held_out")
+    if examples is None and not held_out:
+        raise UmbelError(
+            "--task compares with Keras on held-out examples, and the run has none: give --examples FILE.npz"
+        )
+    if file.is_file():
+        import_keras()
+    task = load_task(file)
+    with tempfile.TemporaryDirectory() as name:
+        bundle, rows = Path(name) / "run.plan", examples or Path(name) / "held-out.npz"
+        bundle.write_bytes(client.get_blob(run["plan"]))
+        plan = Plan.open(bundle)
+        if task.name != plan.manifest.task:
+            raise UmbelError(f"{file}: the run trains task {plan.manifest.task}, this file defines task {task.name}")
+        if examples is None:
+            rows.write_bytes(client.get_blob(held_out))
+        from umbel_server.compiler.keras_eval import evaluate
+
+        weights = {**plan.frozen_weights(), **load(client.get_blob(checkpoint["weights"]))}
+        what = str(examples or "the run's held-out examples")
+        return {
+            "round": checkpoint["round"],
+            "keras": evaluate(task, weights, load_examples(rows, plan.manifest, what)),
+        }
+
+
+def _files_text(row: dict[str, Any]) -> str:
+    files = row["files"]
+    return ", ".join(f"{variant} {size_text(files[variant]['size'])}" for variant in VARIANTS if variant in files)
+
+
+def _print_files(row: dict[str, Any]) -> None:
+    parity = row["parity"] or {}
+    known = [parity.get("plan", {}), parity.get("keras", {}), *(file["metrics"] for file in row["files"].values())]
+    names = list(dict.fromkeys(name for metrics in known for name in metrics))
+    print_table(("model", "size", *names, "difference", "one row", "sha256"), _rows(row, parity, names), "No files.")
+    if parity:
+        console.print(
+            f"[dim]Measured on {parity['rows']} rows. difference: the largest of an output from float32's; one row: the "
+            f"median time on the server ({parity['machine']}, one thread).[/]",
+            highlight=False,
+        )
+
+
+def _rows(row: dict[str, Any], parity: dict[str, Any], names: list[str]) -> Iterator[tuple[str, ...]]:
+    for model, metrics in (("Keras", parity.get("keras")), ("plan", parity.get("plan"))):
+        if metrics:
+            yield model, "", *_values(metrics, names), "", "", ""
+    for variant in (variant for variant in VARIANTS if variant in row["files"]):
+        file = row["files"][variant]
+        measured = "-" if file.get("difference") is None else f"{file['difference']:.1e}"
+        latency = "-" if file.get("latency_ms") is None else duration_text(file["latency_ms"])
+        values = _values(file["metrics"], names)
+        yield variant, size_text(file["size"]), *values, measured, latency, file["sha256"][:12]
+
+
+def _values(metrics: dict[str, float], names: list[str]) -> list[str]:
+    return [f"{metrics[name]:.4f}" if name in metrics else "-" for name in names]
