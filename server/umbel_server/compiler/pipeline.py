@@ -14,7 +14,7 @@ from umbel import __version__, tensors
 from umbel.keras_import import native_stderr_silenced
 from umbel.plan import FROZEN, INFER, INFER_INT8, INITIAL, SCHEMA, TRAIN, Manifest, Plan
 from umbel.task import Task
-from umbel_server.compiler.inference_file import CHANNELS_OF_DENSE, inference_file
+from umbel_server.compiler.inference_file import CHANNELS_OF_DENSE, InferenceFiles
 from umbel_server.compiler.keras_model import keras_parts
 from umbel_server.compiler.parity import check_parity
 from umbel_server.compiler.reemit import key
@@ -40,13 +40,13 @@ def compile_plan(
     progress("converting the train step to LiteRT")
     train = training_file(task, parts, traced)
     check_runtime(TRAIN, train, oldest)
-    progress("converting the model for inference")
-    infer = inference_file(task, parts, traced, int8=False)
-    check_runtime(INFER, infer.data, oldest)
-    progress("converting the model for inference, int8")
-    channels = oldest >= CHANNELS_OF_DENSE
-    int8 = inference_file(task, parts, traced, int8=True, apart=infer.apart, channels=channels)
-    check_runtime(INFER_INT8, int8.data, oldest)
+    with InferenceFiles(task, parts, traced) as files:
+        progress("converting the model for inference")
+        infer = files.make(int8=False)
+        check_runtime(INFER, infer.data, oldest)
+        progress("converting the model for inference, int8")
+        int8 = files.make(int8=True, channels=oldest >= CHANNELS_OF_DENSE)
+        check_runtime(INFER_INT8, int8.data, oldest)
     manifest = Manifest(
         schema=SCHEMA,
         task=task.name,
@@ -71,7 +71,7 @@ def compile_plan(
             parity = check_parity(task, parts, manifest, train, infer.data)
         manifest = msgspec.structs.replace(manifest, parity=parity)
     progress("writing the plan")
-    files = {TRAIN: train, INFER: infer.data, INFER_INT8: int8.data, INITIAL: tensors.dump(initial)}
+    members = {TRAIN: train, INFER: infer.data, INFER_INT8: int8.data, INITIAL: tensors.dump(initial)}
     if parts.constants:
-        files[FROZEN] = tensors.dump({w.path: np.array(w.numpy()) for w in parts.constants})
-    return Plan.write(path, manifest, files)
+        members[FROZEN] = tensors.dump({w.path: np.array(w.numpy()) for w in parts.constants})
+    return Plan.write(path, manifest, members)

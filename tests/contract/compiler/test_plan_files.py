@@ -65,7 +65,7 @@ def test_fedprox_pulls_towards_the_weights_that_were_set(plan: Plan) -> None:
 
 @pytest.mark.parametrize("int8", [False, True])
 def test_placing_weights_gives_the_bytes_that_the_converter_makes(int8: bool, tmp_path: Path) -> None:
-    from umbel_server.compiler.inference_file import convert_with, inference_file
+    from umbel_server.compiler.inference_file import InferenceFiles, converted, saved_model
     from umbel_server.compiler.keras_model import keras_parts
     from umbel_server.compiler.step import trace
 
@@ -80,13 +80,14 @@ def test_placing_weights_gives_the_bytes_that_the_converter_makes(int8: bool, tm
     )
     parts = keras_parts(task, 0)
     traced = trace(task, parts)
-    made = inference_file(task, parts, traced, int8)
+    with InferenceFiles(task, parts, traced) as files:
+        made = files.make(int8)
     file, placements = made.data, made.placements
     assert any(p.scale_offset is not None for p in placements) == int8
     rng = np.random.default_rng(5)
     weights = [rng.normal(0, 0.3, tuple(w.shape)).astype(np.float32) for w in parts.weights]
     placed = place(file, {w.path: value for w, value in zip(parts.weights, weights, strict=True)}, placements)
-    assert placed == convert_with(task, parts, traced, weights, int8)
+    assert placed == converted(task, saved_model(task, parts, traced, weights, tmp_path / "saved"), int8)
 
 
 def test_the_inference_files_answer_as_keras_for_any_number_of_rows(plan: Plan) -> None:
