@@ -65,9 +65,15 @@ def check_parity(task: Task, parts: KerasParts, manifest: Manifest, train: bytes
     _compare_outputs(worst, parts, x, "infer.tflite", Predictor(infer)(x))
     for quantity, (error, name) in worst.items():
         if not error <= limits[quantity]:
+            what = f"task {task.name}: the plan differs from Keras by {error:.1e} in {name} ({quantity}), at most "
+            if name.endswith((f" of step {STEPS - 1}", " of evaluate")):
+                raise CompileError(
+                    f"{what}{limits[quantity]:.0e} is allowed, on a batch that is half padding and on no whole one: the model "
+                    "computes with several rows of a batch at once; let it compute each row on its own, or use "
+                    "BatchNormalization"
+                )
             raise CompileError(
-                f"task {task.name}: the plan differs from Keras by {error:.1e} in {name} ({quantity}), at most "
-                f"{limits[quantity]:.0e} is allowed; please report the model, or compile with --no-check"
+                f"{what}{limits[quantity]:.0e} is allowed; please report the model, or compile with --no-check"
             )
     return {quantity: error for quantity, (error, _) in worst.items()}
 
@@ -137,7 +143,14 @@ class _Keras:
         targets = y if len(self._parts.outputs) > 1 else next(iter(y.values()))
         with device_noise(self._noise):
             run = self._model.train_on_batch if train else self._model.test_on_batch
-            values: Mapping[str, Any] = run(self._parts.arguments(x), targets, return_dict=True)
+            try:
+                values: Mapping[str, Any] = run(self._parts.arguments(x), targets, return_dict=True)
+            except Exception as error:
+                short = step.rows < len(next(iter(step.x.values())))
+                raise CompileError(
+                    f"Keras itself cannot {'train on' if train else 'evaluate'} {'a short batch' if short else 'random data'} "
+                    f"({_reason(error)}); {'let the model take any number of rows' if short else 'mend the model'}"
+                ) from error
         self._model.reset_metrics()
         return values
 
@@ -148,6 +161,12 @@ class _Keras:
     def slots(self) -> Tensors:
         """A copy of the optimizer's slots."""
         return {f"s{i}": np.array(v.numpy()) for i, v in enumerate(self._slots)}
+
+
+def _reason(error: Exception) -> str:
+    """What an error of a running graph says, after where in the code it happened."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return [line for line in lines if line and not line.startswith("[[")][-1][:200]
 
 
 def _run_freely(
@@ -203,6 +222,7 @@ def _run_step_by_step(
 def _compare_evaluation(worst: Worst, manifest: Manifest, trainable: Trainable, keras_run: _Keras, step: _Step) -> None:
     sums = trainable.evaluate([_batch(manifest, step)])
     theirs = keras_run.step(step, train=False)
+    _refuse_divergence(theirs, "the evaluation")
     for name, value in results(manifest.metrics, per_example(sums)).items():
         _worse(worst, "evaluate", f"{name} of evaluate", np.asarray(value), np.asarray(theirs[name]))
 
@@ -217,14 +237,18 @@ def _plan_step(manifest: Manifest, trainable: Trainable, step: _Step, rate: floa
 
 
 def _compare_values(worst: Worst, ours: Mapping[str, float], theirs: Mapping[str, Any], step: int) -> None:
-    if not np.isfinite(theirs["loss"]):
-        raise CompileError(
-            f"step {step} of the check has loss {float(theirs['loss'])} in Keras itself: the task diverges on random data; "
-            "lower its learning_rate, or compile with --no-check"
-        )
+    _refuse_divergence(theirs, f"step {step}")
     for name, value in ours.items():
         quantity = "loss" if name == "loss" else "metrics"
         _worse(worst, quantity, f"{name} of step {step}", np.asarray(value), np.asarray(theirs[name]))
+
+
+def _refuse_divergence(theirs: Mapping[str, Any], what: str) -> None:
+    if not np.isfinite(theirs["loss"]):
+        raise CompileError(
+            f"{what} of the check has loss {float(theirs['loss'])} in Keras itself: the task diverges on random data; "
+            "lower its learning_rate, or compile with --no-check"
+        )
 
 
 def _compare(worst: Worst, quantity: str, ours: Tensors, theirs: Tensors) -> None:

@@ -53,6 +53,14 @@ def invert_permutation(op: Any, inputs: list[Any]) -> list[Any]:
     return [tf.constant(np.argsort(_known(op, inputs[0])), op.outputs[0].dtype)]
 
 
+@lowers("ListDiff")
+def list_diff(op: Any, inputs: list[Any]) -> list[Any]:
+    """The elements of one list that are not in another, and where they are."""
+    kept = np.flatnonzero(~np.isin(*(_known(op, value) for value in inputs)))
+    values = _known(op, inputs[0])[kept]
+    return [tf.constant(made, out.dtype, made.shape) for made, out in zip((values, kept), op.outputs, strict=True)]
+
+
 @lowers("DynamicStitch")
 def dynamic_stitch(op: Any, inputs: list[Any]) -> list[Any]:
     """Shapes put together from pieces, all known."""
@@ -95,6 +103,24 @@ def strided_slice_grad(op: Any, inputs: list[Any]) -> list[Any]:
         padding[axis] = [start, shape_of[axis] - start - used]
         if padding[axis] != [0, 0]:
             value = tf.pad(value, padding)
+    return [value]
+
+
+@lowers("MirrorPadGrad")
+def mirror_pad_grad(op: Any, inputs: list[Any]) -> list[Any]:
+    """dy without its margins, each of which is turned around and added where it was copied from."""
+    value, margins = inputs[0], _known(op, inputs[1])
+    edge = 1 if op.get_attr("mode") == b"REFLECT" else 0  # whether the pixel at the edge itself was left out
+    for axis, (before, after) in enumerate(margins.tolist()):
+        size = int(value.shape[axis]) - before - after
+        start, whole, end = tf.split(value, [before, size, after], axis=axis)
+        for margin, first in ((start, edge), (end, size - edge - after)):
+            length = int(margin.shape[axis])
+            if length:
+                padding = [[0, 0] for _ in margins]
+                padding[axis] = [first, size - first - length]
+                whole = whole + tf.pad(tf.reverse(margin, [axis]), padding)
+        value = whole
     return [value]
 
 
