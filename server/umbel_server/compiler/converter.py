@@ -34,4 +34,6 @@ def convert(folder: Path, signatures: Sequence[str], name: str, **flags: Any) ->
         )
     except Exception as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise CompileError(f"task {name}: LiteRT's converter refused the train step ({first[:300]})") from error
+        raise CompileError(
+            f"task {name}: LiteRT's converter refused {', '.join(signatures)} ({first[:300]}); please report the model"
+        ) from error

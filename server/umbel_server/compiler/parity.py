@@ -69,7 +69,7 @@ def check_parity(task: Task, parts: KerasParts, manifest: Manifest, train: bytes
             if name.endswith((f" of step {STEPS - 1}", " of evaluate")):
                 raise CompileError(
                     f"{what}{limits[quantity]:.0e} is allowed, on a batch that is half padding and on no whole one: the model "
-                    "computes with several rows of a batch at once; let it compute each row on its own, or use "
+                    "or its loss computes with several rows of a batch at once; let it compute each row on its own, or use "
                     "BatchNormalization"
                 )
             raise CompileError(

@@ -115,15 +115,15 @@ class Program:
                             "assign keras.ops.where(condition, new, old) instead"
                         )
                     self._refuse_unknown_ops(inner)
-            elif (strange := _strange(op)) and not _is_constant(op):
-                raise CompileError(
-                    f"{_place(op, self._layers)}: op {op.type} ({op.name}) computes in {strange}; devices train float32: cast "
-                    "to float32 before it"
-                )
             elif op.type not in known and not _is_constant(op):
                 raise CompileError(
                     f"{_place(op, self._layers)}: op {op.type} ({op.name}) has no LiteRT built-in and no lowering; "
                     f"{_INSTEAD.get(op.type, _OTHERWISE)}"
+                )
+            elif (strange := _strange(op)) and not _is_constant(op):
+                raise CompileError(
+                    f"{_place(op, self._layers)}: op {op.type} ({op.name}) computes in {strange}; devices train float32: cast "
+                    "to float32 before it"
                 )
 
 

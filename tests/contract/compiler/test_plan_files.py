@@ -161,6 +161,15 @@ def stateful() -> Any:
     return keras.Model(x, layers.Dense(3, activation="softmax")(layers.LSTM(4, stateful=True)(x)))
 
 
+class Pair(keras.Model):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = layers.Dense(3, activation="softmax"), layers.Dense(1)
+
+    def call(self, x: Any) -> Any:
+        return self.one(x), self.other(x)
+
+
 REFUSED: dict[str, tuple[Task, str]] = {
     "own op": (task_of(lambda: [Sorting(name="mine"), *head()]), "layer mine: op Complex .* use another layer"),
     "loop": (task_of(lambda: [Looping(), *head()]), "give the recurrence a fixed length"),
@@ -226,8 +235,9 @@ REFUSED: dict[str, tuple[Task, str]] = {
     ),
     "rows of a batch": (
         task_of(lambda: [layers.Dense(4), Centred(), *head()], (5,)),
-        "computes with several rows of a batch at once",
+        "or its loss computes with several rows of a batch at once",
     ),
+    "outputs without names": (task_of(list, (5,), model=Pair), "let its call return a mapping of name to output"),
     "a fixed batch": (
         task_of(lambda: [layers.Dense(4), layers.Lambda(lambda x: keras.ops.reshape(x, (6, 4))), *head()], (5,)),
         "Keras itself cannot train on a short batch",
