@@ -12,7 +12,12 @@ def model_arguments(model: Any, inputs: Mapping[str, Any]) -> Any:
     if len(inputs) == 1:
         return next(iter(inputs.values()))
     names = [tensor.name for tensor in getattr(model, "inputs", None) or []]
-    if not names or set(names) == set(inputs):
+    if names and set(names) == set(inputs):
+        import keras
+
+        structure = getattr(model, "_inputs_struct", None)  # may be nested
+        return keras.tree.map_structure(lambda tensor: inputs[tensor.name], structure) if structure else dict(inputs)
+    if not names:
         return dict(inputs)
     return list(inputs.values())
 

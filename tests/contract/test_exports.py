@@ -134,9 +134,9 @@ def test_every_variant_is_installed_and_answers_on_a_device(trained: Trained, ex
         assert trained.ask("report")["outcome"]["variant"] == variant
 
 
-def test_a_devices_own_files_are_what_the_converter_makes_of_its_weights(trained: Trained) -> None:
+def test_a_devices_own_files_are_what_the_converter_makes_of_its_weights(trained: Trained, tmp_path: Path) -> None:
     import_keras()
-    from umbel_server.compiler.inference_file import convert_with
+    from umbel_server.compiler.inference_file import converted, saved_model
     from umbel_server.compiler.keras_model import keras_parts
     from umbel_server.compiler.step import trace
 
@@ -145,12 +145,12 @@ def test_a_devices_own_files_are_what_the_converter_makes_of_its_weights(trained
     traced = trace(task, parts)
     (own,) = (trained.config.state / "personal").glob("*.safetensors")
     weights = tensors.load(own.read_bytes())
-    values = [weights[w.path] for w in parts.weights]
+    saved = saved_model(task, parts, traced, [weights[w.path] for w in parts.weights], tmp_path)
     for variant in ("float32", "int8"):
         outcome = trained.ask("export", plan=trained.plan.sha256, variant=variant)["outcome"]
         assert outcome.get("variant", "float32") == variant
         model = trained.client.get_blob(outcome["model"]["sha256"])
-        assert model == convert_with(task, parts, traced, values, int8=variant == "int8")
+        assert model == converted(task, saved, int8=variant == "int8")
         assert (trained.config.state / "exports" / f"digits.{variant}.tflite").read_bytes() == model
     with pytest.raises(UmbelError, match="a device makes float32 and int8 files itself; float16 is made on the server"):
         trained.ask("export", plan=trained.plan.sha256, variant="float16")

@@ -10,6 +10,7 @@ import typer
 from umbel.keras_import import import_keras
 from umbel.plan import Plan
 from umbel.task import load_task
+from umbel_server.cli.compiling import progress_of
 from umbel_server.cli.show import DEFAULT_STATE, StateOption, console, print_json, size_text
 from umbel_server.state import Config, Http, Mqtt, init_state, open_state
 
@@ -92,15 +93,8 @@ def compile_(
     path = output or Path(f"{task.name}.plan")
     from umbel_server.compiler import compile_task
 
-    with console.status(f"compiling {task.name}") as status:
-        plan = compile_task(
-            task,
-            path,
-            seed=seed,
-            check=check,
-            min_runtime=min_runtime,
-            progress=lambda text: status.update(f"{task.name}: {text}"),
-        )
+    with progress_of(task.name) as progress:
+        plan = compile_task(task, path, seed=seed, check=check, min_runtime=min_runtime, progress=progress)
     if json:
         print_json({"plan": str(path), "sha256": plan.sha256, "parity": plan.manifest.parity})
         return

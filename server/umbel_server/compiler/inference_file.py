@@ -1,31 +1,30 @@
 """`infer.tflite` and `infer.int8.tflite`: constant weights, and a map of where each weight's bytes lie."""
 
-import itertools
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import keras
 import numpy as np
 import tensorflow as tf
-from msgspec.structs import replace
 from numpy.typing import NDArray
-from tensorflow.lite.python import schema_py_generated as schema
 
 from umbel.keras_import import native_stderr_silenced
 from umbel.litert import Predictor
-from umbel.placement import place, quantise
+from umbel.placement import place
 from umbel.plan import Placement
 from umbel.task import Task
 from umbel_server.compiler import CompileError
+from umbel_server.compiler.converter import convert
 from umbel_server.compiler.keras_model import KerasParts
 from umbel_server.compiler.noise import Noise
 from umbel_server.compiler.parity import random_batch, relative_error
 from umbel_server.compiler.reemit import key
 from umbel_server.compiler.step import Traced
 from umbel_server.compiler.tracing import all_layers, device_noise
-from umbel_server.compiler.training_file import convert
+from umbel_server.compiler.weight_map import constants, places
 
 Weights = Sequence[NDArray[Any]]
 
@@ -36,22 +35,13 @@ _ALIKE = 1e-3
 """Relative difference of outputs that rounding explains."""
 
 
-def convert_with(
-    task: Task,
-    parts: KerasParts,
-    traced: Traced,
-    weights: Weights,
-    int8: bool,
-    apart: frozenset[str] = frozenset(),
-    channels: bool = False,
-) -> bytes:
-    """The inference file that the converter makes of `weights`; with `int8`, dynamic-range quantised.
-
-    With `channels`, dense layers are quantised by channels, too, which older runtimes do not know (CHANNELS_OF_DENSE).
+def saved_model(
+    task: Task, parts: KerasParts, traced: Traced, weights: Weights, folder: Path, apart: frozenset[str] = frozenset()
+) -> Path:
+    """Save the model for inference with constant `weights` in `folder`, to be converted.
 
     The weights named in `apart` are kept as they are: what is computed from them alone is computed at run time.
     """
-    module = tf.Module()
     held = [*zip(parts.weights, weights, strict=True), *((w, np.asarray(w.numpy())) for w in parts.constants)]
     specs = {name: tf.TensorSpec((None, *spec.shape), spec.dtype, name) for name, spec in task.input_specs.items()}
 
@@ -64,68 +54,90 @@ def convert_with(
         outputs, _ = traced.infer([given[name] for name in sorted(given)], values)
         return dict(zip(parts.outputs, outputs, strict=True))
 
+    module = tf.Module()
     module.infer = tf.function(infer, autograph=False)
-    concrete = module.infer.get_concrete_function(**specs)
-    with tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(module, folder, signatures={"infer": concrete})
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=["infer"])
-        if int8:
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-            converter._experimental_disable_per_channel_quantization_for_dense_layers = not channels
-        return convert(converter, task.name)
+    tf.saved_model.save(module, str(folder), signatures={"infer": module.infer.get_concrete_function(**specs)})
+    return folder
+
+
+def converted(task: Task, folder: Path, int8: bool, channels: bool = False) -> bytes:
+    """The TFLite file of a saved model; with `int8`, dynamic-range quantised.
+
+    With `channels`, dense layers are quantised by channels, too, which older runtimes do not know (CHANNELS_OF_DENSE).
+    """
+    flags = {
+        "post_training_quantize": True,
+        "enable_mlir_dynamic_range_quantizer": True,
+        "disable_per_channel_quantization_for_dense_layers": not channels,
+    }
+    return convert(folder, ["infer"], task.name, **(flags if int8 else {}))
 
 
 @dataclass(frozen=True)
 class InferenceFile:
-    """An inference file, its weight map, and the weights that had to be kept apart."""
+    """An inference file, its weight map, and the weights that had to be kept apart in it."""
 
     data: bytes
     placements: tuple[Placement, ...]
     apart: frozenset[str]
 
 
-def inference_file(
-    task: Task,
-    parts: KerasParts,
-    traced: Traced,
-    int8: bool,
-    apart: frozenset[str] | None = None,
-    channels: bool = False,
-) -> InferenceFile:
-    """The file with the model's current weights, and its weight map.
+class InferenceFiles:
+    """Makes both inference files of a model from its current weights, in a temporary folder; a context manager.
 
-    The map is found on a file made of random weights, whose bytes are told apart (equal ones share a buffer), and the
-    current weights are placed by it. Weights that the converter folds into other tensors are kept apart: small ones
-    first, because a batch norm's vectors set its convolution's kernel free. `apart` is what another file of the same
-    model was found to need. Raises CompileError when a weight's bytes
-    are not in the file.
+    A weight map is found on a file made of random weights, whose bytes are told apart (equal ones share a buffer), and
+    the current weights are placed by it. Weights that the converter folds into other tensors are kept apart: small ones
+    first, because a batch norm's vectors set its convolution's kernel free. What one file was found to need, the next
+    one starts from.
     """
-    rng = np.random.default_rng(0)
-    probe = [_probe(rng, w) for w in parts.weights]
-    current = {w.path: np.asarray(w.numpy()) for w in parts.weights}
-    norms = _normalisers(parts)
-    apart = norms & {w.path for w in parts.weights} if apart is None else apart
-    while True:
-        file = convert_with(task, parts, traced, probe, int8, apart, channels)
-        found = {w.path: _find(file, w.path, value) for w, value in zip(parts.weights, probe, strict=True)}
-        placements = tuple(placement for places in found.values() for placement in places)
-        lost = {w.path: w for w in parts.weights if not found[w.path] and traced.infer.reads(key(w))}
-        beside = norms - apart if lost else frozenset()
-        small = frozenset(path for path, w in lost.items() if len(w.shape) <= 1) - apart
-        more = beside or small or frozenset(lost) - apart
-        if not lost:
-            placed = place(file, current, placements)
-            several = frozenset(w.path for w in parts.weights if traced.infer.reads(key(w)) > 1) - apart
-            # A weight that is used twice may lie in the file as it is for one use, and folded for the other.
-            if int8 or not several or _answers_as_keras(task, parts, placed):
-                return InferenceFile(placed, placements, apart)
-            more = several
-        if not more:
-            raise CompileError(
-                f"weight {next(iter(lost))} is not in the inference file as it is: the converter folded it into another "
-                "tensor; if the model does not use it for inference, remove it"
+
+    def __init__(self, task: Task, parts: KerasParts, traced: Traced) -> None:
+        self._task, self._parts, self._traced = task, parts, traced
+        rng = np.random.default_rng(0)
+        self._probe = [_probe(rng, w) for w in parts.weights]
+        self._current = {w.path: np.asarray(w.numpy()) for w in parts.weights}
+        self._apart = _normalisers(parts) & set(self._current)
+        self._folder = tempfile.TemporaryDirectory()
+        self._saved: dict[frozenset[str], Path] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+
+    def make(self, int8: bool, channels: bool = False) -> InferenceFile:
+        """One of the files; raises CompileError when a weight's bytes are not in it."""
+        weights, infer = self._parts.weights, self._traced.infer
+        while True:
+            file = converted(self._task, self._saved_model(), int8, channels)
+            held = constants(file)
+            found = {w.path: places(held, w.path, value) for w, value in zip(weights, self._probe, strict=True)}
+            placements = tuple(placement for each in found.values() for placement in each)
+            lost = {w.path: w for w in weights if not found[w.path] and infer.reads(key(w))}
+            small = frozenset(path for path, w in lost.items() if len(w.shape) <= 1)
+            more = (small - self._apart) or (frozenset(lost) - self._apart)
+            if not lost:
+                placed = place(file, self._current, placements)
+                several = frozenset(w.path for w in weights if infer.reads(key(w)) > 1) - self._apart
+                # A weight that is used twice may lie in the file as it is for one use, and folded for the other.
+                if int8 or not several or _answers_as_keras(self._task, self._parts, placed):
+                    return InferenceFile(placed, placements, self._apart)
+                more = several
+            if not more:
+                raise CompileError(
+                    f"weight {next(iter(lost))} is not in the inference file as it is: the converter folded it into another "
+                    "tensor; if the model does not use it for inference, remove it"
+                )
+            self._apart |= more
+
+    def _saved_model(self) -> Path:
+        if self._apart not in self._saved:
+            folder = Path(self._folder.name) / str(len(self._saved))
+            self._saved[self._apart] = saved_model(
+                self._task, self._parts, self._traced, self._probe, folder, self._apart
             )
-        apart |= more
+        return self._saved[self._apart]
 
 
 def _answers_as_keras(task: Task, parts: KerasParts, file: bytes) -> bool:
@@ -156,67 +168,3 @@ def _probe(rng: np.random.Generator, weight: Any) -> NDArray[Any]:
     # Positive: a variance is among them, and what is computed of a negative one is NaN. Each up to a largest value of
     # its own: that is the int8 weight's scale, by which its copies are found.
     return rng.uniform(0.1, rng.uniform(0.5, 1.0), shape).astype(np.float32)
-
-
-def _find(file: bytes, name: str, weight: NDArray[Any]) -> list[Placement]:
-    """Every place where the weight lies: a shared layer's may lie there once for each way in which it is read."""
-    base = np.frombuffer(file, np.uint8).__array_interface__["data"][0]
-    model = schema.Model.GetRootAs(file, 0)
-    graphs = [model.Subgraphs(i) for i in range(model.SubgraphsLength())]
-    tensors = [graph.Tensors(i) for graph in graphs for i in range(graph.TensorsLength())]
-    places: dict[int, Placement] = {}
-    for tensor in tensors:
-        data = model.Buffers(tensor.Buffer()).DataAsNumpy()
-        if not isinstance(data, np.ndarray):
-            continue
-        offset = int(data.__array_interface__["data"][0] - base)
-        if offset not in places and (found := _match(base, name, tensor, data, weight)) is not None:
-            places[offset] = found if found.scale_offset is None else _with_copies(base, tensors, tensor, found)
-    return list(places.values())
-
-
-def _with_copies(base: int, tensors: Sequence[Any], weight: Any, placement: Placement) -> Placement:
-    """The placement with every other place of the weight's scales: on what is gathered from it."""
-    scales = weight.Quantization().ScaleAsNumpy().tobytes()
-    copies = []
-    for tensor in tensors:
-        quantization = tensor.Quantization()
-        if quantization is None or quantization.ScaleLength() == 0:
-            continue
-        found = quantization.ScaleAsNumpy()
-        offset = int(found.__array_interface__["data"][0] - base)
-        if found.tobytes() == scales and offset != placement.scale_offset:
-            copies.append(offset)
-    return replace(placement, scale_copies=tuple(copies))
-
-
-def _match(base: int, name: str, tensor: Any, data: Any, weight: NDArray[Any]) -> Placement | None:
-    """How the weight lies in this tensor, if it does."""
-    if data.nbytes not in (weight.nbytes, weight.size):
-        return None
-    offset = int(data.__array_interface__["data"][0] - base)
-    for permutation in itertools.permutations(range(weight.ndim)):
-        laid = np.ascontiguousarray(weight.transpose(permutation))
-        kept = () if permutation == tuple(range(weight.ndim)) else permutation
-        if data.nbytes == laid.nbytes and data.tobytes() == laid.tobytes():
-            return Placement(name, offset, laid.nbytes, kept)
-        if tensor.Type() == schema.TensorType.INT8 and weight.dtype == np.float32 and data.nbytes == laid.size:
-            found = _find_quantised(base, name, tensor, data, laid, kept)
-            if found is not None:
-                return found
-    return None
-
-
-def _find_quantised(
-    base: int, name: str, tensor: Any, data: Any, laid: NDArray[np.float32], permutation: tuple[int, ...]
-) -> Placement | None:
-    scales = tensor.Quantization().ScaleAsNumpy()
-    axis = int(tensor.Quantization().QuantizedDimension()) if len(scales) > 1 else -1
-    if axis >= laid.ndim:
-        return None
-    values, ours = quantise(laid, axis)
-    if values.tobytes() != data.tobytes() or ours.tobytes() != scales.tobytes():
-        return None
-    offset = int(data.__array_interface__["data"][0] - base)
-    scale_offset = int(scales.__array_interface__["data"][0] - base)
-    return Placement(name, offset, data.nbytes, permutation, scale_offset, axis)

@@ -39,13 +39,15 @@ class TaskMetrics:
     def update(self, targets: Mapping[str, Any], outputs: Mapping[str, Any], weight: Any) -> None:
         """Add a batch to the metrics' states; rows of weight 0 are left out."""
         for output, metric in self._metrics.values():
-            predicted = outputs[output]
+            target, predicted = targets[self._parts.targets[output]], outputs[output]
+            if len(target.shape) == len(predicted.shape) == 1:
+                target, predicted = target[:, tf.newaxis], predicted[:, tf.newaxis]  # as for losses, see step.py
             mask = keras.src.backend.get_keras_mask(predicted)
             rows = weight
             if mask is not None:
                 self._masked.add(output)
                 rows = tf.reshape(weight, [-1] + [1] * (len(mask.shape) - 1)) * tf.ones(mask.shape)
-            metric.update_state(targets[self._parts.targets[output]], predicted, sample_weight=rows)
+            metric.update_state(target, predicted, sample_weight=rows)
 
     @property
     def specs(self) -> tuple[MetricSpec, ...]:

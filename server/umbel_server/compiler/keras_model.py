@@ -85,12 +85,18 @@ def keras_parts(task: Task, seed: int) -> KerasParts:
     }
     _check_input(task, model)
     try:
-        outputs = named_outputs(model, _symbolic(model, model_arguments(model, symbols)))
+        given = _symbolic(model, model_arguments(model, symbols))
+        outputs = named_outputs(model, given)
     except Exception as error:
         raise TaskError(
             f"task {task.name}: its model does not take the task's inputs "
             f"({', '.join(f'{n} {list(s.shape)}' for n, s in task.input_specs.items())}): {first_line(error)}"
         ) from error
+    if len(outputs) > 1 and not isinstance(given, Mapping) and not getattr(model, "output_names", None):
+        raise CompileError(
+            f"model {model.name} is a class of its own with several outputs that have no names; let its call return a mapping "
+            "of name to output"
+        )
     _check_layers(model)
     targets = targets_of(task, list(outputs))
     specs = {

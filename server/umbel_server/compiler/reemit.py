@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.function_def_to_graph import function_def_to_graph
 
@@ -33,22 +34,30 @@ _WRITES = frozenset(
     ["AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp", "ResourceScatterAdd", "ResourceScatterSub"]
 )
 _READS = frozenset(["ReadVariableOp", "ResourceGather"])
-_BRANCHES = frozenset(["If", "StatelessIf"])
+_BRANCHES = frozenset(["If", "StatelessIf", "Case", "StatelessCase"])
 _COUNTED = re.compile(r"_\d+$")
 _FOLD_AT_MOST = 4096
+_UNROLL = "give the recurrence a fixed length so that it can be unrolled, and use no keras.ops loops"
+_LOOK_UP = "look words and ids up when examples are made, and give the model indices"
+_AUGMENT = "augment images when examples are made, or use RandomFlip, RandomBrightness or RandomContrast"
 _INSTEAD = {
-    "While": "give the recurrence a fixed length so that it can be unrolled, and use no keras.ops loops",
-    "StatelessWhile": "give the recurrence a fixed length so that it can be unrolled, and use no keras.ops loops",
-    "Conv3D": "use Conv2D over frames, or TimeDistributed",
+    **dict.fromkeys(["While", "StatelessWhile", "TensorListFromTensor", "TensorListReserve"], _UNROLL),
+    **dict.fromkeys(["Conv3D", "Conv3DBackpropInputV2"], "use Conv2D over frames, or TimeDistributed"),
+    "Where": "give it a fixed size: keras.ops.where(condition, a, b) picks between two tensors",
     "MaxPool3D": "use MaxPooling2D",
     "AvgPool3D": "use AveragePooling2D",
+    **dict.fromkeys(["AsString", "LookupTableFindV2", "StringToHashBucketFast", "StringToHashBucketStrong"], _LOOK_UP),
+    **dict.fromkeys(["ImageProjectiveTransformV3", "RGBToHSV", "HSVToRGB"], _AUGMENT),
+    "ScaleAndTranslate": "use interpolation 'nearest', 'bilinear' or 'bicubic'",
 }
+_OTHERWISE = "write it with other keras.ops, or use another layer"
 
 
 class Program:
     """A ConcreteFunction as a pure function of its inputs and its variables' values."""
 
-    def __init__(self, concrete: Any, model: Any) -> None:
+    def __init__(self, concrete: Any, model: Any, writes: bool = True) -> None:
+        """With `writes` false, what it assigns to variables is left out."""
         self._concrete = concrete
         captured = len(concrete.captured_inputs)
         placeholders = list(concrete.inputs)
@@ -56,8 +65,9 @@ class Program:
         self._captures = dict(
             zip((p.name for p in placeholders[len(self._inputs) :]), concrete.captured_inputs, strict=True)
         )
-        self._ops = _needed(concrete.graph, concrete.outputs)
-        self._refuse_unknown_ops(self._ops, [layer.name for layer in all_layers(model)])
+        self._ops = _needed(concrete.graph, concrete.outputs, writes)
+        self._layers = [layer.name for layer in all_layers(model)]
+        self._refuse_unknown_ops(self._ops)
 
     @property
     def used(self) -> set[int]:
@@ -85,29 +95,35 @@ class Program:
             known[placeholder.name] = argument
         for name, capture in self._captures.items():
             known[name] = _Handle(id(capture)) if capture.dtype == tf.resource else tf.constant(capture.numpy())
-        outputs = _emit(self._ops, known, state, self._concrete.outputs)
-        return outputs, state
+        try:
+            return _emit(self._ops, known, state, self._concrete.outputs), state
+        except _Unlowered as refusal:
+            raise CompileError(
+                f"{_place(refusal.op, self._layers)}: op {refusal.op.type} ({refusal.op.name}) {refusal}"
+            ) from refusal.__cause__
 
-    def _refuse_unknown_ops(self, ops: Sequence[Any], layers: Sequence[str]) -> None:
+    def _refuse_unknown_ops(self, ops: Sequence[Any]) -> None:
         table = load_table()
         known = BUILT_IN | _PASS | _SKIP | _WRITES | _READS | table.keys()
         for op in ops:
             if op.type in _CALLS | _BRANCHES:
-                for attribute in ("f",) if op.type in _CALLS else ("then_branch", "else_branch"):
-                    graph = _body(op, attribute)
+                for graph in _bodies(op):
                     inner = _needed(graph, graph.outputs)
                     if op.type in _BRANCHES and any(each.type in _WRITES for each in inner):
                         raise CompileError(
                             f"a condition on a tensor ({op.name}) assigns a variable, and devices compute both branches; "
                             "assign keras.ops.where(condition, new, old) instead"
                         )
-                    self._refuse_unknown_ops(inner, layers)
+                    self._refuse_unknown_ops(inner)
             elif op.type not in known and not _is_constant(op):
-                parts = [part for scope in reversed(op.name.split("/")) for part in (scope, _COUNTED.sub("", scope))]
-                where = next((part for part in parts if part in layers), None)
                 raise CompileError(
-                    f"{f'layer {where}' if where else 'the train step'}: op {op.type} ({op.name}) has no LiteRT built-in "
-                    f"and no lowering; {_INSTEAD.get(op.type, 'write it with other keras.ops, or use another layer')}"
+                    f"{_place(op, self._layers)}: op {op.type} ({op.name}) has no LiteRT built-in and no lowering; "
+                    f"{_INSTEAD.get(op.type, _OTHERWISE)}"
+                )
+            elif (strange := _strange(op)) and not _is_constant(op):
+                raise CompileError(
+                    f"{_place(op, self._layers)}: op {op.type} ({op.name}) computes in {strange}; devices train float32: cast "
+                    "to float32 before it"
                 )
 
 
@@ -125,7 +141,6 @@ def key(variable: Any) -> int:
 
 def _emit(ops: Sequence[Any], known: dict[str, Any], state: dict[int, Any], wanted: Sequence[Any]) -> list[Any]:
     table = load_table()
-    graph = tf.compat.v1.get_default_graph()
     for op in ops:
         if op.type in _SKIP:
             continue
@@ -158,20 +173,15 @@ def _emit(ops: Sequence[Any], known: dict[str, Any], state: dict[int, Any], want
         elif op.type in _PASS:
             outputs = inputs
         elif op.type in _CALLS:
-            outputs = _call(_body(op, "f"), inputs, state)
+            outputs = _call(_bodies(op)[0], inputs, state)
         elif op.type in _BRANCHES:
-            # Both branches are computed: a device chooses between values, not between graphs.
-            branches = [_call(_body(op, name), inputs[1:], state) for name in ("then_branch", "else_branch")]
-            outputs = [tf.where(inputs[0], yes, no) for yes, no in zip(*branches, strict=True)]
+            # Every branch is computed: a device chooses between values, not between graphs.
+            *branches, outputs = [_call(body, inputs[1:], state) for body in _bodies(op)]
+            for number, branch in reversed(list(enumerate(branches))):
+                chosen = inputs[0] if op.type.endswith("If") else tf.equal(inputs[0], number)
+                outputs = [tf.where(chosen, own, other) for own, other in zip(branch, outputs, strict=True)]
         else:
-            outputs = graph.create_op(
-                op.type,
-                [tf.convert_to_tensor(value) for value in inputs],
-                [tensor.dtype for tensor in op.outputs],
-                name=op.type,
-                attrs={name: value for name, value in op.node_def.attr.items() if not name.startswith("_")},
-                op_def=op.op_def,
-            ).outputs
+            outputs = _lowered(_as_it_is, op, inputs)
         for tensor, output in zip(op.outputs, outputs, strict=True):
             if not isinstance(output, _Handle):
                 output.set_shape(tensor.shape)
@@ -183,29 +193,71 @@ def _assigned(ops: Sequence[Any], handles: Mapping[str, int]) -> set[int]:
     found = {handles[op.inputs[0].name] for op in ops if op.type in _WRITES}
     for op in ops:
         if op.type in _CALLS:
-            body = _body(op, "f")
+            (body,) = _bodies(op)
             given = zip(body.inputs, op.inputs, strict=True)
             inner = {inside.name: handles[outside.name] for inside, outside in given if outside.name in handles}
             found |= _assigned(_needed(body, body.outputs), inner)
     return found
 
 
+def _as_it_is(op: Any, inputs: list[Any]) -> list[Any]:
+    made = tf.compat.v1.get_default_graph().create_op(
+        op.type,
+        [tf.convert_to_tensor(value) for value in inputs],
+        [tensor.dtype for tensor in op.outputs],
+        name=op.type,
+        attrs={name: value for name, value in op.node_def.attr.items() if not name.startswith("_")},
+        op_def=op.op_def,
+    )
+    return list(made.outputs)
+
+
+class _Unlowered(Exception):
+    """An op that its lowering does not take, and why."""
+
+    def __init__(self, op: Any, why: str) -> None:
+        super().__init__(why)
+        self.op = op
+
+
 def _lowered(lowering: Lowering, op: Any, inputs: list[Any]) -> list[Any]:
     try:
         return lowering(op, inputs)
-    except CompileError:
-        raise
     except Exception as error:
-        what = str(error).strip().partition("\n")[0][:200]
-        raise CompileError(
-            f"op {op.type} ({op.name}) cannot be rewritten for a device ({what}); write it with other keras.ops, or use "
-            "another layer"
-        ) from error
+        if isinstance(error, CompileError):
+            why = str(error)
+        elif any(not tensor.shape.is_fully_defined() for tensor in (*op.inputs, *op.outputs)):
+            why = "works on a shape that is not known when compiling; give every axis but the batch a size"
+        else:
+            what = str(error).strip().partition("\n")[0][:200]
+            why = f"cannot be rewritten for a device ({what}); {_OTHERWISE}"
+        raise _Unlowered(op, why) from error
 
 
-def _body(op: Any, attribute: str) -> Any:
-    name = op.get_attr(attribute).name
-    return function_def_to_graph(op.graph._get_function(name).cached_definition)
+def _strange(op: Any) -> str:
+    """The dtype that an op computes in and devices do not."""
+    if op.type in _PASS | _SKIP | {"Cast", "Const", "Identity"}:
+        return ""
+    others = [t.dtype for t in op.outputs if (t.dtype.is_floating or t.dtype.is_complex) and t.dtype != tf.float32]
+    return str(others[0].name) if others else ""
+
+
+def _place(op: Any, layers: Sequence[str]) -> str:
+    """The innermost layer that an op is in, by the op's name."""
+    parts = [part for scope in reversed(op.name.split("/")) for part in (scope, _COUNTED.sub("", scope))]
+    where = next((part for part in parts if part in layers), None)
+    return f"layer {where}" if where else "the train step"
+
+
+def _bodies(op: Any) -> list[Any]:
+    """The graphs of the functions that an op may call."""
+    if op.type in _CALLS:
+        called = [op.get_attr("f")]
+    elif op.type.endswith("If"):
+        called = [op.get_attr("then_branch"), op.get_attr("else_branch")]
+    else:
+        called = op.get_attr("branches")
+    return [function_def_to_graph(op.graph._get_function(each.name).cached_definition) for each in called]
 
 
 def _call(body: Any, inputs: Sequence[Any], state: dict[int, Any]) -> list[Any]:
@@ -222,40 +274,52 @@ def _scattered(value: Any, indices: Any, updates: Any) -> Any:
 
 def _is_constant(op: Any) -> bool:
     """Whether the op is of constants alone, so that it is computed when compiling."""
-    return bool(op.inputs) and all(tf.get_static_value(tensor) is not None for tensor in op.inputs)
+    return (
+        bool(op.inputs)
+        and not op.op_def.is_stateful
+        and all(tf.get_static_value(tensor) is not None for tensor in op.inputs)
+    )
 
 
 def _folded(op: Any, inputs: Sequence[Any]) -> list[Any] | None:
     """The op's outputs as constants when its inputs are small constants: a lowering may need to know a shape."""
-    if not inputs or any(isinstance(value, _Handle) for value in inputs) or op.type in _CALLS | _BRANCHES:
+    if not inputs or any(isinstance(value, _Handle) for value in inputs) or op.op_def.is_stateful:
         return None
     known = [tf.get_static_value(value) for value in inputs]
-    if any(value is None or value.size > _FOLD_AT_MOST for value in known) or not hasattr(tf.raw_ops, op.type):
+    if any(value is None or np.size(value) > _FOLD_AT_MOST for value in known) or not hasattr(tf.raw_ops, op.type):
         return None
     run = getattr(tf.raw_ops, op.type)
-    wanted = signature(run).parameters
+    wanted = list(signature(run).parameters)
+    # Python has names of its own for some inputs, in their order.
+    renamed = iter(
+        [name for name in wanted if name not in {part.name for part in (*op.op_def.input_arg, *op.op_def.attr)}]
+    )
     arguments: dict[str, Any] = {}
-    remaining = list(known)
+    # As tensors: to an op that takes several dtypes, numbers are of its first.
+    dtypes = [tensor.dtype for tensor in op.inputs]
+    remaining = [np.asarray(value, dtype.as_numpy_dtype) for value, dtype in zip(known, dtypes, strict=True)]
     for argument in op.op_def.input_arg:
-        name = argument.name if argument.name in wanted else "axis"  # Python's name for what an op calls dim
+        name = argument.name if argument.name in wanted else next(renamed)
         if argument.number_attr or argument.type_list_attr:
             count = op.get_attr(argument.number_attr) if argument.number_attr else len(remaining)
             arguments[name], remaining = remaining[:count], remaining[count:]
         else:
             arguments[name] = remaining.pop(0)
-    arguments |= {a.name: op.get_attr(a.name) for a in op.op_def.attr if a.name in wanted}
+    attributes = {a.name: op.get_attr(a.name) for a in op.op_def.attr if a.name in wanted}
     with tf.init_scope():
-        results = run(**arguments)
+        results = run(**tf.nest.map_structure(tf.constant, arguments), **attributes)
         results = list(results) if isinstance(results, list | tuple) else [results]
         values = [value.numpy() for value in results]
     return [tf.constant(value) for value in values]
 
 
-def _needed(graph: Any, outputs: Sequence[Any]) -> list[Any]:
+def _needed(graph: Any, outputs: Sequence[Any], writes: bool = True) -> list[Any]:
     """The ops that the outputs and the variables' new values depend on, in the graph's order."""
     needed: set[str] = set()
     operations = graph.get_operations()
-    waiting = [tensor.op for tensor in outputs] + [op for op in operations if op.type in _WRITES or op.type in _CALLS]
+    waiting = [tensor.op for tensor in outputs]
+    if writes:
+        waiting += [op for op in operations if op.type in _WRITES or op.type in _CALLS]
     while waiting:
         op = waiting.pop()
         if op.name not in needed:

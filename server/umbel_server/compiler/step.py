@@ -117,18 +117,24 @@ def trace(task: Task, parts: KerasParts) -> Traced:
             _program(parts, train, *batch, seed),
             _program(parts, train, *batch, seed, scalar),
             _program(parts, evaluate, *batch),
-            _program(parts, infer, open_inputs),
+            _program(parts, infer, open_inputs, writes=False),
             None if hidden else _program(parts, score, answers, targets, weight),
             metrics,
             anchors,
         )
 
 
-def _program(parts: KerasParts, function: Any, *specs: Any) -> Program:
+def _program(parts: KerasParts, function: Any, *specs: Any, writes: bool = True) -> Program:
     try:
-        return Program(tf.function(function, autograph=False).get_concrete_function(*specs), parts.model)
+        return Program(tf.function(function, autograph=False).get_concrete_function(*specs), parts.model, writes)
     except CompileError as error:
         raise CompileError(first_line(error)) from error
+    except LookupError as error:
+        op = first_line(error).rpartition(": ")[2].strip("\"'")
+        raise CompileError(
+            f"op {op} has no gradient in TensorFlow, so that Keras cannot train it either; leave it out, or put "
+            "keras.ops.stop_gradient around it"
+        ) from error
     except Exception as error:
         raise CompileError(f"the model cannot be traced for a device: {first_line(error)}") from error
 
@@ -137,17 +143,18 @@ def _loss(parts: KerasParts, y: Mapping[str, Any], outputs: Mapping[str, Any], w
     """Keras's mean over a batch without its padding, which has weight 0; an empty batch has loss 0."""
     total: Any = 0.0
     for name, (loss, factor) in parts.losses.items():
-        output = outputs[name]
-        values = loss(y[parts.targets[name]], output)
+        target, output = y[parts.targets[name]], outputs[name]
+        if len(target.shape) == len(output.shape) == 1:
+            # Numbers: a loss averages over the last axis, which should not be the batch's.
+            target, output = target[:, tf.newaxis], output[:, tf.newaxis]
+        values = loss(target, output)
         if len(values.shape) == 0 or values.shape[0] != weight.shape[0]:
             raise CompileError(
                 f"loss {loss.name} gives one value for a whole batch, so that a padded batch would train something else; "
                 "give it the axes of one example (axis=...), or use another loss"
             )
         # A loss may leave values out itself (ignore_class): its mask is on what it computes before it reduces.
-        masks = [
-            keras.src.backend.get_keras_mask(given) for given in (output, loss.call(y[parts.targets[name]], output))
-        ]
+        masks = [keras.src.backend.get_keras_mask(given) for given in (output, loss.call(target, output))]
         known = [_like(tf.cast(given, tf.float32), values) for given in masks if given is not None]
         each = tf.reshape(weight, [-1] + [1] * (len(values.shape) - 1)) * tf.ones_like(values)
         count = tf.reduce_sum(reduce(tf.multiply, known, each))

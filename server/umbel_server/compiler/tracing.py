@@ -12,9 +12,10 @@ from keras.src.backend.tensorflow import numpy as keras_numpy
 from keras.src.backend.tensorflow import random as keras_random
 
 from umbel_server.compiler import CompileError
+from umbel_server.compiler.loops import unrolled_loops
 from umbel_server.compiler.noise import Noise
 
-_UNSUPPORTED_RANDOM = ("categorical", "randint", "shuffle", "gamma", "binomial", "beta")
+_UNSUPPORTED_RANDOM = ("categorical", "randint", "shuffle", "gamma", "binomial", "beta", "truncated_normal")
 
 
 @contextmanager
@@ -117,7 +118,7 @@ def _weighted_moments(inputs: Any, weights: Any, axes: list[int]) -> tuple[Any, 
 
 @contextmanager
 def device_forms(model: Any) -> Iterator[None]:
-    """Within it, recurrent layers unroll over time, argmax is TensorFlow's own, and rows are divided as rows."""
+    """Within it, recurrent layers and loops unroll, argmax and argmin are TensorFlow's own, and rows are divided as rows."""
 
     def rnn(step: Any, inputs: Any, states: Any, go_backwards: bool = False, mask: Any = None, **options: Any) -> Any:
         # Unrolled, Keras turns the inputs of a backward layer around but not the mask of its outputs.
@@ -127,12 +128,15 @@ def device_forms(model: Any) -> Iterator[None]:
             go_backwards = False
         return keras_rnn(step, inputs, states, go_backwards=go_backwards, mask=mask, **options)
 
-    def argmax(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
-        x = tf.convert_to_tensor(x)
-        if axis is None:
-            x, axis = tf.reshape(x, [-1]), 0
-        found = tf.argmax(x, axis=axis, output_type=tf.int32)
-        return tf.expand_dims(found, axis) if keepdims else found
+    def searching(search: Callable[..., Any]) -> Callable[..., Any]:
+        def found(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
+            x, rank = tf.convert_to_tensor(x), len(x.shape)
+            where = search(tf.reshape(x, [-1]) if axis is None else x, axis=axis or 0, output_type=tf.int32)
+            if not keepdims:
+                return where
+            return tf.reshape(where, [1] * rank) if axis is None else tf.expand_dims(where, axis)
+
+        return found
 
     def divide(x1: Any, x2: Any) -> Any:
         # Keras adds the rows where the divisor is 0 or NaN, which an optimizer's never is: it holds an epsilon.
@@ -147,7 +151,11 @@ def device_forms(model: Any) -> Iterator[None]:
     try:
         for layer, _ in recurrent:
             layer.unroll = True
-        with patch.multiple(keras_numpy, argmax=argmax, divide=divide), patch.object(keras.src.backend, "rnn", rnn):
+        with (
+            patch.multiple(keras_numpy, argmax=searching(tf.argmax), argmin=searching(tf.argmin), divide=divide),
+            patch.object(keras.src.backend, "rnn", rnn),
+            unrolled_loops(),
+        ):
             yield
     finally:
         for layer, unroll in recurrent:

@@ -1,6 +1,7 @@
 """`train.tflite`: the traced step with its state as resource variables, behind design.md's signatures."""
 
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import tensorflow as tf
 
 from umbel.task import Task
 from umbel_server.compiler import CompileError
+from umbel_server.compiler.converter import convert
 from umbel_server.compiler.keras_model import KerasParts
 from umbel_server.compiler.reemit import Program, key
 from umbel_server.compiler.step import Traced
@@ -156,17 +158,6 @@ def training_file(task: Task, parts: KerasParts, traced: Traced) -> bytes:
     device, module = _Device(task, parts, traced), tf.Module()
     module.variables_held = [variable for variables in device.held.values() for variable in variables]
     with tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(module, folder, signatures=device.signatures())
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-        converter.experimental_enable_resource_variables = True
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-        return convert(converter, task.name)
-
-
-def convert(converter: Any, name: str) -> bytes:
-    """Run a converter; raises CompileError with the first line of its complaint."""
-    try:
-        return bytes(converter.convert())
-    except Exception as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise CompileError(f"task {name}: LiteRT's converter refused the train step ({first[:300]})") from error
+        signatures = device.signatures()
+        tf.saved_model.save(module, folder, signatures=signatures)
+        return convert(Path(folder), list(signatures), task.name, enable_tflite_resource_variables=True)

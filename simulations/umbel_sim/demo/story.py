@@ -289,7 +289,7 @@ def _agent_config(member: Member, state: State) -> dict[str, Any]:
 def _compile(task: Task, path: Path, screen: Screen, seed: int) -> Plan:
     from umbel_server.compiler import compile_task
 
-    return compile_task(task, path, seed=seed, check=True, progress=screen.news)
+    return compile_task(task, path, seed=seed, check=True, progress=lambda stage: screen.news(stage.text))
 
 
 def run_demo(rounds: int, seed: int, json: Path | None, keep: Path | None) -> Report:

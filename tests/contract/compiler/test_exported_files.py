@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,15 @@ from umbel.tensors import Tensors
 
 import_keras()
 import keras  # noqa: E402
-import tensorflow as tf  # noqa: E402
 from ai_edge_litert import schema_py_generated as schema  # noqa: E402
 from ai_edge_litert.interpreter import Interpreter  # noqa: E402
 from keras import layers  # noqa: E402
 from tests.contract.compiler.tasks import task_of  # noqa: E402
 
 from umbel_server.compiler import CompileError  # noqa: E402
+from umbel_server.compiler.converter import convert  # noqa: E402
 from umbel_server.compiler.full_integer import full_integer, quantise  # noqa: E402
-from umbel_server.compiler.inference_file import InferenceFile, convert_with, inference_file  # noqa: E402
+from umbel_server.compiler.inference_file import InferenceFile, InferenceFiles, converted, saved_model  # noqa: E402
 from umbel_server.compiler.keras_model import KerasParts, keras_parts  # noqa: E402
 from umbel_server.compiler.runtimes import ops  # noqa: E402
 from umbel_server.compiler.step import Traced, trace  # noqa: E402
@@ -92,11 +93,12 @@ class Case:
     parts: KerasParts
     traced: Traced
     whole: InferenceFile
+    int8: dict[bool, InferenceFile]
     weights: Tensors
 
-    def converted(self, int8: bool = False, channels: bool = False, apart: frozenset[str] | None = None) -> bytes:
-        values, apart = list(self.weights.values()), self.whole.apart if apart is None else apart
-        return convert_with(self.task, self.parts, self.traced, values, int8, apart, channels)
+    def saved(self, folder: Path, file: InferenceFile) -> Path:
+        """The other weights' model, ready for the converter."""
+        return saved_model(self.task, self.parts, self.traced, list(self.weights.values()), folder, file.apart)
 
     def placed(self) -> bytes:
         return place(self.whole.data, self.weights, self.whole.placements)
@@ -121,7 +123,9 @@ def case_of(name: str) -> Case:
     rng = np.random.default_rng(5)
     weights = {w.path: rng.normal(0, 0.3, tuple(w.shape)).astype(np.float32) for w in parts.weights}
     weights |= {path: np.abs(value) + 0.1 for path, value in weights.items() if "variance" in path}
-    return Case(task, parts, traced, inference_file(task, parts, traced, int8=False), weights)
+    with InferenceFiles(task, parts, traced) as files:
+        whole = files.make(int8=False)
+        return Case(task, parts, traced, whole, {by: files.make(True, by) for by in (False, True)}, weights)
 
 
 @pytest.fixture(params=NETWORKS)
@@ -129,17 +133,20 @@ def case(request: pytest.FixtureRequest) -> Case:
     return case_of(request.param)
 
 
-def test_placing_weights_gives_the_bytes_that_the_converter_makes(case: Case) -> None:
-    assert case.placed() == case.converted()
+def test_placing_weights_gives_the_bytes_that_the_converter_makes(case: Case, tmp_path: Path) -> None:
+    assert case.placed() == converted(case.task, case.saved(tmp_path, case.whole), int8=False)
 
 
 @pytest.mark.parametrize("channels", [False, True])
-def test_quantising_weights_gives_the_bytes_that_the_converter_makes(case: Case, channels: bool) -> None:
-    made = inference_file(case.task, case.parts, case.traced, True, case.whole.apart, channels)
+def test_quantising_weights_gives_the_bytes_that_the_converter_makes(
+    case: Case, channels: bool, tmp_path: Path
+) -> None:
+    made = case.int8[channels]
     quantised = [placement for placement in made.placements if placement.scale_offset is not None]
     assert quantised
     assert not channels or any(placement.axis >= 0 for placement in quantised)
-    assert place(made.data, case.weights, made.placements) == case.converted(True, channels, made.apart)
+    expected = converted(case.task, case.saved(tmp_path, made), True, channels)
+    assert place(made.data, case.weights, made.placements) == expected
 
 
 def halves(model: bytes) -> set[bytes]:
@@ -148,22 +155,10 @@ def halves(model: bytes) -> set[bytes]:
     return {data.tobytes() for data in found if data is not None and len(data) > 2}
 
 
-def converters_float16(case: Case, monkeypatch: pytest.MonkeyPatch) -> bytes:
-    made: Callable[..., Any] = tf.lite.TFLiteConverter.from_saved_model
-
-    def halving(*given: Any, **options: Any) -> Any:
-        converter = made(*given, **options)
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.target_spec.supported_types = [tf.float16]
-        return converter
-
-    monkeypatch.setattr(tf.lite.TFLiteConverter, "from_saved_model", halving)
-    return case.converted()
-
-
-def test_float16_holds_the_constants_that_the_converter_makes(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = case.placed()
-    ours, theirs = float16(whole), converters_float16(case, monkeypatch)
+def test_float16_holds_the_constants_that_the_converter_makes(case: Case, tmp_path: Path) -> None:
+    whole, saved = case.placed(), case.saved(tmp_path, case.whole)
+    flags = {"post_training_quantize": True, "quantize_to_float16": True}
+    ours, theirs = float16(whole), convert(saved, ["infer"], "case", **flags)
     assert halves(ours) == halves(theirs)
     weights = sum(value.nbytes for value in case.weights.values())
     assert len(whole) - len(ours) > 0.4 * weights - 200 * len(case.weights)
@@ -194,14 +189,16 @@ def test_full_integer_computes_in_integers_for_any_number_of_rows(case: Case) ->
 def test_what_has_no_int8_form_is_named() -> None:
     task = task_of(lambda: [layers.Dense(8, activation="elu"), layers.Lambda(keras.ops.sin), layers.Dense(3)], (7,))
     parts = keras_parts(task, 0)
-    model = inference_file(task, parts, trace(task, parts), int8=False).data
+    with InferenceFiles(task, parts, trace(task, parts)) as files:
+        model = files.make(int8=False).data
     rows = {"x": np.random.default_rng(0).uniform(0, 1, (9, 7)).astype(np.float32)}
     with pytest.raises(CompileError, match=r"ELU, SIN have no int8 form in LiteRT 2\.14; use int8, which") as refusal:
         full_integer(model, rows)
     assert "\n" not in str(refusal.value)
     grouped = task_of(lambda: [layers.Conv2D(4, 3, groups=2, activation="relu"), layers.Flatten(), layers.Dense(3)])
     parts = keras_parts(grouped, 0)
-    model_of_groups = inference_file(grouped, parts, trace(grouped, parts), int8=False).data
+    with InferenceFiles(grouped, parts, trace(grouped, parts)) as files:
+        model_of_groups = files.make(int8=False).data
     with pytest.raises(CompileError, match=r"does not run what TensorFlow's quantiser made .*use int8"):
         quantise(model_of_groups, {"x": np.random.default_rng(0).normal(0, 1, (9, 6, 6, 2)).astype(np.float32)})
     with pytest.raises(UmbelError, match="was not done after 0 s"):

@@ -15,6 +15,7 @@ from umbel.plan import INFER, INFER_INT8, TRAIN
 
 import_keras()
 import keras  # noqa: E402
+import tensorflow as tf  # noqa: E402
 from keras import layers  # noqa: E402
 from tests.contract.compiler.tasks import head, random_batch, task_of  # noqa: E402
 
@@ -132,6 +133,15 @@ def stateful() -> Any:
     return keras.Model(x, layers.Dense(3, activation="softmax")(layers.LSTM(4, stateful=True)(x)))
 
 
+class Pair(keras.Model):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = layers.Dense(3, activation="softmax"), layers.Dense(1)
+
+    def call(self, x: Any) -> Any:
+        return self.one(x), self.other(x)
+
+
 REFUSED: dict[str, tuple[Task, str]] = {
     "own op": (task_of(lambda: [Sorting(name="mine"), *head()]), "layer mine: op Complex .* use another layer"),
     "loop": (task_of(lambda: [Looping(), *head()]), "give the recurrence a fixed length"),
@@ -182,8 +192,45 @@ REFUSED: dict[str, tuple[Task, str]] = {
         "stateful",
     ),
     "nothing to train": (task_of(lambda: [layers.Flatten(), layers.Dense(3, trainable=False)]), "nothing to train"),
+    "random numbers of TensorFlow": (
+        task_of(lambda: [layers.Lambda(lambda x: x + tf.random.normal((6, 6, 2)), name="mine"), *head()]),
+        "layer mine: op RandomStandardNormal",
+    ),
+    "double precision": (
+        task_of(lambda: [Double(name="mine"), *head()]),
+        "layer mine: op Mul .* computes in float64; devices train float32",
+    ),
+    "no gradient": (task_of(lambda: [layers.Conv2D(2, 1), Updated(), *head()]), "has no gradient in TensorFlow"),
+    "words": (
+        task_of(lambda: [layers.Hashing(9, name="mine"), layers.Embedding(9, 2), *head()], (4,), "int32"),
+        "layer mine: op AsString .* look words and ids up when examples are made",
+    ),
+    "rows of a batch": (
+        task_of(lambda: [layers.Dense(4), Centred(), *head()], (5,)),
+        "or its loss computes with several rows of a batch at once",
+    ),
+    "outputs without names": (task_of(list, (5,), model=Pair), "let its call return a mapping of name to output"),
+    "a fixed batch": (
+        task_of(lambda: [layers.Dense(4), layers.Lambda(lambda x: keras.ops.reshape(x, (6, 4))), *head()], (5,)),
+        "Keras itself cannot train on a short batch",
+    ),
     "random kind": (task_of(lambda: [layers.AlphaDropout(0.2), Categorical(), *head()]), "'categorical'"),
 }
+
+
+class Double(layers.Layer):  # type: ignore[misc]
+    def call(self, x: Any) -> Any:
+        return keras.ops.cast(keras.ops.cast(x, "float64") * 2.0, "float32")
+
+
+class Updated(layers.Layer):  # type: ignore[misc]
+    def call(self, x: Any) -> Any:
+        return keras.ops.slice_update(x, (0, 1, 0, 0), keras.ops.ones((6, 2, 6, 2)))
+
+
+class Centred(layers.Layer):  # type: ignore[misc]
+    def call(self, x: Any) -> Any:
+        return x - keras.ops.mean(x, axis=0, keepdims=True)
 
 
 class Categorical(layers.Layer):  # type: ignore[misc]

@@ -108,6 +108,14 @@ def test_metrics_of_numbers(tmp_path: Path) -> None:
     assert plan.manifest.metric_names == ("loss", "mae", "mse", "root_mean_squared_error")
 
 
+def test_an_output_that_is_one_number(tmp_path: Path) -> None:
+    def stack() -> list[Any]:
+        return [layers.Dense(4, activation="tanh"), layers.Dense(1), layers.Reshape(())]
+
+    task = task_of(stack, (5,), loss="mse", metrics=("mae",), targets=TensorSpec(()))
+    assert compile_task(task, tmp_path / "case.plan").manifest.outputs["output"].shape == ()
+
+
 OPTIMIZERS: dict[str, Any] = {
     **{name: name for name in "adam adamw rmsprop adagrad adamax nadam lion adadelta ftrl".split()},
     "momentum": lambda: optimizers.SGD(momentum=0.9),
@@ -184,6 +192,17 @@ def test_several_inputs_and_outputs(tmp_path: Path) -> None:
     plan = compile_task(task, tmp_path / "case.plan")
     assert set(plan.manifest.outputs) == {"kind", "size"}
     assert set(plan.manifest.metric_names) == {"loss", "kind_accuracy", "size_mae"}
+
+
+def test_inputs_in_a_nest(tmp_path: Path) -> None:
+    def model() -> Any:
+        a, b, c = (keras.Input((n,), name=name) for n, name in ((4, "a"), (3, "b"), (2, "c")))
+        return keras.Model(
+            [a, {"b": b, "c": c}], layers.Dense(3, activation="softmax")(layers.Concatenate()([a, b, c]))
+        )
+
+    specs = {"b": TensorSpec((3,)), "c": TensorSpec((2,)), "a": TensorSpec((4,))}
+    compile_task(task_of(list, model=model, inputs=specs), tmp_path / "case.plan")
 
 
 def test_the_same_seed_draws_the_same_numbers_and_another_seed_others(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from umbel_server.compiler.lowerings import lowers
@@ -45,10 +46,11 @@ def reciprocal_grad(_op: Any, inputs: list[Any]) -> list[Any]:
 @lowers("Log1p")
 def log1p(_op: Any, inputs: list[Any]) -> list[Any]:
     """log1p(x) = x log(u) / (u - 1) with u = 1 + x, and x where u is 1 (Kahan)."""
-    return [_log1p(inputs[0])]
+    return [log1p_of(inputs[0])]
 
 
-def _log1p(x: Any) -> Any:
+def log1p_of(x: Any) -> Any:
+    """log(1 + x), exact for small x."""
     u = 1.0 + x
     plain = tf.equal(u, 1.0)
     away = tf.where(plain, tf.ones_like(u) * 2.0, u)
@@ -67,7 +69,7 @@ def expm1(_op: Any, inputs: list[Any]) -> list[Any]:
 def softplus(_op: Any, inputs: list[Any]) -> list[Any]:
     """softplus(x) = max(x, 0) + log1p(exp(-|x|))."""
     (x,) = inputs
-    return [tf.maximum(x, 0.0) + _log1p(tf.exp(-tf.abs(x)))]
+    return [tf.maximum(x, 0.0) + log1p_of(tf.exp(-tf.abs(x)))]
 
 
 @lowers("SoftplusGrad")
@@ -206,16 +208,19 @@ def is_nan(_op: Any, inputs: list[Any]) -> list[Any]:
     return [tf.not_equal(inputs[0], inputs[0])]
 
 
+_LARGEST = float(np.finfo(np.float32).max)
+
+
 @lowers("IsInf")
 def is_inf(_op: Any, inputs: list[Any]) -> list[Any]:
-    """IsInf(x) = |x| is infinite."""
-    return [tf.equal(tf.abs(inputs[0]), float("inf"))]
+    """IsInf(x) = |x| is more than the largest float32: the converter makes that of a constant infinity."""
+    return [tf.greater(tf.abs(inputs[0]), _LARGEST)]
 
 
 @lowers("IsFinite")
 def is_finite(_op: Any, inputs: list[Any]) -> list[Any]:
-    """IsFinite(x) = |x| is less than infinity; NaN is not."""
-    return [tf.less(tf.abs(inputs[0]), float("inf"))]
+    """IsFinite(x) = |x| is at most the largest float32; NaN is not."""
+    return [tf.less_equal(tf.abs(inputs[0]), _LARGEST)]
 
 
 @lowers("LogicalXor")
@@ -228,3 +233,11 @@ def logical_xor(_op: Any, inputs: list[Any]) -> list[Any]:
 def rint(_op: Any, inputs: list[Any]) -> list[Any]:
     """Rint(x) rounds halves to even, as Round does."""
     return [tf.round(inputs[0])]
+
+
+@lowers("Bucketize")
+def bucketize(op: Any, inputs: list[Any]) -> list[Any]:
+    """Bucketize(x) = how many of the boundaries are at most x."""
+    x = tf.cast(inputs[0], tf.float32)[..., tf.newaxis]
+    boundaries = tf.constant(op.get_attr("boundaries"), tf.float32)
+    return [tf.reduce_sum(tf.cast(x >= boundaries, tf.int32), axis=-1)]

@@ -1,9 +1,10 @@
-"""Picking rows, and its gradient."""
+"""Picking rows, putting rows, counting them, and where values belong among sorted ones."""
 
 from typing import Any
 
 import tensorflow as tf
 
+from umbel_server.compiler import CompileError
 from umbel_server.compiler.lowerings import lowers
 
 
@@ -25,3 +26,75 @@ def in_top_k(_op: Any, inputs: list[Any]) -> list[Any]:
     own = tf.reduce_sum(tf.where(picked > 0.0, predictions, tf.zeros_like(predictions)), axis=1, keepdims=True)
     ahead = tf.reduce_sum(tf.cast(predictions > own, tf.int32), axis=1)
     return [tf.less(ahead, tf.cast(k, tf.int32))]
+
+
+@lowers("TensorScatterAdd")
+def tensor_scatter_add(_op: Any, inputs: list[Any]) -> list[Any]:
+    """TensorScatterAdd(x, indices, updates) = x + SCATTER_ND of the updates, which adds what falls on one place."""
+    x, indices, updates = inputs
+    return [x + _scattered(x, indices, updates)]
+
+
+@lowers("TensorScatterSub")
+def tensor_scatter_sub(_op: Any, inputs: list[Any]) -> list[Any]:
+    """TensorScatterSub(x, indices, updates) = x - SCATTER_ND of the updates."""
+    x, indices, updates = inputs
+    return [x - _scattered(x, indices, updates)]
+
+
+@lowers("TensorScatterUpdate")
+def tensor_scatter_update(_op: Any, inputs: list[Any]) -> list[Any]:
+    """TensorScatterUpdate(x, indices, updates) = SCATTER_ND of the updates where there is one, else x."""
+    x, indices, updates = inputs
+    placed = _scattered(x, indices, tf.ones_like(updates, tf.float32))
+    return [tf.where(placed > 0.0, _scattered(x, indices, updates), x)]
+
+
+def _scattered(x: Any, indices: Any, updates: Any) -> Any:
+    shape = x.shape.as_list() if x.shape.is_fully_defined() else tf.shape(x)
+    return tf.scatter_nd(tf.cast(indices, tf.int32), updates, shape)
+
+
+@lowers("DenseBincount")
+def dense_bincount(op: Any, inputs: list[Any]) -> list[Any]:
+    """DenseBincount(ids, size, weights): a one-hot row for each id, times its weight, added up; 1 at most when binary."""
+    ids, _, weights = inputs
+    least, most = _bounds(op.inputs[1])
+    if least != most:
+        raise CompileError(
+            "counts as many values as come; give CategoryEncoding its num_tokens, or use keras.ops.one_hot"
+        )
+    dtype = op.outputs[0].dtype
+    rows = tf.one_hot(tf.cast(ids, tf.int32), int(most), dtype=dtype)
+    if 0 not in weights.shape.as_list():
+        rows *= tf.cast(weights, dtype)[..., tf.newaxis]
+    counted = tf.reduce_sum(rows, axis=-2)
+    return [tf.minimum(counted, tf.ones_like(counted)) if op.get_attr("binary_output") else counted]
+
+
+def _bounds(size: Any) -> tuple[float, float]:
+    """What a traced size is at least and at most."""
+    known = tf.get_static_value(size)
+    if known is not None:
+        return float(known), float(known)
+    if size.op.type in ("Identity", "Cast"):
+        return _bounds(size.op.inputs[0])
+    if size.op.type in ("Minimum", "Maximum"):
+        (low, high), (least, most) = (_bounds(value) for value in size.op.inputs)
+        pick = min if size.op.type == "Minimum" else max
+        return pick(low, least), pick(high, most)
+    return 0.0, float("inf")
+
+
+@lowers("LowerBound")
+def lower_bound(_op: Any, inputs: list[Any]) -> list[Any]:
+    """LowerBound(sorted, x) = how many of the sorted values are less than x."""
+    held, x = inputs
+    return [tf.reduce_sum(tf.cast(held[:, tf.newaxis, :] < x[..., tf.newaxis], tf.int32), axis=-1)]
+
+
+@lowers("UpperBound")
+def upper_bound(_op: Any, inputs: list[Any]) -> list[Any]:
+    """UpperBound(sorted, x) = how many of the sorted values are at most x."""
+    held, x = inputs
+    return [tf.reduce_sum(tf.cast(held[:, tf.newaxis, :] <= x[..., tf.newaxis], tf.int32), axis=-1)]

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from umbel_server.compiler.lowerings import lowers
 
@@ -20,14 +22,41 @@ def resize_bilinear_grad(op: Any, inputs: list[Any]) -> list[Any]:
     return [_transposed(op, inputs[0], tf.raw_ops.ResizeBilinear)]
 
 
+@lowers("ResizeBicubic")
+def resize_bicubic(op: Any, inputs: list[Any]) -> list[Any]:
+    """Bicubic weights, too, are a product of a matrix along height and one along width."""
+    image = inputs[0]
+    (_, high, wide, _), (_, tall, broad, _) = image.shape, op.outputs[0].shape
+    down, across = _matrices(op, tf.raw_ops.ResizeBicubic, (int(high), int(wide)), (int(tall), int(broad)))
+    return [_along_both(down.T, across.T, image)]
+
+
+@lowers("ResizeBicubicGrad")
+def resize_bicubic_grad(op: Any, inputs: list[Any]) -> list[Any]:
+    """As for bilinear resizing."""
+    return [_transposed(op, inputs[0], tf.raw_ops.ResizeBicubic)]
+
+
 def _transposed(op: Any, dy: Any, resize: Callable[..., Any]) -> Any:
-    _, high, wide, channels = (int(n) for n in op.outputs[0].shape)
-    _, tall, broad, _ = (int(n) for n in dy.shape)
+    (_, high, wide, _), (_, tall, broad, _) = op.outputs[0].shape, dy.shape
+    down, across = _matrices(op, resize, (int(high), int(wide)), (int(tall), int(broad)))
+    return _along_both(down, across, dy)
+
+
+def _matrices(
+    op: Any, resize: Callable[..., Any], small: tuple[int, int], large: tuple[int, int]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """How each pixel of an image of size `small` enters those of size `large`, along height and along width."""
     options = {name: op.get_attr(name) for name in ("align_corners", "half_pixel_centers")}
+    (high, wide), (tall, broad) = small, large
     with tf.init_scope():
         down = resize(images=tf.eye(high)[:, :, tf.newaxis, tf.newaxis], size=[tall, 1], **options)
         across = resize(images=tf.eye(wide)[:, tf.newaxis, :, tf.newaxis], size=[1, broad], **options)
-        down, across = tf.reshape(down, [high, tall]).numpy(), tf.reshape(across, [wide, broad]).numpy()
-    rows = tf.matmul(tf.constant(down), tf.reshape(dy, [-1, tall, broad * channels]))
+        return tf.reshape(down, [high, tall]).numpy(), tf.reshape(across, [wide, broad]).numpy()
+
+
+def _along_both(down: NDArray[np.float32], across: NDArray[np.float32], image: Any) -> Any:
+    _, tall, broad, channels = (-1 if n is None else int(n) for n in image.shape)
+    rows = tf.matmul(tf.constant(down), tf.reshape(image, [-1, tall, broad * channels]))
     columns = tf.matmul(tf.constant(across), tf.reshape(rows, [-1, broad, channels]))
-    return tf.reshape(columns, [-1, high, wide, channels])
+    return tf.reshape(columns, [-1, len(down), len(across), channels])

@@ -27,7 +27,7 @@ def shape(op: Any, inputs: list[Any]) -> list[Any]:
 @lowers("BroadcastGradientArgs")
 def broadcast_gradient_args(op: Any, inputs: list[Any]) -> list[Any]:
     """The axes along which each of two broadcast shapes was repeated."""
-    a, b = (list(_known(op, value)) for value in inputs)
+    a, b = (list(_known(value)) for value in inputs)
     rank = max(len(a), len(b))
     a, b = [1] * (rank - len(a)) + a, [1] * (rank - len(b)) + b
     repeated = ([i for i in range(rank) if one[i] == 1 and other[i] != 1] for one, other in ((a, b), (b, a)))
@@ -37,7 +37,7 @@ def broadcast_gradient_args(op: Any, inputs: list[Any]) -> list[Any]:
 @lowers("ConcatOffset")
 def concat_offset(op: Any, inputs: list[Any]) -> list[Any]:
     """Where each piece of a concatenation begins."""
-    axis, *shapes = (_known(op, value) for value in inputs)
+    axis, *shapes = (_known(value) for value in inputs)
     starts, offset = [], 0
     for piece in shapes:
         start = np.zeros_like(piece)
@@ -50,13 +50,21 @@ def concat_offset(op: Any, inputs: list[Any]) -> list[Any]:
 @lowers("InvertPermutation")
 def invert_permutation(op: Any, inputs: list[Any]) -> list[Any]:
     """The permutation that undoes another."""
-    return [tf.constant(np.argsort(_known(op, inputs[0])), op.outputs[0].dtype)]
+    return [tf.constant(np.argsort(_known(inputs[0])), op.outputs[0].dtype)]
+
+
+@lowers("ListDiff")
+def list_diff(op: Any, inputs: list[Any]) -> list[Any]:
+    """The elements of one list that are not in another, and where they are."""
+    kept = np.flatnonzero(~np.isin(*(_known(value) for value in inputs)))
+    values = _known(inputs[0])[kept]
+    return [tf.constant(made, out.dtype, made.shape) for made, out in zip((values, kept), op.outputs, strict=True)]
 
 
 @lowers("DynamicStitch")
 def dynamic_stitch(op: Any, inputs: list[Any]) -> list[Any]:
     """Shapes put together from pieces, all known."""
-    values = [_known(op, value) for value in inputs]
+    values = [_known(value) for value in inputs]
     half = len(values) // 2
     size = max(int(np.max(ids, initial=-1)) for ids in values[:half]) + 1
     whole = np.zeros(size, values[half].dtype)
@@ -68,7 +76,7 @@ def dynamic_stitch(op: Any, inputs: list[Any]) -> list[Any]:
 @lowers("StridedSliceGrad")
 def strided_slice_grad(op: Any, inputs: list[Any]) -> list[Any]:
     """dy, with zeros between its elements (strides) and around them (what the slice left out)."""
-    sizes, begin, end, strides = (_known(op, value) for value in inputs[:4])
+    sizes, begin, end, strides = (_known(value) for value in inputs[:4])
     dy = inputs[4]
     masks = {
         n: op.get_attr(n) for n in ("begin_mask", "end_mask", "ellipsis_mask", "new_axis_mask", "shrink_axis_mask")
@@ -98,11 +106,29 @@ def strided_slice_grad(op: Any, inputs: list[Any]) -> list[Any]:
     return [value]
 
 
+@lowers("MirrorPadGrad")
+def mirror_pad_grad(op: Any, inputs: list[Any]) -> list[Any]:
+    """dy without its margins, each of which is turned around and added where it was copied from."""
+    value, margins = inputs[0], _known(inputs[1])
+    edge = 1 if op.get_attr("mode") == b"REFLECT" else 0  # whether the pixel at the edge itself was left out
+    for axis, (before, after) in enumerate(margins.tolist()):
+        size = int(value.shape[axis]) - before - after
+        start, whole, end = tf.split(value, [before, size, after], axis=axis)
+        for margin, first in ((start, edge), (end, size - edge - after)):
+            length = int(margin.shape[axis])
+            if length:
+                padding = [[0, 0] for _ in margins]
+                padding[axis] = [first, size - first - length]
+                whole = whole + tf.pad(tf.reverse(margin, [axis]), padding)
+        value = whole
+    return [value]
+
+
 @lowers("Roll")
 def roll(op: Any, inputs: list[Any]) -> list[Any]:
     """Roll(x, shift, axis): what leaves at the end of an axis comes in at its start."""
     value = inputs[0]
-    shifts, axes = (np.reshape(_known(op, given), -1) for given in inputs[1:])
+    shifts, axes = (np.reshape(_known(given), -1) for given in inputs[1:])
     for shift, axis in zip(shifts, axes, strict=True):
         size = int(value.shape[int(axis)])
         cut = -int(shift) % size
@@ -136,8 +162,8 @@ def _product(sizes: list[int]) -> int:
     return int(np.prod(sizes, dtype=np.int64))
 
 
-def _known(op: Any, value: Any) -> Any:
+def _known(value: Any) -> Any:
     known = tf.get_static_value(value)
     if known is None:
-        raise CompileError(f"op {op.type} ({op.name}) works on a shape that is not known when compiling")
+        raise CompileError("works on a shape that is not known when compiling; give every axis but the batch a size")
     return known

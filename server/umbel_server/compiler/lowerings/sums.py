@@ -1,4 +1,4 @@
-"""Sums over axes, in pieces: exact to a few roundings, and of shapes that XNNPACK takes."""
+"""Sums and running products over axes. Sums are taken in pieces: exact to a few roundings, and of shapes that XNNPACK takes."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -85,3 +85,18 @@ def bias_add(op: Any, inputs: list[Any]) -> list[Any]:
     if op.get_attr("data_format") == b"NCHW" and len(x.shape) > 2:
         return [x + tf.reshape(bias, [-1] + [1] * (len(x.shape) - 2))]
     return [tf.nn.bias_add(x, bias)]
+
+
+@lowers("Cumprod")
+def cumprod(op: Any, inputs: list[Any]) -> list[Any]:
+    """Cumprod(x) = x[0], x[0] x[1], ... along an axis, one product after the other."""
+    x, axis = inputs[0], int(tf.get_static_value(inputs[1]))
+    steps = tf.unstack(x, axis=axis)
+    if op.get_attr("reverse"):
+        steps.reverse()
+    made = [tf.ones_like(steps[0]) if op.get_attr("exclusive") else steps[0]]
+    for step in steps[:-1] if op.get_attr("exclusive") else steps[1:]:
+        made.append(made[-1] * step)
+    if op.get_attr("reverse"):
+        made.reverse()
+    return [tf.stack(made, axis=axis)]
