@@ -1,7 +1,7 @@
 """LiteRT's converter, without what `tf.lite.TFLiteConverter` does around it.
 
-That loads the SavedModel twice in Python, and unpacks and packs the file there three times: two thirds of the time it
-takes for a large train step.
+That loads the SavedModel twice in Python, and unpacks and packs the file there three times, which for a large train
+step takes longer than the conversion itself.
 """
 
 from collections.abc import Sequence

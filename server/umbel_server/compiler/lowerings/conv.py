@@ -79,7 +79,7 @@ def conv2d_backprop_input(op: Any, inputs: list[Any]) -> list[Any]:
         return [tf.nn.conv2d_transpose(dy, kernel, sizes, op.get_attr("strides"), same_or_valid(op))]
     windows = _windows(op, (int(whole[1]), int(whole[2])), shape)
     back = _back_along_rows if windows.strides == (1, 1) else _back_by_taps
-    if conv_products.pays(windows, int(whole[0])):
+    if conv_products.pays(windows, int(dy.shape[0])):
         back = conv_products.input_slope
     return [_by_group(lambda slope, slab: back(windows, slope, slab), dy, kernel, groups)]
 
