@@ -56,7 +56,8 @@ class Manifest(Struct, frozen=True):
     (and in FROZEN, for a device that trains with Keras). They are in the order of the signature tensors `w0`, `w1`, ... of
     `set_weights` and `get_weights`.
     `inputs`, `targets` and `outputs` are specs of one example by name. `weight_maps` says for each inference file where
-    its weights lie. `parity` is the worst relative error against Keras that the compiler measured, by quantity.
+    its weights lie. `parity` is the worst relative error against Keras that the compiler measured, by quantity, and `worst`
+    the name of the tensor or value that has it.
     """
 
     schema: int
@@ -74,6 +75,7 @@ class Manifest(Struct, frozen=True):
     parity: dict[str, float]
     producer: dict[str, str]
     files: dict[str, File]
+    worst: dict[str, str] = {}
 
     @property
     def metric_names(self) -> tuple[str, ...]:

@@ -96,7 +96,8 @@ def compile_(
     with progress_of(task.name) as progress:
         plan = compile_task(task, path, seed=seed, check=check, min_runtime=min_runtime, progress=progress)
     if json:
-        print_json({"plan": str(path), "sha256": plan.sha256, "parity": plan.manifest.parity})
+        manifest = plan.manifest
+        print_json({"plan": str(path), "sha256": plan.sha256, "parity": manifest.parity, "worst": manifest.worst})
         return
     _print_plan(plan)
 
@@ -106,5 +107,7 @@ def _print_plan(plan: Plan) -> None:
     console.print(f"[bold]{plan.path}[/]: {weights:,} weights in {len(plan.manifest.weights)} tensors")
     for name, file in sorted(plan.manifest.files.items()):
         console.print(f"  {name:22} {size_text(file.size):>10}", highlight=False)
-    for name, error in plan.manifest.parity.items():
-        console.print(f"  differs from Keras by at most {error:.1e} in {name}", highlight=False)
+    for quantity, error in plan.manifest.parity.items():
+        worst = plan.manifest.worst.get(quantity, "")
+        which = f" ({worst})" if error > 0 and worst else ""
+        console.print(f"  differs from Keras by at most {error:.1e} in {quantity}{which}", highlight=False)

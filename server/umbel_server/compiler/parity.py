@@ -34,12 +34,13 @@ _STRAY = 100.0
 """What a step's error counts less than that of most steps: rounding may choose another maximum now and then."""
 
 Worst = dict[str, tuple[float, str]]
+"""By quantity (loss, metrics, weights, ...): the error, and the name of the tensor or value that it is of."""
 Errors = dict[str, list[float]]
 """A tensor's errors, one a step."""
 
 
-def check_parity(task: Task, parts: KerasParts, manifest: Manifest, train: bytes, infer: bytes) -> dict[str, float]:
-    """The worst relative error by quantity; raises CompileError, naming the worst tensor, when one is over tolerance.
+def check_parity(task: Task, parts: KerasParts, manifest: Manifest, train: bytes, infer: bytes) -> Worst:
+    """The worst relative error by quantity, and what it is of; raises CompileError when one is over tolerance.
 
     The last of the ten batches is half padding in the plan and half as long in Keras. Where rounding decides - a deep
     network whose batch norms blow it up, a maximum of two equal values - ten steps run apart even in Keras itself;
@@ -80,7 +81,7 @@ def check_parity(task: Task, parts: KerasParts, manifest: Manifest, train: bytes
             raise CompileError(
                 f"{what}{limits[quantity]:.0e} is allowed; please report the model, or compile with --no-check"
             )
-    return {quantity: error for quantity, (error, _) in worst.items()}
+    return worst
 
 
 def tolerance(parts: KerasParts) -> float:

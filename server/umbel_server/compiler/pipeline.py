@@ -91,8 +91,10 @@ def compile_plan(
     if check:
         progress(next(stages))
         with native_stderr_silenced():  # LiteRT announces its delegate
-            parity = check_parity(task, parts, manifest, train, infer.data)
-        manifest = msgspec.structs.replace(manifest, parity=parity)
+            worst = check_parity(task, parts, manifest, train, infer.data)
+        parity = {quantity: error for quantity, (error, _) in worst.items()}
+        names = {quantity: name for quantity, (_, name) in worst.items()}
+        manifest = msgspec.structs.replace(manifest, parity=parity, worst=names)
     progress(next(stages))
     members = {TRAIN: train, INFER: infer.data, INFER_INT8: int8.data, INITIAL: tensors.dump(initial)}
     if parts.constants:

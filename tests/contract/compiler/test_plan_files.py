@@ -32,6 +32,12 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     return compile_task(task_of(pooled), tmp_path_factory.mktemp("plan") / "case.plan")
 
 
+def test_a_plan_names_what_differs_most_from_keras(plan: Plan) -> None:
+    manifest = plan.manifest
+    assert manifest.worst.keys() == manifest.parity.keys()
+    assert manifest.worst["weights"] in {weight.name for weight in manifest.weights}
+
+
 def test_padding_changes_nothing(plan: Plan) -> None:
     trainable, batch = Trainable(plan.read(TRAIN), plan.manifest), random_batch(plan)
     weight = np.float32([1, 1, 1, 1, 0, 0])

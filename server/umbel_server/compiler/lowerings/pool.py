@@ -19,13 +19,13 @@ def max_pool_grad(op: Any, inputs: list[Any]) -> list[Any]:
     image = (int(x.shape[1]), int(x.shape[2]))
     windows = Windows(size, strides, (1, 1), same_or_valid(op), image)
     taps = windows.taps(windows.pad(x, float(x.dtype.min)))
-    rest, zeros = dy, tf.zeros_like(dy)
+    rest = dy
     pieces: list[list[Any]] = []
     for i in range(size[0]):
         row = []
         for j in range(size[1]):
             last = (i + 1, j + 1) == size
-            row.append(rest if last else tf.where(tf.equal(taps[i][j], y), rest, zeros))
+            row.append(rest if last else rest * (1.0 - above_zero(y - taps[i][j])))
             rest = rest - row[-1]
         pieces.append(row)
     return [windows.back(pieces)]

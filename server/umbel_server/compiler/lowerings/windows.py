@@ -78,14 +78,15 @@ class Windows:
         return image[:, above : above + self.image[0], before : before + self.image[1], :]
 
     def _phases(self, padded: Any) -> list[list[Any]]:
-        """Every (height, width) stride's pixels apart: strided slices, which have no fast kernel, as splits."""
+        """Every (height, width) stride's pixels apart: strided slices, which have no fast kernel, as slices of channels."""
         high, wide = self.strides
         if (high, wide) == (1, 1):
             return [[padded]]
         batch, height, width, channels = (int(n) for n in padded.shape)
         down, across = height // high, width // wide
-        rows = tf.split(tf.reshape(padded, [batch * down, high, width * channels]), high, axis=1)
-        pixels = [tf.split(tf.reshape(row, [batch * down * across, wide, channels]), wide, axis=1) for row in rows]
+        beside = tf.reshape(padded, [batch * down, high, across, wide * channels])
+        starts = [j * channels for j in range(wide)]
+        pixels = [[beside[:, i : i + 1, :, start : start + channels] for start in starts] for i in range(high)]
         return [[tf.reshape(each, [batch, down, across, channels]) for each in row] for row in pixels]
 
     def _tap(self, phases: list[list[Any]], i: int, j: int) -> Any:
