@@ -18,7 +18,7 @@ demo: install
 	$(BIN)/umbel demo $(ARGS)
 
 test: install
-	$(BIN)/pytest -n 2 -m 'not serial' $(ARGS)
+	$(BIN)/pytest -n 2 --dist worksteal -m 'not serial' $(ARGS)
 	$(BIN)/pytest -m serial $(ARGS)
 
 check: install

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from umbel.keras_import import import_keras
-from umbel.plan import TRAIN
+from umbel.plan import TRAIN, Plan
 from umbel_sim.reference_models import REFERENCE_MODELS
 
 import_keras()
@@ -31,10 +31,14 @@ def test_large_reference_models_train_as_in_keras(name: str, tmp_path: Path) -> 
     plan = compile_task(task, tmp_path / "model.plan")
     assert plan.manifest.parity["loss"] <= 1e-4
     assert plan.manifest.parity["infer"] <= 1e-4
+    assert_little_more_than_its_weights(plan)
 
 
 @pytest.mark.parametrize("name", ["mlp", "mnist-cnn", "cifar-cnn"])
 def test_a_training_file_is_little_more_than_its_weights(name: str, tmp_path: Path) -> None:
-    plan = compile_task(REFERENCE_MODELS[name], tmp_path / "model.plan", check=False)
+    assert_little_more_than_its_weights(compile_task(REFERENCE_MODELS[name], tmp_path / "model.plan", check=False))
+
+
+def assert_little_more_than_its_weights(plan: Plan) -> None:
     weights = sum(4 * int(np.prod(spec.shape)) for spec in plan.manifest.weights)
     assert len(plan.read(TRAIN)) <= 2.2 * weights
