@@ -27,7 +27,7 @@ def mul(op: Any, inputs: list[Any]) -> list[Any]:
     """Mul(a, BroadcastTo(b)) = a b when a has the shape already; s BroadcastTo(b) = BroadcastTo(s b) for a scalar s."""
     a, b = _narrow(inputs)
     for scalar, other in ((a, b), (b, a)):
-        if len(scalar.shape) == 0 and other.op.type == "BroadcastTo":
+        if scalar.shape.rank == 0 and other.op.type == "BroadcastTo":
             return [tf.broadcast_to(other.op.inputs[0] * scalar, other.op.inputs[1])]
     product = scaled(op, [a, b])
     return [a * b if product is None else product]

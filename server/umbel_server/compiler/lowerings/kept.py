@@ -1,18 +1,25 @@
-"""What is computed of a tensor once and used by several lowerings."""
+"""What lowerings remember of the graph that they emit ops into."""
 
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import tensorflow as tf
 
-_MADE: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
+_NOTES = "_umbel_notes"
+
+
+def remembered(kind: str) -> dict[Any, Any]:
+    """Notes of one kind about the current graph; they are kept in it, and go with it."""
+    graph = tf.compat.v1.get_default_graph()
+    if not hasattr(graph, _NOTES):
+        setattr(graph, _NOTES, {})
+    notes: dict[str, dict[Any, Any]] = getattr(graph, _NOTES)
+    return notes.setdefault(kind, {})
 
 
 def kept(make: Callable[[Any, Any], Any], x: Any, what: Any) -> Any:
     """`make(x, what)`, made once in a graph: for a convolution and its gradients, for example."""
-    made = _MADE.setdefault(tf.compat.v1.get_default_graph(), {})
-    known = (make, x.ref(), what)
+    made, known = remembered("kept"), (make, x.ref(), what)
     if known not in made:
         made[known] = make(x, what)
     return made[known]

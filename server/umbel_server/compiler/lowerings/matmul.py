@@ -2,15 +2,12 @@
 
 from functools import reduce
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import tensorflow as tf
 
 from umbel_server.compiler.lowerings import lowers
+from umbel_server.compiler.lowerings.kept import remembered
 
-_Known = dict[Any, Any]
-_WHOLE: WeakKeyDictionary[Any, _Known] = WeakKeyDictionary()
-_FACTORS: WeakKeyDictionary[Any, _Known] = WeakKeyDictionary()
 _CUT_OFF = frozenset("ClipByValue Erf Erfc Maximum Minimum Relu Relu6 Selu Softplus".split())
 """Ops that are, or begin with, what the converter fuses into a fully connected layer."""
 _BETWEEN = frozenset("EnsureShape ExpandDims Identity IdentityN Reshape Squeeze StopGradient".split())
@@ -39,7 +36,7 @@ def matmul(op: Any, inputs: list[Any]) -> list[Any]:
     else:
         product = tf.matmul(a, b, **turned)
     if static and turned["transpose_b"]:
-        _made(_FACTORS)[product.ref()] = (a, b)
+        remembered("factors")[product.ref()] = (a, b)
     return [product]
 
 
@@ -56,7 +53,7 @@ def scaled(op: Any, inputs: list[Any]) -> Any:
     """
     for i in (0, 1):
         scalar, product, used = inputs[i], inputs[1 - i], len(op.inputs[1 - i].consumers())
-        if scalar.dtype.is_floating and len(scalar.shape) == 0 and used == 1:
+        if scalar.dtype.is_floating and scalar.shape.rank == 0 and used == 1:
             return _scaled(product, scalar)
     return None
 
@@ -91,7 +88,7 @@ def is_cut_off(op: Any) -> bool:
 def pack(op: Any, inputs: list[Any]) -> list[Any]:
     """Pack(a[t] b^T, ...) = Pack(a) b^T, when the b are one; any other as it is."""
     axis = op.get_attr("axis")
-    factors = [pair for value in inputs if (pair := _made(_FACTORS).get(tf.convert_to_tensor(value).ref()))]
+    factors = [pair for value in inputs if (pair := remembered("factors").get(tf.convert_to_tensor(value).ref()))]
     if axis != 0 or not 2 <= len(inputs) == len(factors) or len({b.ref() for _, b in factors}) > 1:
         return [tf.stack(inputs, axis)]
     b = factors[0][1]
@@ -145,7 +142,7 @@ def parts_of(count: int) -> int:
 
 
 def _of_all(unpacked: Any, b: Any) -> list[Any]:
-    made = _made(_WHOLE)
+    made = remembered("whole")
     known = (unpacked.name, b.ref())
     if known not in made:
         steps, rows, inner = (int(n) for n in unpacked.inputs[0].shape)
@@ -153,7 +150,3 @@ def _of_all(unpacked: Any, b: Any) -> list[Any]:
         made[known] = tf.unstack(tf.reshape(product, [steps, rows, int(b.shape[1])]))
     found: list[Any] = made[known]
     return found
-
-
-def _made(kind: WeakKeyDictionary[Any, _Known]) -> _Known:
-    return kind.setdefault(tf.compat.v1.get_default_graph(), {})
