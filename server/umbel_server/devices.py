@@ -102,6 +102,14 @@ class Devices:
                 device.installed, device.labels = status.installed, status.labels
             return device.online
 
+    def readmit(self, population: str, device: str) -> Device:
+        """End a device's quarantine and count its rejections from 0 again; raises UnknownDevice."""
+        self.get(population, device)
+        with self._database.transaction() as session:
+            row = session.get_one(Device, (population, device))
+            row.quarantined, row.rejections = "", 0
+        return row
+
     def forget_presence(self) -> None:
         """Count every device as offline in its session until it says otherwise, as after a server's restart."""
         with self._database.transaction() as session:
@@ -147,5 +155,8 @@ def describe(device: Device) -> dict[str, Any]:
         "labels": device.labels,
         "last_seen": device.last_seen,
         "enrolled": device.enrolled,
+        "assigned": device.assigned,
+        "rejections": device.rejections,
+        "quarantined": device.quarantined,
         "epoch": device.epoch,
     }

@@ -9,7 +9,7 @@ from umbel_server.broker import EmbeddedBroker
 from umbel_server.database import Database
 from umbel_server.devices import Devices
 from umbel_server.exchange import Exchange
-from umbel_server.fleet_grid import Fleet
+from umbel_server.fleet import Fleet
 from umbel_server.outbox import Outbox
 from umbel_server.plans import Plans
 from umbel_server.releases import Releases
@@ -42,7 +42,7 @@ class Server:
             self._broker.start()
             log.info("embedded broker on %s:%s", self.state.config.mqtt.host, self.broker_port)
         self.exchange.start()
-        self.runs.resume()
+        self.runs.go_on()
 
     def stop(self) -> None:
         """Leave every run where it is, disconnect, and stop the embedded broker."""
