@@ -70,7 +70,10 @@ class Record:
 
 @dataclass(frozen=True)
 class State:
-    """Where a run is. `wanted` updates are wanted until `closes`; `opened` is when this attempt, or its wait, began."""
+    """Where a run is. `wanted` updates are wanted until `closes`; `opened` is when this attempt, or its wait, began.
+
+    `trouble` is why the last assignment that came to nothing did, for people.
+    """
 
     run: str
     seed: int
@@ -85,6 +88,7 @@ class State:
     closes: float
     wanted: int = 0
     work: Mapping[str, Work] = field(default_factory=dict)
+    trouble: str = ""
 
     @property
     def number(self) -> int:
@@ -184,12 +188,14 @@ class _Turn:
             case events.Uploaded(id=id, examples=examples) if self._is(id, *WITH_DEVICE):
                 self._put(replace(self.state.work[id], state="arrived", examples=examples))
                 self.fold_arrived()
-            case events.Ended(id=id) if self._is(id, *WITH_DEVICE):
+            case events.Ended(id=id, reason=reason) if self._is(id, *WITH_DEVICE):
                 self._drop(id)
+                self.state = replace(self.state, trouble=reason)
             case events.Folded(id=id) if self._is(id, "folding"):
                 self._put(replace(self.state.work[id], state="folded"))
             case events.Refused(id=id, reason=reason) if self._is(id, "folding"):
                 self.finish(id, "rejected", reason)
+                self.state = replace(self.state, trouble=reason)
             case events.Committed(done=done) if self.state.phase == "committing":
                 self.committed(done)
             case events.Unable(reason=reason) if self.state.phase == "committing":
@@ -227,7 +233,7 @@ class _Turn:
 
     def _open(self, wanted: int, offers: tuple[Offer, ...]) -> None:
         closes = self.now + self.state.policy.deadline
-        self.state = replace(self.state, phase="collecting", opened=self.now, closes=closes, wanted=wanted)
+        self.state = replace(self.state, phase="collecting", opened=self.now, closes=closes, wanted=wanted, trouble="")
         self.effects.append(events.Open(self.state.number, self.state.attempt, self.now, closes, wanted, offers))
 
     def _offers(self, devices: tuple[str, ...]) -> tuple[Offer, ...]:
@@ -276,7 +282,8 @@ class _Turn:
             self.state = replace(state, phase="committing")
             self.effects.append(events.Commit(state.number, state.attempt, tuple(contributors)))
         elif over or folded + coming < policy.quorum:
-            self.abandon(f"{folded} updates came, the quorum is {policy.quorum}")
+            trouble = f"; {state.trouble}" if state.trouble else ""
+            self.abandon(f"{folded} updates came, the quorum is {policy.quorum}{trouble}")
 
     def committed(self, done: str) -> None:
         state = self.state

@@ -42,9 +42,13 @@ class Uploaded(Event):
 
 @dataclass(frozen=True)
 class Ended(Event):
-    """A device ended its assignment without an update: declined, failed, rejected, cancelled, or the command expired."""
+    """A device ended its assignment without an update: declined, failed, rejected, cancelled, or the command expired.
+
+    `reason` says who and why, for people.
+    """
 
     id: str
+    reason: str = ""
 
 
 @dataclass(frozen=True)

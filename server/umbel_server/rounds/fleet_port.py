@@ -98,7 +98,8 @@ class FleetPort:
         elif assignment.state == "uploaded":
             self._news.put(Uploaded(now, assignment.id, assignment.examples))
         else:
-            self._news.put(Ended(now, assignment.id))
+            why = f"{assignment.device} {assignment.state}: {assignment.reason}"
+            self._news.put(Ended(now, assignment.id, why))
 
     def listen(self) -> None:
         """Hear of what devices do from now on; a second time changes nothing."""

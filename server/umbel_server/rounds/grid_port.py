@@ -125,8 +125,9 @@ class GridPort:
             self._evaluated(sent, reply)
             return None
         if reply.has_error():
-            log.warning("node %d: %s", sent.node, reply.error.reason or f"error {reply.error.code}")
-            return Ended(self._clock(), sent.id)
+            why = f"node {sent.node}: {reply.error.reason or f'error {reply.error.code}'}"
+            log.warning("%s", why)
+            return Ended(self._clock(), sent.id, why)
         self._arrived[sent.id] = sent, reply
         return Uploaded(self._clock(), sent.id, _examples(reply))
 
