@@ -97,7 +97,10 @@ class Run(Base):
 
 
 class Round(Base):
-    """An attempt at a round: `wanted` updates until `closes`. States: open, committed, abandoned."""
+    """An attempt at a round: `wanted` updates until `closes`. States: open, committed, abandoned.
+
+    `seconds` is what the server spent on it, by what it did.
+    """
 
     __tablename__ = "rounds"
     __table_args__ = (ForeignKeyConstraint(["run"], ["runs.id"]),)
@@ -111,6 +114,7 @@ class Round(Base):
     closed: Mapped[float] = mapped_column(default=0.0)
     state: Mapped[str] = mapped_column(default="open")
     reason: Mapped[str] = mapped_column(default="")
+    seconds: Mapped[dict[str, float]] = mapped_column(default=dict)
 
 
 class Checkpoint(Base):

@@ -18,6 +18,7 @@ from umbel.examples import load_examples
 from umbel.tensors import Tensors, check, load
 from umbel.topics import check_name
 from umbel_server.database import Assignment, Checkpoint, Round, Run
+from umbel_server.device_metrics import average
 from umbel_server.evaluation import HeldOut
 from umbel_server.fleet import Fleet
 from umbel_server.fleet_grid import FleetGrid
@@ -245,6 +246,11 @@ class Runs:
                 .where(Assignment.run == run.id, Assignment.round == number)
                 .order_by(Assignment.attempt, Assignment.device)
             ).all()
+            evaluations = session.scalars(
+                select(Assignment).where(
+                    Assignment.run == run.id, Assignment.kind == "evaluate", Assignment.state == "folded"
+                )
+            ).all()
             travelled = session.execute(
                 select(func.sum(Assignment.bytes_down), func.sum(Assignment.bytes_up)).where(Assignment.run == run.id)
             ).one()
@@ -252,10 +258,21 @@ class Runs:
             **describe(run),
             "bytes_down": travelled[0] or 0,
             "bytes_up": travelled[1] or 0,
-            "checkpoints": [_describe_checkpoint(checkpoint) for checkpoint in checkpoints],
+            "checkpoints": [
+                {**_describe_checkpoint(checkpoint), **self._evaluated(run, checkpoint.round, evaluations)}
+                for checkpoint in checkpoints
+            ],
             "attempts": [_describe_attempt(attempt) for attempt in attempts],
             "assignments": [_describe_assignment(assignment) for assignment in assignments],
         }
+
+    def _evaluated(self, run: Run, round: int, evaluations: Sequence[Assignment]) -> dict[str, Any]:
+        """What devices made of a checkpoint on their examples."""
+        of_round = [(row.device, row.metrics, float(row.examples)) for row in evaluations if row.round == round]
+        if not of_round:
+            return {"evaluated": {}, "evaluators": 0}
+        metrics, count = average(of_round, self._plans.get(run.plan).manifest.metrics)
+        return {"evaluated": metrics, "evaluators": count}
 
     def _held_out(self, settings: RunSettings) -> io.BytesIO:
         return io.BytesIO(self._fleet.blobs.get(settings.held_out))
@@ -396,6 +413,7 @@ def _describe_attempt(attempt: Round) -> dict[str, Any]:
         "closed": attempt.closed,
         "wanted": attempt.wanted,
         "quorum": attempt.quorum,
+        "seconds": attempt.seconds,
     }
 
 

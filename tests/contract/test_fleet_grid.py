@@ -13,7 +13,7 @@ from tests.server_harness import POPULATION, RunningServer, ScriptedDevice
 from tests.waiting import eventually
 
 from umbel import tensors
-from umbel.messages import Ack, Blob, Cancel, Command, Outcome, Train, Trained
+from umbel.messages import Ack, Blob, Cancel, Command, Evaluate, Evaluated, Outcome, Train, Trained
 from umbel.plan import Plan
 from umbel.tensors import Tensors
 from umbel_server import flower_messages
@@ -394,3 +394,26 @@ def test_a_device_that_is_quarantined_gets_no_assignment_until_it_is_readmitted(
     assert running.client.post("/v1/devices/test/bad/readmit")["quarantined"] == ""
     bad.stop()
     good.stop()
+
+
+def test_devices_evaluate_each_checkpoint_in_turn(running: RunningServer, plan_of: PlanOf) -> None:
+    plan = running.server.plans.add(plan_of("line").path)
+
+    def work(command: Command) -> Outcome | None:
+        if isinstance(command.body, Evaluate):
+            return Evaluated(command.body.assignment, 10, {"loss": float(command.body.round)})
+        return trained(command, delta_of(1, 1, plan)) if isinstance(command.body, Train) else None
+
+    devices = [ScriptedDevice(running, f"device-{i}", work) for i in range(3)]
+    running.wait_online(3)
+    id = start(running, plan, {"evaluate": 2}, rounds=3)
+    assert ended(running, id)["state"] == "finished"
+
+    def evaluated() -> list[tuple[dict[str, float], int]]:
+        return [(c["evaluated"], c["evaluators"]) for c in running.server.runs.show(id)["checkpoints"][1:]]
+
+    eventually(lambda: evaluated() == [({"loss": float(number)}, 2) for number in (1, 2, 3)])
+    asked = [sum(isinstance(c.body, Evaluate) for c in device.commands) for device in devices]
+    assert asked == [2, 2, 2]
+    for device in devices:
+        device.stop()

@@ -3,10 +3,10 @@
 import logging
 import queue
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 from sqlalchemy import func, select
@@ -15,11 +15,12 @@ from sqlalchemy.orm import Session
 from umbel import tensors
 from umbel.errors import UmbelError
 from umbel.messages import Blob, Cancel
-from umbel.metrics import results, sum_shapes
+from umbel.metrics import results
 from umbel.plan import Plan
 from umbel.tensors import Tensors, check, dump, load
 from umbel_server import devices, moments
 from umbel_server.database import Assignment, Checkpoint, Command, Device, Round, Run
+from umbel_server.device_metrics import check_metrics
 from umbel_server.fleet import Fleet
 from umbel_server.instructions import instruction
 from umbel_server.outbox import OPEN, Addressed
@@ -266,17 +267,7 @@ class FleetPort:
         with self._fleet.database.transaction() as session:
             row = session.get_one(Assignment, id)
             reported = session.get_one(Device, (self.population, row.device)).examples
-        expected = sum_shapes(self.plan.manifest.metrics)
-        if row.metrics.keys() != expected.keys():
-            raise UmbelError(f"the metrics of {row.device} should be {sorted(expected)}, got {sorted(row.metrics)[:9]}")
-        for name, value in row.metrics.items():
-            if np.shape(value) != expected[name]:
-                raise UmbelError(
-                    f"metric {name} of {row.device} should have shape {list(expected[name])}, "
-                    f"got {list(np.shape(value))}"
-                )
-            if not np.isfinite(value).all():
-                raise UmbelError(f"metric {name} of {row.device} is not finite")
+        check_metrics(row.device, row.metrics, self.plan.manifest.metrics)
         update = tensors.load(self._fleet.blobs.get(row.update)) if row.update else {}
         return Arrival(row.device, update, row.examples, row.metrics, reported, row.update or "")
 
@@ -327,6 +318,7 @@ class FleetPort:
 
     def commit(self, checkpoint: Checkpointing) -> dict[str, float]:
         """Store the weights, evaluate them, and commit: checkpoint, contributors, round and the run's progress at once."""
+        began = time.perf_counter()
         data = dump(checkpoint.weights)
         weights = self._fleet.blobs.put(data)
         strategy = self._fleet.blobs.put(dump(checkpoint.strategy)).sha256 if checkpoint.strategy else None
@@ -355,6 +347,7 @@ class FleetPort:
             opened = session.get(Round, (self.run, checkpoint.number, checkpoint.attempt))
             if opened is not None:
                 opened.state, opened.closed = "committed", now
+                opened.seconds = {**checkpoint.seconds, "commit": time.perf_counter() - began}
             run = session.get_one(Run, self.run)
             run.round, run.updated = checkpoint.number, now
             session.flush()

@@ -4,7 +4,8 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,8 +26,8 @@ from umbel_server.rounds.shown import Shown
 
 log = logging.getLogger("umbel.rounds")
 
-LOOK_SECONDS = 0.2
-"""How often a round that waits for devices looks for them, whatever it hears."""
+LOOK_SECONDS, SOONEST_LOOK = 0.2, 0.02
+"""How often a round that waits for devices looks for them whatever it hears, and at most when presence changes."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,14 @@ class _Loop:
         record = replace(start.record, done=config.reached(start.metrics, port.spent()))
         self._state, effects = engine.recover(record, clock())
         self._effects = deque(effects)
+        self._seconds: dict[str, float] = {}
+        self._looked = -math.inf
 
     def run(self) -> End | None:
         while True:
             while self._effects:
                 effect = self._effects.popleft()
                 if isinstance(effect, End):
-                    self._finish_first()
                     return effect
                 self._perform(effect)
             now = self._clock()
@@ -99,30 +101,28 @@ class _Loop:
                 return None
             for event in happened:
                 self._step(event)
-            if self._state.wants_devices:
-                self._step(events.Candidates(self._clock(), self._port.candidates()))
+            since = self._clock() - self._looked
+            if self._state.wants_devices and not 0 <= since < (LOOK_SECONDS if happened else SOONEST_LOOK):
+                self._look()
             else:
                 self._step(events.Tick(self._clock()))
+
+    def _look(self) -> None:
+        self._looked = self._clock()
+        self._step(events.Candidates(self._looked, self._port.candidates()))
 
     def _step(self, event: Event) -> None:
         self._state, effects = engine.step(self._state, event)
         self._effects.extend(effects)
 
-    def _finish_first(self) -> None:
-        for effect in self._effects:
-            if isinstance(effect, events.Finish):
-                self._perform(effect)
-
     def _perform(self, effect: events.Effect) -> None:
         match effect:
             case events.Look():
-                self._step(events.Candidates(self._clock(), self._port.candidates()))
+                self._look()
             case events.Open(offers=offers):
-                self._port.offer(effect, self._messages(offers))
-                moments.reached("offered")
+                self._offer(effect, offers)
             case events.Assign(offers=offers):
-                self._port.offer(None, self._messages(offers))
-                moments.reached("offered")
+                self._offer(None, offers)
             case events.Fold(id=id, weight=weight):
                 self._fold(id, weight)
             case events.Finish():
@@ -135,6 +135,17 @@ class _Loop:
                 self._commit(effect)
             case events.Evaluate(number=number):
                 self._evaluate(number)
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._seconds[what] = self._seconds.get(what, 0.0) + time.perf_counter() - began
+
+    def _offer(self, opened: events.Open | None, offers: tuple[Offer, ...]) -> None:
+        with self._timed("publish"):
+            self._port.offer(opened, self._messages(offers))
+        moments.reached("offered")
 
     def _messages(self, offers: tuple[Offer, ...]) -> list[tuple[Offer, Message]]:
         nodes = {self._port.node(offer.device): offer for offer in offers}
@@ -162,9 +173,12 @@ class _Loop:
     def _fold(self, id: str, weight: float) -> None:
         moments.reached("uploaded")
         try:
-            arrival = self._port.arrival(id)
-            self._vetting.vet(arrival.device, arrival.update, arrival.examples, arrival.reported)
-            self._aggregator.fold(id, arrival.update, weight, arrival.metrics)
+            with self._timed("read"):
+                arrival = self._port.arrival(id)
+            with self._timed("vet"):
+                self._vetting.vet(arrival.device, arrival.update, arrival.examples, arrival.reported)
+            with self._timed("fold"):
+                self._aggregator.fold(id, arrival.update, weight, arrival.metrics)
         except UmbelError as error:
             log.warning("round %d goes on without an update: %s", self._state.number, error)
             self._step(events.Refused(self._clock(), id, str(error)))
@@ -180,7 +194,8 @@ class _Loop:
         name = type(self._strategy).__name__
         self._configure([flower_messages.SERVER_NODE])  # a strategy learns here which weights it aggregates on
         try:
-            weights, sums = self._aggregator.finish(commit.number, self._weights)
+            with self._timed("aggregate"):
+                weights, sums = self._aggregator.finish(commit.number, self._weights)
         except UmbelError as error:
             self._step(events.Unable(self._clock(), str(error)))
             return
@@ -195,8 +210,10 @@ class _Loop:
                 sums,
                 commit.contributors,
                 self._state.opened,
+                self._seconds,
             )
         )
+        self._seconds = {}
         self._clear()
         moments.reached("committed")
         self._step(events.Committed(self._clock(), self._config.reached(metrics, self._port.spent())))

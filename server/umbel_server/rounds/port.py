@@ -1,7 +1,7 @@
 """What the rounds of one run need of a fleet and of durable memory."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from flwr.app import Message
@@ -51,7 +51,10 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Checkpointing:
-    """A checkpoint to remember. `fleet_sums` are the devices' `per_example` sums, averaged by weight."""
+    """A checkpoint to remember. `fleet_sums` are the devices' `per_example` sums, averaged by weight.
+
+    `seconds` is what the server spent on it so far, by what it did: publish, read, vet, fold, aggregate.
+    """
 
     number: int
     attempt: int
@@ -60,6 +63,7 @@ class Checkpointing:
     fleet_sums: Sums
     contributors: Sequence[tuple[str, float]]
     opened: float
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 class Port(Protocol):

@@ -24,6 +24,7 @@ def upgrade() -> None:
         sa.Column("closed", sa.Double(), nullable=False),
         sa.Column("state", sa.String(), nullable=False),
         sa.Column("reason", sa.String(), nullable=False),
+        sa.Column("seconds", sa.JSON(), nullable=False),
         sa.ForeignKeyConstraint(["run"], ["runs.id"]),
         sa.PrimaryKeyConstraint("run", "number", "attempt"),
     )
