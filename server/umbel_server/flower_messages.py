@@ -1,11 +1,11 @@
 """The one place that reaches below Flower's public API: a Grid of our own must give messages their ids."""
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Context, Error, Message, MetricRecord, RecordDict, UserConfig
+from flwr.app import Array, ArrayRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict, UserConfig
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
@@ -44,6 +44,18 @@ def reply(to: Message, weights: Mapping[str, NDArray[Any]], metrics: Mapping[str
     if weights:
         content["arrays"] = array_record(weights)
     return Message(content, reply_to=to)
+
+
+def replies(
+    answers: Sequence[tuple[Mapping[str, NDArray[Any]], Mapping[str, float | list[float]]]],
+) -> list[Message]:
+    """Answers as a strategy's `aggregate_train` is given them, each weights and metrics, to messages that nobody sent."""
+    made = []
+    for number, (weights, metrics) in enumerate(answers):
+        asked = Message(RecordDict(), SERVER_NODE + 1 + number, MessageType.TRAIN)
+        give_id(asked)
+        made.append(reply(asked, weights, metrics))
+    return made
 
 
 def error_reply(to: Message, code: int, reason: str) -> Message:

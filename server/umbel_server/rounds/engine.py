@@ -252,9 +252,13 @@ class _Turn:
         """Fold what has arrived, each with its examples as weight, less the staler it is."""
         if self.state.phase == "committing":
             return  # the sum is being committed; these belong to the next one, or to none
+        room = math.inf
+        if self.state.policy.mode == "async":
+            room = self.state.policy.buffer - self.state.count("folding", "folded")
         for work in list(self.state.work.values()):
-            if work.state == "arrived":
-                weight = work.examples * self.state.policy.discount(self.state.version - work.base)
+            if work.state == "arrived" and room > 0:
+                room -= 1
+                weight = self.state.policy.weight(work.examples, self.state.version - work.base)
                 self._put(replace(work, state="folding", weight=weight))
                 self.effects.append(events.Fold(work.id, weight))
 
@@ -271,7 +275,7 @@ class _Turn:
             self.select()
         elif state.phase == "selecting" and self.now >= state.closes + policy.deadline:
             self.abandon("nobody told which devices there are")
-        if state.phase != "collecting" or state.count("folding", "arrived"):
+        if state.phase != "collecting" or state.count("folding"):
             return
         folded, over = state.count("folded"), self.now >= state.closes
         coming = sum(work.state in WITH_DEVICE and work.base == state.version for work in state.work.values())

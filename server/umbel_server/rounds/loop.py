@@ -77,7 +77,7 @@ class _Loop:
         self._weights = start.weights
         strategies.restore(strategy, start.strategy, list(start.weights))
         specs = [WeightSpec(name, weight.shape, weight.dtype.name) for name, weight in start.weights.items()]
-        self._aggregator = aggregator_of(strategy, specs)
+        self._aggregator = aggregator_of(strategy, specs, lambda id: port.arrival(id).update)
         self._vetting = Vetting(specs, policy.max_norm, policy.norm_multiple)
         record = replace(start.record, done=config.reached(start.metrics, port.spent()))
         self._state, effects = engine.recover(record, clock())
@@ -176,9 +176,9 @@ class _Loop:
             with self._timed("read"):
                 arrival = self._port.arrival(id)
             with self._timed("vet"):
-                self._vetting.vet(arrival.device, arrival.update, arrival.examples, arrival.reported)
+                peaks = self._vetting.vet(arrival.device, arrival.update, arrival.examples, arrival.reported)
             with self._timed("fold"):
-                self._aggregator.fold(id, arrival.update, weight, arrival.metrics)
+                self._aggregator.fold(id, arrival.update, weight, arrival.metrics, peaks)
         except UmbelError as error:
             log.warning("round %d goes on without an update: %s", self._state.number, error)
             self._step(events.Refused(self._clock(), id, str(error)))

@@ -84,9 +84,11 @@ class RoundPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """How many assignments a synchronous round begins with."""
         return min(available, math.ceil(self.wanted(available) * self.over_selection - 1e-9))
 
-    def discount(self, staleness: int) -> float:
-        """What an update's weight is multiplied with: 1 for one that is not stale."""
-        return float((1 + staleness) ** -self.staleness_exponent)
+    def weight(self, examples: int, staleness: int) -> float:
+        """The weight of an update of `examples`: less the staler it is, in sixteenths, so that sums are exact."""
+        if staleness == 0:
+            return float(examples)
+        return max(1, round(16 * examples * float((1 + staleness) ** -self.staleness_exponent))) / 16
 
     def rest(self, failures: int) -> float:
         """Seconds to wait after `failures` abandoned rounds in a row."""
