@@ -2,10 +2,12 @@
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from umbel import messages, topics
@@ -26,6 +28,9 @@ RESEND_SECONDS = 10.0
 CLIENT_ID = "umbel-server"
 UNFINISHED_SECONDS = 60.0
 """How long an accepted command may be silent before it is sent again: its result may have been lost."""
+
+MOST_WAITING = 10_000
+"""Messages kept for later while the database cannot be written; beyond that a command's repeat brings them back."""
 
 Listener = Callable[[Assignment | None], None]
 
@@ -48,6 +53,7 @@ class Exchange:
             self._received,
             on_down=self._down,
         )
+        self._again: deque[tuple[str, bytes]] = deque(maxlen=MOST_WAITING)
         self._listeners: dict[str, tuple[str, Listener]] = {}
         self._stopping = threading.Event()
         self._sweeper = threading.Thread(target=self._sweep, name="outbox", daemon=True)
@@ -84,6 +90,13 @@ class Exchange:
         self._listeners.pop(run, None)
 
     def _received(self, topic: str, payload: bytes) -> None:
+        try:
+            self._take_in(topic, payload)
+        except OperationalError as error:
+            log.warning("a message on %s waits for the database: %s", topic, str(error).splitlines()[0])
+            self._again.append((topic, payload))
+
+    def _take_in(self, topic: str, payload: bytes) -> None:
         try:
             address = topics.parse(topic)
             if not payload:
@@ -177,6 +190,8 @@ class Exchange:
     def _sweep(self) -> None:
         while not self._stopping.wait(SWEEP_SECONDS):
             try:
+                for _ in range(len(self._again)):
+                    self._received(*self._again.popleft())
                 with self._database.transaction() as session:
                     expired = self._outbox.expire(session)
                     moved = [_move(session, command, "expired", command.reason) for command in expired]

@@ -78,7 +78,8 @@ def _measure(values: NDArray[Any]) -> tuple[float, float]:
         if not (math.isfinite(highest) and math.isfinite(lowest)):
             return math.nan, math.nan
         peak = max(peak, highest, -lowest)
-        part = float(np.dot(chunk, chunk))
+        with np.errstate(over="ignore"):
+            part = float(np.dot(chunk, chunk))
         if not math.isfinite(part):  # the squares leave float32 before the values do
             wide = chunk.astype(np.float64)
             part = float(np.dot(wide, wide))
