@@ -5,9 +5,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from tests.faults.schedules.store import AssignmentRow
+
 from umbel_server.rounds import events
 from umbel_server.rounds.assignments import FINAL, LIVE, WITH_DEVICE
-from umbel_server.rounds.engine import Record, State
+from umbel_server.rounds.engine import Record, State, Work
 
 if TYPE_CHECKING:
     from tests.faults.schedules.world import World
@@ -67,16 +68,18 @@ class Invariants:
             return
         require(math.isfinite(state.wake), f"the engine waits for ever, {state.phase}")
         require(state.phase != "committing", "nothing commits what is committing")
+        if state.phase == "collecting":
+            require(len(folded) < state.wanted, f"{len(folded)} of {state.wanted} are folded and nothing is committed")
         live = {
             row.id: "with device" if row.state in WITH_DEVICE else "here"
             for row in self._store.assignments.values()
             if row.state in LIVE
         }
-        known = {
-            work.id: "with device" if work.state in WITH_DEVICE else "here" for work in state.work.values()
-        }
+        known = {work.id: "with device" if work.state in WITH_DEVICE else "here" for work in state.work.values()}
         require(live == known, f"the database has {live}, the engine {known}")
         require(state.version == self._store.version, f"the engine is at {state.version}")
+        counted = state.failures == self.in_a_row or self.clock_went_back
+        require(counted, f"{self.in_a_row} attempts in a row were abandoned, the engine counts {state.failures}")
 
     def at_the_end(self) -> None:
         """When the world is over."""
@@ -88,7 +91,9 @@ class Invariants:
 
     # What the engine does.
 
-    def stepped(self, engine: ModuleType, before: State, event: events.Event, after: State, effects: tuple[events.Effect, ...]) -> None:
+    def stepped(
+        self, engine: ModuleType, before: State, event: events.Event, after: State, effects: tuple[events.Effect, ...]
+    ) -> None:
         """After every step of the engine."""
         if self._now != self._world.now:
             self._now, self._steps = self._world.now, 0
@@ -118,6 +123,8 @@ class Invariants:
                 case events.Fold(id=id) | events.Finish(id=id):
                     known = id in self._store.assignments or id in before.work or id in new
                     require(known, f"nobody knows assignment {id}")
+                    if isinstance(effect, events.Finish) and id in before.work:
+                        self._may_finish(before.work[id], effect, after, event, effects)
                 case events.Open(offers=offers) | events.Assign(offers=offers):
                     new = {offer.id for offer in offers}
                     self._chosen(after, event, offers)
@@ -127,8 +134,28 @@ class Invariants:
                     self._may_commit(after, event.now, len(effect.contributors))
                 case events.Abandon():
                     self._may_abandon(before, event)
+                    rest = min(60.0, self._policy.backoff * 2.0 ** (after.failures - 1))
+                    rests = after.phase != "resting" or after.closes == event.now + rest
+                    require(rests, f"it rests until {after.closes}, not for {rest} s")
                 case _:
                     pass
+
+    def _may_finish(
+        self, work: Work, finish: events.Finish, after: State, event: events.Event, effects: tuple[events.Effect, ...]
+    ) -> None:
+        """No device is stopped and no update thrown away without a reason."""
+        policy = self._policy
+        allowed = policy.max_staleness if policy.late == "fold" or policy.mode == "async" else 0
+        match finish.state:
+            case "expired":
+                require(event.now >= work.closes, f"{work.id} expired {work.closes - event.now} s early")
+            case "rejected":
+                require(isinstance(event, events.Refused), f"{work.id} was rejected by nobody")
+            case "cancelled":
+                over = any(isinstance(effect, events.Abandon | events.End) for effect in effects)
+                require(over or after.version - work.base > allowed, f"{work.id} was cancelled: {finish.reason}")
+            case _:
+                require(False, f"{work.id} ends as {finish.state}")
 
     def _chosen(self, state: State, event: events.Event, offers: tuple[events.Offer, ...]) -> None:
         policy = self._policy
@@ -148,6 +175,7 @@ class Invariants:
     def _opened(self, opened: events.Open, event: events.Event) -> None:
         policy = self._policy
         require(opened.number == self._store.version + 1, f"round {opened.number} is opened")
+        require(opened.number <= self._store.rounds, f"round {opened.number} of {self._store.rounds} is opened")
         require(self.in_a_row < policy.attempts or self.clock_went_back, f"attempt {self.in_a_row + 1} in a row")
         if policy.mode == "sync":
             most = math.ceil(opened.wanted * policy.over_selection - 1e-9)
@@ -189,6 +217,8 @@ class Invariants:
         at_work = {row.device for row in self._store.assignments.values() if row.state in WITH_DEVICE}
         if opened is not None:
             self._open = opened.number, opened.attempt
+            others = [key for key, row in self._store.attempts.items() if row.state == "open"]
+            require(not others, f"{self._open} is opened and {others} is open")
         for offer in offers:
             require(offer.device not in at_work, f"{offer.device} has an assignment already")
             at_work.add(offer.device)
@@ -230,12 +260,19 @@ class Invariants:
             self._folded.add(id)
         self.in_a_row, self.clock_went_back = 0, False
 
-    def ends(self, state: str) -> None:
+    def ends(self, state: str, ordered: bool) -> None:
         """When the run's end is noted; everything that the engine wanted of its assignments is done."""
+        gave_up = self.in_a_row >= self._policy.attempts or self.clock_went_back
+        require(state == "finished" or ordered or gave_up, f"it is {state} after {self.in_a_row} abandoned attempts")
+        over = self._store.version in (self._store.rounds, self._world.faults.done_at)
+        require(state != "finished" or over, f"it is finished at checkpoint {self._store.version}")
         states = WITH_DEVICE if state == "paused" else LIVE
         live = [row.id for row in self._store.assignments.values() if row.state in states]
         require(not live, f"the run is {state} and {live} are not finished")
 
     def resumed(self) -> None:
-        """When an administrator resumes the run."""
-        self.in_a_row, self.clock_went_back = 0, False
+        """When an administrator resumes the run.
+
+        The database counts what was abandoned after that by its clock: one that went back misleads it until a commit.
+        """
+        self.in_a_row = 0

@@ -184,7 +184,9 @@ class Store:
         row = self.assignments[command.assignment]
         return row if self._move(row, state, now) else None
 
-    def complete(self, id: str, device: str, answers: str, examples: int, wrong: bool, now: float) -> AssignmentRow | None:
+    def complete(
+        self, id: str, device: str, answers: str, examples: int, wrong: bool, now: float
+    ) -> AssignmentRow | None:
         """As Exchange._completed and _take; returns the assignment if this moved it on."""
         command = self.commands[id]
         if command.device != device or command.state not in OPEN:

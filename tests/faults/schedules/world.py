@@ -11,6 +11,7 @@ from types import ModuleType
 from tests.faults.schedules.devices import HABITS, Device, Said
 from tests.faults.schedules.invariants import Invariants, require
 from tests.faults.schedules.store import AssignmentRow, CommandRow, DeviceRow, Store
+
 from umbel_server.rounds import engine as the_engine
 from umbel_server.rounds import events
 from umbel_server.rounds.engine import State
@@ -36,6 +37,7 @@ class Life:
     sum: dict[str, float] = field(default_factory=dict)
     waits: int = 0
     waiting: bool = False
+    ordered: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,13 +97,13 @@ class World:
         self._order = itertools.count()
         self.faults = Faults(
             calm=rng.uniform(1, 8) * deadline,
-            crash=rng.choice((0.0, 0.0, 0.01, 0.03, 0.1)),
+            crash=rng.choice((0.0, 0.0, 0.02, 0.05, 0.15)),
             loss=rng.choice((0.0, 0.05, 0.25)),
             repeat=rng.choice((0.0, 0.1, 0.3)),
             late=rng.choice((0.0, 0.1, 0.3)),
-            dawdle=rng.choice((0.0, 0.0, 0.05, 0.5)),
+            dawdle=rng.choice((0.0, 0.0, 0.3, 0.8)),
             unable=rng.choice((0.0, 0.0, 0.2)),
-            eager=rng.random() < 0.2,
+            eager=rng.random() < 0.4,
             done_at=rng.choice((99, 99, 2)),
         )
         self._resend = rng.uniform(0.2, 0.6) * deadline, rng.uniform(0.5, 1.5) * deadline
@@ -141,7 +143,7 @@ class World:
         self._start()
         self._after(self._deadline * 0.1, self._sweep)
         self._after(faults.calm, self._become_calm)
-        for what in (self._crash, self._jump, self._administer, self._move_device):
+        for what in (self._crash, self._start_over, self._jump, self._administer, self._move_device):
             for _ in range(rng.choice((0, 0, 1, 2, 4))):
                 self._after(rng.uniform(0, faults.calm), what)
         self._most = (self.store.rounds + 6) * 8 * self._deadline + 400 + faults.calm
@@ -199,13 +201,19 @@ class World:
     def _launch(self) -> None:
         """Listen, and read the record a little later: what comes in between is both news and recorded."""
         self.life = Life()
-        self._after(self.rng.choice((0.0, 0.1)), self._recover, self.life)
+        self._after(self.rng.choice((0.001, 0.1, 0.3 * self._deadline)), self._recover, self.life)
 
     def _crash(self) -> None:
         if self.up:
             self._say("the server crashes")
             self.up, self.life = False, None
             self._after(self.rng.uniform(0.01, 1.5) * self._deadline, self._start)
+
+    def _start_over(self) -> None:
+        """The run's thread fails and starts over in a server that lives on, as when its database is away for a moment."""
+        if self.up and self.life is not None:
+            self._say("the run starts over")
+            self._launch()
 
     def _may_crash(self) -> None:
         if not self.calm and self.faults.crash and self.rng.random() < self.faults.crash:
@@ -250,6 +258,8 @@ class World:
                 self._step(life, events.Candidates(self.clock, self.store.candidates()))
             else:
                 self._step(life, events.Tick(self.clock))
+                idle = not life.effects and not life.state.wants_devices
+                require(not idle or life.state.wake > self.clock, "the engine would be woken at once, and again")
         if life.effects or life.news:
             dawdles = self.faults.dawdle and not self.calm and self.rng.random() < self.faults.dawdle
             self._after(self.rng.uniform(0, 0.1) * self._deadline if dawdles else 0.0, self._act, life)
@@ -347,7 +357,7 @@ class World:
                 self._perform(life, effect)
                 self._may_crash()
         self._say(f"ends    {end}")
-        self.watch.ends(end.state)
+        self.watch.ends(end.state, life.ordered)
         self.store.note(end.state)
         self.life = None
 
@@ -387,7 +397,9 @@ class World:
         else:
             row = self.store.acknowledge(said.command, said.device, said.state, now)
         if self._said is not None:
-            self._say(f"{said.device} says {said.state} to {said.command}: {f'now {row.state}' if row else 'no change'}")
+            self._say(
+                f"{said.device} says {said.state} to {said.command}: {f'now {row.state}' if row else 'no change'}"
+            )
         self._may_crash()
         self._tell(row)
 
@@ -449,6 +461,7 @@ class World:
             return
         if self.store.state == "running" and self.life is not None:
             self._say(f"the administrator says {what}")
+            self.life.ordered = True
             self._hear(events.Order(self.clock, what))
             if what == "pause":
                 self._after(self.rng.uniform(0, 1) * self._deadline, self._resume)
