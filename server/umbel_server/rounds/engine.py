@@ -198,6 +198,7 @@ class _Turn:
             case events.Refused(id=id, reason=reason) if self._is(id, "folding"):
                 self.finish(id, "rejected", reason)
                 self.state = replace(self.state, trouble=reason)
+                self.fold_arrived()  # there is room for another
             case events.Committed(done=done) if self.state.phase == "committing":
                 self.committed(done)
             case events.Unable(reason=reason) if self.state.phase == "committing":

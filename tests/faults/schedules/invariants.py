@@ -68,6 +68,9 @@ class Invariants:
             return
         require(math.isfinite(state.wake), f"the engine waits for ever, {state.phase}")
         require(state.phase != "committing", "nothing commits what is committing")
+        if state.phase != "ended":
+            room = self._policy.mode == "sync" or len(folded) < self._policy.buffer
+            require(not (room and state.count("arrived")), "an update waits although there is room in the sum")
         if state.phase == "collecting":
             require(len(folded) < state.wanted, f"{len(folded)} of {state.wanted} are folded and nothing is committed")
         live = {
@@ -246,6 +249,7 @@ class Invariants:
         require(dict(commit.contributors) == sum, f"{commit.contributors} are committed, the sum is of {sum}")
         require(len(sum) == len(commit.contributors), "a contributor is named twice")
         require(len(sum) >= policy.quorum, f"{len(sum)} contributed, the quorum is {policy.quorum}")
+        require(policy.mode == "sync" or len(sum) <= policy.buffer, f"{len(sum)} are in a buffer of {policy.buffer}")
         for id, weight in commit.contributors:
             row = self._store.assignments[id]
             require(id not in self._folded, f"{id} is in two checkpoints")
@@ -255,7 +259,8 @@ class Invariants:
             allowed = policy.max_staleness if policy.late == "fold" or policy.mode == "async" else 0
             require(0 <= staleness <= allowed, f"{id} is {staleness} checkpoints stale")
             examples = self._world.devices[row.device].sent[id]
-            right = examples / (1 + staleness) ** policy.staleness_exponent
+            discounted = round(16 * examples / (1 + staleness) ** policy.staleness_exponent) / 16
+            right = max(1 / 16, discounted) if staleness else examples
             require(math.isclose(weight, right), f"{id} weighs {weight}, it should weigh {right}")
             self._folded.add(id)
         self.in_a_row, self.clock_went_back = 0, False

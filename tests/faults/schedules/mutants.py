@@ -16,10 +16,7 @@ MUTANTS: dict[str, tuple[str, str]] = {
         '        if self.state.phase == "committing":\n            return',
         '        if self.state.phase == "nowhere":\n            return',
     ),
-    "a round is committed while an update is being folded": (
-        'or state.count("folding", "arrived"):',
-        'or state.count("arrived"):',
-    ),
+    "a round is committed while an update is being folded": ('or state.count("folding"):', "or False:"),
     "the quorum is forgotten at the deadline": ("(folded >= policy.quorum and (over", "(folded and (over"),
     "the quorum is enough before the deadline": ("policy.quorum and (over or not coming))", "policy.quorum)"),
     "a round waits for every device": (
@@ -40,10 +37,13 @@ MUTANTS: dict[str, tuple[str, str]] = {
         'case events.Accepted(id=id) if self._is(id, "offered"):',
         "case events.Accepted(id=id) if id in self.state.work:",
     ),
-    "staleness is not discounted": ("discount(self.state.version - work.base)", "discount(0)"),
+    "staleness is not discounted": (
+        "weight(work.examples, self.state.version - work.base)",
+        "weight(work.examples, 0)",
+    ),
     "staleness is counted from the round": (
-        "discount(self.state.version - work.base)",
-        "discount(self.state.number - work.base)",
+        "weight(work.examples, self.state.version - work.base)",
+        "weight(work.examples, self.state.number - work.base)",
     ),
     "updates staler than the policy lets are folded": (
         "elif staleness > self.state.policy.max_staleness:",
@@ -52,6 +52,10 @@ MUTANTS: dict[str, tuple[str, str]] = {
     "late updates are dropped that could be folded": (
         "if not self.state.policy.folds_late and staleness > 0:",
         "if staleness > 0:",
+    ),
+    "an asynchronous checkpoint has no room": (
+        'room = self.state.policy.buffer - self.state.count("folding", "folded")',
+        "pass",
     ),
     "what is committed stays in the sum": (
         'items() if work.state != "folded"}',

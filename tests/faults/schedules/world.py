@@ -411,7 +411,7 @@ class World:
         elif row.state == "uploaded":
             self._hear(events.Uploaded(self.clock, row.id, row.examples))
         else:
-            self._hear(events.Ended(self.clock, row.id))
+            self._hear(events.Ended(self.clock, row.id, f"{row.device} {row.state}"))
 
     def _presence(self, device: Device) -> None:
         """Tell the server of a device's coming or going, in the end rightly: the broker retains it."""
