@@ -1,7 +1,7 @@
 """The one place that reaches below Flower's public API: a Grid of our own must give messages their ids."""
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
+from umbel.metrics import Sums
 from umbel.tensors import Tensors
 
 SERVER_NODE = 1
@@ -46,16 +47,19 @@ def reply(to: Message, weights: Mapping[str, NDArray[Any]], metrics: Mapping[str
     return Message(content, reply_to=to)
 
 
-def replies(
-    answers: Sequence[tuple[Mapping[str, NDArray[Any]], Mapping[str, float | list[float]]]],
-) -> list[Message]:
-    """Answers as a strategy's `aggregate_train` is given them, each weights and metrics, to messages that nobody sent."""
-    made = []
-    for number, (weights, metrics) in enumerate(answers):
-        asked = Message(RecordDict(), SERVER_NODE + 1 + number, MessageType.TRAIN)
-        give_id(asked)
-        made.append(reply(asked, weights, metrics))
-    return made
+def own_reply(weights: Mapping[str, NDArray[Any]], metrics: Mapping[str, float | list[float]]) -> Message:
+    """A reply that no device sent, to a message that was never sent: what is aggregated already, for a strategy."""
+    to = Message(RecordDict(), SERVER_NODE, MessageType.TRAIN)
+    give_id(to)
+    return reply(to, weights, metrics)
+
+
+def sums_of(record: MetricRecord | None) -> Sums:
+    """The metrics of Flower's record as floats and lists of floats; none of no record."""
+    return {
+        name: [float(v) for v in value] if isinstance(value, list) else float(value)
+        for name, value in (record or {}).items()
+    }
 
 
 def error_reply(to: Message, code: int, reason: str) -> Message:

@@ -12,13 +12,13 @@ from flwr.serverapp import Grid
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from umbel import tensors
-from umbel.errors import UmbelError
+from umbel.errors import TensorError, UmbelError
 from umbel.messages import Blob, Cancel
 from umbel.metrics import results
 from umbel.plan import Plan
 from umbel.tensors import Tensors, check, dump, load
 from umbel_server import devices, moments
+from umbel_server.aggregation import Update, WeightPieces, from_blob
 from umbel_server.database import Assignment, Checkpoint, Command, Device, Round, Run
 from umbel_server.device_metrics import check_metrics
 from umbel_server.fleet import Fleet
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("umbel.runs")
 
+NO_UPDATE = Update({}, WeightPieces({}))
 LEAST_CANCEL_SECONDS = 60.0
 
 
@@ -75,6 +76,11 @@ class FleetPort:
     def now(self) -> float:
         """The time in Unix seconds."""
         return self._clock()
+
+    @property
+    def delta_dtype(self) -> str:
+        """Devices send updates in the weights' own dtypes."""
+        return ""
 
     def belong_to(self, grid: "FleetGrid") -> None:
         """Name the grid that strategies are shown."""
@@ -268,8 +274,11 @@ class FleetPort:
             row = session.get_one(Assignment, id)
             reported = session.get_one(Device, (self.population, row.device)).examples
         check_metrics(row.device, row.metrics, self.plan.manifest.metrics)
-        update = tensors.load(self._fleet.blobs.get(row.update)) if row.update else {}
-        return Arrival(row.device, update, row.examples, row.metrics, reported, row.update or "")
+        try:
+            update = from_blob(self._fleet.blobs, row.update) if row.update else NO_UPDATE
+        except TensorError as error:
+            raise UmbelError(f"the update of {row.device}: {error}") from error
+        return Arrival(row.device, update, row.examples, row.metrics, reported)
 
     def finish(self, finish: Finish) -> None:
         """Give an assignment its final state unless it has one, and tell its device if that is still at work."""

@@ -85,10 +85,8 @@ class RoundPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return min(available, math.ceil(self.wanted(available) * self.over_selection - 1e-9))
 
     def weight(self, examples: int, staleness: int) -> float:
-        """The weight of an update of `examples`: less the staler it is, in sixteenths, so that sums are exact."""
-        if staleness == 0:
-            return float(examples)
-        return max(1, round(16 * examples * float((1 + staleness) ** -self.staleness_exponent))) / 16
+        """The weight of an update of `examples`: less the staler it is."""
+        return examples * float((1 + staleness) ** -self.staleness_exponent)
 
     def rest(self, failures: int) -> float:
         """Seconds to wait after `failures` abandoned rounds in a row."""

@@ -259,8 +259,7 @@ class Invariants:
             allowed = policy.max_staleness if policy.late == "fold" or policy.mode == "async" else 0
             require(0 <= staleness <= allowed, f"{id} is {staleness} checkpoints stale")
             examples = self._world.devices[row.device].sent[id]
-            discounted = round(16 * examples / (1 + staleness) ** policy.staleness_exponent) / 16
-            right = max(1 / 16, discounted) if staleness else examples
+            right = examples / (1 + staleness) ** policy.staleness_exponent
             require(math.isclose(weight, right), f"{id} weighs {weight}, it should weigh {right}")
             self._folded.add(id)
         self.in_a_row, self.clock_went_back = 0, False
