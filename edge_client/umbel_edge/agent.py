@@ -17,6 +17,7 @@ from umbel_edge.litert_trainer import LiteRTTrainer
 from umbel_edge.models import Models
 from umbel_edge.state import AgentState, Answer
 from umbel_edge.trainers import Cancelled, Trainer
+from umbel_edge.uploads import Uploads
 from umbel_edge.worker import Worker, Workshop, rss_mb
 
 log = logging.getLogger("umbel.agent")
@@ -49,7 +50,8 @@ class Agent:
             self._server = signing.import_public(enrolment.server_key)
             models = Models(self._config.state / "models", self._config.threads)
             self._models = models
-            shop = Workshop(self._config, self._state, self._http, self._server, trainer, models)
+            uploads = Uploads(self._http, self._state)
+            shop = Workshop(self._config, self._state, self._http, uploads, self._server, trainer, models)
             self._worker = Worker(shop, self._why_stop, self._clock)
             self._link = Link(
                 host,

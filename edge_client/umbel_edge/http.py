@@ -1,11 +1,12 @@
-"""The agent's HTTP: enrolment, and blobs that resume where they stopped."""
+"""The agent's HTTP: enrolment, and downloads that resume where they stopped."""
 
+import errno
 import hashlib
 import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,6 +38,14 @@ T = TypeVar("T")
 
 class Stopped(UmbelError):
     """The agent was asked to stop, or to leave what it is doing."""
+
+
+class Refused(UmbelError):
+    """A request that the server does not accept; `status` is the HTTP status."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
 
 
 class ServerHttp:
@@ -78,11 +87,15 @@ class ServerHttp:
             return data
         part = folder / f"{blob.sha256}.part"
         if blob.size <= IN_MEMORY:
-            data = self._attempt(lambda: self._get(blob))
+            data = self.attempt(lambda: self._get(blob))
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            self._attempt(lambda: self._download(blob, part))
-            data = part.read_bytes()
+            try:
+                self.attempt(lambda: self._download(blob, part), lambda: part.stat().st_size if part.exists() else 0)
+                data = part.read_bytes()
+            except OSError:
+                part.unlink(missing_ok=True)
+                raise
             part.unlink()
         if len(data) != blob.size or digest(data) != blob.sha256:
             raise UmbelError(f"blob {blob.sha256[:12]} arrived with digest {digest(data)[:12]}; it is not used")
@@ -94,15 +107,8 @@ class ServerHttp:
             write_atomically(path, self.fetch(blob, path.parent))
         return path
 
-    def upload(self, data: bytes) -> Blob:
-        """Store `data` on the server unless it is small enough to travel in a message."""
-        blob = Blob.of(data)
-        if blob.data is None:
-            self._attempt(lambda: self._request("PUT", BLOB_PATH.format(sha256=blob.sha256), body=data).release_conn())
-        return blob
-
     def _get(self, blob: Blob) -> bytes:
-        return _limited(self._request("GET", BLOB_PATH.format(sha256=blob.sha256)), blob.size)
+        return _limited(self.request("GET", BLOB_PATH.format(sha256=blob.sha256)), blob.size)
 
     def _download(self, blob: Blob, part: Path) -> None:
         have = part.stat().st_size if part.exists() else 0
@@ -112,7 +118,7 @@ class ServerHttp:
         if have == blob.size:
             return
         headers = {"Range": f"bytes={have}-"} if have else {}
-        response = self._request("GET", BLOB_PATH.format(sha256=blob.sha256), headers=headers)
+        response = self.request("GET", BLOB_PATH.format(sha256=blob.sha256), headers=headers)
         with part.open("ab" if response.status == 206 else "wb") as file:
             for chunk in response.stream(CHUNK):
                 file.write(chunk)
@@ -121,9 +127,17 @@ class ServerHttp:
                 if self._stopping.is_set():
                     raise Stopped("the agent is stopping")
 
-    def _request(
-        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | Iterator[bytes] | None = None,
+        headers: dict[str, str] | None = None,
     ) -> urllib3.BaseHTTPResponse:
+        """One request, signed; the caller releases the answer's connection.
+
+        Raises Refused when the server does not accept it, and urllib3's HTTPError when nothing or a 5xx comes back.
+        """
         access = Access(self._config.population, self._config.device, method, path, time.time())
         response = self._pool.request(
             method,
@@ -136,20 +150,33 @@ class ServerHttp:
             response.drain_conn()
             raise urllib3.exceptions.HTTPError(f"the server answered {response.status}")
         if response.status >= 400:
-            raise UmbelError(_reason(response))
+            raise Refused(response.status, _reason(response))
         return response
 
-    def _attempt(self, call: Callable[[], T]) -> T:
-        """Call, and again with jittered back-off when the link breaks; raises UmbelError after ATTEMPTS."""
-        for attempt in range(ATTEMPTS):
+    def attempt(
+        self,
+        call: Callable[[], T],
+        progress: Callable[[], int] = lambda: 0,
+        check: Callable[[], None] | None = None,
+    ) -> T:
+        """Call, and again with jittered back-off when the link breaks.
+
+        Raises UmbelError after ATTEMPTS in a row without `progress`, a number that grows. With `check`, which raises when
+        the work should end, there is no such limit.
+        """
+        failures, reached = 0, progress()
+        while True:
             try:
                 return call()
             except (urllib3.exceptions.HTTPError, OSError) as error:
-                if attempt == ATTEMPTS - 1:
+                if is_full(error):
+                    raise
+                failures = failures + 1 if progress() <= reached else 0
+                reached = max(reached, progress())
+                if failures >= ATTEMPTS and check is None:
                     raise UmbelError(f"{self._base} could not be reached in {ATTEMPTS} attempts: {error}") from error
                 log.info("%s: %s; trying again", self._base, error)
-                self._pause(attempt)
-        raise AssertionError("unreachable")
+                self._pause(max(0, failures - 1), check)
 
     def _until_answered(self, method: str, path: str, body: bytes) -> bytes:
         attempt = 0
@@ -169,10 +196,19 @@ class ServerHttp:
             self._pause(attempt)
             attempt += 1
 
-    def _pause(self, attempt: int) -> None:
-        delay = min(LAST_PAUSE, 0.2 * 2**attempt) * random.uniform(0.5, 1.5)
-        if self._stopping.wait(delay):
-            raise Stopped("the agent is stopping")
+    def _pause(self, attempt: int, check: Callable[[], None] | None = None) -> None:
+        left = min(LAST_PAUSE, 0.2 * 2**attempt) * random.uniform(0.5, 1.5)
+        while left > 0:
+            if self._stopping.wait(min(left, 1.0)):
+                raise Stopped("the agent is stopping")
+            if check is not None:
+                check()
+            left -= 1.0
+
+
+def is_full(error: Exception) -> bool:
+    """Whether this is what writing raises when the device has no room."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _reason(response: urllib3.BaseHTTPResponse) -> str:

@@ -39,6 +39,7 @@ from umbel_edge.http import ServerHttp
 from umbel_edge.models import Models
 from umbel_edge.state import AgentState
 from umbel_edge.trainers import Cancelled, Trainer
+from umbel_edge.uploads import Uploads
 
 log = logging.getLogger("umbel.agent")
 
@@ -53,6 +54,7 @@ class Workshop:
     config: AgentConfig
     state: AgentState
     http: ServerHttp
+    uploads: Uploads
     server: ECKey
     trainer: Trainer
     models: Models
@@ -87,7 +89,7 @@ class Worker:
             case Infer() as body:
                 inputs = tensors.load(self._shop.http.fetch(body.inputs, self._shop.state.folder / "downloads"))
                 installed, outputs = self._shop.models.infer(inputs)
-                return Answered(installed.release, self._shop.http.upload(tensors.dump(outputs)))
+                return Answered(installed.release, self._shop.uploads.send(tensors.dump(outputs)))
             case Export() as body:
                 return self._export(body)
             case Report():
@@ -102,7 +104,7 @@ class Worker:
         seconds = time.monotonic() - started
         tensors.check(outcome.weights, plan.manifest.weights, "the weights after training")
         update = {name: outcome.weights[name] - weight for name, weight in weights.items()}
-        blob = self._shop.http.upload(tensors.dump(update))
+        blob = self._shop.uploads.send(tensors.dump(update))
         write_atomically(self._personal(plan), tensors.dump(outcome.weights))
         return Trained(body.assignment, blob, examples.count, outcome.metrics, round(seconds, 6))
 
@@ -163,7 +165,7 @@ class Worker:
         model = place(plan.read(name), weights, plan.manifest.weight_maps[name])
         file = f"{plan.manifest.task}.{body.variant}.tflite"
         write_atomically(self._shop.state.folder / "exports" / file, model)
-        return Exported(self._shop.http.upload(model), self.rounds, body.variant)
+        return Exported(self._shop.uploads.send(model), self.rounds, body.variant)
 
     def _personal(self, plan: Plan) -> Path:
         return self._shop.state.folder / "personal" / f"{plan.sha256[:16]}.safetensors"
