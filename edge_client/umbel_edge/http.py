@@ -1,6 +1,5 @@
 """The agent's HTTP: enrolment, and downloads that resume where they stopped."""
 
-import errno
 import hashlib
 import logging
 import random
@@ -22,6 +21,7 @@ from umbel.messages import Blob
 from umbel.tensors import digest
 from umbel_edge.config import AgentConfig
 from umbel_edge.state import AgentState
+from umbel_edge.storage import is_full
 
 log = logging.getLogger("umbel.agent")
 
@@ -103,7 +103,7 @@ class ServerHttp:
 
     def fetch_file(self, blob: Blob, path: Path) -> Path:
         """The blob as a file at `path`, fetched unless it is there already with the right digest."""
-        if not (path.is_file() and path.stat().st_size == blob.size and _file_digest(path) == blob.sha256):
+        if not (path.is_file() and path.stat().st_size == blob.size and file_digest(path) == blob.sha256):
             write_atomically(path, self.fetch(blob, path.parent))
         return path
 
@@ -206,11 +206,6 @@ class ServerHttp:
             left -= 1.0
 
 
-def is_full(error: Exception) -> bool:
-    """Whether this is what writing raises when the device has no room."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
 def _reason(response: urllib3.BaseHTTPResponse) -> str:
     data = _limited(response, ANSWER_BYTES)
     try:
@@ -230,6 +225,7 @@ def _limited(response: urllib3.BaseHTTPResponse, size: int) -> bytes:
     return bytes(data[: size + 1])
 
 
-def _file_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -185,6 +185,11 @@ class AgentState:
             row = self._database.execute("SELECT outcome FROM outgoing WHERE command = ?", (command,)).fetchone()
         return bytes(row[0]) if row else None
 
+    def all_outgoing(self) -> list[str]:
+        """The commands for which an outcome is kept."""
+        with self._lock:
+            return [str(row[0]) for row in self._database.execute("SELECT command FROM outgoing")]
+
     def drop_outgoing(self, command: str) -> None:
         """Forget a command's kept outcome."""
         with self.change():

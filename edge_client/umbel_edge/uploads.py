@@ -17,6 +17,10 @@ from umbel_edge.state import AgentState
 log = logging.getLogger("umbel.agent")
 
 
+def _always() -> str:
+    return ""
+
+
 class Uploads:
     """Sends blobs to the server.
 
@@ -31,23 +35,33 @@ class Uploads:
         """Store `data` on the server, unless it is small enough to travel in a message; raises UmbelError."""
         blob = Blob.of(data)
         if blob.data is None:
-            self._send(blob, lambda: io.BytesIO(data), None)
+            self._send(blob, lambda: io.BytesIO(data), None, _always)
+            self.forget(blob)
         return blob
 
-    def send_file(self, blob: Blob, path: Path, check: Callable[[], None]) -> None:
+    def send_file(self, blob: Blob, path: Path, check: Callable[[], None], ready: Callable[[], str] = _always) -> None:
         """Store the file at `path`, whose address is `blob`, however long the link takes.
 
-        `check` is called again and again, and raises when the work should end.
+        `check` is called again and again, and raises when the work should end. While `ready` gives a reason why nothing
+        may be sent now, it waits. Until `forget`, a blob that arrived is not sent again.
         """
-        self._send(blob, lambda: path.open("rb"), check)
+        self._send(blob, lambda: path.open("rb"), check, ready)
 
-    def _send(self, blob: Blob, open_source: Callable[[], IO[bytes]], check: Callable[[], None] | None) -> None:
+    def _send(
+        self,
+        blob: Blob,
+        open_source: Callable[[], IO[bytes]],
+        check: Callable[[], None] | None,
+        ready: Callable[[], str],
+    ) -> None:
         reached = 0
 
         def attempt() -> None:
             nonlocal reached
             if check is not None:
                 check()
+            if reason := ready():
+                raise urllib3.exceptions.HTTPError(f"not sending now: {reason}")
             offset: int | None = 0
             if self._state.begin_upload(blob.sha256, time.time()):
                 offset = self._arrived(blob)
@@ -58,6 +72,9 @@ class Uploads:
                     self._send_from(blob, offset, source, check)
 
         self._http.attempt(attempt, lambda: reached, check)
+
+    def forget(self, blob: Blob) -> None:
+        """Count the upload of `blob` as never begun."""
         self._state.end_upload(blob.sha256)
 
     def _arrived(self, blob: Blob) -> int | None:
