@@ -137,6 +137,7 @@ class Worker:
         return trained
 
     def _train_anew(self, command: str, body: Train) -> Trained:
+        log.info("training assignment %s: round %d of run %s", body.assignment, body.round, body.run)
         plan, examples, weights = self._prepare(body)
         identity = digest(msgspec.json.encode([body, self._examples_version(), runtime_name(), __version__]))
         progress = Progress(self._progress_path, identity, self._shop.config.progress_seconds)
