@@ -28,6 +28,7 @@ class TcpProxy:
         self._flowing = threading.Event()
         self._flowing.set()
         self._refusing = self._closed = False
+        self._ended: dict[tuple[socket.socket, socket.socket], int] = {}
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -126,6 +127,19 @@ class TcpProxy:
             sink.shutdown(socket.SHUT_WR)
         except OSError:
             self._break(pair)
+        finally:
+            self._leave(pair)
+
+    def _leave(self, pair: tuple[socket.socket, socket.socket]) -> None:
+        """Close a connection that has ended in both directions."""
+        with self._lock:
+            self._ended[pair] = self._ended.get(pair, 0) + 1
+            if self._ended[pair] < 2:
+                return
+            del self._ended[pair]
+        self._pairs.discard(pair)
+        for side in pair:
+            side.close()
 
     def _allowed(self, data: bytes) -> tuple[bytes, bool]:
         """What of `data` may still go to the target, and whether the connection breaks then."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import random
 import threading
 import time
@@ -81,36 +82,53 @@ class ServerHttp:
         state.pin_server(reply.server_key)
         return reply
 
-    def fetch(self, blob: Blob, folder: Path) -> bytes:
-        """The blob's bytes, from the message, or by HTTP; a broken download resumes from `folder`."""
+    def fetch(self, blob: Blob, folder: Path, check: Callable[[], None] | None = None) -> bytes:
+        """The blob's bytes, from the message, or by HTTP; a broken download resumes from `folder`.
+
+        With `check`, which raises when the work should end, it is tried however long the link takes.
+        """
         if (data := blob.content()) is not None:
             return data
-        part = folder / f"{blob.sha256}.part"
-        if blob.size <= IN_MEMORY:
-            data = self.attempt(lambda: self._get(blob))
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                self.attempt(lambda: self._download(blob, part), lambda: part.stat().st_size if part.exists() else 0)
-                data = part.read_bytes()
-            except OSError:
-                part.unlink(missing_ok=True)
-                raise
+        if blob.size > IN_MEMORY:
+            part = self._fetch_part(blob, folder, check)
+            data = part.read_bytes()
             part.unlink()
+            return data
+        data = self.attempt(lambda: self._get(blob), check=check)
         if len(data) != blob.size or digest(data) != blob.sha256:
             raise UmbelError(f"blob {blob.sha256[:12]} arrived with digest {digest(data)[:12]}; it is not used")
         return data
 
-    def fetch_file(self, blob: Blob, path: Path) -> Path:
+    def fetch_file(self, blob: Blob, path: Path, check: Callable[[], None] | None = None) -> Path:
         """The blob as a file at `path`, fetched unless it is there already with the right digest."""
-        if not (path.is_file() and path.stat().st_size == blob.size and file_digest(path) == blob.sha256):
-            write_atomically(path, self.fetch(blob, path.parent))
+        if path.is_file() and path.stat().st_size == blob.size and file_digest(path) == blob.sha256:
+            return path
+        if blob.data is None and blob.size > IN_MEMORY:
+            os.replace(self._fetch_part(blob, path.parent, check), path)
+        else:
+            write_atomically(path, self.fetch(blob, path.parent, check))
         return path
+
+    def _fetch_part(self, blob: Blob, folder: Path, check: Callable[[], None] | None) -> Path:
+        part = folder / f"{blob.sha256}.part"
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.attempt(
+                lambda: self._download(blob, part, check), lambda: part.stat().st_size if part.exists() else 0, check
+            )
+            found = file_digest(part)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+        if found != blob.sha256:
+            part.unlink()
+            raise UmbelError(f"blob {blob.sha256[:12]} arrived with digest {found[:12]}; it is not used")
+        return part
 
     def _get(self, blob: Blob) -> bytes:
         return _limited(self.request("GET", BLOB_PATH.format(sha256=blob.sha256)), blob.size)
 
-    def _download(self, blob: Blob, part: Path) -> None:
+    def _download(self, blob: Blob, part: Path, check: Callable[[], None] | None) -> None:
         have = part.stat().st_size if part.exists() else 0
         if have > blob.size:
             part.unlink()
@@ -126,6 +144,8 @@ class ServerHttp:
                     raise UmbelError(f"blob {blob.sha256[:12]} should have {blob.size} bytes, the server sends more")
                 if self._stopping.is_set():
                     raise Stopped("the agent is stopping")
+                if check is not None:
+                    check()
 
     def request(
         self,

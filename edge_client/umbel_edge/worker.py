@@ -39,7 +39,7 @@ from umbel.plan import PLACED, Plan
 from umbel.tensors import digest
 from umbel_edge.conditions import Conditions
 from umbel_edge.config import AgentConfig
-from umbel_edge.http import ServerHttp
+from umbel_edge.http import IN_MEMORY, ServerHttp
 from umbel_edge.models import Models
 from umbel_edge.outgoing import Outgoing
 from umbel_edge.progress import Progress
@@ -157,10 +157,24 @@ class Worker:
         return Evaluated(body.assignment, examples.count, metrics, round(time.monotonic() - started, 6))
 
     def _prepare(self, body: Train | Evaluate) -> tuple[Plan, Examples, tensors.Tensors]:
-        plan = self._open(body.plan)
+        def check() -> None:
+            self._check_wanted(body)
+
+        plan = self._open(body.plan, check)
         examples = self._load_examples(plan)
-        weights = tensors.load(self._shop.http.fetch(body.weights, self._shop.state.folder / "downloads"))
-        return plan, examples, weights
+        return plan, examples, tensors.load(self._fetch_weights(body.weights, check))
+
+    def _fetch_weights(self, blob: Blob, check: Callable[[], None]) -> bytes:
+        """Weights that are on flash on their way stay there until others come: after a restart, or for the evaluation of
+        what the next round trains, they are not fetched again."""
+        folder = self._shop.state.folder / "downloads"
+        if blob.size <= IN_MEMORY:
+            return self._shop.http.fetch(blob, folder, check)
+        path = folder / f"{blob.sha256}.weights"
+        for other in folder.glob("*.weights"):
+            if other != path:
+                other.unlink()
+        return self._shop.http.fetch_file(blob, path, check).read_bytes()
 
     def _check(self, body: Train | Evaluate) -> Callable[[], None]:
         rules = self._shop.config.conditions.merge(body.requires)
@@ -178,11 +192,11 @@ class Worker:
         if self._clock() > body.deadline:
             raise UmbelError("the deadline passed while the device was working")
 
-    def _open(self, blob: Blob) -> Plan:
+    def _open(self, blob: Blob, check: Callable[[], None] | None = None) -> Plan:
         if self._plan is not None and self._plan.sha256 == blob.sha256:
             return self._plan
         folder = self._shop.state.folder / "plans"
-        path = self._shop.http.fetch_file(blob, folder / f"{blob.sha256}.plan")
+        path = self._shop.http.fetch_file(blob, folder / f"{blob.sha256}.plan", check)
         try:
             plan = Plan.open(path)
             plan.verify(self._shop.server)

@@ -154,6 +154,8 @@ def test_an_agent_that_is_killed_while_it_trains_goes_on_where_it_was(phone: Pho
     body = phone.train(epochs=400)
     command = phone.send(body)
     progress = phone.state / "progress.npz"
+    eventually(progress.exists)
+    received = phone.proxy.received
     for _ in range(2):
         eventually(progress.exists)
         before = progress.stat().st_mtime_ns
@@ -164,6 +166,7 @@ def test_an_agent_that_is_killed_while_it_trains_goes_on_where_it_was(phone: Pho
     resumed = [int(line.split("(")[1].split()[0]) for line in phone.log.splitlines() if "training goes on" in line]
     assert len(resumed) == 2
     assert 0 < resumed[0] < resumed[1]
+    assert phone.proxy.received - received < SLACK, "the weights came again"
     eventually(lambda: phone.leftovers() == [])
 
 
