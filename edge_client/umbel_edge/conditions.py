@@ -58,7 +58,7 @@ class Conditions:
             "hour": lambda: time.localtime(now()).tm_hour,
             "examples": examples,
         }
-        network = _Network(clock)
+        network = _Network(clock, shutil.which("busctl"))
         self._system: dict[str, Callable[[], Any]] = {
             "battery": _battery,
             "charging": _charging,
@@ -143,9 +143,8 @@ def _temperature() -> float | None:
 class _Network:
     """NetworkManager's opinion of the default connection, asked for with busctl."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._program = shutil.which("busctl")
+    def __init__(self, clock: Callable[[], float], program: str | None) -> None:
+        self._clock, self._program = clock, program
         self._known: tuple[float, bool | None] = float("-inf"), None
 
     def metered(self) -> bool | None:

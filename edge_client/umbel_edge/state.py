@@ -99,7 +99,8 @@ class AgentState:
             try:
                 yield
             except BaseException:
-                self._database.execute("ROLLBACK")
+                if self._database.in_transaction:  # SQLite has ended it itself when the storage is full
+                    self._database.execute("ROLLBACK")
                 raise
             self._database.execute("COMMIT")
 
