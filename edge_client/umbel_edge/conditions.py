@@ -1,5 +1,6 @@
 """What the device measures of itself, and whether it may work now."""
 
+import math
 import os
 import shutil
 import subprocess
@@ -63,7 +64,7 @@ class Conditions:
             "battery": _battery,
             "charging": _charging,
             "metered": network.metered,
-            "load": lambda: psutil.getloadavg()[0] / (psutil.cpu_count() or 1),
+            "load": _Load(clock).of_others,
             "temperature": _temperature,
             "free_memory_mb": lambda: psutil.virtual_memory().available / 1e6,
             "free_disk_mb": lambda: psutil.disk_usage(str(folder)).free / 1e6,
@@ -138,6 +139,31 @@ def _temperature() -> float | None:
     found = [sensor.current for sensors in psutil.sensors_temperatures().values() for sensor in sensors]
     # Sensors that are not connected report the end of their scale.
     return max((float(value) for value in found if -40 < value < 150), default=None)
+
+
+class _Load:
+    """The load average without what this process adds to it: training must not stop because it trains."""
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        cpu: Callable[[], float] = time.process_time,
+        system: Callable[[], float] = lambda: psutil.getloadavg()[0],
+    ) -> None:
+        self._clock, self._cpu, self._system = clock, cpu, system
+        self._last = clock(), cpu()
+        self._own = 0.0
+
+    def of_others(self) -> float:
+        """The 1-minute load average of all other processes, divided by the cores."""
+        now, cpu = self._clock(), self._cpu()
+        elapsed = now - self._last[0]
+        if elapsed > 0:
+            used = (cpu - self._last[1]) / elapsed
+            # The decay of the kernel's own 1-minute average.
+            self._own += (used - self._own) * (1 - math.exp(-elapsed / 60))
+            self._last = now, cpu
+        return max(0.0, self._system() - self._own) / (psutil.cpu_count() or 1)
 
 
 class _Network:

@@ -7,6 +7,8 @@ import asyncio
 import errno
 import hashlib
 import os
+import secrets
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -110,6 +112,14 @@ class Uploads:
     def _check_turn(self, part: Path, turn: object) -> None:
         if self._turns.get(part) is not turn:
             raise BlobError("this upload was taken up again by its sender; this request is over")
+
+    async def receive_once(self, sha256: str, chunks: AsyncIterator[bytes]) -> Blob:
+        """Take in a whole blob from a sender that does not resume, and may be several at once; raises as `receive`."""
+        sender = f"once/{secrets.token_hex(8)}"
+        try:
+            return await self.receive(sender, sha256, 0, chunks)
+        finally:
+            shutil.rmtree(self._folder / sender)
 
     def _place(self, sha256: str, file: IO[bytes], part: Path) -> None:
         os.fsync(file.fileno())

@@ -14,10 +14,10 @@ NEVER = "never"
 class Rules(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """What must hold; the defaults ask for nothing.
 
-    `min_battery` is a share of the full charge, `max_load` the 1-minute load average divided by the cores,
-    `max_temperature` degrees Celsius of the hottest sensor, memory and disk MB (10^6 bytes). `hours` are windows of whole
-    local hours, "22-6" or "0-6, 22-24", each from the first hour to before the second. A reading that cannot be had
-    counts as kept with `unknown` "allow", and as broken with "refuse". Fields that this version does not know are
+    `min_battery` is a share of the full charge, `max_load` the 1-minute load average without the agent's own, divided by
+    the cores, `max_temperature` degrees Celsius of the hottest sensor, memory and disk MB (10^6 bytes). `hours` are windows
+    of whole local hours, "22-6" or "0-6, 22-24", each from the first hour to before the second. A reading that cannot be
+    had counts as kept with `unknown` "allow", and as broken with "refuse". Fields that this version does not know are
     refused: a rule that is not understood must not be ignored. Raises ValueError on values that make no sense.
     """
 

@@ -1,5 +1,6 @@
 """What a real agent does when conditions break, by readings from a file, and what of it the server knows."""
 
+import math
 import os
 import threading
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import psutil
 import pytest
 from tests.brokers import EmbeddedProcess
 from tests.contract.test_agent import Bench, RunningAgent, config_of
@@ -19,7 +21,7 @@ from umbel.conditions import Readings, Rules
 from umbel.messages import Blob, Evaluate, Train
 from umbel.mqtt import Link
 from umbel.plan import Plan
-from umbel_edge.conditions import Conditions
+from umbel_edge.conditions import Conditions, _Load
 from umbel_edge.example_count import ExampleCount
 from umbel_edge.watch import Watch
 
@@ -135,6 +137,16 @@ def test_the_systems_own_readings_are_of_the_right_kind_and_cheap(tmp_path: Path
     impossible = Rules(max_load=0.0, min_free_memory_mb=1e12, min_free_disk_mb=1e12, min_examples=4)
     found = {v.condition for v in conditions.violations(impossible)}
     assert found >= {"free memory", "free disk", "examples"}
+
+
+def test_training_does_not_stop_because_of_its_own_load() -> None:
+    now, others = [0.0], 1.0
+    average = [others]
+    load = _Load(lambda: now[0], cpu=lambda: 2 * now[0], system=lambda: average[0])  # two threads that train
+    for _ in range(300):
+        now[0] += 1.0
+        average[0] += (others + 2 - average[0]) * (1 - math.exp(-1 / 60))
+        assert load.of_others() * (psutil.cpu_count() or 1) == pytest.approx(others)
 
 
 def test_readings_are_measured_at_most_once_a_second(tmp_path: Path) -> None:

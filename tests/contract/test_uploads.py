@@ -17,6 +17,7 @@ from tests.server_harness import POPULATION, RunningServer
 from tests.tcp_proxy import TcpProxy
 from tests.waiting import eventually
 
+from umbel.enrolment import Access, bearer
 from umbel.errors import UmbelError
 from umbel.messages import Blob
 from umbel.tensors import digest
@@ -198,7 +199,13 @@ def test_two_devices_that_upload_the_same_bytes_at_once_do_not_meet(
 def test_a_request_that_its_sender_gave_up_writes_no_more(running: RunningServer, sender: Sender) -> None:
     """The server may not know yet that a connection is dead: whoever asks last has the upload."""
     data, blob = fresh(1_000_000)
-    url, headers = running.state.server_url, {"Authorization": f"Bearer {running.state.admin_token}"}
+    url, name = running.state.server_url, sender.config.device
+    upload = f"/v1/uploads/{blob.sha256}"
+
+    def signed(method: str, path: str = upload, **more: str) -> dict[str, str]:
+        access = Access(POPULATION, name, method, path, time.time())
+        return {"Authorization": bearer(access, sender.state.key), **more}
+
     asked = threading.Event()
 
     def slow() -> Iterator[bytes]:
@@ -209,28 +216,46 @@ def test_a_request_that_its_sender_gave_up_writes_no_more(running: RunningServer
     answers: list[int] = []
 
     def put() -> None:
-        answer = httpx.put(f"{url}/v1/blobs/{blob.sha256}", content=slow(), headers=headers, trust_env=False)
+        path = f"/v1/blobs/{blob.sha256}"
+        answer = httpx.put(url + path, content=slow(), headers=signed("PUT", path), trust_env=False)
         answers.append(answer.status_code)
 
     thread = threading.Thread(target=put)
     thread.start()
-    part = running.state.folder / "uploads" / "admin" / f"{blob.sha256}.part"
+    part = running.state.folder / "uploads" / "devices" / POPULATION / name / f"{blob.sha256}.part"
     eventually(lambda: part.exists() and part.stat().st_size == 400_000)
-    with httpx.Client(base_url=url, headers=headers, trust_env=False) as client:
-        upload = f"/v1/uploads/{blob.sha256}"
-        found = client.head(upload).headers
+    with httpx.Client(base_url=url, trust_env=False) as client:
+        found = client.head(upload, headers=signed("HEAD")).headers
         assert (found["Upload-Offset"], found["Upload-Complete"]) == ("400000", "?0")
         asked.set()
         thread.join(10)
         assert answers == [422]
-        wrong = client.patch(upload, content=data[1:], headers={"Upload-Offset": "1"})
+        wrong = client.patch(upload, content=data[1:], headers=signed("PATCH", **{"Upload-Offset": "1"}))
         assert (wrong.status_code, wrong.headers["Upload-Offset"]) == (409, "400000")
-        assert client.patch(upload, content=b"", headers={"Upload-Offset": "x"}).status_code == 400
-        assert client.patch(upload, content=data[400_000:], headers={"Upload-Offset": "400000"}).status_code == 204
-        again = client.patch(upload, content=b"", headers={"Upload-Offset": "1000000"})
+        assert client.patch(upload, content=b"", headers=signed("PATCH", **{"Upload-Offset": "x"})).status_code == 400
+        assert (
+            client.patch(
+                upload, content=data[400_000:], headers=signed("PATCH", **{"Upload-Offset": "400000"})
+            ).status_code
+            == 204
+        )
+        again = client.patch(upload, content=b"", headers=signed("PATCH", **{"Upload-Offset": "1000000"}))
         assert again.status_code == 204
-        assert client.head(upload).headers["Upload-Complete"] == "?1"
+        assert client.head(upload, headers=signed("HEAD")).headers["Upload-Complete"] == "?1"
     assert running.server.blobs.get(blob.sha256) == data
+
+
+def test_administrators_may_upload_the_same_bytes_at_once_and_leave_nothing(running: RunningServer) -> None:
+    data, blob = fresh(3_000_000)
+    threads = [threading.Thread(target=running.client.put_blob, args=(data,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert running.server.blobs.get(blob.sha256) == data
+    with pytest.raises(UmbelError, match="should have digest"):
+        running.client._call("PUT", f"/v1/blobs/{digest(b'other')}", content=data)
+    assert parts(running) == []
 
 
 def test_parts_are_few_bounded_in_bytes_and_gone_after_a_day(running: RunningServer, tmp_path: Path) -> None:

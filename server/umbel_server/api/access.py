@@ -12,6 +12,8 @@ from umbel.enrolment import CLOCK_TOLERANCE, Access
 from umbel.errors import UmbelError
 from umbel_server.server import Server
 
+ADMIN = "admin"
+
 
 class Refused(UmbelError):
     """A request without a valid token; `status` is the HTTP status."""
@@ -31,12 +33,12 @@ def require_admin(request: Request) -> None:
 
 
 def require_device_or_admin(request: Request) -> str:
-    """Who asks: "admin", or "devices/<population>/<device>".
+    """Who asks: ADMIN, or "devices/<population>/<device>".
 
     Raises Refused unless the request carries the admin token, or a fresh token for itself signed by an enrolled device.
     """
     if _is_admin(request):
-        return "admin"
+        return ADMIN
     token = _bearer(request)
     try:
         claimed = msgspec.json.decode(_payload(token), type=Access)
