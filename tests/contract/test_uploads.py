@@ -161,6 +161,23 @@ def test_a_link_that_stalls_and_refuses_is_survived(running: RunningServer, prox
     assert running.server.blobs.get(blob.sha256) == data
 
 
+def test_nothing_is_sent_while_there_is_a_reason_not_to(
+    running: RunningServer, proxy: TcpProxy, sender: Sender
+) -> None:
+    data, blob = fresh(100_000)
+    path = sender.config.state / "update"
+    path.write_bytes(data)
+    reasons, sent = ["metered network", "metered network", ""], []
+
+    def ready() -> str:
+        sent.append(proxy.sent)
+        return reasons[len(sent) - 1]
+
+    sender.uploads.send_file(blob, path, lambda: None, ready)
+    assert len(set(sent)) == 1
+    assert running.server.blobs.get(blob.sha256) == data
+
+
 def test_bytes_of_another_digest_leave_nothing(running: RunningServer, proxy: TcpProxy, sender: Sender) -> None:
     data, blob = fresh(100_000)
     wrong = data[:-1] + bytes([data[-1] ^ 1])
