@@ -127,7 +127,7 @@ def _or_unknown(read: Callable[[], Any]) -> Any:
 
 def _battery() -> float | None:
     battery = psutil.sensors_battery()
-    return float(battery.percent) / 100 if battery is not None else None
+    return min(1.0, max(0.0, float(battery.percent) / 100)) if battery is not None else None
 
 
 def _charging() -> bool | None:

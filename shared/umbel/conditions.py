@@ -11,6 +11,9 @@ NEVER = "never"
 """What `hours` says when no hour is left, as after merging "8-12" with "14-18"."""
 
 
+ABSOLUTE_ZERO = -273.15
+
+
 class Rules(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """What must hold; the defaults ask for nothing.
 
@@ -39,6 +42,8 @@ class Rules(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True)
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ValueError(f"{name} should be at least 0, got {value}")
+        if self.max_temperature is not None and not self.max_temperature > ABSOLUTE_ZERO:
+            raise ValueError(f"max_temperature is in degrees Celsius, got {self.max_temperature}")
         hours_of(self.hours)
 
     @property
@@ -64,7 +69,10 @@ class Rules(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True)
 
 
 class Readings(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a device measures of itself, in the units of Rules; None is what it cannot tell. `hour` is local, 0 to 23."""
+    """What a device measures of itself, in the units of Rules; None is what it cannot tell. `hour` is local, 0 to 23.
+
+    Raises ValueError on a battery or an hour that cannot be, such as a battery in percent.
+    """
 
     battery: float | None = None
     charging: bool | None = None
@@ -75,6 +83,12 @@ class Readings(Struct, frozen=True, forbid_unknown_fields=True):
     free_memory_mb: float | None = None
     free_disk_mb: float | None = None
     examples: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.battery is not None and not 0.0 <= self.battery <= 1.0:
+            raise ValueError(f"battery is a share between 0 and 1, got {self.battery}")
+        if self.hour is not None and not 0 <= self.hour <= 23:
+            raise ValueError(f"hour is between 0 and 23, got {self.hour}")
 
 
 class Violation(NamedTuple):

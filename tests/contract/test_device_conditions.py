@@ -100,7 +100,12 @@ def test_a_condition_that_breaks_while_training_ends_it_within_a_batch(bench: Be
 
 
 def test_a_damaged_file_of_readings_is_one_reason_and_no_crash(bench: Bench, plan_of: PlanOf) -> None:
-    for damaged, sentence in ((b'{"battery": ', "truncated"), (b'{"moon": 1}', "unknown field"), (b"[]", "Expected")):
+    for damaged, sentence in (
+        (b'{"battery": ', "truncated"),
+        (b'{"moon": 1}', "unknown field"),
+        (b"[]", "Expected"),
+        (b'{"battery": 12}', "between 0 and 1"),
+    ):
         say(bench.config.readings, damaged)
         command = bench.command(trains(bench, plan_of))
         bench.send(messages.encode(command, bench.running.state.key))

@@ -1,5 +1,6 @@
 """A live agent process that is killed at bad moments: what it had done is not done again, and what comes out is right."""
 
+import random
 import resource
 import secrets
 import subprocess
@@ -237,3 +238,20 @@ def test_a_device_without_room_says_so_and_goes_on_when_there_is_some(phone: Pho
     resource.prlimit(phone.process.pid, resource.RLIMIT_FSIZE, unlimited)
     body = phone.train(epochs=2)
     assert phone.is_right(phone.update_of(phone.send(body)), body)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_an_agent_that_is_killed_at_any_instant_does_every_command_once(phone: Phone, seed: int) -> None:
+    rng = random.Random(seed)
+    phone.proxy.rate = 2e6
+    bodies = [phone.train(epochs=20, seed=number) for number in range(3)]
+    commands = [phone.send(body) for body in bodies]
+    while any(phone.state_of(command) in ("pending", "accepted") for command in commands):
+        time.sleep(rng.uniform(0.0, 0.8))  # no condition to wait for: any instant is meant
+        phone.kill()
+        phone.start()
+        phone.proxy.cut_after(rng.randrange(400_000))
+    assert all(phone.is_right(phone.update_of(command), body) for command, body in zip(commands, bodies, strict=True))
+    report = phone.running.client.post("/v1/commands", {"population": POPULATION, "kind": "report"})
+    assert phone.running.client.settle(report, 20)[0]["outcome"]["rounds"] == 3
+    eventually(lambda: phone.leftovers() == [])

@@ -103,6 +103,7 @@ def test_hours_wrap_around_midnight_and_come_in_several_windows() -> None:
     ("raw", "sentence"),
     [
         ({"min_battery": 30}, "between 0 and 1"),
+        ({"max_temperature": float("nan")}, "degrees Celsius"),
         ({"hours": "night"}, "windows of whole hours"),
         ({"hours": "7-7"}, "windows of whole hours"),
         ({"hours": "9-25"}, "windows of whole hours"),
