@@ -115,9 +115,9 @@ class Exchange:
             log.warning("refused a message on %s: %s", topic, error)
             return
         if isinstance(message, Status):
-            online = self._devices.heard(message)
+            began = self._devices.heard(message)
             self._tell_presence(message.population)
-            if online:
+            if began:
                 self._send_waiting(message.population, message.device)
         elif isinstance(message, Ack):
             self._acknowledged(message)

@@ -192,7 +192,7 @@ class FleetPort:
                 device.online,
                 device.labels,
                 device.examples,
-                (),
+                tuple(device.reasons),
                 device.quarantined,
                 device.assigned,
             )
@@ -247,7 +247,9 @@ class FleetPort:
     def _assign(self, session: Session, offer: Offer, message: Message, weights: Blob, attempt: int) -> Addressed:
         now = self._clock()
         rate = self.plan.manifest.learning_rate
-        body = instruction(message, offer.id, self.run, self._plan_blob, weights, offer.closes, rate)
+        body = instruction(
+            message, offer.id, self.run, self._plan_blob, weights, offer.closes, rate, self._policy.requires
+        )
         command = self._fleet.outbox.add(session, self.population, offer.device, body, max(0.0, offer.closes - now))
         session.add(
             Assignment(
