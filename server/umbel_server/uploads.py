@@ -49,13 +49,15 @@ class Uploads:
     def __init__(self, folder: Path, blobs: Blobs, max_bytes: int, clock: Callable[[], float] = time.time) -> None:
         self._folder, self._blobs, self._max, self._clock = folder, blobs, max_bytes, clock
         self._turns: dict[Path, object] = {}
+        self._placing: dict[Path, asyncio.Future[None]] = {}
         self._swept = float("-inf")
 
     async def offset(self, sender: str, sha256: str) -> tuple[int, bool]:
         """How many bytes have arrived of what `sender` uploads, and whether all have. An upload in progress ends."""
         part = self._part(sender, sha256)
         self._turns.pop(part, None)
-        size = part.stat().st_size if part.exists() else 0  # before the store: a part that goes, goes there
+        await self._placed(part)
+        size = part.stat().st_size if part.exists() else 0
         if not await run_in_threadpool(self._blobs.has, sha256):
             return size, False
         if part not in self._turns:
@@ -70,6 +72,7 @@ class Uploads:
         """
         await self._sweep()
         part, turn = self._part(sender, sha256), object()
+        await self._placed(part)
         part.parent.mkdir(parents=True, exist_ok=True)
         here = part.stat().st_size if part.exists() else 0
         if offset and offset != here:
@@ -99,7 +102,9 @@ class Uploads:
                         f"the upload should have digest {sha256[:12]}, its {size} bytes have {hasher.hexdigest()[:12]}; "
                         "send it again"
                     )
-                await asyncio.shield(run_in_threadpool(self._place, sha256, file, part))
+            placing = self._placing[part] = asyncio.ensure_future(run_in_threadpool(self._place, sha256, part))
+            placing.add_done_callback(lambda _: self._placing.pop(part))
+            await asyncio.shield(placing)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StoreFull("the server's disk is full; make room there, then send the upload again") from error
@@ -121,20 +126,21 @@ class Uploads:
         finally:
             shutil.rmtree(self._folder / sender)
 
-    def _place(self, sha256: str, file: IO[bytes], part: Path) -> None:
-        os.fsync(file.fileno())
-        try:
-            self._blobs.place(sha256, part)
-        except FileNotFoundError:
-            # The sender asked and sent the end again while this request was finishing; one of the two came first.
-            if not self._blobs.has(sha256):
-                raise
+    async def _placed(self, part: Path) -> None:
+        """Wait while a request before this one moves the part into the store: nobody may touch it then."""
+        while (placing := self._placing.get(part)) is not None:
+            await asyncio.wait({placing})
+
+    def _place(self, sha256: str, part: Path) -> None:
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        self._blobs.place(sha256, part)
 
     def _part(self, sender: str, sha256: str) -> Path:
         return self._folder / sender / f"{check_address(sha256)}.part"
 
     def _make_room(self, folder: Path) -> None:
-        parts = sorted(folder.glob("*.part"), key=lambda part: part.stat().st_mtime)
+        parts = sorted(set(folder.glob("*.part")) - self._placing.keys(), key=lambda part: part.stat().st_mtime)
         for part in parts[: max(0, len(parts) - PARTS_OF_ONE + 1)]:
             part.unlink()
             self._turns.pop(part, None)

@@ -1,11 +1,12 @@
 """Uploads from real devices to a real server over a link that breaks: nothing is sent twice, nothing half is kept."""
 
+import asyncio
 import os
 import random
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
@@ -25,6 +26,9 @@ from umbel_edge.config import AgentConfig
 from umbel_edge.http import ServerHttp
 from umbel_edge.state import AgentState
 from umbel_edge.uploads import Uploads
+from umbel_server.blobs import BlobError
+from umbel_server.uploads import PARTS_OF_ONE
+from umbel_server.uploads import Uploads as Parts
 
 DATA = np.random.default_rng(0).bytes(3_000_000)
 BLOB = Blob.of(DATA)
@@ -275,14 +279,29 @@ def test_administrators_may_upload_the_same_bytes_at_once_and_leave_nothing(runn
     assert parts(running) == []
 
 
+def test_nobody_touches_a_part_while_it_goes_into_the_store(running: RunningServer, tmp_path: Path) -> None:
+    """Two requests of one sender that both have every byte: neither the store nor an answer ever shows half a blob."""
+    data, blob = fresh(2_000_000)
+    uploads = Parts(tmp_path / "parts", running.server.blobs, 10**7)
+
+    async def whole() -> AsyncIterator[bytes]:
+        yield data
+
+    async def story() -> None:
+        for _ in range(20):
+            first = asyncio.ensure_future(uploads.receive("a", blob.sha256, 0, whole()))
+            while not uploads._placing and not first.done():
+                await asyncio.sleep(0)
+            second = uploads.receive("a", blob.sha256, 0, whole())
+            offset = uploads.offset("a", blob.sha256)
+            _, _, told = await asyncio.gather(first, second, offset, return_exceptions=True)
+            assert told == (len(data), True)
+            assert running.server.blobs.get(blob.sha256) == data
+
+    asyncio.run(story())
+
+
 def test_parts_are_few_bounded_in_bytes_and_gone_after_a_day(running: RunningServer, tmp_path: Path) -> None:
-    import asyncio
-    from collections.abc import AsyncIterator
-
-    from umbel_server.blobs import BlobError
-    from umbel_server.uploads import PARTS_OF_ONE
-    from umbel_server.uploads import Uploads as Parts
-
     now = [time.time()]
     uploads = Parts(tmp_path / "parts", running.server.blobs, 1000, lambda: now[0])
 
