@@ -66,9 +66,9 @@ class Vetting:
         norm = math.sqrt(math.fsum(squares))
         if not math.isfinite(norm):
             broken = next((name for name, square in zip(update, squares, strict=True) if not math.isfinite(square)), "")
-            raise RefusedUpdate(
-                f"the update of {who}: tensor {broken!r} holds NaN, infinity, or numbers too large to square"
-            )
+            finite = broken in update and np.isfinite(update[broken]).all()
+            what = "numbers too large to square" if finite else "NaN or infinity"
+            raise RefusedUpdate(f"the update of {who}: tensor {broken!r} holds {what}")
         self._check_norm(who, norm)
         bisect.insort(self._accepted, norm)
         return norm
