@@ -115,7 +115,7 @@ def in_memory(base: Tensors, delta: Tensors) -> Update:
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_three_rounds_equal_flowers(name: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(robust, "TILES", 4 * len(NODES) * 5 * 8)  # a tile of four coordinates
-    load = stored(Blobs(tmp_path.as_uri(), 1 << 20)) if source == "blobs" else in_memory
+    load = stored(Blobs(tmp_path.as_uri())) if source == "blobs" else in_memory
     ours, our_metrics, our_strategy = by_umbel(name, load, seed=1)
     theirs, their_metrics, their_strategy = by_flower(name)
     for mine, other in zip(ours, theirs, strict=True):
