@@ -19,6 +19,7 @@ from umbel_server.blobs import Blobs
 from umbel_server.database import Assignment, Command, Database
 from umbel_server.devices import Devices
 from umbel_server.outbox import Addressed, Outbox
+from umbel_server.quarantine import count_rejection
 from umbel_server.rounds.assignments import may_follow
 
 log = logging.getLogger("umbel.exchange")
@@ -211,6 +212,8 @@ def _move(session: Session, command: Command, state: str, reason: str) -> Assign
     if assignment is None or not may_follow(assignment.state, state):
         return None
     assignment.state, assignment.reason, assignment.updated = state, reason, command.updated
+    if state == "rejected":
+        count_rejection(session, assignment)
     return assignment
 
 

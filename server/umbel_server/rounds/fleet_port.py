@@ -24,6 +24,7 @@ from umbel_server.device_metrics import check_metrics
 from umbel_server.fleet import Fleet
 from umbel_server.instructions import instruction
 from umbel_server.outbox import OPEN, Addressed
+from umbel_server.quarantine import count_rejection
 from umbel_server.rounds.assignments import LIVE, WITH_DEVICE, may_follow
 from umbel_server.rounds.engine import OpenRound, Record, Work
 from umbel_server.rounds.events import Abandon, Accepted, Ended, Event, Finish, Offer, Open, Order, Uploaded
@@ -296,18 +297,11 @@ class FleetPort:
             if command.state in OPEN:
                 command.state, command.reason, command.updated = finish.state, finish.reason, now
             if finish.state == "rejected":
-                self._count_rejection(session, row, finish.reason)
+                count_rejection(session, row)
             if at_work and finish.tell:
                 ttl = max(LEAST_CANCEL_SECONDS, row.closes - now)
                 cancel.append(self._fleet.outbox.add(session, self.population, row.device, Cancel(row.id), ttl))
         self._fleet.exchange.send(cancel)
-
-    def _count_rejection(self, session: Session, row: Assignment, reason: str) -> None:
-        device = session.get_one(Device, (self.population, row.device))
-        device.rejections += 1
-        if self._policy.max_rejections and device.rejections >= self._policy.max_rejections:
-            device.quarantined = f"{device.rejections} updates were rejected, the last because {reason}"
-            log.warning("device %s is quarantined: %s", row.device, device.quarantined)
 
     def abandon(self, abandon: Abandon) -> None:
         """Close the attempt; one that never had its devices is noted too."""
