@@ -12,6 +12,7 @@ from umbel import messages, topics
 from umbel.errors import UmbelError
 from umbel.messages import Ack, Answered, Blob, Evaluated, Exported, Result, Status, Trained
 from umbel.mqtt import Link
+from umbel_server import moments
 from umbel_server.blobs import Blobs
 from umbel_server.database import Assignment, Command, Database
 from umbel_server.devices import Devices
@@ -140,7 +141,9 @@ class Exchange:
                 _move(session, command, "accepted", "")
             elif ack.state != "done":
                 _move(session, command, ack.state, ack.reason)
-        if ack.state != "accepted":
+        if ack.state == "accepted":
+            moments.reached("accepted")
+        else:
             self._announce([ack.command])
 
     def _completed(self, result: Result) -> None:
@@ -158,6 +161,7 @@ class Exchange:
                     assignment.examples, assignment.metrics = outcome.examples, outcome.metrics
                     assignment.seconds = outcome.seconds
                     assignment.update = outcome.update.sha256 if isinstance(outcome, Trained) else None
+        moments.reached("uploaded")
         self._announce([result.command])
 
     def _take_blob(self, result: Result) -> str | None:

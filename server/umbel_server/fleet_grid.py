@@ -17,7 +17,7 @@ from umbel.messages import Blob, Cancel, Evaluate, Train
 from umbel.metrics import Sums, sum_shapes
 from umbel.plan import Plan
 from umbel.tensors import Tensors
-from umbel_server import flower_messages
+from umbel_server import flower_messages, moments
 from umbel_server.blobs import Blobs
 from umbel_server.database import Assignment, Command, Database
 from umbel_server.devices import Devices
@@ -157,6 +157,7 @@ class FleetGrid(Grid):
                 commands.append(command)
         self._fleet.exchange.watch([command.id for command in commands])
         self._fleet.exchange.send(commands)
+        moments.reached("offered")
         return ids
 
     def _body(

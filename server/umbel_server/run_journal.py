@@ -8,6 +8,7 @@ from sqlalchemy import select, update
 from umbel.metrics import results
 from umbel.plan import Plan
 from umbel.tensors import Tensors, dump, load
+from umbel_server import moments
 from umbel_server.blobs import Blobs
 from umbel_server.database import Assignment, Checkpoint, Database, Run
 from umbel_server.round_loop import Commit, Start
@@ -58,6 +59,7 @@ class RunJournal:
 
     def committed(self, commit: Commit) -> dict[str, float]:
         """Store the weights, evaluate them, and commit the round: checkpoint, folded assignments, the run's progress."""
+        _reached("folded", commit)
         weights = self._blobs.put(dump(commit.weights))
         strategy = self._blobs.put(dump(commit.strategy)).sha256 if commit.strategy else None
         metrics = self._evaluate(commit.weights) if self._evaluate is not None else {}
@@ -84,5 +86,13 @@ class RunJournal:
             )
             run = session.get_one(Run, self._run)
             run.round, run.updated = commit.round, now
+            session.flush()
+            _reached("committing", commit)
+        _reached("committed", commit)
         log.info("run %s round %d committed: %s", self._run, commit.round, metrics or fleet)
         return metrics
+
+
+def _reached(moment: str, commit: Commit) -> None:
+    if commit.round:  # round 0 is the plan's weights: nobody trained it
+        moments.reached(moment)

@@ -1,15 +1,18 @@
 """What devices ask of the server: to be enrolled, and blobs."""
 
 import re
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.concurrency import run_in_threadpool
 
 from umbel.enrolment import BLOB_PATH, ENROL_PATH, EnrolmentReply, EnrolmentRequest
 from umbel.errors import UmbelError
 from umbel.signing import public_key
+from umbel_server import moments
 from umbel_server.api.access import require_device_or_admin, server_of
 
 router = APIRouter(tags=["device"])
@@ -67,5 +70,14 @@ def head_blob(request: Request, sha256: str) -> Response:
 @router.put(BLOB_PATH, dependencies=[Depends(require_device_or_admin)])
 async def put_blob(request: Request, sha256: Annotated[str, "64 hex digits"]) -> dict[str, object]:
     """Store a blob; bytes with another digest are refused and nothing is kept."""
-    blob = await server_of(request).blobs.receive(sha256, request.stream())
+    blob = await server_of(request).blobs.receive(sha256, _noticed(request.stream()))
     return {"sha256": blob.sha256, "size": blob.size}
+
+
+async def _noticed(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    first = True
+    async for chunk in chunks:
+        yield chunk
+        if first and chunk:
+            first = False
+            await run_in_threadpool(moments.reached, "uploading")
