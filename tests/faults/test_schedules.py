@@ -6,6 +6,7 @@ UMBEL_SCHEDULES (how many) and UMBEL_FIRST_SCHEDULE (the first seed) try others.
 import os
 
 import pytest
+
 from tests.faults.schedules.mutants import MUTANTS, mutant
 from tests.faults.schedules.world import World
 

@@ -1,11 +1,13 @@
 """What devices ask of the server: to be enrolled, and blobs."""
 
 import re
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.concurrency import run_in_threadpool
 
 from umbel.enrolment import (
     BLOB_PATH,
@@ -18,6 +20,7 @@ from umbel.enrolment import (
 )
 from umbel.errors import UmbelError
 from umbel.signing import public_key
+from umbel_server import moments
 from umbel_server.api.access import ADMIN, require_device_or_admin, server_of
 from umbel_server.uploads import WrongOffset
 
@@ -86,7 +89,7 @@ async def put_blob(request: Request, sha256: Address, sender: Sender) -> dict[st
     if sender == ADMIN:
         blob = await uploads.receive_once(sha256, request.stream())
     else:
-        blob = await uploads.receive(sender, sha256, 0, request.stream())
+        blob = await uploads.receive(sender, sha256, 0, _noticed(request.stream()))
     return {"sha256": blob.sha256, "size": blob.size}
 
 
@@ -108,7 +111,17 @@ async def patch_upload(request: Request, sha256: Address, sender: Sender) -> Res
     if not (offset.isascii() and offset.isdigit()):
         raise UmbelError(f"{OFFSET} should be the number of bytes sent before, got {offset[:40]!r}")
     try:
-        await server_of(request).uploads.receive(sender, sha256, int(offset), request.stream())
+        await server_of(request).uploads.receive(sender, sha256, int(offset), _noticed(request.stream()))
     except WrongOffset as error:
         return JSONResponse({"error": str(error)}, 409, {OFFSET: str(error.offset)})
     return Response(status_code=204, headers={COMPLETE: "?1"})
+
+
+async def _noticed(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The chunks, and the moment after the first of them has been taken."""
+    first = moments.watched()
+    async for chunk in chunks:
+        yield chunk
+        if first and chunk:
+            first = False
+            await run_in_threadpool(moments.reached, "uploading")

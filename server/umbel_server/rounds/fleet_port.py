@@ -356,7 +356,8 @@ class FleetPort:
             run = session.get_one(Run, self.run)
             run.round, run.updated = checkpoint.number, now
             session.flush()
-            moments.reached("committing")
+            if checkpoint.number:
+                moments.reached("committing")
         self._weights = Blob.of(data)
         log.info("run %s round %d committed: %s", self.run, checkpoint.number, metrics or fleet)
         return metrics

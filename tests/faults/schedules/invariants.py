@@ -5,7 +5,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from tests.faults.schedules.store import AssignmentRow
-
 from umbel_server.rounds import events
 from umbel_server.rounds.assignments import FINAL, LIVE, WITH_DEVICE
 from umbel_server.rounds.engine import Record, State, Work

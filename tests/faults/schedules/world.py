@@ -11,7 +11,6 @@ from types import ModuleType
 from tests.faults.schedules.devices import HABITS, Device, Said
 from tests.faults.schedules.invariants import Invariants, require
 from tests.faults.schedules.store import AssignmentRow, CommandRow, DeviceRow, Store
-
 from umbel_server.rounds import engine as the_engine
 from umbel_server.rounds import events
 from umbel_server.rounds.engine import State
