@@ -2,8 +2,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SEED ?= 0
 
-.PHONY: install demo test check bench bench-step clean
+.PHONY: install demo test faults check bench bench-step clean
 
 install: $(STAMP)
 
@@ -20,6 +21,9 @@ demo: install
 test: install
 	$(BIN)/pytest -n 2 --dist worksteal -m 'not serial' $(ARGS)
 	$(BIN)/pytest -m serial $(ARGS)
+
+faults: install
+	$(BIN)/python -m tests.faults.matrix --seed $(SEED) $(ARGS)
 
 check: install
 	$(BIN)/ruff check .

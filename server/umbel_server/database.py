@@ -21,7 +21,7 @@ SQLITE_BUSY_SECONDS = 10.0
 class Base(DeclarativeBase):
     """The tables; `migrations/` holds their history."""
 
-    type_annotation_map = {dict[str, Any]: JSON, dict[str, str]: JSON, dict[str, float]: JSON}
+    type_annotation_map = {dict[str, Any]: JSON, dict[str, str]: JSON, dict[str, float]: JSON, list[str]: JSON}
 
 
 class Device(Base):
@@ -51,6 +51,7 @@ class Device(Base):
     assigned: Mapped[float] = mapped_column(default=0.0)
     rejections: Mapped[int] = mapped_column(default=0)
     quarantined: Mapped[str] = mapped_column(default="")
+    reasons: Mapped[list[str]] = mapped_column(default=list, server_default="[]")
 
 
 class Command(Base):

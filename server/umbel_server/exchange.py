@@ -2,10 +2,12 @@
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from umbel import messages, topics
@@ -17,6 +19,7 @@ from umbel_server.blobs import Blobs
 from umbel_server.database import Assignment, Command, Database
 from umbel_server.devices import Devices
 from umbel_server.outbox import Addressed, Outbox
+from umbel_server.quarantine import count_rejection
 from umbel_server.rounds.assignments import may_follow
 
 log = logging.getLogger("umbel.exchange")
@@ -26,6 +29,9 @@ RESEND_SECONDS = 10.0
 CLIENT_ID = "umbel-server"
 UNFINISHED_SECONDS = 60.0
 """How long an accepted command may be silent before it is sent again: its result may have been lost."""
+
+MOST_WAITING = 10_000
+"""Messages kept for later while the database cannot be written; beyond that a command's repeat brings them back."""
 
 Listener = Callable[[Assignment | None], None]
 
@@ -48,6 +54,7 @@ class Exchange:
             self._received,
             on_down=self._down,
         )
+        self._again: deque[tuple[str, bytes]] = deque(maxlen=MOST_WAITING)
         self._listeners: dict[str, tuple[str, Listener]] = {}
         self._stopping = threading.Event()
         self._sweeper = threading.Thread(target=self._sweep, name="outbox", daemon=True)
@@ -85,6 +92,13 @@ class Exchange:
 
     def _received(self, topic: str, payload: bytes) -> None:
         try:
+            self._take_in(topic, payload)
+        except OperationalError as error:
+            log.warning("a message on %s waits for the database: %s", topic, str(error).splitlines()[0])
+            self._again.append((topic, payload))
+
+    def _take_in(self, topic: str, payload: bytes) -> None:
+        try:
             address = topics.parse(topic)
             if not payload:
                 return  # a retained message was cleared
@@ -102,9 +116,9 @@ class Exchange:
             log.warning("refused a message on %s: %s", topic, error)
             return
         if isinstance(message, Status):
-            online = self._devices.heard(message)
+            began = self._devices.heard(message)
             self._tell_presence(message.population)
-            if online:
+            if began:
                 self._send_waiting(message.population, message.device)
         elif isinstance(message, Ack):
             self._acknowledged(message)
@@ -177,6 +191,8 @@ class Exchange:
     def _sweep(self) -> None:
         while not self._stopping.wait(SWEEP_SECONDS):
             try:
+                for _ in range(len(self._again)):
+                    self._received(*self._again.popleft())
                 with self._database.transaction() as session:
                     expired = self._outbox.expire(session)
                     moved = [_move(session, command, "expired", command.reason) for command in expired]
@@ -196,6 +212,8 @@ def _move(session: Session, command: Command, state: str, reason: str) -> Assign
     if assignment is None or not may_follow(assignment.state, state):
         return None
     assignment.state, assignment.reason, assignment.updated = state, reason, command.updated
+    if state == "rejected":
+        count_rejection(session, assignment)
     return assignment
 
 

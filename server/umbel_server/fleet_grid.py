@@ -118,9 +118,9 @@ class FleetGrid(Grid):
                 raise UmbelError(f"an update of at least one example was expected, got {arrival.examples}")
             weights = {}
             if message.metadata.message_type == MessageType.TRAIN:
-                tensors.check(arrival.update, self.port.plan.manifest.weights, f"the update of {device}")
+                tensors.check(arrival.update.delta, self.port.plan.manifest.weights, f"the update of {device}")
                 base = flower_messages.tensors_of(next(iter(message.content.array_records.values())))
-                weights = {name: weight + arrival.update[name] for name, weight in base.items()}
+                weights = {name: weight + arrival.update.delta[name] for name, weight in base.items()}
         except UmbelError as error:
             self.port.finish(Finish(assignment, "rejected", str(error), tell=False))
             return flower_messages.error_reply(message, REJECTED, f"{device}: {error}")

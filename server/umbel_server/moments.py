@@ -7,6 +7,11 @@ VARIABLE = "UMBEL_MOMENTS"
 LONGEST_HOLD = 10.0
 
 
+def watched() -> bool:
+    """Whether a fault test wants to hear of moments."""
+    return VARIABLE in os.environ
+
+
 def reached(name: str) -> None:
     """Say that the moment `name` is here on the Unix socket that $UMBEL_MOMENTS names, and go on at its answer.
 

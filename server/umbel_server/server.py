@@ -16,6 +16,7 @@ from umbel_server.plans import Plans
 from umbel_server.releases import Releases
 from umbel_server.runs import Runs
 from umbel_server.state import State
+from umbel_server.uploads import Uploads
 
 log = logging.getLogger("umbel.server")
 
@@ -29,7 +30,8 @@ class Server:
         self._broker = EmbeddedBroker(mqtt.host, mqtt.port) if mqtt.embedded else None
         self.broker_port = mqtt.port
         self.database = Database(state.database_url)
-        self.blobs = Blobs(state.blobs_url, state.config.max_blob_mb * 1_000_000)
+        self.blobs = Blobs(state.blobs_url)
+        self.uploads = Uploads(state.folder / "uploads", self.blobs, state.config.max_blob_mb * 1_000_000, clock)
         self.devices = Devices(self.database, clock)
         self.outbox = Outbox(self.database, state.key, clock)
         self.exchange = Exchange(self.database, self.devices, self.outbox, self.blobs, mqtt.host, mqtt.port)

@@ -24,6 +24,7 @@ from umbel.mqtt import Link, Will
 from umbel_edge.config import AgentConfig
 from umbel_edge.http import ServerHttp
 from umbel_edge.state import AgentState
+from umbel_edge.uploads import Uploads
 from umbel_server.serve import allow_many_files
 
 WORKERS = 8
@@ -121,7 +122,7 @@ class LightDevice:
         first = next(iter(update.values())).reshape(-1)
         first[:1] = hash(self._config.device) % 97  # so that no two devices upload the same bytes
         data, blobs = tensors.dump(update), []
-        self._measured.time("upload", lambda: blobs.append(self._http.upload(data)))
+        self._measured.time("upload", lambda: blobs.append(Uploads(self._http, self._state).send(data)))
         return Trained(body.assignment, blobs[0], 1, {"loss": 0.0})
 
 

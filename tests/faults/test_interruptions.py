@@ -4,11 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
 from tests.brokers import EmbeddedProcess
 from tests.contract.test_fleet_grid import delta_of, trained
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice
 from tests.waiting import eventually
-
 from umbel import tensors
 from umbel.messages import Command, Train, Trained
 from umbel.plan import Plan

@@ -17,7 +17,8 @@ _NEXT: dict[str, tuple[str, ...]] = {
     # An acceptance may be lost on the way, so an offered assignment can end in every way an accepted one can.
     "offered": ("accepted", "uploaded", *FINAL),
     "accepted": ("uploaded", *FINAL),
-    "uploaded": ("folded", "rejected", "cancelled"),
+    # An update may become durable in the instant before its round's deadline is acted on: it has expired all the same.
+    "uploaded": ("folded", "expired", "rejected", "cancelled"),
 }
 
 

@@ -141,6 +141,8 @@ def recover(record: Record, now: float) -> tuple[State, tuple[Effect, ...]]:
     done = record.done or ("" if record.version < record.rounds else "its last round is committed")
     if done:
         turn.end("finished", done)
+    elif opened is None and record.failures >= record.policy.attempts:
+        turn.pause("")  # the crash came before the pause was noted
     else:
         turn.drop_stale()
         turn.fold_arrived()
@@ -196,6 +198,7 @@ class _Turn:
             case events.Refused(id=id, reason=reason) if self._is(id, "folding"):
                 self.finish(id, "rejected", reason)
                 self.state = replace(self.state, trouble=reason)
+                self.fold_arrived()  # there is room for another
             case events.Committed(done=done) if self.state.phase == "committing":
                 self.committed(done)
             case events.Unable(reason=reason) if self.state.phase == "committing":
@@ -252,9 +255,13 @@ class _Turn:
         """Fold what has arrived, each with its examples as weight, less the staler it is."""
         if self.state.phase == "committing":
             return  # the sum is being committed; these belong to the next one, or to none
+        room = math.inf
+        if self.state.policy.mode == "async":
+            room = self.state.policy.buffer - self.state.count("folding", "folded")
         for work in list(self.state.work.values()):
-            if work.state == "arrived":
-                weight = work.examples * self.state.policy.discount(self.state.version - work.base)
+            if work.state == "arrived" and room > 0:
+                room -= 1
+                weight = self.state.policy.weight(work.examples, self.state.version - work.base)
                 self._put(replace(work, state="folding", weight=weight))
                 self.effects.append(events.Fold(work.id, weight))
 
@@ -271,12 +278,12 @@ class _Turn:
             self.select()
         elif state.phase == "selecting" and self.now >= state.closes + policy.deadline:
             self.abandon("nobody told which devices there are")
-        if state.phase != "collecting" or state.count("folding", "arrived"):
+        if state.phase != "collecting" or state.count("folding"):
             return
         folded, over = state.count("folded"), self.now >= state.closes
         coming = sum(work.state in WITH_DEVICE and work.base == state.version for work in state.work.values())
         if policy.mode == "async":
-            coming = policy.concurrency  # more are assigned as devices come
+            coming = policy.buffer  # more are assigned as devices come, so a few of them can send all that is wanted
         if folded >= state.wanted or (folded >= policy.quorum and (over or not coming)):
             contributors = sorted((work.id, work.weight) for work in state.work.values() if work.state == "folded")
             self.state = replace(state, phase="committing")
@@ -310,7 +317,12 @@ class _Turn:
         rest = self.now + state.policy.rest(failures)
         self.state = replace(self.state, phase="resting", attempt=state.attempt + 1, failures=failures, closes=rest)
         if failures >= state.policy.attempts:
-            self.end("paused", f"round {state.number} was abandoned {failures} times in a row, last because {reason}")
+            self.pause(f", last because {reason}")
+
+    def pause(self, why: str) -> None:
+        """Give the run up until an administrator has seen to it."""
+        state = self.state
+        self.end("paused", f"round {state.number} was abandoned {state.failures} times in a row{why}")
 
     def select(self) -> None:
         """Wait for devices, at most the policy's deadline."""

@@ -12,18 +12,19 @@ from flwr.serverapp import Grid
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from umbel import tensors
-from umbel.errors import UmbelError
+from umbel.errors import TensorError, UmbelError
 from umbel.messages import Blob, Cancel
 from umbel.metrics import results
 from umbel.plan import Plan
 from umbel.tensors import Tensors, check, dump, load
 from umbel_server import devices, moments
+from umbel_server.aggregation import Update, WeightPieces, from_blob
 from umbel_server.database import Assignment, Checkpoint, Command, Device, Round, Run
 from umbel_server.device_metrics import check_metrics
 from umbel_server.fleet import Fleet
 from umbel_server.instructions import instruction
 from umbel_server.outbox import OPEN, Addressed
+from umbel_server.quarantine import count_rejection
 from umbel_server.rounds.assignments import LIVE, WITH_DEVICE, may_follow
 from umbel_server.rounds.engine import OpenRound, Record, Work
 from umbel_server.rounds.events import Abandon, Accepted, Ended, Event, Finish, Offer, Open, Order, Uploaded
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("umbel.runs")
 
+NO_UPDATE = Update({}, WeightPieces({}))
 LEAST_CANCEL_SECONDS = 60.0
 
 
@@ -75,6 +77,11 @@ class FleetPort:
     def now(self) -> float:
         """The time in Unix seconds."""
         return self._clock()
+
+    @property
+    def delta_dtype(self) -> str:
+        """Devices send updates in the weights' own dtypes."""
+        return ""
 
     def belong_to(self, grid: "FleetGrid") -> None:
         """Name the grid that strategies are shown."""
@@ -186,7 +193,7 @@ class FleetPort:
                 device.online,
                 device.labels,
                 device.examples,
-                (),
+                tuple(device.reasons),
                 device.quarantined,
                 device.assigned,
             )
@@ -241,7 +248,9 @@ class FleetPort:
     def _assign(self, session: Session, offer: Offer, message: Message, weights: Blob, attempt: int) -> Addressed:
         now = self._clock()
         rate = self.plan.manifest.learning_rate
-        body = instruction(message, offer.id, self.run, self._plan_blob, weights, offer.closes, rate)
+        body = instruction(
+            message, offer.id, self.run, self._plan_blob, weights, offer.closes, rate, self._policy.requires
+        )
         command = self._fleet.outbox.add(session, self.population, offer.device, body, max(0.0, offer.closes - now))
         session.add(
             Assignment(
@@ -268,8 +277,11 @@ class FleetPort:
             row = session.get_one(Assignment, id)
             reported = session.get_one(Device, (self.population, row.device)).examples
         check_metrics(row.device, row.metrics, self.plan.manifest.metrics)
-        update = tensors.load(self._fleet.blobs.get(row.update)) if row.update else {}
-        return Arrival(row.device, update, row.examples, row.metrics, reported, row.update or "")
+        try:
+            update = from_blob(self._fleet.blobs, row.update) if row.update else NO_UPDATE
+        except TensorError as error:
+            raise UmbelError(f"the update of {row.device}: {error}") from error
+        return Arrival(row.device, update, row.examples, row.metrics, reported)
 
     def finish(self, finish: Finish) -> None:
         """Give an assignment its final state unless it has one, and tell its device if that is still at work."""
@@ -285,18 +297,11 @@ class FleetPort:
             if command.state in OPEN:
                 command.state, command.reason, command.updated = finish.state, finish.reason, now
             if finish.state == "rejected":
-                self._count_rejection(session, row, finish.reason)
+                count_rejection(session, row)
             if at_work and finish.tell:
                 ttl = max(LEAST_CANCEL_SECONDS, row.closes - now)
                 cancel.append(self._fleet.outbox.add(session, self.population, row.device, Cancel(row.id), ttl))
         self._fleet.exchange.send(cancel)
-
-    def _count_rejection(self, session: Session, row: Assignment, reason: str) -> None:
-        device = session.get_one(Device, (self.population, row.device))
-        device.rejections += 1
-        if self._policy.max_rejections and device.rejections >= self._policy.max_rejections:
-            device.quarantined = f"{device.rejections} updates were rejected, the last because {reason}"
-            log.warning("device %s is quarantined: %s", row.device, device.quarantined)
 
     def abandon(self, abandon: Abandon) -> None:
         """Close the attempt; one that never had its devices is noted too."""
@@ -351,7 +356,8 @@ class FleetPort:
             run = session.get_one(Run, self.run)
             run.round, run.updated = checkpoint.number, now
             session.flush()
-            moments.reached("committing")
+            if checkpoint.number:
+                moments.reached("committing")
         self._weights = Blob.of(data)
         log.info("run %s round %d committed: %s", self.run, checkpoint.number, metrics or fleet)
         return metrics

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
@@ -14,6 +13,7 @@ from umbel.errors import UmbelError
 from umbel.metrics import Sums
 from umbel.tensors import Tensors, WeightSpec, check
 from umbel_server import flower_messages
+from umbel_server.aggregation import from_weights
 from umbel_server.rounds.engine import Record
 from umbel_server.rounds.events import Abandon, Ended, Event, Finish, Offer, Open, Uploaded
 from umbel_server.rounds.policy import RoundPolicy
@@ -72,6 +72,11 @@ class GridPort:
     def grid(self) -> Grid:
         """The grid itself."""
         return self._grid
+
+    @property
+    def delta_dtype(self) -> str:
+        """What is left of a reply's weights when those that were sent are taken off, in float64, so that it is exact."""
+        return "float64"
 
     def start(self, seed: int, rounds: int, policy: RoundPolicy) -> Start:
         """What the journal remembers; what was under way is done again."""
@@ -158,10 +163,8 @@ class GridPort:
         except (TypeError, ValueError) as error:
             raise UmbelError(f"{who} cannot be read: {error}") from error
         self._bytes += sum(weight.nbytes for weight in after.values())
-        # In float64, so that adding the weights again gives the reply exactly.
-        update = {name: after[name].astype(np.float64) - weight for name, weight in sent.weights.items()}
         sums = _sums({name: value for name, value in metrics[0].items() if name != "num-examples"})
-        return Arrival(f"node {sent.node}", update, int(examples), sums)
+        return Arrival(f"node {sent.node}", from_weights(after, sent.weights), int(examples), sums)
 
     def finish(self, finish: Finish) -> None:
         """Forget the assignment."""

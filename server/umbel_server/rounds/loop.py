@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp.strategy import FedAvg
+from msgspec.structs import replace as replace_spec
 
 from umbel.errors import UmbelError
 from umbel.tensors import Tensors, WeightSpec
 from umbel_server import flower_messages, moments, strategies
-from umbel_server.aggregation import aggregator_of
-from umbel_server.aggregation.vetting import Vetting
+from umbel_server.aggregation import Vetting, aggregator_of
 from umbel_server.rounds import engine, events
 from umbel_server.rounds.events import End, Event, Offer
 from umbel_server.rounds.policy import RoundPolicy
@@ -78,7 +78,8 @@ class _Loop:
         strategies.restore(strategy, start.strategy, list(start.weights))
         specs = [WeightSpec(name, weight.shape, weight.dtype.name) for name, weight in start.weights.items()]
         self._aggregator = aggregator_of(strategy, specs)
-        self._vetting = Vetting(specs, policy.max_norm, policy.norm_multiple)
+        deltas = [replace_spec(spec, dtype=port.delta_dtype or spec.dtype) for spec in specs]
+        self._vetting = Vetting(deltas, policy.max_norm, policy.norm_multiple)
         record = replace(start.record, done=config.reached(start.metrics, port.spent()))
         self._state, effects = engine.recover(record, clock())
         self._effects = deque(effects)
@@ -176,7 +177,7 @@ class _Loop:
             with self._timed("read"):
                 arrival = self._port.arrival(id)
             with self._timed("vet"):
-                self._vetting.vet(arrival.device, arrival.update, arrival.examples, arrival.reported)
+                self._vetting.accept(arrival.device, arrival.update.delta, arrival.examples, arrival.reported)
             with self._timed("fold"):
                 self._aggregator.fold(id, arrival.update, weight, arrival.metrics)
         except UmbelError as error:

@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from umbel.conditions import Rules
+
 Select = Literal["random", "least-recent", "most-examples"]
 Late = Literal["drop", "fold"]
 Mode = Literal["sync", "async"]
@@ -21,7 +23,8 @@ class RoundPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     after `backoff` seconds, twice as long each time, `attempts` times in a row; then the run pauses.
 
     Devices are chosen by `select` - at random by the run's seed, those longest without an assignment, or those with the
-    most examples - among the devices with all of `labels`, at least `minimum_gap` seconds after their last assignment.
+    most examples - among the devices with all of `labels` whose own conditions hold, at least `minimum_gap` seconds after
+    their last assignment. What the run `requires` beside that is checked on the device, which declines when it does not hold.
 
     An update that comes after its round was committed is dropped, or folded into the next checkpoint with its weight
     times (1 + staleness)^-`staleness_exponent` unless it is staler than `max_staleness` checkpoints (FedBuff, arXiv
@@ -43,6 +46,7 @@ class RoundPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     backoff: float = 1.0
     select: Select = "random"
     labels: dict[str, str] = {}
+    requires: Rules = Rules()
     minimum_gap: float = 0.0
     late: Late = "drop"
     staleness_exponent: float = 0.5
@@ -84,9 +88,9 @@ class RoundPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """How many assignments a synchronous round begins with."""
         return min(available, math.ceil(self.wanted(available) * self.over_selection - 1e-9))
 
-    def discount(self, staleness: int) -> float:
-        """What an update's weight is multiplied with: 1 for one that is not stale."""
-        return float((1 + staleness) ** -self.staleness_exponent)
+    def weight(self, examples: int, staleness: int) -> float:
+        """The weight of an update of `examples`: less the staler it is."""
+        return examples * float((1 + staleness) ** -self.staleness_exponent)
 
     def rest(self, failures: int) -> float:
         """Seconds to wait after `failures` abandoned rounds in a row."""

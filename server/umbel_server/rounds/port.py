@@ -9,6 +9,7 @@ from flwr.serverapp import Grid
 
 from umbel.metrics import Sums
 from umbel.tensors import Tensors
+from umbel_server.aggregation import Update
 from umbel_server.rounds.engine import Record
 from umbel_server.rounds.events import Abandon, Event, Finish, Offer, Open
 from umbel_server.rounds.policy import RoundPolicy
@@ -35,18 +36,16 @@ class Start:
 
 @dataclass(frozen=True)
 class Arrival:
-    """An update as it came: weights after training minus weights before, and what the device says of it.
+    """An update as it came, and what the device says of it.
 
-    `reported` is how many examples the device last said it has; 0 when it has not said. `sha256` is the update's blob,
-    empty where there is none.
+    `reported` is how many examples the device last said it has; 0 when it has not said.
     """
 
     device: str
-    update: Tensors
+    update: Update
     examples: int
     metrics: Sums
     reported: int = 0
-    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,10 @@ class Port(Protocol):
     @property
     def grid(self) -> Grid:
         """The grid that a strategy is shown."""
+
+    @property
+    def delta_dtype(self) -> str:
+        """The dtype of updates where it is not that of the weights; else empty."""
 
     def start(self, seed: int, rounds: int, policy: RoundPolicy) -> Start:
         """What is durable; a new run commits its first weights as checkpoint 0. Raises UmbelError when it is damaged."""
