@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Mapping
 from inspect import Parameter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 import typer
@@ -23,49 +23,50 @@ ROUND, DEVICES, AGAIN, LATE, CHECKS = (
 FIELDS: dict[str, tuple[str, str]] = {
     "target": (ROUND, "updates a round wants (0: by --fraction)"),
     "fraction": (ROUND, "share of the devices that can train, when there is no --target"),
-    "over_selection": (ROUND, "offer so many times as many assignments as updates are wanted"),
+    "over_selection": (ROUND, "offer X times as many assignments as updates are wanted"),
     "quorum": (ROUND, "updates that a round makes do with at its deadline"),
     "deadline": (ROUND, "seconds a round may take"),
-    "select": (DEVICES, "at random, those longest without an assignment, or those with the most examples"),
+    "select": (DEVICES, "random, least-recent (longest without an assignment) or most-examples"),
     "labels": (DEVICES, "a label that a device must have; may be repeated"),
     "minimum_gap": (DEVICES, "seconds a device rests after an assignment"),
     "attempts": (AGAIN, "abandoned attempts in a row after which the run pauses"),
     "backoff": (AGAIN, "seconds until the next attempt, twice as long each time"),
-    "late": (LATE, "drop an update that comes after its round, or fold it into the next"),
-    "staleness_exponent": (LATE, "a stale update's weight is times (1 + staleness)^-THIS"),
+    "late": (LATE, "drop or fold: what happens to an update that comes after its round"),
+    "staleness_exponent": (LATE, "a stale update's weight is times (1 + staleness)^-X"),
     "max_staleness": (LATE, "checkpoints after which an update is too old"),
-    "mode": (LATE, "in rounds, or with devices that train all the time"),
+    "mode": (LATE, "sync (in rounds) or async (devices train all the time)"),
     "buffer": (LATE, "async: updates that make a checkpoint"),
     "concurrency": (LATE, "async: devices that train at once"),
     "evaluate": (CHECKS, "devices that evaluate each checkpoint on their examples"),
     "max_norm": (CHECKS, "reject an update with a larger L2 norm (0: any)"),
-    "norm_multiple": (CHECKS, "reject one over this many times the round's median norm (0: any)"),
+    "norm_multiple": (CHECKS, "reject one with X times the round's median norm (0: any)"),
     "max_rejections": (CHECKS, "rejected updates that quarantine a device (0: never)"),
 }
 """The panel and the help of each field's option, in the order of --help."""
 
 FILE = "policy_file"
 _OPTIONS = {"labels": "--label"}
+_METAVARS = {int: "N", float: "X"}
 
 
 def parameters(changes: bool) -> list[Parameter]:
     """The options as a command's parameters; without defaults when they are `changes` to another policy."""
-    file = typer.Option(
-        "--policy", metavar="FILE", help="its fields in a TOML or JSON file; options win", rich_help_panel=ROUND
-    )
-    made = [parameter(FILE, Annotated[Path | None, file])]
+    help = "all of it: its fields in a TOML or JSON file; options win"
+    made = [parameter(FILE, Path, help, ROUND, names=("--policy",), metavar="FILE")]
     fields = {field.name: field for field in msgspec.structs.fields(RoundPolicy)}
     for name, (panel, help) in FIELDS.items():
-        labels, default = name == "labels", fields[name].default
-        option = typer.Option(
-            _option(name),
-            help=help,
-            rich_help_panel=panel,
-            show_default=False if changes or labels else _text(default),
-            metavar="NAME=VALUE" if labels else None,
+        labels, kind = name == "labels", fields[name].type
+        made.append(
+            parameter(
+                name,
+                list[str] if labels else kind,
+                help,
+                panel,
+                "" if changes or labels or "(0:" in help else _text(fields[name].default),
+                names=(_option(name),),
+                metavar="NAME=VALUE" if labels else _METAVARS.get(kind, "HOW"),
+            )
         )
-        kind: Any = list[str] if labels else fields[name].type
-        made.append(parameter(name, Annotated[kind | None, option]))
     return made
 
 

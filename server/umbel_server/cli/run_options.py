@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from inspect import Parameter
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -101,6 +101,12 @@ def _at_least(least: float, value: float) -> float:
     return value
 
 
-def parameter(name: str, annotation: Any) -> Parameter:
-    """An option that a command is given, None when it is not."""
+def parameter(name: str, kind: Any, help: str, panel: str, default: str = "", **more: Any) -> Parameter:
+    """An option of a command, None when it is not given; `default` is what that means, for --help.
+
+    Typer would show such a default on a line of its own; it is part of the sentence here.
+    """
+    text = f"{help} [dim]\\[default: {default}][/]" if default else help
+    option = typer.Option(*more.pop("names", ()), help=text, rich_help_panel=panel, show_default=False, **more)
+    annotation: Any = Annotated[kind | None, option]
     return Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=annotation)

@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -39,7 +39,8 @@ def takes_settings(changes: bool) -> Callable[[Command], Command]:
             command(**given, settings=settings)
 
         own = [option for option in inspect.signature(command).parameters.values() if option.name != "settings"]
-        every = [*own, *training, *policy]
+        needed = [option for option in own if option.default is inspect.Parameter.empty]
+        every = [*needed, *training, *(option for option in own if option not in needed), *policy]
         called.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
         called.__annotations__ = {option.name: option.annotation for option in every}
         return called
@@ -48,54 +49,33 @@ def takes_settings(changes: bool) -> Callable[[Command], Command]:
 
 
 def _training(changes: bool) -> list[inspect.Parameter]:
-    def shown(name: str) -> str | bool:
-        return False if changes else DEFAULTS[name]
-
-    strategy = typer.Option(
-        help="a Flower strategy, for example fedavg, fedadam, krum",
-        show_default=shown("strategy"),
-        rich_help_panel=TRAINING,
-    )
-    option = typer.Option(
-        "--option", "-o", metavar="NAME=NUMBER", help="of the strategy; may be repeated", rich_help_panel=TRAINING
-    )
-    epochs = typer.Option(
-        min=1,
-        help="passes over a device's examples in a round",
-        show_default=shown("epochs"),
-        rich_help_panel=TRAINING,
-    )
-    max_steps = typer.Option(
-        min=0,
-        help="end a device's round after so many steps (0: no limit)",
-        show_default=shown("max_steps"),
-        rich_help_panel=TRAINING,
-    )
-    learning_rate = typer.Option(
-        min=0.0, help="of a local step (0: the plan's)", show_default=shown("learning_rate"), rich_help_panel=TRAINING
-    )
-    seed = typer.Option(min=0, help="orders devices and examples", show_default=shown("seed"), rich_help_panel=TRAINING)
-    rounds = typer.Option(min=1, help="rounds to train", show_default=shown("rounds"), rich_help_panel=END)
-    until = typer.Option(
-        "--until", metavar="METRIC>=VALUE", help="end early, by the held-out examples", rich_help_panel=END
-    )
-    budgets = typer.Option(
-        "--budget",
-        metavar="hours=,rounds=,bytes=",
-        help="end when it is spent: hours=2,bytes=500MB; may be repeated",
-        rich_help_panel=END,
-    )
-    return [
-        parameter("strategy", Annotated[str | None, strategy]),
-        parameter("option", Annotated[list[str] | None, option]),
-        parameter("epochs", Annotated[int | None, epochs]),
-        parameter("max_steps", Annotated[int | None, max_steps]),
-        parameter("learning_rate", Annotated[float | None, learning_rate]),
-        parameter("seed", Annotated[int | None, seed]),
-        parameter("rounds", Annotated[int | None, rounds]),
-        parameter("until", Annotated[str | None, until]),
-        parameter("budget", Annotated[list[str] | None, budgets]),
-    ]
+    made = []
+    for name, kind, panel, help, more in (
+        ("strategy", str, TRAINING, "a Flower strategy, for example fedavg, fedadam, krum", {"metavar": "NAME"}),
+        (
+            "option",
+            list[str],
+            TRAINING,
+            "of the strategy; may be repeated",
+            {"names": ("--option", "-o"), "metavar": "NAME=NUMBER"},
+        ),
+        ("epochs", int, TRAINING, "passes over a device's examples in a round", {"metavar": "N", "min": 1}),
+        ("max_steps", int, TRAINING, "end a device's round after N steps (0: no limit)", {"metavar": "N", "min": 0}),
+        ("learning_rate", float, TRAINING, "of a local step (0: the plan's)", {"metavar": "X", "min": 0}),
+        ("seed", int, TRAINING, "orders devices and examples", {"metavar": "N", "min": 0}),
+        ("rounds", int, END, "rounds to train", {"metavar": "N", "min": 1}),
+        ("until", str, END, "end early, by the held-out examples", {"metavar": "METRIC>=VALUE"}),
+        (
+            "budget",
+            list[str],
+            END,
+            "end when it is spent: hours=2,bytes=500MB,rounds=100; may be repeated",
+            {"metavar": "NAME=AMOUNT"},
+        ),
+    ):
+        default = "" if changes or "(0:" in help else DEFAULTS.get(name, "")
+        made.append(parameter(name, kind, help, panel, default, **more))
+    return made
 
 
 def _settings(chosen: dict[str, Any]) -> dict[str, Any]:

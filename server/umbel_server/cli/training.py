@@ -27,12 +27,12 @@ FromOption = Annotated[
     typer.Option(
         "--from-checkpoint",
         metavar="RUN[@ROUND]",
-        help="start from a run's newest checkpoint, or a round's",
+        help="start from another run's newest checkpoint, or a round's",
         rich_help_panel=END,
     ),
 ]
 HeldOutOption = Annotated[
-    Path | None, typer.Option(help="an .npz to evaluate every checkpoint on", rich_help_panel=END)
+    Path | None, typer.Option(metavar="FILE", help="an .npz to evaluate every checkpoint on", rich_help_panel=END)
 ]
 WatchOption = Annotated[bool, typer.Option("--watch", help="watch the run until it ends")]
 

@@ -125,11 +125,11 @@ def _measured(checkpoint: Json) -> tuple[Mapping[str, float], str]:
 
 def _round(live: Json, bar: int) -> list[tuple[str, RenderableType]]:
     attempt, now = live["attempt"], live["now"]
-    if attempt is not None and (attempt["state"] == "open" or now - attempt["closed"] < PATIENCE):
-        if attempt["state"] != "abandoned":
-            return _open_round(live, attempt, bar)
+    state = attempt["state"] if attempt is not None else ""
+    if state == "open" or (state == "committed" and now - attempt["closed"] < PATIENCE):
+        return _open_round(live, attempt, bar)
     words = _shortage(live)
-    if attempt is not None and attempt["state"] == "abandoned":
+    if state == "abandoned":
         words = f"attempt {attempt['attempt'] + 2} "
         words += f"begins in {span_text(live['next'] - now)}" if live["next"] > now else _shortage(live)
     return [(f"round {live['round'] + 1}", Text(words, style="yellow"))]
