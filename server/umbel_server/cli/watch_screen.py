@@ -20,15 +20,17 @@ METRICS, SPARK = 4, 24
 PATIENCE = 1.0
 """Seconds after which a device counts as one that is waited for, and a round that was committed as over."""
 STATES = ("uploaded", "folded", "accepted", "offered", "declined", "rejected", "failed", "expired", "cancelled")
-SPARKS = "▁▂▃▄▅▆▇█"
+SPARKS = "▁▂▃▄▅▆▇"
+ARRIVED, AT_WORK, TO_COME = "━╍─"
+"""What a bar is made of: they differ without colour, too."""
 
 
 def screen(live: Json, width: int, trouble: str = "") -> RenderableType:
     """A run now, for a terminal of `width` columns; `live` is as /v1/runs/{id}/live gives it, `trouble` the latest error."""
     bar = max(LEAST_BAR, min(LONGEST_BAR, width - LABEL - NOTE))
-    body = Table.grid(padding=(0, 2, 0, 0))
-    body.add_column(width=LABEL - 2, style="dim", no_wrap=True)
-    body.add_column(no_wrap=True, overflow="ellipsis")
+    body = Table.grid(padding=(0, 2, 0, 0), expand=True)
+    body.add_column(width=LABEL - 2, min_width=LABEL - 2, style="dim", no_wrap=True)
+    body.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
     rows: list[tuple[str, RenderableType]] = [("rounds", _rounds(live, bar)), *_metrics(live)]
     if live["state"] == "running":
         rows += [("", ""), *_round(live, bar)]
@@ -87,7 +89,7 @@ def _title(live: Json) -> RenderableType:
 
 
 def _rounds(live: Json, bar: int) -> Text:
-    text = _bar(bar, live["rounds"], ((live["round"], "█", "cyan"),))
+    text = _bar(bar, live["rounds"], ((live["round"], ARRIVED, "green"),))
     text.append(f"  {live['round']} of {live['rounds']}")
     left = seconds_left(live)
     if live["state"] == "running" and left is not None:
@@ -143,10 +145,11 @@ def _shortage(live: Json) -> str:
 
 def _open_round(live: Json, attempt: Json, bar: int) -> list[tuple[str, RenderableType]]:
     counts, earlier = live["states"]["round"], live["states"]["earlier"]
-    arrived = counts.get("uploaded", 0) + counts.get("folded", 0) + earlier.get("uploaded", 0)
-    at_work = counts.get("accepted", 0)
+    folded, uploaded = counts.get("folded", 0), counts.get("uploaded", 0) + earlier.get("uploaded", 0)
+    arrived, accepted = folded + uploaded, counts.get("accepted", 0) + earlier.get("accepted", 0)
     wanted, quorum = max(1, attempt["wanted"]), attempt["quorum"]
-    text = _bar(bar, wanted, ((arrived, "█", "green"), (at_work, "▒", "yellow")))
+    parts = ((folded, ARRIVED, "folded"), (uploaded, ARRIVED, "uploaded"), (accepted, AT_WORK, "accepted"))
+    text = _bar(bar, wanted, [(count, character, state_style(state)) for count, character, state in parts])
     text.append(f"  {arrived} of {wanted}", "bold")
     if attempt["state"] == "committed":
         text.append(f"  committed in {span_text(attempt['closed'] - attempt['opened'])}", "green")
@@ -157,20 +160,19 @@ def _open_round(live: Json, attempt: Json, bar: int) -> list[tuple[str, Renderab
             "red" if left < 0.1 * (attempt["closes"] - attempt["opened"]) else "dim",
         )
     again = f", attempt {attempt['attempt'] + 1}" if attempt["attempt"] else ""
-    rows: list[tuple[str, RenderableType]] = [(f"round {attempt['round']}", text), ("", _mark(bar, quorum, wanted))]
+    rows: list[tuple[str, RenderableType]] = [(f"round {attempt['round']}", text)]
+    rows.append(("", _mark(bar, quorum, wanted, arrived >= quorum)))
     rows.append((again.removeprefix(", "), _counts(counts)))
     if earlier:
         rows.append(("", Text.assemble(_counts(earlier), (" from earlier rounds", "dim"))))
     return rows
 
 
-def _mark(bar: int, quorum: int, wanted: int) -> Text:
+def _mark(bar: int, quorum: int, wanted: int, reached: bool) -> Text:
     """A line under a bar that points at the quorum."""
     place = min(bar - 1, max(0, math.ceil(bar * quorum / wanted) - 1))
-    words = f"quorum {quorum}"
-    if place + len(words) + 3 > bar + NOTE:
-        return Text(f"{words} ╯".rjust(place + 1), style="dim")
-    return Text(f"{' ' * place}╰ {words}", style="dim")
+    words = f"quorum {quorum} reached" if reached else f"quorum {quorum}"
+    return Text(f"{' ' * place}╰ {words}", style="green" if reached else "dim")
 
 
 def _counts(counts: Mapping[str, int]) -> Text:
@@ -199,6 +201,7 @@ def _abandoned(live: Json) -> list[tuple[str, RenderableType]]:
     for attempt in gone["latest"][:3]:
         text = Text(f"round {attempt['round']}, attempt {attempt['attempt'] + 1}  ", style="default")
         text.append(attempt["reason"], "dim")
+        text.no_wrap = bool(rows)  # the newest reason says what to do: all of it
         rows.append(("" if rows else "abandoned", text))
     if gone["count"] > len(rows):
         rows.append(("", Text(f"and {gone['count'] - len(rows)} more", style="dim")))
@@ -226,7 +229,7 @@ def _why(work: Json, now: float) -> Text:
     silent = span_text(math.floor(now - work["since"]))
     what = f"training for {silent}" if work["state"] == "accepted" else f"not answered for {silent}"
     if not work["online"]:
-        return Text(f"offline, {what}", style="red")
+        return Text(f"offline, {work['state']} {silent} ago", style="red")
     return Text(what, style="" if work["state"] == "accepted" else "yellow")
 
 
@@ -238,7 +241,7 @@ def _bar(width: int, total: int, parts: Sequence[tuple[int, str, str]]) -> Text:
         cells = int(width * done / total) - filled
         text.append(character * cells, style)
         filled += cells
-    text.append("░" * (width - filled), "dim")
+    text.append(TO_COME * (width - filled), "dim")
     return text
 
 
@@ -248,7 +251,9 @@ def _spark(values: Sequence[float]) -> str:
     if len(values) < 2:
         return ""
     low, high = min(values), max(values)
-    return "".join(SPARKS[round(7 * (value - low) / (high - low))] if high > low else SPARKS[3] for value in values)
+    return "".join(
+        SPARKS[round((len(SPARKS) - 1) * (value - low) / (high - low))] if high > low else SPARKS[3] for value in values
+    )
 
 
 def _count(count: int, what: str) -> str:
