@@ -10,7 +10,9 @@ from sqlalchemy.orm import Session
 
 from umbel_server.database import Assignment, Checkpoint, Database, Device, Round, Run
 from umbel_server.rounds.assignments import LIVE, WITH_DEVICE
+from umbel_server.rounds.fleet_port import candidate
 from umbel_server.rounds.policy import RoundPolicy
+from umbel_server.rounds.selection import available
 from umbel_server.runs import describe_attempt, describe_checkpoint
 
 NEWEST, WAITED_FOR, ABANDONED = 60, 8, 5
@@ -31,7 +33,8 @@ class Live:
 
         `checkpoints` are those after round `after`, or the newest. `attempt` is the newest attempt at a round, and `next`
         when another begins after an abandoned one. `states` counts assignments of the round under way, and those of earlier
-        rounds whose updates may still be folded. `waiting` are devices with an assignment, those silent for longest first.
+        rounds whose updates may still be folded. `waiting` are devices with an assignment, those silent for longest first. `devices`
+        says, while no attempt is open, how many could be given an assignment and how many not, by reason.
         """
         policy = msgspec.convert(run.settings.get("policy", {}), RoundPolicy)
         now = self._clock()
@@ -45,6 +48,7 @@ class Live:
                 Assignment.round >= number - (policy.max_staleness if policy.folds_late else 0),
                 Assignment.kind == "train",
             )
+            at_work = attempt is not None and attempt.state == "open"
             down, up = self._bytes(session, run.id)
             return {
                 "now": now,
@@ -56,7 +60,7 @@ class Live:
                 "states": _states(session, training, attempt),
                 "waiting": _waiting(session, training),
                 "abandoned": _abandoned(session, run.id),
-                "devices": _devices(session, run.population),
+                "devices": None if at_work else _devices(session, run, policy, now),
             }
 
     def _bytes(self, session: Session, run: str) -> tuple[int, int]:
@@ -135,13 +139,10 @@ def _abandoned(session: Session, run: str) -> dict[str, Any]:
     }
 
 
-def _devices(session: Session, population: str) -> dict[str, int]:
-    query = (
-        select(Device.online, Device.quarantined != "", func.count())
-        .where(Device.population == population)
-        .group_by(Device.online, Device.quarantined != "")
-    )
-    counts = {"online": 0, "offline": 0, "quarantined": 0}
-    for online, quarantined, count in session.execute(query):
-        counts["quarantined" if quarantined else "online" if online else "offline"] += count
-    return counts
+def _devices(session: Session, run: Run, policy: RoundPolicy, now: float) -> dict[str, Any]:
+    devices = session.scalars(select(Device).where(Device.population == run.population))
+    busy = session.scalars(
+        select(Assignment.device).where(Assignment.run == run.id, Assignment.state.in_(WITH_DEVICE))
+    ).all()
+    there = available(policy, [candidate(device) for device in devices], busy, now)
+    return {"available": len(there.candidates), "excluded": dict(there.excluded)}

@@ -16,7 +16,7 @@ Json = Mapping[str, Any]
 
 LABEL, NOTE, LEAST_BAR, LONGEST_BAR = 12, 36, 10, 60
 """Columns of the labels, of the words after a bar, and of a bar."""
-METRICS, SPARK = 4, 24
+METRICS, SPARK, REASONS = 4, 24, 3
 PATIENCE = 1.0
 """Seconds after which a device counts as one that is waited for, and a round that was committed as over."""
 STATES = ("uploaded", "folded", "accepted", "offered", "declined", "rejected", "failed", "expired", "cancelled")
@@ -134,13 +134,19 @@ def _round(live: Json, bar: int) -> list[tuple[str, RenderableType]]:
     if state == "abandoned":
         words = f"attempt {attempt['attempt'] + 2} "
         words += f"begins in {span_text(live['next'] - now)}" if live["next"] > now else _shortage(live)
-    return [(f"round {live['round'] + 1}", Text(words, style="yellow"))]
+    return [(f"round {live['round'] + 1}", Text(words, style="yellow", no_wrap=False))]
 
 
 def _shortage(live: Json) -> str:
-    there = live["devices"]
-    counts = ", ".join(f"{there[state]} {state}" for state in ("online", "offline", "quarantined") if there[state])
-    return f"waits for devices: {counts or 'none is enrolled'}; the quorum is {live['settings']['policy']['quorum']}"
+    there, needed = live["devices"], live["settings"]["policy"]["quorum"]
+    if there is None:
+        return "waits for devices"
+    common = sorted(there["excluded"].items(), key=lambda item: (-item[1], item[0]))
+    why = [f"{count} {reason}" for reason, count in common[:REASONS]]
+    if rest := sum(count for _, count in common[REASONS:]):
+        why.append(f"{rest} for other reasons")
+    not_they = f"; not: {', '.join(why)}" if why else ""
+    return f"waits for devices: {there['available']} can train, the quorum is {needed}{not_they}"
 
 
 def _open_round(live: Json, attempt: Json, bar: int) -> list[tuple[str, RenderableType]]:

@@ -187,18 +187,7 @@ class FleetPort:
 
     def candidates(self) -> tuple[Candidate, ...]:
         """Every device of the population."""
-        return tuple(
-            Candidate(
-                device.id,
-                device.online,
-                device.labels,
-                device.examples,
-                tuple(device.reasons),
-                device.quarantined,
-                device.assigned,
-            )
-            for device in self._fleet.devices.list(self.population)
-        )
+        return tuple(candidate(device) for device in self._fleet.devices.list(self.population))
 
     def offer(self, opened: Open | None, offers: Sequence[tuple[Offer, Message]]) -> None:
         """Note the assignments and what they open in one transaction, and send their commands."""
@@ -369,6 +358,19 @@ class FleetPort:
             created = session.get_one(Run, self.run).created
             travelled = session.scalar(select(total).where(Assignment.run == self.run))
         return Spent((self._clock() - created) / 3600, int(travelled or 0))
+
+
+def candidate(device: Device) -> Candidate:
+    """A device as selection sees it."""
+    return Candidate(
+        device.id,
+        device.online,
+        device.labels,
+        device.examples,
+        tuple(device.reasons),
+        device.quarantined,
+        device.assigned,
+    )
 
 
 def _open_round(row: Round) -> OpenRound:
