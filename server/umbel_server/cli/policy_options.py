@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import typer
 
+from umbel.conditions import Rules
 from umbel_server.cli.run_options import pair, parameter
 from umbel_server.rounds.policy import RoundPolicy
 
@@ -28,6 +29,7 @@ FIELDS: dict[str, tuple[str, str]] = {
     "deadline": (ROUND, "seconds a round may take"),
     "select": (DEVICES, "random, least-recent (longest without an assignment) or most-examples"),
     "labels": (DEVICES, "a label that a device must have; may be repeated"),
+    "requires": (DEVICES, "what must hold there, such as min_battery=0.3 or charging=true; may be repeated"),
     "minimum_gap": (DEVICES, "seconds a device rests after an assignment"),
     "attempts": (AGAIN, "abandoned attempts in a row after which the run pauses"),
     "backoff": (AGAIN, "seconds until the next attempt, twice as long each time"),
@@ -45,7 +47,7 @@ FIELDS: dict[str, tuple[str, str]] = {
 """The panel and the help of each field's option, in the order of --help."""
 
 FILE = "policy_file"
-_OPTIONS = {"labels": "--label"}
+_PAIRS = {"labels": "--label", "requires": "--require"}
 _METAVARS = {int: "N", float: "X"}
 
 
@@ -55,16 +57,16 @@ def parameters(changes: bool) -> list[Parameter]:
     made = [parameter(FILE, Path, help, ROUND, names=("--policy",), metavar="FILE")]
     fields = {field.name: field for field in msgspec.structs.fields(RoundPolicy)}
     for name, (panel, help) in FIELDS.items():
-        labels, kind = name == "labels", fields[name].type
+        kind, pairs = fields[name].type, name in _PAIRS
         made.append(
             parameter(
                 name,
-                list[str] if labels else kind,
+                list[str] if pairs else kind,
                 help,
                 panel,
-                "" if changes or labels or "(0:" in help else _text(fields[name].default),
+                "" if changes or pairs or "(0:" in help else _text(fields[name].default),
                 names=(_option(name),),
-                metavar="NAME=VALUE" if labels else _METAVARS.get(kind, "HOW"),
+                metavar="NAME=VALUE" if pairs else _METAVARS.get(kind, "HOW"),
             )
         )
     return made
@@ -78,7 +80,7 @@ def policy_of(file: Path | None, options: Mapping[str, Any], changes: bool = Fal
     given = _read(file) if file is not None else {}
     for name, value in options.items():
         if value is not None:
-            given[name] = dict(pair(text, "--label") for text in value) if name == "labels" else value
+            given[name] = _pairs(name, value) if name in _PAIRS else value
             _check({name: given[name]}, _option(name))
     if not changes:
         _check(given, "the round policy")
@@ -112,8 +114,20 @@ def _check(fields: Mapping[str, Any], where: str) -> None:
         raise typer.BadParameter(sentence, param_hint=where) from error
 
 
+def _pairs(name: str, texts: list[str]) -> dict[str, Any]:
+    pairs = dict(pair(text, _option(name)) for text in texts)
+    if name == "labels":
+        return dict(pairs)
+    try:
+        return dict(msgspec.to_builtins(msgspec.convert(pairs, Rules, strict=False)))
+    except msgspec.ValidationError as error:
+        known = ", ".join(Rules.__struct_fields__)
+        sentence = f"there is no such rule; there are {known}" if "unknown field" in str(error) else str(error)
+        raise typer.BadParameter(sentence, param_hint=_option(name)) from error
+
+
 def _option(name: str) -> str:
-    return _OPTIONS.get(name, f"--{name.replace('_', '-')}")
+    return _PAIRS.get(name, f"--{name.replace('_', '-')}")
 
 
 def _text(value: object) -> str:
