@@ -81,7 +81,7 @@ def list_devices(
                 row["id"],
                 row["population"],
                 row["kind"],
-                _presence(row),
+                "[green]online[/]" if row["online"] else "[dim]offline[/]",
                 _eligible(row),
                 row["trainer"] or "-",
                 str(row["examples"]),
@@ -126,11 +126,6 @@ def show_device(
     _print_commands(row["commands"])
 
 
-def _presence(row: dict[str, Any]) -> str:
-    state = "[green]online[/]" if row["online"] else "[dim]offline[/]"
-    return f"{state}, [red]quarantined[/]" if row["quarantined"] else state
-
-
 def readmit(
     device: Annotated[str, typer.Argument(help="the device's id")],
     population: Annotated[str, typer.Option("--population", "-p", help="its population")],
@@ -142,10 +137,12 @@ def readmit(
     if json:
         print_json(row)
     else:
-        console.print(f"{row['id']} of {row['population']} is {_presence(row)} and gets assignments", highlight=False)
+        console.print(f"{row['id']} of {row['population']} gets assignments again", highlight=False)
 
 
 def _eligible(row: dict[str, Any]) -> str:
+    if row["quarantined"]:
+        return "[red]quarantined[/]"
     reasons = ", ".join(row["reasons"])
     return f"[yellow]{escape(reasons)}[/]" if reasons else "[green]eligible[/]"
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from umbel_server.cli.run_text import head
-from umbel_server.cli.show import DEFAULT_STATE, JsonOption, RunArgument, StateOption, console, print_json
+from umbel_server.cli.run_text import print_head
+from umbel_server.cli.show import DEFAULT_STATE, JsonOption, RunArgument, StateOption, print_json
 from umbel_server.client import Client
 
 
@@ -27,4 +27,4 @@ def _order(run: str, what: str, state: Any, json: bool) -> None:
     if json:
         print_json(row)
     else:
-        console.print(head(row), highlight=False)
+        print_head(row)

@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from umbel_server.cli.show import size_text, state_text
+from umbel_server.cli.show import console, size_text, state_text
 
 
 def head(row: dict[str, Any]) -> str:
@@ -15,6 +15,11 @@ def head(row: dict[str, Any]) -> str:
         f"{row['round']} of {row['rounds']} rounds{reason}"
     )
     return f"{text}\n{hint(row)}" if hint(row) else text
+
+
+def print_head(row: dict[str, Any]) -> None:
+    """Print `head`, wrapped only where somebody reads it."""
+    console.print(head(row), highlight=False, soft_wrap=not console.is_terminal)
 
 
 def hint(row: dict[str, Any]) -> str:

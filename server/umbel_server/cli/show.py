@@ -66,7 +66,7 @@ def span_text(seconds: float) -> str:
     """A time in seconds, in its one or two largest units."""
     whole = round(seconds)
     if seconds < 9.95:
-        return f"{max(0.0, seconds):.2g} s" if seconds < 0.995 else f"{seconds:.1f} s"
+        return f"{max(0.0, seconds):.2g} s"
     if whole < 100:
         return f"{whole} s"
     if whole < 2 * 3600:

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from umbel.errors import UmbelError
-from umbel_server.cli.run_text import ends_text, head
+from umbel_server.cli.run_text import ends_text, print_head
 from umbel_server.cli.show import (
     DEFAULT_STATE,
     JsonOption,
@@ -48,7 +48,7 @@ def show_run(
         return
     if round is not None and not row["attempts"]:
         raise UmbelError(f"run {row['id']} has not begun round {round}; it has committed {row['round']} rounds")
-    console.print(head(row), highlight=False)
+    print_head(row)
     if round is None:
         _print_settings(row)
         _print_rounds(row["checkpoints"])

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from rich.live import Live
 
-from umbel_server.cli.run_text import head
+from umbel_server.cli.run_text import print_head
 from umbel_server.cli.show import DEFAULT_STATE, RunArgument, StateOption, console, span_text
 from umbel_server.cli.watch_screen import abandoned_line, line, screen
 from umbel_server.client import Client, NoAnswer
@@ -40,7 +40,7 @@ def follow(client: Client, run: str, quiet: bool = False) -> None:
         console.print(f"the run goes on; see it with 'umbel runs watch {id}'", highlight=False)
         raise typer.Exit(130) from None
     if not quiet:
-        console.print(head(row), highlight=False)
+        print_head(row)
     if row["state"] in ("failed", "paused"):
         raise typer.Exit(1)
 

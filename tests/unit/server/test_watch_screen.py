@@ -145,7 +145,7 @@ def test_a_run_that_waits_for_devices_says_why_there_are_none() -> None:
 def test_a_round_that_was_just_committed_stays_for_a_moment() -> None:
     states = {"round": {"folded": 20, "cancelled": 4}, "earlier": {}}
     text = text_of(a_run(attempt=attempt("committed", 2, opened=NOW - 1.25, closed=NOW - 0.25), states=states))
-    assert "round 2     ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━  20 of 20  committed in 1.0 s" in text
+    assert "round 2     ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━  20 of 20  committed in 1 s" in text
     assert "20 folded   4 cancelled" in text
 
 
