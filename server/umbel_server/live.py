@@ -33,8 +33,8 @@ class Live:
 
         `checkpoints` are those after round `after`, or the newest. `attempt` is the newest attempt at a round, and `next`
         when another begins after an abandoned one. `states` counts assignments of the round under way, and those of earlier
-        rounds whose updates may still be folded. `waiting` are devices with an assignment, those silent for longest first. `devices`
-        says, while no attempt is open, how many could be given an assignment and how many not, by reason.
+        rounds whose updates may still be folded. `waiting` are devices with an assignment, those silent for longest
+        first. `devices` says, while no attempt is open, how many could be given an assignment and how many not, by reason.
         """
         policy = msgspec.convert(run.settings.get("policy", {}), RoundPolicy)
         now = self._clock()
@@ -60,7 +60,7 @@ class Live:
                 "states": _states(session, training, attempt),
                 "waiting": _waiting(session, training),
                 "abandoned": _abandoned(session, run.id),
-                "devices": None if at_work else _devices(session, run, policy, now),
+                "devices": None if at_work else _devices(session, run, training, policy, now),
             }
 
     def _bytes(self, session: Session, run: str) -> tuple[int, int]:
@@ -139,10 +139,8 @@ def _abandoned(session: Session, run: str) -> dict[str, Any]:
     }
 
 
-def _devices(session: Session, run: Run, policy: RoundPolicy, now: float) -> dict[str, Any]:
+def _devices(session: Session, run: Run, training: Sequence[Any], policy: RoundPolicy, now: float) -> dict[str, Any]:
     devices = session.scalars(select(Device).where(Device.population == run.population))
-    busy = session.scalars(
-        select(Assignment.device).where(Assignment.run == run.id, Assignment.state.in_(WITH_DEVICE))
-    ).all()
+    busy = session.scalars(select(Assignment.device).where(*training, Assignment.state.in_(WITH_DEVICE))).all()
     there = available(policy, [candidate(device) for device in devices], busy, now)
     return {"available": len(there.candidates), "excluded": dict(there.excluded)}

@@ -127,11 +127,11 @@ def test_an_operator_watches_pauses_resumes_and_clones(
 
     eventually(lambda: states()["round"] == {"uploaded": 1, "accepted": 1, "offered": 1})
     shown = umbel("runs", "show", id[:6], "--round", "1")
-    for words in ("open for", "closes in", "wanted 3, quorum 1, opened", "1 uploaded", "1 accepted", "1 offered"):
+    for words in ("open for", "closes in", "wanted 3, quorum 1; ", "1 uploaded", "1 accepted", "1 offered"):
         assert words in shown
     rows = {line.split()[0]: line for line in shown.splitlines() if line}
-    assert "waits for the commit" in rows["quick"]
-    assert "so far" in rows["busy"]
+    assert "waits for its round" in rows["quick"]
+    assert "expires in" in rows["busy"]
     assert "expires in" in rows["silent"]
 
     terminal = Terminal(umbel.command("runs", "watch", "latest"))
@@ -158,7 +158,7 @@ def test_an_operator_watches_pauses_resumes_and_clones(
     assert "finished after 2 of 2 rounds" in lines[-1]
     shown = umbel("runs", "show", id)
     assert "committed in" in shown
-    assert "wants 3; quorum 1; deadline 60 s; ends at 1 hours, 1.0 GB" in shown
+    assert "wants 3; quorum 1; deadline 60 s; ends at 1 h, 1.0 GB" in shown
     assert "only a paused run can be resumed" in umbel("runs", "resume", id, code=1)
     assert "it has committed 2 rounds" in umbel("runs", "show", id, "--round", "3", code=1)
 

@@ -38,7 +38,7 @@ def ends_text(settings: dict[str, Any]) -> str:
     if settings.get("until"):
         ends.append(f"{settings['until']} >= {settings['at_least']:g}")
     if settings.get("budget_hours"):
-        ends.append(f"{settings['budget_hours']:g} hours")
+        ends.append(f"{settings['budget_hours']:g} h")
     if settings.get("budget_bytes"):
         ends.append(size_text(settings["budget_bytes"]))
     return ", ".join(ends)

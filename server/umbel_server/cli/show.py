@@ -45,6 +45,7 @@ def print_json(value: Any) -> None:
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> None:
     """Print rows under their columns, or the sentence `empty` when there are none."""
     table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+    table.columns[0].no_wrap = True  # a name that is cut short names nothing
     for row in rows:
         table.add_row(*row)
     if table.row_count:
@@ -96,8 +97,8 @@ def duration_text(ms: float) -> str:
 
 
 def size_text(size: float) -> str:
-    """Bytes in kB, MB or GB."""
-    for unit, length in (("GB", 1e9), ("MB", 1e6)):
+    """Bytes in B, kB, MB or GB."""
+    for unit, length in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= length:
             return f"{size / length:.1f} {unit}"
-    return f"{size / 1e3:.1f} kB"
+    return f"{size:.0f} B"

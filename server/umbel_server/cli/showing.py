@@ -2,7 +2,6 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -26,10 +25,12 @@ from umbel_server.cli.show import (
     state_text,
 )
 from umbel_server.client import Client
-from umbel_server.rounds.assignments import LIVE, WITH_DEVICE
+from umbel_server.rounds.assignments import LIVE
 
-NEWEST = 20
-"""Rounds that are listed at most."""
+NEWEST, WIDE = 20, 100
+"""Rounds that are listed at most; columns of a terminal from which bytes are shown by device."""
+ORDER = {"offered": 1, "accepted": 2, "uploaded": 3, "folded": 4, "declined": 5, "cancelled": 6}
+"""How assignments are sorted, after those that went wrong."""
 
 
 def show_run(
@@ -117,41 +118,46 @@ def _print_attempt(attempt: dict[str, Any], assignments: list[dict[str, Any]], n
             left = attempt["closes"] - now
             closes = f"closes in {span_text(left)}" if left > 0 else "its deadline has come"
             how = f"{state_text('open')} for {passed}, {closes}"
-    times = f"opened {_clock(attempt['opened'])}" + (
-        f", closed {_clock(attempt['closed'])}" if attempt["closed"] else ""
-    )
+    closed = f" to {_clock(attempt['closed'])}" if attempt["closed"] else ""
+    down, up = (size_text(sum(a[f"bytes_{way}"] for a in assignments)) for way in ("down", "up"))
+    facts = f"wanted {attempt['wanted']}, quorum {attempt['quorum']}"
+    facts += f"; {_clock(attempt['opened'])}{closed}; {down} down, {up} up"
     console.print(f"[bold]{name}[/]  {how}", highlight=False)
-    console.print(f"[dim]wanted {attempt['wanted']}, quorum {attempt['quorum']}, {times}[/]", highlight=False)
+    console.print(f"[dim]{facts}[/]", highlight=False)
     if not assignments:
         console.print("No device was assigned.")
         return
     counts = Counter(a["state"] for a in assignments)
-    console.print("   ".join(f"[bold]{n}[/] {state_text(state)}" for state, n in counts.most_common()), highlight=False)
+    words = [f"[bold]{counts[state]}[/] {state_text(state)}" for state in sorted(counts, key=lambda s: ORDER.get(s, 0))]
+    console.print("   ".join(words) + "\n", highlight=False)
     _print_assignments(assignments, now)
 
 
 def _print_assignments(assignments: list[dict[str, Any]], now: float) -> None:
+    """The assignments, those that one may have to look after first; on a narrow terminal the words win over the bytes."""
+    travelled = ("down", "up") if console.width >= WIDE else ()
+    rows = sorted(assignments, key=lambda a: (ORDER.get(a["state"], 0), a["since"], a["device"]))
     print_table(
-        ("device", "state", "since", "took", "examples", "weight", "down / up", "why"),
-        _rows(assignments, now),
+        ("device", "state", "since", "took", "examples", "weight", *travelled, "why"),
+        (
+            (
+                a["device"],
+                state_text(a["state"]),
+                ago(a["since"]),
+                span_text(a["seconds"]) if a["seconds"] else "-",
+                str(a["examples"] or "-"),
+                _weight(a),
+                *(_size(a[f"bytes_{way}"]) for way in travelled),
+                escape(a["reason"] or _expected(a, now)),
+            )
+            for a in rows
+        ),
         "No assignments.",
     )
 
 
-def _rows(assignments: list[dict[str, Any]], now: float) -> Iterator[tuple[str, ...]]:
-    for a in assignments:
-        live = a["state"] in WITH_DEVICE
-        took = f"{span_text(now - a['offered'])} so far" if live else span_text(a["seconds"]) if a["seconds"] else "-"
-        yield (
-            a["device"],
-            state_text(a["state"]),
-            ago(a["since"]),
-            took,
-            str(a["examples"] or "-"),
-            _weight(a),
-            f"{size_text(a['bytes_down'])} / {size_text(a['bytes_up']) if a['bytes_up'] else '-'}",
-            escape(a["reason"] or _expected(a, now)),
-        )
+def _size(count: int) -> str:
+    return size_text(count) if count else "-"
 
 
 def _weight(assignment: dict[str, Any]) -> str:
@@ -166,7 +172,7 @@ def _expected(assignment: dict[str, Any], now: float) -> str:
     if assignment["state"] not in LIVE:
         return ""
     if assignment["state"] == "uploaded":
-        return "waits for the commit"
+        return "waits for its round"
     left = assignment["closes"] - now
     return f"expires in {span_text(left)}" if left > 0 else "expires now"
 
