@@ -19,6 +19,10 @@ CONNECT_RETRIES = 3
 """Attempts to connect again, over 3.5 s: a server may have been started a moment ago."""
 
 
+class NoAnswer(UmbelError):
+    """The server does not answer."""
+
+
 class Client:
     """A connection to one server's admin API; every error is an UmbelError with one sentence."""
 
@@ -91,9 +95,7 @@ class Client:
         try:
             response = self._http.request(method, path, **options)
         except httpx.HTTPError as error:
-            raise UmbelError(
-                f"no answer from the server at {self._url} ({error}); is 'umbel serve' running?"
-            ) from error
+            raise NoAnswer(f"no answer from the server at {self._url} ({error}); is 'umbel serve' running?") from error
         if response.is_error:
             raise UmbelError(_reason(response))
         return response

@@ -259,10 +259,10 @@ class Runs:
             "bytes_down": travelled[0] or 0,
             "bytes_up": travelled[1] or 0,
             "checkpoints": [
-                {**_describe_checkpoint(checkpoint), **self._evaluated(run, checkpoint.round, evaluations)}
+                {**describe_checkpoint(checkpoint), **self._evaluated(run, checkpoint.round, evaluations)}
                 for checkpoint in checkpoints
             ],
-            "attempts": [_describe_attempt(attempt) for attempt in attempts],
+            "attempts": [describe_attempt(attempt) for attempt in attempts],
             "assignments": [_describe_assignment(assignment) for assignment in assignments],
         }
 
@@ -390,7 +390,8 @@ def describe(run: Run) -> dict[str, Any]:
     }
 
 
-def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    """A checkpoint as the API shows it."""
     return {
         "round": checkpoint.round,
         "weights": checkpoint.weights,
@@ -402,7 +403,8 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _describe_attempt(attempt: Round) -> dict[str, Any]:
+def describe_attempt(attempt: Round) -> dict[str, Any]:
+    """An attempt at a round as the API shows it."""
     return {
         "round": attempt.number,
         "attempt": attempt.attempt,

@@ -10,6 +10,7 @@ from umbel_server.database import Database
 from umbel_server.devices import Devices
 from umbel_server.exchange import Exchange
 from umbel_server.fleet import Fleet
+from umbel_server.live import Live
 from umbel_server.outbox import Outbox
 from umbel_server.plans import Plans
 from umbel_server.releases import Releases
@@ -37,6 +38,7 @@ class Server:
         self.plans = Plans(state.folder / "plans", self.blobs, state.key)
         self.releases = Releases(self.database, self.blobs, state.key, clock)
         self.runs = Runs(Fleet(self.database, self.devices, self.outbox, self.exchange, self.blobs), self.plans, clock)
+        self.live = Live(self.database, clock)
 
     def start(self) -> None:
         """Start the embedded broker if there is one, connect, and go on with the runs that were running."""

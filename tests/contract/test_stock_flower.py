@@ -1,6 +1,7 @@
 """Our ServerApp and ClientApp on stock Flower: a real SuperLink, two real SuperNodes, a real `flwr run`."""
 
 import json
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from umbel.examples import load_examples
 from umbel.messages import Blob, Train
 from umbel.tensors import Tensors
 from umbel_edge.litert_trainer import LiteRTTrainer
+from umbel_server.flower_app import policy_of
+from umbel_server.rounds.policy import RoundPolicy, scalar_fields
 from umbel_sim.stock_flower import StockFlower
 
 ROOT = Path(__file__).parents[2]
@@ -59,11 +62,17 @@ def fedavg(plan: Plan, shards: dict[str, Path], weights: Tensors, number: int) -
     return {name: sum(count / total * update[name].astype(np.float64) for count, update in updates) for name in weights}
 
 
+def test_the_app_folder_names_the_whole_round_policy_with_its_defaults() -> None:
+    config = tomllib.loads((APP / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    assert {name.replace("_", "-") for name in scalar_fields()} <= config.keys()
+    assert policy_of(config) == RoundPolicy()
+
+
 @pytest.mark.timeout(240)
 def test_flwr_run_trains_a_plan_on_two_supernodes(plan: Plan, shards: dict[str, Path], tmp_path: Path) -> None:
     output = tmp_path / "checkpoints"
     nodes = [{"plan": str(plan.path), "examples": str(path), "device": name} for name, path in shards.items()]
-    config = {"plan": str(plan.path), "output": str(output), "rounds": ROUNDS, "minimum": 2, "epochs": EPOCHS}
+    config = {"plan": str(plan.path), "output": str(output), "rounds": ROUNDS, "quorum": 2, "epochs": EPOCHS}
     before = set(psutil.pids())
     with StockFlower(tmp_path, nodes) as flower:
         log = flower.run(APP, config | {"seed": SEED}, RUN_SECONDS)

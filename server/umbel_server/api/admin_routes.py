@@ -197,6 +197,14 @@ def show_run(request: Request, id: str, round: int | None = None) -> dict[str, A
     return server_of(request).runs.show(id, round)
 
 
+@router.get("/v1/runs/{id}/live")
+def watch_run(request: Request, id: str, after: int | None = None) -> dict[str, Any]:
+    """What is going on in a run now, for those who ask often; its checkpoints are those after round `after`, or the newest."""
+    server = server_of(request)
+    run = server.runs.get(id)
+    return {**runs.describe(run), **server.live.look(run, after)}
+
+
 @router.post("/v1/runs/{id}/stop")
 def stop_run(request: Request, id: str) -> dict[str, Any]:
     """Stop a run for good; its checkpoints stay."""

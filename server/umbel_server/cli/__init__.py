@@ -17,6 +17,7 @@ def main() -> None:
     if debug:
         sys.argv.remove("--debug")
     try:
+        import click
         import typer
 
         from umbel_server.cli import fleet, local, releases, training
@@ -44,7 +45,21 @@ def main() -> None:
             continue  # the extra that this part needs is not installed
         add_commands(app)
     try:
-        app()
+        # Without its standalone mode Typer returns what was raised as typer.Exit.
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())  # the help
+        sys.exit(2)
+    except click.UsageError as error:
+        if debug:
+            traceback.print_exc()
+        command = error.ctx.command_path if error.ctx is not None else "umbel"
+        print(f"umbel: {_sentence(error.format_message())}; see '{command} --help'", file=sys.stderr)
+        sys.exit(2)
+    except click.Abort:
+        print("umbel: interrupted", file=sys.stderr)
+        sys.exit(130)
     except UmbelError as error:
         if debug:
             traceback.print_exc()
@@ -53,3 +68,9 @@ def main() -> None:
     except KeyboardInterrupt:
         print("umbel: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _sentence(text: str) -> str:
+    """Click's message as one sentence on one line, without its full stop."""
+    words = " ".join(text.split()).removesuffix(".")
+    return words[:1].lower() + words[1:]

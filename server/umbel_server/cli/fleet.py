@@ -1,4 +1,4 @@
-"""Commands about devices: devices list|show, command send."""
+"""Commands about devices: devices list|show|readmit|config, command send."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -37,9 +37,10 @@ class Kind(StrEnum):
 
 def add_commands(app: typer.Typer) -> None:
     """Add the groups devices and command."""
-    devices = typer.Typer(no_args_is_help=True, help="See the devices of the fleet.")
+    devices = typer.Typer(no_args_is_help=True, help="See the devices of the fleet, and readmit them.")
     devices.command("list")(list_devices)
     devices.command("show")(show_device)
+    devices.command("readmit")(readmit)
     devices.command("config")(print_config)
     app.add_typer(devices, name="devices")
     command = typer.Typer(no_args_is_help=True, help="Tell devices to do something.")
@@ -80,7 +81,7 @@ def list_devices(
                 row["id"],
                 row["population"],
                 row["kind"],
-                "[green]online[/]" if row["online"] else "[dim]offline[/]",
+                _presence(row),
                 _eligible(row),
                 row["trainer"] or "-",
                 str(row["examples"]),
@@ -119,8 +120,29 @@ def show_device(
     ):
         console.print(f"{name:12} {row[name]}", highlight=False)
     console.print(f"{'conditions':12} {_eligible(row)}", highlight=False)
+    if row["quarantined"]:
+        console.print(f"{'quarantined':12} [red]{escape(row['quarantined'])}[/]", highlight=False)
     console.print(f"{'last heard':12} {ago(row['last_seen'])}\n", highlight=False)
     _print_commands(row["commands"])
+
+
+def _presence(row: dict[str, Any]) -> str:
+    state = "[green]online[/]" if row["online"] else "[dim]offline[/]"
+    return f"{state}, [red]quarantined[/]" if row["quarantined"] else state
+
+
+def readmit(
+    device: Annotated[str, typer.Argument(help="the device's id")],
+    population: Annotated[str, typer.Option("--population", "-p", help="its population")],
+    state: StateOption = DEFAULT_STATE,
+    json: JsonOption = False,
+) -> None:
+    """End a device's quarantine: it gets assignments again, and its rejected updates are counted from 0."""
+    row = Client.of_state(state).post(f"/v1/devices/{population}/{device}/readmit")
+    if json:
+        print_json(row)
+    else:
+        console.print(f"{row['id']} of {row['population']} is {_presence(row)} and gets assignments", highlight=False)
 
 
 def _eligible(row: dict[str, Any]) -> str:

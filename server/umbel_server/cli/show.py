@@ -17,6 +17,23 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for machine
 RunArgument = Annotated[str, typer.Argument(help="the run's id, the beginning of it, or 'latest'")]
 DEFAULT_STATE = Path("umbel-state")
 
+STATE_STYLES = {
+    "running": "cyan",
+    "paused": "yellow",
+    "finished": "green",
+    "stopped": "dim",
+    "open": "cyan",
+    "committed": "green",
+    "abandoned": "red",
+    "offered": "dim",
+    "accepted": "yellow",
+    "uploaded": "cyan",
+    "folded": "green",
+    "declined": "magenta",
+    "cancelled": "dim",
+}
+"""Colours of the states of runs, rounds and assignments; those that are not here went wrong."""
+
 console = Console()
 
 
@@ -45,6 +62,29 @@ def ago(moment: float) -> str:
     return f"{seconds:.0f} s ago"
 
 
+def span_text(seconds: float) -> str:
+    """A time in seconds, in its one or two largest units."""
+    whole = round(seconds)
+    if seconds < 9.95:
+        return f"{max(0.0, seconds):.2g} s" if seconds < 0.995 else f"{seconds:.1f} s"
+    if whole < 100:
+        return f"{whole} s"
+    if whole < 2 * 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes < 48 * 60 else f"{minutes / 1440:.1f} days"
+
+
+def state_style(state: str) -> str:
+    """The colour of a state."""
+    return STATE_STYLES.get(state, "red")
+
+
+def state_text(state: str) -> str:
+    """A state in its colour, as markup."""
+    return f"[{state_style(state)}]{state}[/]"
+
+
 def metrics_text(metrics: Mapping[str, float]) -> str:
     """Metrics in one line."""
     return "  ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items())) or "-"
@@ -56,5 +96,8 @@ def duration_text(ms: float) -> str:
 
 
 def size_text(size: float) -> str:
-    """Bytes in kB or MB."""
-    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+    """Bytes in kB, MB or GB."""
+    for unit, length in (("GB", 1e9), ("MB", 1e6)):
+        if size >= length:
+            return f"{size / length:.1f} {unit}"
+    return f"{size / 1e3:.1f} kB"

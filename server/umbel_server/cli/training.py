@@ -1,13 +1,14 @@
-"""Commands about training: runs start|list|show|watch|stop."""
+"""Commands that start and list runs: runs start|clone|list; the rest of the group is assembled here."""
 
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from umbel.errors import UmbelError
+from umbel_server.cli import run_control, showing, watching
+from umbel_server.cli.run_options import checkpoint
+from umbel_server.cli.settings_options import END, takes_settings
 from umbel_server.cli.show import (
     DEFAULT_STATE,
     JsonOption,
@@ -15,94 +16,101 @@ from umbel_server.cli.show import (
     StateOption,
     ago,
     console,
-    metrics_text,
     print_json,
     print_table,
+    state_text,
 )
 from umbel_server.client import Client
 
-WATCH_SECONDS = 0.25
+FromOption = Annotated[
+    str,
+    typer.Option(
+        "--from-checkpoint",
+        metavar="RUN[@ROUND]",
+        help="start from another run's newest checkpoint, or a round's",
+        rich_help_panel=END,
+    ),
+]
+HeldOutOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="an .npz to evaluate every checkpoint on", rich_help_panel=END)
+]
+WatchOption = Annotated[bool, typer.Option("--watch", help="watch the run until it ends")]
 
 
 def add_commands(app: typer.Typer) -> None:
     """Add the group runs."""
-    runs = typer.Typer(no_args_is_help=True, help="Start, watch and stop runs.")
+    runs = typer.Typer(no_args_is_help=True, help="Start, watch, pause and stop runs.")
     runs.command("start")(start)
     runs.command("list")(list_runs)
-    runs.command("show")(show_run)
-    runs.command("watch")(watch)
-    runs.command("stop")(stop)
+    runs.command("show")(showing.show_run)
+    runs.command("watch")(watching.watch)
+    runs.command("pause")(run_control.pause)
+    runs.command("resume")(run_control.resume)
+    runs.command("stop")(run_control.stop)
+    runs.command("clone")(clone)
     app.add_typer(runs, name="runs")
 
 
+@takes_settings(changes=False)
 def start(
+    settings: dict[str, Any],
     plan: Annotated[Path, typer.Argument(help="a plan made by 'umbel compile'")],
     population: Annotated[str, typer.Option("--population", "-p", help="which devices train")],
-    strategy: Annotated[str, typer.Option(help="a Flower strategy, for example fedavg, fedadam, krum")] = "fedavg",
-    option: Annotated[list[str] | None, typer.Option("--option", "-o", help="NAME=NUMBER for the strategy")] = None,
-    rounds: Annotated[int, typer.Option(help="rounds to train")] = 10,
-    fraction: Annotated[float, typer.Option(help="share of the online devices in a round")] = 1.0,
-    minimum: Annotated[int, typer.Option(help="devices a round needs at least")] = 1,
-    epochs: Annotated[int, typer.Option(help="passes over a device's examples in a round")] = 1,
-    max_steps: Annotated[int, typer.Option(help="end a device's round after this many steps (0: no limit)")] = 0,
-    learning_rate: Annotated[float, typer.Option(help="of a local step (0: the plan's)")] = 0.0,
-    seed: Annotated[int, typer.Option(help="orders devices and examples")] = 0,
-    deadline: Annotated[float, typer.Option(help="seconds a round may take")] = 120.0,
-    held_out: Annotated[Path | None, typer.Option(help="an .npz to evaluate every checkpoint on")] = None,
-    until: Annotated[str, typer.Option(help="METRIC>=VALUE on the held-out examples ends the run early")] = "",
-    follow: Annotated[bool, typer.Option("--watch", help="watch the run until it ends")] = False,
+    follow: WatchOption = False,
     state: StateOption = DEFAULT_STATE,
     json: JsonOption = False,
+    from_checkpoint: FromOption = "",
+    held_out: HeldOutOption = None,
 ) -> None:
     """Start a run: train a plan on a population."""
+    source = checkpoint(from_checkpoint)
     client = Client.of_state(state)
-    metric, at_least = _goal(until)
-    settings: dict[str, Any] = {
-        "strategy": strategy,
-        "options": dict(_pair(text) for text in option or []),
-        "rounds": rounds,
-        "fraction": fraction,
-        "minimum": minimum,
-        "epochs": epochs,
-        "max_steps": max_steps,
-        "learning_rate": learning_rate,
-        "seed": seed,
-        "deadline": deadline,
-        "until": metric,
-        "at_least": at_least,
-    }
-    if held_out is not None:
-        if not held_out.is_file():
-            raise UmbelError(f"{held_out}: no such file of held-out examples")
-        settings["held_out"] = client.put_blob(held_out.read_bytes())
-    body = {"population": population, "plan": client.add_plan(plan)["plan"], "settings": settings}
-    row = client.post("/v1/runs", body)
+    body = {"population": population, "plan": client.add_plan(plan)["plan"], **source}
+    body["settings"] = settings | _held_out(client, held_out)
+    _announce(client, client.post("/v1/runs", body), follow, json)
+
+
+@takes_settings(changes=True)
+def clone(
+    settings: dict[str, Any],
+    run: RunArgument,
+    follow: WatchOption = False,
+    state: StateOption = DEFAULT_STATE,
+    json: JsonOption = False,
+    from_checkpoint: FromOption = "",
+    held_out: HeldOutOption = None,
+) -> None:
+    """Start another run like one, with what the options change."""
+    if "strategy" in settings:
+        settings = {"options": {}, **settings}  # another strategy does not know the options of the first
+    source = checkpoint(from_checkpoint)
+    client = Client.of_state(state)
+    body = {"settings": settings | _held_out(client, held_out), **source}
+    _announce(client, client.post(f"/v1/runs/{run}/clone", body), follow, json)
+
+
+def _held_out(client: Client, file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    if not file.is_file():
+        raise UmbelError(f"{file}: no such file of held-out examples")
+    return {"held_out": client.put_blob(file.read_bytes())}
+
+
+def _announce(client: Client, row: dict[str, Any], follow: bool, json: bool) -> None:
+    if json and follow:
+        try:
+            watching.follow(client, row["id"], quiet=True)
+        finally:
+            print_json(client.get(f"/v1/runs/{row['id']}"))
+        return
     if json:
         print_json(row)
     else:
-        console.print(
-            f"run [bold]{row['id']}[/] trains {row['task']} on {population}; see 'umbel runs watch {row['id']}'"
-        )
+        more = "" if follow else f"; see 'umbel runs watch {row['id']}'"
+        console.print(f"run [bold]{row['id']}[/] trains {row['task']} on {row['population']}{more}", highlight=False)
     if follow:
-        _watch(client, row["id"])
-
-
-def _pair(text: str) -> tuple[str, float]:
-    name, _, value = text.partition("=")
-    try:
-        return name.strip(), float(value)
-    except ValueError as error:
-        raise typer.BadParameter(f"expected NAME=NUMBER, got {text!r}") from error
-
-
-def _goal(text: str) -> tuple[str, float]:
-    if not text:
-        return "", 0.0
-    metric, sign, value = text.partition(">=")
-    try:
-        return metric.strip(), float(value if sign else "")
-    except ValueError as error:
-        raise typer.BadParameter(f"expected METRIC>=VALUE such as accuracy>=0.97, got {text!r}") from error
+        watching.follow(client, row["id"])
 
 
 def list_runs(state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
@@ -120,104 +128,10 @@ def list_runs(state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> N
                 row["population"],
                 row["strategy"],
                 f"{row['round']}/{row['rounds']}",
-                row["state"],
+                state_text(row["state"]),
                 ago(row["created"]),
             )
             for row in rows
         ),
         "No runs yet; start one with 'umbel runs start PLAN -p POPULATION'.",
-    )
-
-
-def show_run(
-    run: RunArgument,
-    round: Annotated[int | None, typer.Option(help="whose assignments to show (default: the newest)")] = None,
-    state: StateOption = DEFAULT_STATE,
-    json: JsonOption = False,
-) -> None:
-    """Show a run: its checkpoints, and who did what in a round."""
-    row = Client.of_state(state).get(f"/v1/runs/{run}", round=round)
-    if json:
-        print_json(row)
-        return
-    _print_head(row)
-    print_table(
-        ("round", "held out", "fleet", "devices", "seconds"),
-        (
-            (
-                str(checkpoint["round"]),
-                metrics_text(checkpoint["metrics"]),
-                metrics_text(checkpoint["fleet_metrics"]),
-                str(checkpoint["contributors"]),
-                f"{checkpoint['committed'] - checkpoint['started']:.2f}",
-            )
-            for checkpoint in row["checkpoints"]
-        ),
-        "No checkpoint yet.",
-    )
-    console.print()
-    print_table(
-        ("device", "round", "state", "since", "examples", "seconds", "why"),
-        (
-            (
-                a["device"],
-                str(a["round"]),
-                a["state"],
-                ago(a["since"]),
-                str(a["examples"]),
-                f"{a['seconds']:.2f}",
-                a["reason"],
-            )
-            for a in row["assignments"]
-        ),
-        "No assignments yet.",
-    )
-
-
-def watch(run: RunArgument, state: StateOption = DEFAULT_STATE) -> None:
-    """Watch a run live until it ends; fails when the run does."""
-    _watch(Client.of_state(state), run)
-
-
-def _watch(client: Client, run: str) -> None:
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[news]}"), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("round", total=None, news="")
-        while True:
-            row = client.get(f"/v1/runs/{run}")
-            newest = row["checkpoints"][-1] if row["checkpoints"] else {"metrics": {}}
-            states: dict[str, int] = {}
-            for assignment in row["assignments"]:
-                states[assignment["state"]] = states.get(assignment["state"], 0) + 1
-            news = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-            progress.update(
-                bar,
-                total=row["rounds"],
-                completed=row["round"],
-                description=f"round {row['round']}/{row['rounds']}",
-                news=f"{metrics_text(newest['metrics'])}  {news}",
-            )
-            if row["state"] != "running":
-                break
-            time.sleep(WATCH_SECONDS)
-    _print_head(row)
-    if row["state"] == "failed":
-        raise typer.Exit(1)
-
-
-def stop(run: RunArgument, state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
-    """Stop a run; its checkpoints stay."""
-    row = Client.of_state(state).post(f"/v1/runs/{run}/stop")
-    if json:
-        print_json(row)
-    else:
-        _print_head(row)
-
-
-def _print_head(row: dict[str, Any]) -> None:
-    reason = f": {row['reason']}" if row["reason"] else ""
-    console.print(
-        f"run [bold]{row['id']}[/] ({row['task']}, {row['strategy']}): {row['state']} after {row['round']} of "
-        f"{row['rounds']} rounds{reason}",
-        highlight=False,
     )

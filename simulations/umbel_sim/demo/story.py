@@ -162,10 +162,9 @@ class Story:
         settings = {
             "strategy": "fedavg",
             "rounds": self.rounds,
-            "minimum": len(FLEET),
             "epochs": 3,
             "seed": self.seed,
-            "deadline": ROUND_SECONDS,
+            "policy": {"quorum": len(FLEET), "deadline": ROUND_SECONDS},
             "held_out": client.put_blob(path.read_bytes()),
         }
         body = {"population": POPULATION, "plan": client.add_plan(plan.path)["plan"], "settings": settings}

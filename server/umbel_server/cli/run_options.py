@@ -1,0 +1,112 @@
+"""What the options of `umbel runs` mean: goals, budgets, checkpoints to start from, names with values."""
+
+import math
+from collections.abc import Sequence
+from inspect import Parameter
+from typing import Annotated, Any
+
+import typer
+
+UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_BUDGETS = "hours=NUMBER, rounds=NUMBER or bytes=SIZE, such as hours=2,bytes=500MB"
+
+
+def pair(text: str, option: str) -> tuple[str, str]:
+    """NAME=VALUE, given to `option`, as its two halves; raises BadParameter."""
+    name, sign, value = (part.strip() for part in text.partition("="))
+    if not (name and sign and value):
+        raise typer.BadParameter(f"expected NAME=VALUE, got {text!r}", param_hint=option)
+    return name, value
+
+
+def number_pair(text: str, option: str) -> tuple[str, float]:
+    """NAME=NUMBER, given to `option`, as a name and a number; raises BadParameter."""
+    name, _, value = (part.strip() for part in text.partition("="))
+    try:
+        return name, _finite(value)
+    except ValueError as error:
+        raise typer.BadParameter(f"expected NAME=NUMBER, got {text!r}", param_hint=option) from error
+
+
+def goal(text: str) -> dict[str, Any]:
+    """The settings of METRIC>=VALUE, or those of no goal when it is empty; raises BadParameter."""
+    if not text.strip():
+        return {"until": "", "at_least": 0.0}
+    metric, sign, value = (part.strip() for part in text.partition(">="))
+    try:
+        if not (metric and sign):
+            raise ValueError
+        return {"until": metric, "at_least": _finite(value)}
+    except ValueError as error:
+        sentence = f"expected METRIC>=VALUE such as accuracy>=0.97, got {text!r}"
+        raise typer.BadParameter(sentence, param_hint="--until") from error
+
+
+def budget(texts: Sequence[str]) -> dict[str, Any]:
+    """The settings of budgets, each a comma-separated list of hours=, rounds= and bytes=; raises BadParameter."""
+    settings: dict[str, Any] = {}
+    for text in (part.strip() for whole in texts for part in whole.split(",")):
+        name, _, value = (part.strip() for part in text.partition("="))
+        try:
+            setting, amount = _budget(name, value)
+        except ValueError as error:
+            raise typer.BadParameter(f"expected {_BUDGETS}; got {text!r}", param_hint="--budget") from error
+        if setting in settings:
+            raise typer.BadParameter(f"{name} is given twice", param_hint="--budget")
+        settings[setting] = amount
+    return settings
+
+
+def _budget(name: str, value: str) -> tuple[str, float]:
+    match name:
+        case "hours":
+            return "budget_hours", _at_least(0, _finite(value))
+        case "rounds":
+            return "rounds", _at_least(1, int(value))
+        case "bytes":
+            return "budget_bytes", _at_least(0, size(value))
+    raise ValueError(name)
+
+
+def size(text: str) -> int:
+    """Bytes of a size such as 500MB (10^6 bytes a MB); raises ValueError."""
+    digits = text.rstrip("BkMGT ")
+    unit = text[len(digits) :].strip()
+    if unit not in UNITS:
+        raise ValueError(text)
+    return round(_finite(digits) * UNITS[unit])
+
+
+def checkpoint(text: str) -> dict[str, Any]:
+    """What a request says of RUN or RUN@ROUND, the checkpoint to start from, or of "", none; raises BadParameter."""
+    if not text:
+        return {}
+    run, sign, number = (part.strip() for part in text.partition("@"))
+    if not run or (sign and not (number.isascii() and number.isdigit())):
+        sentence = f"expected RUN or RUN@ROUND such as latest@12, got {text!r}"
+        raise typer.BadParameter(sentence, param_hint="--from-checkpoint")
+    return {"from_run": run} | ({"from_round": int(number)} if sign else {})
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def _at_least(least: float, value: float) -> float:
+    if value < least:
+        raise ValueError(value)
+    return value
+
+
+def parameter(name: str, kind: Any, help: str, panel: str, default: str = "", **more: Any) -> Parameter:
+    """An option of a command, None when it is not given; `default` is what that means, for --help.
+
+    Typer would show such a default on a line of its own; it is part of the sentence here.
+    """
+    text = f"{help} [dim]\\[default: {default}][/]" if default else help
+    option = typer.Option(*more.pop("names", ()), help=text, rich_help_panel=panel, show_default=False, **more)
+    annotation: Any = Annotated[kind | None, option]
+    return Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=annotation)
