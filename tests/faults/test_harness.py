@@ -14,7 +14,7 @@ from tests.faults.matrix import compile_plans
 from tests.faults.moments import MOMENTS, RANDOM, Moments, When
 from tests.faults.mqtt_proxy import _length, _without_acknowledgement
 from umbel.plan import Plan
-from umbel_server.moments import SOCKET, reached
+from umbel_server.moments import VARIABLE, reached
 
 A_FOLDED = "(SELECT id FROM assignments WHERE state = 'folded' AND round = 2 LIMIT 1)"
 LAST_FOLDED = "(SELECT id FROM assignments WHERE state = 'folded' AND round = 2 ORDER BY id DESC LIMIT 1)"
@@ -121,7 +121,7 @@ def test_a_moment_is_the_same_for_the_same_seed_and_can_be_come_to() -> None:
 
 def test_the_server_is_held_at_its_moment_and_at_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moments = Moments(tmp_path / "moments", When("uploaded", 2, 2))
-    monkeypatch.setenv(SOCKET, str(moments.path))
+    monkeypatch.setenv(VARIABLE, str(moments.path))
     for name in ("offered", "uploaded", "uploaded", "committed", "offered", "uploaded"):
         reached(name)
         assert not moments.reached.is_set()

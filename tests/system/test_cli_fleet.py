@@ -52,6 +52,8 @@ def test_an_operator_trains_looks_ships_and_asks(
         session.get_one(Device, (POPULATION, "phone")).reasons = ["battery 0.12 < 0.3", "not charging"]
     assert "battery 0.12 < 0.3, not charging" in umbel("devices", "show", "phone", "-p", POPULATION)
     assert "battery" in umbel("devices", "list")
+    with running.server.database.transaction() as session:
+        session.get_one(Device, (POPULATION, "phone")).reasons = []
     train = ("runs", "start", plan_of("line").path, "-p", POPULATION, "--rounds", "30")
     assert "finished" in umbel(
         *train, "--held-out", tmp_path / "test.npz", "--strategy", "fedavgm", "-o", "server_momentum=0.1", "--watch"
