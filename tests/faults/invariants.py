@@ -111,9 +111,14 @@ def checkpoints(fleet: Fleet, run: str, asked: Expected) -> list[str]:
             wrong.append(f"round {number} has {row['contributors']} contributors and {len(into)} folded updates")
         devices = Counter(update["device"] for update in into)
         wrong += [f"{name} is {times} times in round {number}" for name, times in devices.items() if times > 1]
+        wrong += [
+            f"{update['device']} has {update['examples']} examples and was folded with weight {update['weight']}"
+            for update in into
+            if update["weight"] != update["examples"]
+        ]
         got = _load(fleet, row["weights"])
         if into:
-            updates = [Update(_weight(update), _load(fleet, update["update"])) for update in into]
+            updates = [Update(update["weight"], _load(fleet, update["update"])) for update in into]
             if where := difference(got, expected.step(number, weights, updates), updates):
                 wrong.append(f"round {number} is not what its {len(into)} updates make: {where}")
         weights = got
@@ -168,13 +173,8 @@ def _folded(fleet: Fleet, run: str) -> dict[int, list[dict[str, Any]]]:
     into: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for found in fleet.rows("SELECT * FROM assignments WHERE run = ? AND state = 'folded'", run):
         row = dict(found)
-        into[row["folded_into"] if row.get("folded_into") is not None else row["round"]].append(row)
+        into[row["folded_into"]].append(row)
     return dict(into)
-
-
-def _weight(row: dict[str, Any]) -> float:
-    weight = row.get("weight")
-    return float(row["examples"] if weight is None else weight)
 
 
 def _load(fleet: Fleet, sha256: str) -> Tensors:

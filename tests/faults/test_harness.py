@@ -79,7 +79,11 @@ def _names(fleet: Fleet, run: str) -> set[str]:
             ),
             "round 2 is not what its 19 updates make",
         ),
-        ((f"UPDATE assignments SET examples = examples + 1 WHERE id = {A_FOLDED}",), "round 2 is not what its 20"),
+        ((f"UPDATE assignments SET weight = weight + 1 WHERE id = {A_FOLDED}",), "round 2 is not what its 20"),
+        (
+            (f"UPDATE assignments SET examples = examples + 1 WHERE id = {A_FOLDED}",),
+            "examples and was folded with weight",
+        ),
         (
             (
                 f'UPDATE assignments SET "update" = (SELECT "update" FROM assignments WHERE id = {LAST_FOLDED}) '
