@@ -16,7 +16,7 @@ from tests.faults.mqtt_proxy import _length, _without_acknowledgement
 from umbel.plan import Plan
 from umbel_server.moments import SOCKET, reached
 
-A_FOLDED = "(SELECT id FROM assignments WHERE state = 'folded' AND round = 2 LIMIT 1)"
+A_FOLDED = "(SELECT id FROM assignments WHERE state = 'folded' AND round = 2 ORDER BY id LIMIT 1)"
 LAST_FOLDED = "(SELECT id FROM assignments WHERE state = 'folded' AND round = 2 ORDER BY id DESC LIMIT 1)"
 
 
