@@ -124,6 +124,7 @@ def _run(case: Case, fleet: Fleet, fault: Fault, moments: Moments, plan: Plan, o
     outcome.run_seconds = time.monotonic() - started
     expected = invariants.Expected(ROUNDS, case.strategy, options, plan.initial_weights(), fault.behaviour)
     outcome.wrong += invariants.broken(fleet, run, expected)
+    outcome.wrong += invariants.everybody_answers(fleet)
 
 
 def _start(fleet: Fleet, plan: Plan, case: Case, options: dict[str, float]) -> str:

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from tests.faults.agent_host import Line
-from tests.faults.fleet import Fleet
+from tests.faults.fleet import POPULATION, Fleet
 from tests.faults.oracle import Update, difference, oracle
 from umbel import tensors
 from umbel.tensors import Tensors
@@ -21,6 +21,8 @@ LIVE = ("offered", "accepted", "uploaded")
 FINAL = ("folded", "declined", "expired", "failed", "rejected", "cancelled")
 NEVER_FOLDED = ("nan", "shape", "silent")
 TRANSITIONS = "fault_test_transitions"
+ANSWER_SECONDS = 45.0
+"""A device may wait as long before it tries to reach its broker again."""
 
 
 def record_transitions(database: Path) -> None:
@@ -162,6 +164,18 @@ def harmless(fleet: Fleet, run: str, behaviour: str) -> list[str]:
         if row["device"].startswith("phone-") and behaviour and row["state"] in ("declined", "failed", "rejected"):
             wrong.append(f"{row['device']} is {row['state']} in round {row['round']}: {row['reason']}")
     return wrong
+
+
+def everybody_answers(fleet: Fleet) -> list[str]:
+    """Every device that was not taken away is there, and answers a command: nothing hangs that nobody saw."""
+    here = [device for host in fleet.hosts for device in host.devices if device not in fleet.gone]
+    asked = {"population": POPULATION, "kind": "report", "devices": here, "ttl": ANSWER_SECONDS}
+    settled = fleet.client.settle(fleet.client.post("/v1/commands", asked), ANSWER_SECONDS + 2)
+    return [
+        f"{command['device']} does not answer: {command['state']}, {command['reason']}"
+        for command in settled
+        if command["state"] != "done"
+    ]
 
 
 def _folded(fleet: Fleet, run: str) -> dict[int, list[dict[str, Any]]]:
