@@ -50,7 +50,7 @@ class MemoryGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        messages = [self._waiting.pop(id) for id in message_ids]
+        messages = [self._waiting.pop(id) for id in message_ids if id in self._waiting]
         replies = [self.nodes[message.metadata.dst_node_id](message) for message in messages]
         return [reply for reply in reversed(replies) if reply is not None]
 
@@ -89,3 +89,16 @@ def weights() -> Tensors:
     rng = np.random.default_rng(0)
     shapes: dict[str, tuple[int, ...]] = {"z/kernel": (3, 4), "a/bias": (4,), "m/scale": ()}
     return {name: np.asarray(rng.normal(size=shape), np.float32) for name, shape in shapes.items()}
+
+
+class VirtualTime:
+    """A clock that a sleep moves on."""
+
+    def __init__(self, now: float = 1000.0) -> None:
+        self.now = now
+
+    def clock(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds

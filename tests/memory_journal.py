@@ -1,35 +1,36 @@
-"""A journal in memory that is told when to stop."""
+"""A journal in memory."""
 
 from collections.abc import Callable
 
+from umbel.metrics import Sums
 from umbel.tensors import Tensors
-from umbel_server.round_loop import Commit, Start
+from umbel_server.rounds.port import Checkpointing
 
 
 class MemoryJournal:
-    """Remembers commits; `evaluate` gives the held-out metrics of a commit, `stop_after` ends the run after that round."""
+    """Remembers checkpoints; `evaluate` gives the held-out metrics of one, `newest` is where the run begins."""
 
     def __init__(
         self,
         weights: Tensors,
-        evaluate: Callable[[Commit], dict[str, float]] = lambda commit: {},
-        stop_after: int | None = None,
-        start: Start | None = None,
+        evaluate: Callable[[Checkpointing], dict[str, float]] = lambda checkpoint: {},
+        newest: int = 0,
+        strategy: Tensors | None = None,
     ) -> None:
-        self.commits: list[Commit] = []
+        self.commits: list[Checkpointing] = []
         self.reasons: list[str] = []
-        self._start = start or Start(0, weights, {})
-        self._evaluate, self._stop_after = evaluate, stop_after
+        self.evaluations: list[tuple[int, str, Sums]] = []
+        self._weights, self._newest, self._strategy, self._evaluate = weights, newest, strategy or {}, evaluate
 
-    def start(self) -> Start:
-        return self._start
-
-    def should_stop(self) -> bool:
-        return self._stop_after is not None and len(self.commits) >= self._stop_after
+    def start(self) -> tuple[int, Tensors, Tensors]:
+        return self._newest, self._weights, self._strategy
 
     def abandoned(self, round: int, reason: str) -> None:
         self.reasons.append(f"{round}: {reason}")
 
-    def committed(self, commit: Commit) -> dict[str, float]:
-        self.commits.append(commit)
-        return self._evaluate(commit)
+    def committed(self, checkpoint: Checkpointing) -> dict[str, float]:
+        self.commits.append(checkpoint)
+        return self._evaluate(checkpoint)
+
+    def evaluated(self, round: int, device: str, metrics: Sums) -> None:
+        self.evaluations.append((round, device, metrics))

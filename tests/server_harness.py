@@ -60,6 +60,7 @@ class ScriptedDevice:
     ) -> None:
         self.name, self.key, self.epoch = name, signing.generate_key(), epoch
         self.commands: list[Command] = []
+        self.reasons: list[str] = []
         self._work, self._server_key = work, running.state.key
         request = EnrolmentRequest(
             POPULATION, name, "phone", signing.public_key(self.key), running.state.enrolment_secret
@@ -77,7 +78,7 @@ class ScriptedDevice:
         self.link.start()
 
     def status(self, online: bool) -> Status:
-        return Status(POPULATION, self.name, self.epoch, online, kind="phone", trainer="scripted")
+        return Status(POPULATION, self.name, self.epoch, online, kind="phone", trainer="scripted", reasons=self.reasons)
 
     def encode(self, message: Status | Ack | Result, key: ECKey | None = None) -> bytes:
         return messages.encode(message, key or self.key)

@@ -2,27 +2,44 @@
 
 import logging
 import queue
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from umbel import __version__, messages, signing, topics
 from umbel.errors import MessageError, SignatureError, TensorError, UmbelError
 from umbel.litert import runtime_name
 from umbel.messages import Ack, AckState, Cancel, Command, Evaluate, Outcome, Result, Status, Train, UnknownKind
 from umbel.mqtt import Link, Will
+from umbel_edge.conditions import Conditions
 from umbel_edge.config import AgentConfig
+from umbel_edge.example_count import ExampleCount
 from umbel_edge.http import ServerHttp, Stopped
 from umbel_edge.litert_trainer import LiteRTTrainer
 from umbel_edge.models import Models
+from umbel_edge.outgoing import Outgoing
 from umbel_edge.state import AgentState, Answer
+from umbel_edge.storage import FULL, is_full
 from umbel_edge.trainers import Cancelled, Trainer
+from umbel_edge.uploads import Uploads
+from umbel_edge.watch import Watch
 from umbel_edge.worker import Worker, Workshop, rss_mb
 
 log = logging.getLogger("umbel.agent")
 
 COMPLAINT_SECONDS = 1.0
 """At most one answer to a badly signed message in this time, so that nobody can make the device talk."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a status says of the device now; it is said again when other rules are broken, not at every new figure."""
+
+    broken: tuple[str, ...]
+    examples: int
+    reasons: list[str] = field(compare=False)
 
 
 class Agent:
@@ -32,10 +49,13 @@ class Agent:
         self._config, self._clock = config, clock
         self._stopping = threading.Event()
         self._queue: queue.Queue[Command | None] = queue.Queue()
-        self._cancelled: set[str] = set()
         self._last_complaint = float("-inf")
         self._epoch = 0
         self._state = AgentState(config.state)
+        self._cancelled = self._state.cancelled()
+        self._count_examples = ExampleCount(config.examples)
+        self._conditions = Conditions(config.state, self._count_examples, config.readings, now=clock)
+        self._watch = Watch(self._look, self._say_hello, self._stopping)
         self._http = ServerHttp(config, self._state.key, self._stopping)
 
     def run(self) -> None:
@@ -47,10 +67,9 @@ class Agent:
             if self._config.mqtt is not None:
                 host, port = self._config.mqtt.host, self._config.mqtt.port
             self._server = signing.import_public(enrolment.server_key)
-            models = Models(self._config.state / "models", self._config.threads)
-            self._models = models
-            shop = Workshop(self._config, self._state, self._http, self._server, trainer, models)
-            self._worker = Worker(shop, self._why_stop, self._clock)
+            self._models = Models(self._config.state / "models", self._config.threads)
+            self._worker = Worker(self._make_workshop(trainer), self._why_stop, self._clock)
+            self._take_up()
             self._link = Link(
                 host,
                 port,
@@ -61,6 +80,7 @@ class Agent:
                 will=self._will,
             )
             self._link.start()
+            self._watch.start()
             self._work()
             self._link.stop(farewell=Will(self._topic("status"), self._status(online=False)))
         except Stopped:
@@ -79,6 +99,49 @@ class Agent:
 
             return KerasTrainer(self._config.device, self._config.task)
         return LiteRTTrainer(self._config.device, self._config.threads)
+
+    def _make_workshop(self, trainer: Trainer) -> Workshop:
+        uploads = Uploads(self._http, self._state)
+        return Workshop(
+            self._config,
+            self._state,
+            self._http,
+            uploads,
+            self._server,
+            Outgoing(self._state, uploads),
+            trainer,
+            self._models,
+            self._conditions,
+            self._count_examples,
+        )
+
+    def _take_up(self) -> None:
+        """Queue the training and evaluation that a process before this one began and did not answer, in their order.
+
+        Every other command that was not answered counts as never received: the server sends it again.
+        """
+        wanted = set()
+        for id, token in self._state.unanswered().items():
+            try:
+                command = messages.decode_command(token, self._server)
+            except (SignatureError, MessageError):
+                self._state.forget(id)
+                continue
+            if isinstance(command.body, Train | Evaluate) and command.expires > self._clock():
+                log.info("%s %s goes on after a restart", type(command.body).__name__.lower(), id)
+                wanted.add(id)
+                self._queue.put(command)
+            else:
+                self._state.forget(id)
+        self._worker.clean_others(wanted)
+
+    def _look(self) -> Seen:
+        broken = self._conditions.violations(self._config.conditions)
+        return Seen(
+            tuple(violation.condition for violation in broken),
+            self._count_examples(),
+            [violation.phrase for violation in broken],
+        )
 
     def _topic(self, channel: topics.Channel) -> str:
         return topics.topic(self._config.population, self._config.device, channel)
@@ -101,14 +164,24 @@ class Agent:
             trainer=self._config.trainer,
             agent=__version__,
             runtime=runtime_name(),
-            examples=self._worker.examples,
+            examples=self._watch.seen.examples,
             rss_mb=round(rss_mb(), 1),
             installed=installed.release if installed is not None else "",
             labels=self._config.labels,
+            reasons=self._watch.seen.reasons,
         )
         return messages.encode(status, self._state.key)
 
     def _received(self, _topic: str, token: bytes) -> None:
+        try:
+            self._take_in(token)
+        except sqlite3.Error as error:
+            if not is_full(error):
+                raise
+            # Nothing can be remembered, so nothing may be begun; a repeat is answered anew.
+            self._link.publish(self._topic("ack"), self._ack(messages.claimed_id(token), "failed", FULL))
+
+    def _take_in(self, token: bytes) -> None:
         try:
             command = messages.decode_command(token, self._server)
         except UnknownKind as error:
@@ -123,7 +196,7 @@ class Agent:
         if (command.population, command.device) != (self._config.population, self._config.device):
             self._complain(token, f"the command is for {command.population}/{command.device}, not for this device")
             return
-        seen = self._state.begin(command.id, command.expires)
+        seen = self._state.begin(command.id, command.expires, token)
         if isinstance(seen, Answer):
             self._link.publish(self._topic("ack" if seen.channel == "ack" else "result"), seen.token)
         elif seen is None:
@@ -132,6 +205,7 @@ class Agent:
             late = self._clock() - command.expires
             self._refuse(command.id, "expired", f"the command expired {late:.0f} s before it came")
         elif isinstance(command.body, Cancel):
+            self._state.cancel(command.body.assignment, self._clock())
             self._cancelled.add(command.body.assignment)
             self._refuse(command.id, "done", "")
         else:
@@ -162,11 +236,14 @@ class Agent:
                 log.exception("command %s could not be answered", command.id)
 
     def _execute(self, command: Command) -> None:
-        kind = type(command.body).__name__.lower()
+        body, kind = command.body, type(command.body).__name__.lower()
         if command.expires <= self._clock():
-            self._refuse(command.id, "expired", "the command expired while it waited for the one before it")
+            self._give_up(command, "expired", "the command expired while it waited for the one before it")
             return
-        if isinstance(command.body, Train | Evaluate):
+        if isinstance(body, Train | Evaluate):
+            if not self._worker.is_trained(command.id) and (broken := self._worker.broken(body)):
+                self._give_up(command, "declined", ", ".join(violation.phrase for violation in broken))
+                return
             self._link.publish(self._topic("ack"), self._ack(command.id, "accepted", ""))
         try:
             outcome = self._worker.do(command)
@@ -174,18 +251,25 @@ class Agent:
             return
         except Cancelled as error:
             if not self._stopping.is_set():
-                self._refuse(command.id, "cancelled", str(error))
-            return
+                self._give_up(command, "cancelled", str(error))
         except TensorError as error:
-            self._refuse(command.id, "rejected", str(error))
+            self._give_up(command, "rejected", str(error))
         except UmbelError as error:
-            self._refuse(command.id, "failed", str(error))
+            self._give_up(command, "failed", str(error))
         except Exception as error:
+            if is_full(error):
+                self._give_up(command, "failed", FULL)
+                return
             log.exception("%s %s failed", kind, command.id)
-            self._refuse(command.id, "failed", f"{type(error).__name__}: {error}; the device's log has the details")
+            self._give_up(command, "failed", f"{type(error).__name__}: {error}; the device's log has the details")
         else:
             self._finish(command, outcome)
             log.info("%s %s done", kind, command.id)
+
+    def _give_up(self, command: Command, state: AckState, reason: str) -> None:
+        if isinstance(command.body, Train):
+            self._worker.clean(command.id)
+        self._refuse(command.id, state, reason)
 
     def _finish(self, command: Command, outcome: Outcome | None) -> None:
         if outcome is None:
@@ -194,18 +278,29 @@ class Agent:
             return
         result = Result(command.id, self._config.population, self._config.device, self._clock(), outcome)
         token = messages.encode(result, self._state.key)
-        with self._state.change():
-            if isinstance(command.body, Train):
-                self._state.count("rounds")
-            self._state.answer(command.id, Answer("result", token))
+        trained = isinstance(command.body, Train)
+        self._remember(command.id, Answer("result", token), counts=trained)
         self._link.publish(self._topic("result"), token)
+        if trained:
+            self._worker.clean(command.id)
 
     def _refuse(self, id: str, state: AckState, reason: str) -> None:
         if reason:
             log.warning("command %s %s: %s", id, state, reason)
         token = self._ack(id, state, reason)
-        self._state.answer(id, Answer("ack", token))
+        self._remember(id, Answer("ack", token))
         self._link.publish(self._topic("ack"), token)
+
+    def _remember(self, id: str, answer: Answer, counts: bool = False) -> None:
+        try:
+            with self._state.change():
+                if counts:
+                    self._state.count("rounds")
+                self._state.answer(id, answer)
+        except sqlite3.Error as error:
+            if not is_full(error):
+                raise
+            log.warning("the answer to command %s cannot be remembered: the storage is full", id)
 
     def _ack(self, id: str, state: AckState, reason: str) -> bytes:
         ack = Ack(id, self._config.population, self._config.device, state, self._clock(), reason)

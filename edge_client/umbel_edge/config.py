@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from umbel.conditions import Rules
 from umbel.enrolment import split_token
 from umbel.errors import UmbelError
 from umbel.topics import check_name
@@ -21,9 +22,25 @@ state = "state"                 # the agent's own folder; paths are relative to 
 trainer = "litert"              # litert, or keras on a device that has TensorFlow
 # task = "task.py"              # keras only: the task file, installed here
 threads = 1                     # threads of the LiteRT interpreter
+progress_seconds = 20           # half-finished training is saved so often, to spare the flash; 0: never
+# readings = "readings.json"    # read battery, load, ... from this file instead of the system (null: unknown):
+                                # {"battery": 0.8, "charging": true, "metered": false, "load": 0.1, "temperature": 30,
+                                #  "hour": 23, "free_memory_mb": 900, "free_disk_mb": 5000, "examples": 200}
 
 [labels]                        # anything that tells devices apart
 site = "lab"
+
+[conditions]                    # what must hold before and while this device trains; a run may ask for more
+min_battery = 0.0               # share of the full charge
+charging = false                # only while charging
+unmetered = false               # only where bytes cost nothing (as NetworkManager says)
+# max_load = 0.5                # 1-minute load average of all but the agent, divided by the cores
+# max_temperature = 45          # degrees Celsius of the hottest sensor
+# hours = "22-6"                # local time; several: "0-6, 22-24"
+min_free_memory_mb = 0
+min_free_disk_mb = 0
+min_examples = 0
+unknown = "allow"               # what cannot be measured here counts as kept (allow) or broken (refuse)
 
 # [mqtt]                        # only when the broker is not where the server says
 # host = "127.0.0.1"
@@ -51,6 +68,9 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trainer: Literal["litert", "keras"] = "litert"
     task: Path | None = None
     threads: int = 1
+    progress_seconds: float = 20.0
+    conditions: Rules = Rules()
+    readings: Path | None = None
     labels: dict[str, str] = {}
     mqtt: Mqtt | None = None
 
@@ -70,6 +90,8 @@ def load_config(path: Path) -> AgentConfig:
         raise UmbelError(f"{path}: server should begin with http:// or https://, got {config.server!r}")
     if config.threads < 1:
         raise UmbelError(f"{path}: threads should be at least 1, got {config.threads}")
+    if not 0 <= config.progress_seconds < float("inf"):
+        raise UmbelError(f"{path}: progress_seconds should be 0 or more seconds, got {config.progress_seconds}")
     if (config.trainer == "keras") != (config.task is not None):
         raise UmbelError(f"{path}: task is the task file of the keras trainer: give both or neither")
     folder = path.resolve().parent
@@ -77,6 +99,7 @@ def load_config(path: Path) -> AgentConfig:
         config,
         state=folder / config.state,
         examples=folder / config.examples,
+        readings=folder / config.readings if config.readings is not None else None,
         task=folder / config.task if config.task is not None else None,
     )
 

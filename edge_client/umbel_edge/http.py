@@ -1,11 +1,12 @@
-"""The agent's HTTP: enrolment, and blobs that resume where they stopped."""
+"""The agent's HTTP: enrolment, and downloads that resume where they stopped."""
 
 import hashlib
 import logging
+import os
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +22,7 @@ from umbel.messages import Blob
 from umbel.tensors import digest
 from umbel_edge.config import AgentConfig
 from umbel_edge.state import AgentState
+from umbel_edge.storage import is_full
 
 log = logging.getLogger("umbel.agent")
 
@@ -37,6 +39,14 @@ T = TypeVar("T")
 
 class Stopped(UmbelError):
     """The agent was asked to stop, or to leave what it is doing."""
+
+
+class Refused(UmbelError):
+    """A request that the server does not accept; `status` is the HTTP status."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
 
 
 class ServerHttp:
@@ -72,39 +82,53 @@ class ServerHttp:
         state.pin_server(reply.server_key)
         return reply
 
-    def fetch(self, blob: Blob, folder: Path) -> bytes:
-        """The blob's bytes, from the message, or by HTTP; a broken download resumes from `folder`."""
+    def fetch(self, blob: Blob, folder: Path, check: Callable[[], None] | None = None) -> bytes:
+        """The blob's bytes, from the message, or by HTTP; a broken download resumes from `folder`.
+
+        With `check`, which raises when the work should end, it is tried however long the link takes.
+        """
         if (data := blob.content()) is not None:
             return data
-        part = folder / f"{blob.sha256}.part"
-        if blob.size <= IN_MEMORY:
-            data = self._attempt(lambda: self._get(blob))
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._attempt(lambda: self._download(blob, part))
+        if blob.size > IN_MEMORY:
+            part = self._fetch_part(blob, folder, check)
             data = part.read_bytes()
             part.unlink()
+            return data
+        data = self.attempt(lambda: self._get(blob), check=check)
         if len(data) != blob.size or digest(data) != blob.sha256:
             raise UmbelError(f"blob {blob.sha256[:12]} arrived with digest {digest(data)[:12]}; it is not used")
         return data
 
-    def fetch_file(self, blob: Blob, path: Path) -> Path:
+    def fetch_file(self, blob: Blob, path: Path, check: Callable[[], None] | None = None) -> Path:
         """The blob as a file at `path`, fetched unless it is there already with the right digest."""
-        if not (path.is_file() and path.stat().st_size == blob.size and _file_digest(path) == blob.sha256):
-            write_atomically(path, self.fetch(blob, path.parent))
+        if path.is_file() and path.stat().st_size == blob.size and file_digest(path) == blob.sha256:
+            return path
+        if blob.data is None and blob.size > IN_MEMORY:
+            os.replace(self._fetch_part(blob, path.parent, check), path)
+        else:
+            write_atomically(path, self.fetch(blob, path.parent, check))
         return path
 
-    def upload(self, data: bytes) -> Blob:
-        """Store `data` on the server unless it is small enough to travel in a message."""
-        blob = Blob.of(data)
-        if blob.data is None:
-            self._attempt(lambda: self._request("PUT", BLOB_PATH.format(sha256=blob.sha256), body=data).release_conn())
-        return blob
+    def _fetch_part(self, blob: Blob, folder: Path, check: Callable[[], None] | None) -> Path:
+        part = folder / f"{blob.sha256}.part"
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.attempt(
+                lambda: self._download(blob, part, check), lambda: part.stat().st_size if part.exists() else 0, check
+            )
+            found = file_digest(part)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+        if found != blob.sha256:
+            part.unlink()
+            raise UmbelError(f"blob {blob.sha256[:12]} arrived with digest {found[:12]}; it is not used")
+        return part
 
     def _get(self, blob: Blob) -> bytes:
-        return _limited(self._request("GET", BLOB_PATH.format(sha256=blob.sha256)), blob.size)
+        return _limited(self.request("GET", BLOB_PATH.format(sha256=blob.sha256)), blob.size)
 
-    def _download(self, blob: Blob, part: Path) -> None:
+    def _download(self, blob: Blob, part: Path, check: Callable[[], None] | None) -> None:
         have = part.stat().st_size if part.exists() else 0
         if have > blob.size:
             part.unlink()
@@ -112,7 +136,7 @@ class ServerHttp:
         if have == blob.size:
             return
         headers = {"Range": f"bytes={have}-"} if have else {}
-        response = self._request("GET", BLOB_PATH.format(sha256=blob.sha256), headers=headers)
+        response = self.request("GET", BLOB_PATH.format(sha256=blob.sha256), headers=headers)
         with part.open("ab" if response.status == 206 else "wb") as file:
             for chunk in response.stream(CHUNK):
                 file.write(chunk)
@@ -120,10 +144,20 @@ class ServerHttp:
                     raise UmbelError(f"blob {blob.sha256[:12]} should have {blob.size} bytes, the server sends more")
                 if self._stopping.is_set():
                     raise Stopped("the agent is stopping")
+                if check is not None:
+                    check()
 
-    def _request(
-        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | Iterator[bytes] | None = None,
+        headers: dict[str, str] | None = None,
     ) -> urllib3.BaseHTTPResponse:
+        """One request, signed; the caller releases the answer's connection.
+
+        Raises Refused when the server does not accept it, and urllib3's HTTPError when nothing or a 5xx comes back.
+        """
         access = Access(self._config.population, self._config.device, method, path, time.time())
         response = self._pool.request(
             method,
@@ -136,20 +170,33 @@ class ServerHttp:
             response.drain_conn()
             raise urllib3.exceptions.HTTPError(f"the server answered {response.status}")
         if response.status >= 400:
-            raise UmbelError(_reason(response))
+            raise Refused(response.status, _reason(response))
         return response
 
-    def _attempt(self, call: Callable[[], T]) -> T:
-        """Call, and again with jittered back-off when the link breaks; raises UmbelError after ATTEMPTS."""
-        for attempt in range(ATTEMPTS):
+    def attempt(
+        self,
+        call: Callable[[], T],
+        progress: Callable[[], int] = lambda: 0,
+        check: Callable[[], None] | None = None,
+    ) -> T:
+        """Call, and again with jittered back-off when the link breaks.
+
+        Raises UmbelError after ATTEMPTS in a row without `progress`, a number that grows. With `check`, which raises when
+        the work should end, there is no such limit.
+        """
+        failures, reached = 0, progress()
+        while True:
             try:
                 return call()
             except (urllib3.exceptions.HTTPError, OSError) as error:
-                if attempt == ATTEMPTS - 1:
+                if is_full(error):
+                    raise
+                failures = failures + 1 if progress() <= reached else 0
+                reached = max(reached, progress())
+                if failures >= ATTEMPTS and check is None:
                     raise UmbelError(f"{self._base} could not be reached in {ATTEMPTS} attempts: {error}") from error
                 log.info("%s: %s; trying again", self._base, error)
-                self._pause(attempt)
-        raise AssertionError("unreachable")
+                self._pause(max(0, failures - 1), check)
 
     def _until_answered(self, method: str, path: str, body: bytes) -> bytes:
         attempt = 0
@@ -169,10 +216,14 @@ class ServerHttp:
             self._pause(attempt)
             attempt += 1
 
-    def _pause(self, attempt: int) -> None:
-        delay = min(LAST_PAUSE, 0.2 * 2**attempt) * random.uniform(0.5, 1.5)
-        if self._stopping.wait(delay):
-            raise Stopped("the agent is stopping")
+    def _pause(self, attempt: int, check: Callable[[], None] | None = None) -> None:
+        left = min(LAST_PAUSE, 0.2 * 2**attempt) * random.uniform(0.5, 1.5)
+        while left > 0:
+            if self._stopping.wait(min(left, 1.0)):
+                raise Stopped("the agent is stopping")
+            if check is not None:
+                check()
+            left -= 1.0
 
 
 def _reason(response: urllib3.BaseHTTPResponse) -> str:
@@ -194,6 +245,7 @@ def _limited(response: urllib3.BaseHTTPResponse, size: int) -> bytes:
     return bytes(data[: size + 1])
 
 
-def _file_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

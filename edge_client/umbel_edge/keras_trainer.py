@@ -22,6 +22,7 @@ from umbel.metrics import Sums, add, per_example
 from umbel.plan import Plan
 from umbel.task import Task, load_task
 from umbel.tensors import Tensors, check
+from umbel_edge.progress import Progress
 from umbel_edge.trainers import Outcome, shuffles
 
 
@@ -35,9 +36,18 @@ class KerasTrainer:
         self._model, self._step, self._optimizer = self._build()
 
     def train(
-        self, plan: Plan, weights: Tensors, examples: Examples, how: Train, check_stop: Callable[[], None]
+        self,
+        plan: Plan,
+        weights: Tensors,
+        examples: Examples,
+        how: Train,
+        check_stop: Callable[[], None],
+        progress: Progress | None = None,
     ) -> Outcome:
-        """A Keras loop over a tf.data pipeline: from_tensor_slices, shuffle, batch, map, prefetch."""
+        """A Keras loop over a tf.data pipeline: from_tensor_slices, shuffle, batch, map, prefetch.
+
+        It always begins at the beginning: where a tf.data shuffle is cannot be saved.
+        """
         import tensorflow as tf
 
         self._set(plan, weights)

@@ -16,14 +16,18 @@ from umbel.atomic import write_atomically
 from umbel.errors import UmbelError
 from umbel.signing import PublicKey
 
-SCHEMA = 1
+SCHEMA = 2
 DATABASE = "agent.sqlite"
 KEPT_SECONDS = 86_400.0
 _TABLES = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS inbox (
-    id TEXT PRIMARY KEY, expires REAL NOT NULL, channel TEXT NOT NULL DEFAULT '', token BLOB NOT NULL DEFAULT x''
+    id TEXT PRIMARY KEY, expires REAL NOT NULL, channel TEXT NOT NULL DEFAULT '', token BLOB NOT NULL DEFAULT x'',
+    command BLOB NOT NULL DEFAULT x''
 );
+CREATE TABLE IF NOT EXISTS cancelled (assignment TEXT PRIMARY KEY, at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS uploads (sha256 TEXT PRIMARY KEY, begun REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS outgoing (command TEXT PRIMARY KEY, outcome BLOB NOT NULL);
 """
 
 
@@ -59,6 +63,8 @@ class AgentState:
             self._database.execute("PRAGMA synchronous=NORMAL")
             self._database.executescript(_TABLES)
             schema = int(self.fact("schema", str(SCHEMA)))
+            if schema == 1:
+                self._database.execute("ALTER TABLE inbox ADD COLUMN command BLOB NOT NULL DEFAULT x''")
         except (sqlite3.DatabaseError, ValueError) as error:
             self._lock_file.close()
             raise UmbelError(
@@ -72,8 +78,10 @@ class AgentState:
         self.remember("schema", str(SCHEMA))
         self.key: ECKey = signing.load_or_create_key(folder / "key.pem")
         with self.change():
-            # What was begun and not answered had no effect yet: when the server sends it again, it is done.
-            self._database.execute("DELETE FROM inbox WHERE token = x'' OR expires < ?", (time.time() - KEPT_SECONDS,))
+            oldest = (time.time() - KEPT_SECONDS,)
+            self._database.execute("DELETE FROM inbox WHERE expires < ?", oldest)
+            self._database.execute("DELETE FROM cancelled WHERE at < ?", oldest)
+            self._database.execute("DELETE FROM uploads WHERE begun < ?", oldest)
 
     def close(self) -> None:
         """Close the database and let another process have the folder."""
@@ -91,7 +99,8 @@ class AgentState:
             try:
                 yield
             except BaseException:
-                self._database.execute("ROLLBACK")
+                if self._database.in_transaction:  # SQLite has ended it itself when the storage is full
+                    self._database.execute("ROLLBACK")
                 raise
             self._database.execute("COMMIT")
 
@@ -113,12 +122,17 @@ class AgentState:
             self.remember(name, str(value))
         return value
 
-    def begin(self, command: str, expires: float) -> Answer | None | bool:
-        """Take a command in: False when it is new, else its answer, or None while it is being worked on."""
+    def begin(self, command: str, expires: float, signed: bytes = b"") -> Answer | None | bool:
+        """Take a command in: False when it is new, else its answer, or None while it is being worked on.
+
+        `signed` is the whole message, kept until the command is answered.
+        """
         with self.change():
             row = self._database.execute("SELECT channel, token FROM inbox WHERE id = ?", (command,)).fetchone()
             if row is None:
-                self._database.execute("INSERT INTO inbox (id, expires) VALUES (?, ?)", (command, expires))
+                self._database.execute(
+                    "INSERT INTO inbox (id, expires, command) VALUES (?, ?, ?)", (command, expires, signed)
+                )
                 return False
         return Answer(row[0], row[1]) if row[1] else None
 
@@ -126,8 +140,61 @@ class AgentState:
         """Remember what a command was answered with."""
         with self.change():
             self._database.execute(
-                "UPDATE inbox SET channel = ?, token = ? WHERE id = ?", (answer.channel, answer.token, command)
+                "UPDATE inbox SET channel = ?, token = ?, command = x'' WHERE id = ?",
+                (answer.channel, answer.token, command),
             )
+
+    def unanswered(self) -> dict[str, bytes]:
+        """The signed commands that were begun and not answered, by id, in the order in which they came."""
+        with self._lock:
+            rows = self._database.execute("SELECT id, command FROM inbox WHERE token = x'' ORDER BY rowid").fetchall()
+        return {str(id): bytes(command) for id, command in rows}
+
+    def forget(self, command: str) -> None:
+        """Count a command as never taken in: when it comes again, it is new."""
+        with self.change():
+            self._database.execute("DELETE FROM inbox WHERE id = ?", (command,))
+
+    def cancel(self, assignment: str, now: float) -> None:
+        """Remember for a day that an assignment is not to be worked on."""
+        with self.change():
+            self._database.execute("INSERT OR REPLACE INTO cancelled VALUES (?, ?)", (assignment, now))
+
+    def cancelled(self) -> set[str]:
+        """The assignments that are not to be worked on."""
+        with self._lock:
+            return {str(row[0]) for row in self._database.execute("SELECT assignment FROM cancelled")}
+
+    def begin_upload(self, sha256: str, now: float) -> bool:
+        """Remember that a blob's upload has begun; returns whether it had begun before."""
+        with self.change():
+            return not self._database.execute("INSERT OR IGNORE INTO uploads VALUES (?, ?)", (sha256, now)).rowcount
+
+    def end_upload(self, sha256: str) -> None:
+        """Forget an upload."""
+        with self.change():
+            self._database.execute("DELETE FROM uploads WHERE sha256 = ?", (sha256,))
+
+    def keep_outgoing(self, command: str, outcome: bytes) -> None:
+        """Remember a command's encoded outcome, of which something is still to be uploaded."""
+        with self.change():
+            self._database.execute("INSERT OR REPLACE INTO outgoing VALUES (?, ?)", (command, outcome))
+
+    def outgoing(self, command: str) -> bytes | None:
+        """The outcome that was kept for a command."""
+        with self._lock:
+            row = self._database.execute("SELECT outcome FROM outgoing WHERE command = ?", (command,)).fetchone()
+        return bytes(row[0]) if row else None
+
+    def all_outgoing(self) -> list[str]:
+        """The commands for which an outcome is kept."""
+        with self._lock:
+            return [str(row[0]) for row in self._database.execute("SELECT command FROM outgoing")]
+
+    def drop_outgoing(self, command: str) -> None:
+        """Forget a command's kept outcome."""
+        with self.change():
+            self._database.execute("DELETE FROM outgoing WHERE command = ?", (command,))
 
     def pinned_server(self) -> ECKey | None:
         """The server's public key, once enrolled."""

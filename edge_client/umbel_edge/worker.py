@@ -7,11 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import psutil
 from joserfc.jwk import ECKey
 
 from umbel import __version__, tensors
-from umbel.atomic import write_atomically
+from umbel.atomic import remove_interrupted, write_atomically
+from umbel.conditions import Rules, Violation
 from umbel.errors import UmbelError
 from umbel.examples import Examples, load_examples
 from umbel.litert import runtime_name
@@ -34,11 +36,16 @@ from umbel.messages import (
 )
 from umbel.placement import place
 from umbel.plan import PLACED, Plan
+from umbel.tensors import digest
+from umbel_edge.conditions import Conditions
 from umbel_edge.config import AgentConfig
-from umbel_edge.http import ServerHttp
+from umbel_edge.http import IN_MEMORY, ServerHttp
 from umbel_edge.models import Models
-from umbel_edge.state import AgentState
+from umbel_edge.outgoing import Outgoing
+from umbel_edge.progress import Progress
+from umbel_edge.state import KEPT_SECONDS, AgentState
 from umbel_edge.trainers import Cancelled, Trainer
+from umbel_edge.uploads import Uploads
 
 log = logging.getLogger("umbel.agent")
 
@@ -53,9 +60,13 @@ class Workshop:
     config: AgentConfig
     state: AgentState
     http: ServerHttp
+    uploads: Uploads
     server: ECKey
+    outgoing: Outgoing
     trainer: Trainer
     models: Models
+    conditions: Conditions
+    count_examples: Callable[[], int]
 
 
 class Worker:
@@ -66,18 +77,13 @@ class Worker:
     ) -> None:
         self._shop, self._stopped, self._clock = workshop, stopped, clock
         self._plan: Plan | None = None
-        self._examples: tuple[tuple[str, int], Examples] | None = None
-
-    @property
-    def examples(self) -> int:
-        """How many examples the last plan found here; 0 before the first."""
-        return int(self._shop.state.fact("examples", "0"))
+        self._examples: tuple[tuple[str, int, int], Examples] | None = None
 
     def do(self, command: Command) -> Outcome | None:
         """Execute a command; returns its outcome, None for one that has none. Raises UmbelError with the reason."""
         match command.body:
             case Train() as body:
-                return self._train(body)
+                return self._train(command.id, body)
             case Evaluate() as body:
                 return self._evaluate(body)
             case Install() as body:
@@ -87,7 +93,7 @@ class Worker:
             case Infer() as body:
                 inputs = tensors.load(self._shop.http.fetch(body.inputs, self._shop.state.folder / "downloads"))
                 installed, outputs = self._shop.models.infer(inputs)
-                return Answered(installed.release, self._shop.http.upload(tensors.dump(outputs)))
+                return Answered(installed.release, self._shop.uploads.send(tensors.dump(outputs)))
             case Export() as body:
                 return self._export(body)
             case Report():
@@ -95,16 +101,54 @@ class Worker:
             case Cancel():
                 return None  # answered at once by the agent; here only when it had waited in the queue
 
-    def _train(self, body: Train) -> Trained:
+    def broken(self, body: Train | Evaluate) -> tuple[Violation, ...]:
+        """The rules of the device and of the run that do not hold now."""
+        return self._shop.conditions.violations(self._shop.config.conditions.merge(body.requires))
+
+    def is_trained(self, command: str) -> bool:
+        """Whether the command's update is ready and only to be sent."""
+        return self._shop.outgoing.kept(command) is not None
+
+    def clean(self, command: str) -> None:
+        """Remove what an answered training leaves behind."""
+        self._shop.outgoing.drop(command)
+        self._progress_path.unlink(missing_ok=True)
+
+    def clean_others(self, commands: set[str]) -> None:
+        """Remove what earlier processes left behind, but for `commands`, which are still to be done."""
+        folder = self._shop.state.folder
+        remove_interrupted(folder)
+        self._shop.outgoing.drop_others(commands)
+        if not commands:
+            self._progress_path.unlink(missing_ok=True)
+        oldest = self._clock() - KEPT_SECONDS
+        for part in (*folder.glob("downloads/*.part"), *folder.glob("plans/*.part")):
+            if part.stat().st_mtime < oldest:
+                part.unlink()
+
+    def _train(self, command: str, body: Train) -> Trained:
+        trained = self._shop.outgoing.kept(command) or self._train_anew(command, body)
+        unmetered = Rules(unmetered=body.requires.unmetered or self._shop.config.conditions.unmetered)
+
+        def ready() -> str:
+            return "; ".join(violation.phrase for violation in self._shop.conditions.violations(unmetered))
+
+        self._shop.outgoing.send(trained, lambda: self._check_wanted(body), ready)
+        return trained
+
+    def _train_anew(self, command: str, body: Train) -> Trained:
+        log.info("training assignment %s: round %d of run %s", body.assignment, body.round, body.run)
         plan, examples, weights = self._prepare(body)
-        started = time.monotonic()
-        outcome = self._shop.trainer.train(plan, weights, examples, body, self._check(body))
-        seconds = time.monotonic() - started
+        identity = digest(msgspec.json.encode([body, self._examples_version(), runtime_name(), __version__]))
+        progress = Progress(self._progress_path, identity, self._shop.config.progress_seconds)
+        outcome = self._shop.trainer.train(plan, weights, examples, body, self._check(body), progress)
         tensors.check(outcome.weights, plan.manifest.weights, "the weights after training")
-        update = {name: outcome.weights[name] - weight for name, weight in weights.items()}
-        blob = self._shop.http.upload(tensors.dump(update))
+        seconds = round(progress.seconds, 6)
         write_atomically(self._personal(plan), tensors.dump(outcome.weights))
-        return Trained(body.assignment, blob, examples.count, outcome.metrics, round(seconds, 6))
+        update = tensors.dump({name: outcome.weights[name] - weight for name, weight in weights.items()})
+        trained = Trained(body.assignment, Blob.of(update), examples.count, outcome.metrics, seconds)
+        self._shop.outgoing.keep(command, trained, update)
+        return trained
 
     def _evaluate(self, body: Evaluate) -> Evaluated:
         plan, examples, weights = self._prepare(body)
@@ -113,25 +157,46 @@ class Worker:
         return Evaluated(body.assignment, examples.count, metrics, round(time.monotonic() - started, 6))
 
     def _prepare(self, body: Train | Evaluate) -> tuple[Plan, Examples, tensors.Tensors]:
-        plan = self._open(body.plan)
+        def check() -> None:
+            self._check_wanted(body)
+
+        plan = self._open(body.plan, check)
         examples = self._load_examples(plan)
-        weights = tensors.load(self._shop.http.fetch(body.weights, self._shop.state.folder / "downloads"))
-        return plan, examples, weights
+        return plan, examples, tensors.load(self._fetch_weights(body.weights, check))
+
+    def _fetch_weights(self, blob: Blob, check: Callable[[], None]) -> bytes:
+        """Weights that are on flash on their way stay there until others come: after a restart, or for the evaluation of
+        what the next round trains, they are not fetched again."""
+        folder = self._shop.state.folder / "downloads"
+        if blob.size <= IN_MEMORY:
+            return self._shop.http.fetch(blob, folder, check)
+        path = folder / f"{blob.sha256}.weights"
+        for other in folder.glob("*.weights"):
+            if other != path:
+                other.unlink()
+        return self._shop.http.fetch_file(blob, path, check).read_bytes()
 
     def _check(self, body: Train | Evaluate) -> Callable[[], None]:
+        rules = self._shop.config.conditions.merge(body.requires)
+
         def check() -> None:
-            if reason := self._stopped(body.assignment):
-                raise Cancelled(reason)
-            if self._clock() > body.deadline:
-                raise UmbelError("the deadline passed while the device was working")
+            self._check_wanted(body)
+            if broken := self._shop.conditions.violations(rules):
+                raise UmbelError("; ".join(f"{violation.condition}: {violation.found}" for violation in broken))
 
         return check
 
-    def _open(self, blob: Blob) -> Plan:
+    def _check_wanted(self, body: Train | Evaluate) -> None:
+        if reason := self._stopped(body.assignment):
+            raise Cancelled(reason)
+        if self._clock() > body.deadline:
+            raise UmbelError("the deadline passed while the device was working")
+
+    def _open(self, blob: Blob, check: Callable[[], None] | None = None) -> Plan:
         if self._plan is not None and self._plan.sha256 == blob.sha256:
             return self._plan
         folder = self._shop.state.folder / "plans"
-        path = self._shop.http.fetch_file(blob, folder / f"{blob.sha256}.plan")
+        path = self._shop.http.fetch_file(blob, folder / f"{blob.sha256}.plan", check)
         try:
             plan = Plan.open(path)
             plan.verify(self._shop.server)
@@ -145,12 +210,16 @@ class Worker:
         return plan
 
     def _load_examples(self, plan: Plan) -> Examples:
-        path = self._shop.config.examples
-        key = plan.sha256, path.stat().st_mtime_ns if path.exists() else 0
+        key = plan.sha256, *self._examples_version()
         if self._examples is None or self._examples[0] != key:
-            self._examples = key, load_examples(path, plan.manifest)
-            self._shop.state.remember("examples", str(self._examples[1].count))
+            self._examples = None  # let go of the old ones before the new ones take memory
+            self._examples = key, load_examples(self._shop.config.examples, plan.manifest)
         return self._examples[1]
+
+    def _examples_version(self) -> tuple[int, int]:
+        path = self._shop.config.examples
+        found = path.stat() if path.exists() else None
+        return (found.st_mtime_ns, found.st_size) if found is not None else (0, 0)
 
     def _export(self, body: Export) -> Exported:
         plan = self._open(body.plan)
@@ -163,10 +232,14 @@ class Worker:
         model = place(plan.read(name), weights, plan.manifest.weight_maps[name])
         file = f"{plan.manifest.task}.{body.variant}.tflite"
         write_atomically(self._shop.state.folder / "exports" / file, model)
-        return Exported(self._shop.http.upload(model), self.rounds, body.variant)
+        return Exported(self._shop.uploads.send(model), self.rounds, body.variant)
 
     def _personal(self, plan: Plan) -> Path:
         return self._shop.state.folder / "personal" / f"{plan.sha256[:16]}.safetensors"
+
+    @property
+    def _progress_path(self) -> Path:
+        return self._shop.state.folder / "progress.npz"
 
     @property
     def rounds(self) -> int:
@@ -180,7 +253,7 @@ class Worker:
             trainer=self._shop.config.trainer,
             runtime=runtime_name(),
             agent=__version__,
-            examples=self.examples,
+            examples=self._shop.count_examples(),
             rounds=self.rounds,
             rss_mb=rss_mb(),
             imports=[name for name in HEAVY if name in sys.modules],

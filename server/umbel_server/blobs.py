@@ -1,11 +1,13 @@
 """Bytes by address: content-addressed blobs in a folder or a bucket."""
 
-import hashlib
+import errno
+import os
 import re
+import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from urllib.request import url2pathname
 
 import obstore
 from obstore.store import ObjectStore, from_url
@@ -29,11 +31,12 @@ class MissingBlob(BlobError):
 class Blobs:
     """Blobs at an obstore URL (`file://`, `s3://`), each at `<first two hex digits>/<sha256>`."""
 
-    def __init__(self, url: str, max_bytes: int) -> None:
+    def __init__(self, url: str) -> None:
+        self._folder: Path | None = None
         if url.startswith("file://"):
-            Path(url.removeprefix("file://")).mkdir(parents=True, exist_ok=True)
+            self._folder = Path(url2pathname(url.removeprefix("file://")))
+            self._folder.mkdir(parents=True, exist_ok=True)
         self._store: ObjectStore = from_url(url)
-        self._max = max_bytes
 
     def put(self, data: bytes) -> Blob:
         """Store `data` and return its address."""
@@ -73,30 +76,55 @@ class Blobs:
             length = min(_SPOOL, stop - offset)
             yield bytes(obstore.get_range(self._store, _path(sha256), start=offset, length=length))
 
-    async def receive(self, sha256: str, chunks: AsyncIterator[bytes]) -> Blob:
-        """Store a streamed upload; raises BlobError, storing nothing, when it is too large or has another digest."""
-        total, hasher = 0, hashlib.sha256()
-        with tempfile.SpooledTemporaryFile(max_size=_SPOOL) as spool:
-            async for chunk in chunks:
-                total += len(chunk)
-                if total > self._max:
-                    raise BlobError(f"a blob may have at most {self._max} bytes; this upload is larger")
-                hasher.update(chunk)
-                spool.write(chunk)
-            if hasher.hexdigest() != sha256:
-                raise BlobError(
-                    f"the upload should have digest {sha256[:12]}, its {total} bytes have {hasher.hexdigest()[:12]}; "
-                    "send it again"
-                )
-            spool.seek(0)
-            self._put_stream(sha256, spool)
-        return Blob(sha256, total)
+    def place(self, sha256: str, file: Path) -> None:
+        """Move `file`, whose bytes are on the disk and have this digest, into the store; durable when this returns.
 
-    def _put_stream(self, sha256: str, stream: IO[bytes]) -> None:
-        obstore.put(self._store, _path(sha256), stream)
+        Raises FileNotFoundError when the file is gone.
+        """
+        if self._folder is None:
+            obstore.put(self._store, _path(sha256), file)
+            file.unlink()
+            return
+        target = self._folder / _path(sha256)
+        if not target.parent.is_dir():
+            target.parent.mkdir(exist_ok=True)
+            _sync(self._folder)
+        try:
+            os.replace(file, target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            _copy(file, target)  # the blobs are on another file system than the state folder
+            file.unlink()
+        _sync(target.parent)
+
+
+def check_address(sha256: str) -> str:
+    """`sha256` when it is a blob's address; raises BlobError otherwise."""
+    if not _ADDRESS.fullmatch(sha256):
+        raise BlobError(f"a blob's address is 64 lower-case hex digits, got {sha256[:80]!r}")
+    return sha256
 
 
 def _path(sha256: str) -> str:
-    if not _ADDRESS.fullmatch(sha256):
-        raise BlobError(f"a blob's address is 64 lower-case hex digits, got {sha256[:80]!r}")
-    return f"{sha256[:2]}/{sha256}"
+    return f"{check_address(sha256)[:2]}/{sha256}"
+
+
+def _copy(file: Path, target: Path) -> None:
+    with file.open("rb") as source, tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as copy:
+        try:
+            shutil.copyfileobj(source, copy, _SPOOL)
+            copy.flush()
+            os.fsync(copy.fileno())
+            os.replace(copy.name, target)
+        except BaseException:
+            Path(copy.name).unlink(missing_ok=True)
+            raise
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -21,11 +21,15 @@ SQLITE_BUSY_SECONDS = 10.0
 class Base(DeclarativeBase):
     """The tables; `migrations/` holds their history."""
 
-    type_annotation_map = {dict[str, Any]: JSON, dict[str, str]: JSON, dict[str, float]: JSON}
+    type_annotation_map = {dict[str, Any]: JSON, dict[str, str]: JSON, dict[str, float]: JSON, list[str]: JSON}
 
 
 class Device(Base):
-    """One phone, vehicle or gateway: its key, and what it last said of itself. `node_id` is its Flower node id."""
+    """One phone, vehicle or gateway: its key, and what it last said of itself. `node_id` is its Flower node id.
+
+    `assigned` is when it was last given an assignment; `rejections` counts its updates that were vetted and refused since
+    it was last readmitted, and `quarantined` says why it gets no more assignments.
+    """
 
     __tablename__ = "devices"
     population: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -44,6 +48,10 @@ class Device(Base):
     rss_mb: Mapped[float] = mapped_column(default=0.0)
     installed: Mapped[str] = mapped_column(default="")
     labels: Mapped[dict[str, str]] = mapped_column(default=dict)
+    assigned: Mapped[float] = mapped_column(default=0.0)
+    rejections: Mapped[int] = mapped_column(default=0)
+    quarantined: Mapped[str] = mapped_column(default="")
+    reasons: Mapped[list[str]] = mapped_column(default=list, server_default="[]")
 
 
 class Command(Base):
@@ -68,7 +76,11 @@ class Command(Base):
 
 
 class Run(Base):
-    """Training one plan on one population. States: running, finished, stopped, failed."""
+    """Training one plan on one population. States: running, paused, finished, stopped, failed.
+
+    `weights` is the address of what it starts from when that is not the plan's initial weights; abandoned rounds count
+    since it was `resumed`.
+    """
 
     __tablename__ = "runs"
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
@@ -81,6 +93,29 @@ class Run(Base):
     state: Mapped[str] = mapped_column(default="running")
     reason: Mapped[str] = mapped_column(default="")
     round: Mapped[int] = mapped_column(default=0)
+    weights: Mapped[str] = mapped_column(String(64), default="")
+    resumed: Mapped[float] = mapped_column(default=0.0)
+
+
+class Round(Base):
+    """An attempt at a round: `wanted` updates until `closes`. States: open, committed, abandoned.
+
+    `seconds` is what the server spent on it, by what it did.
+    """
+
+    __tablename__ = "rounds"
+    __table_args__ = (ForeignKeyConstraint(["run"], ["runs.id"]),)
+    run: Mapped[str] = mapped_column(String(32), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    opened: Mapped[float]
+    closes: Mapped[float]
+    wanted: Mapped[int]
+    quorum: Mapped[int]
+    closed: Mapped[float] = mapped_column(default=0.0)
+    state: Mapped[str] = mapped_column(default="open")
+    reason: Mapped[str] = mapped_column(default="")
+    seconds: Mapped[dict[str, float]] = mapped_column(default=dict)
 
 
 class Checkpoint(Base):
@@ -100,8 +135,10 @@ class Checkpoint(Base):
 
 
 class Assignment(Base):
-    """One device's work in one round. States: offered, accepted, uploaded, and one final: folded, declined, expired,
-    failed, rejected, cancelled.
+    """One device's work in one round; umbel_server.rounds.assignments has its states.
+
+    It trains from the checkpoint before `round` (or evaluates that of `round`) and may answer until `closes`. A folded
+    update is in checkpoint `folded_into` with `weight`. `bytes_down` and `bytes_up` are the weights and update it travelled.
     """
 
     __tablename__ = "assignments"
@@ -124,6 +161,12 @@ class Assignment(Base):
     update: Mapped[str | None] = mapped_column(String(64))
     examples: Mapped[int] = mapped_column(default=0)
     seconds: Mapped[float] = mapped_column(default=0.0)
+    attempt: Mapped[int] = mapped_column(default=0)
+    closes: Mapped[float] = mapped_column(default=0.0)
+    weight: Mapped[float] = mapped_column(default=0.0)
+    folded_into: Mapped[int | None] = mapped_column(default=None)
+    bytes_down: Mapped[int] = mapped_column(BigInteger, default=0)
+    bytes_up: Mapped[int] = mapped_column(BigInteger, default=0)
     metrics: Mapped[dict[str, float | list[float]]] = mapped_column(JSON, default=dict)
 
 

@@ -85,7 +85,7 @@ class Devices:
         return key
 
     def heard(self, status: Status) -> bool:
-        """Take a status for true unless a newer session is known; returns whether the device is now online.
+        """Take a status for true unless a newer session is known; returns whether it begins the device's session here.
 
         Of two sessions the higher epoch wins; within one, offline is final, so a late "online" revives nobody.
         """
@@ -94,13 +94,22 @@ class Devices:
             if device is None:
                 raise UnknownDevice(f"device {status.device} of population {status.population} is not enrolled here")
             if status.epoch < device.epoch or (status.epoch == device.epoch and status.online and not device.online):
-                return device.online
+                return False
+            began = status.online and (status.epoch, True) != (device.epoch, device.online)
             device.epoch, device.online, device.last_seen = status.epoch, status.online, self._clock()
             if status.online:
                 device.trainer, device.agent, device.runtime = status.trainer, status.agent, status.runtime
                 device.examples, device.rss_mb = status.examples, status.rss_mb
-                device.installed, device.labels = status.installed, status.labels
-            return device.online
+                device.installed, device.labels, device.reasons = status.installed, status.labels, status.reasons
+            return began
+
+    def readmit(self, population: str, device: str) -> Device:
+        """End a device's quarantine and count its rejections from 0 again; raises UnknownDevice."""
+        self.get(population, device)
+        with self._database.transaction() as session:
+            row = session.get_one(Device, (population, device))
+            row.quarantined, row.rejections = "", 0
+        return row
 
     def forget_presence(self) -> None:
         """Count every device as offline in its session until it says otherwise, as after a server's restart."""
@@ -132,7 +141,7 @@ def node_id(population: str, device: str) -> int:
 
 
 def describe(device: Device) -> dict[str, Any]:
-    """A device as the API shows it: no key, times in Unix seconds."""
+    """A device as the API shows it: no key, times in Unix seconds; without `reasons` it is eligible by its own rules."""
     return {
         "population": device.population,
         "id": device.id,
@@ -145,7 +154,11 @@ def describe(device: Device) -> dict[str, Any]:
         "rss_mb": device.rss_mb,
         "installed": device.installed,
         "labels": device.labels,
+        "reasons": device.reasons,
         "last_seen": device.last_seen,
         "enrolled": device.enrolled,
+        "assigned": device.assigned,
+        "rejections": device.rejections,
+        "quarantined": device.quarantined,
         "epoch": device.epoch,
     }

@@ -2,10 +2,12 @@
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from umbel import messages, topics
@@ -17,20 +19,27 @@ from umbel_server.blobs import Blobs
 from umbel_server.database import Assignment, Command, Database
 from umbel_server.devices import Devices
 from umbel_server.outbox import Addressed, Outbox
+from umbel_server.quarantine import count_rejection
+from umbel_server.rounds.assignments import may_follow
 
 log = logging.getLogger("umbel.exchange")
 
 SWEEP_SECONDS = 1.0
 RESEND_SECONDS = 10.0
 CLIENT_ID = "umbel-server"
-LIVE = ("offered", "accepted")
+UNFINISHED_SECONDS = 60.0
+"""How long an accepted command may be silent before it is sent again: its result may have been lost."""
+
+MOST_WAITING = 10_000
+"""Messages kept for later while the database cannot be written; beyond that a command's repeat brings them back."""
+
+Listener = Callable[[Assignment | None], None]
 
 
 class Exchange:
     """Publishes commands and takes in what devices say, each message verified with its device's key.
 
-    `on_settled(command_id)` is called in the link's thread after a command got its final state in the database, and
-    `on_changed()` after anything else changed.
+    Who listens for a run is told, in the link's thread, of every transition that a device makes, after its transaction.
     """
 
     def __init__(
@@ -45,9 +54,8 @@ class Exchange:
             self._received,
             on_down=self._down,
         )
-        self._changed = threading.Condition()
-        self._settled: set[str] = set()
-        self._watched: set[str] = set()
+        self._again: deque[tuple[str, bytes]] = deque(maxlen=MOST_WAITING)
+        self._listeners: dict[str, tuple[str, Listener]] = {}
         self._stopping = threading.Event()
         self._sweeper = threading.Thread(target=self._sweep, name="outbox", daemon=True)
 
@@ -60,8 +68,6 @@ class Exchange:
     def stop(self) -> None:
         """Disconnect."""
         self._stopping.set()
-        with self._changed:
-            self._changed.notify_all()
         self._link.stop()
         if self._sweeper.ident is not None:
             self._sweeper.join(5)
@@ -76,31 +82,22 @@ class Exchange:
         for command in commands:
             self._link.publish(topics.topic(command.population, command.device, "command"), command.token)
 
-    def watch(self, commands: Iterable[str]) -> None:
-        """Remember when these commands settle, until `unwatch`."""
-        with self._changed:
-            self._watched.update(commands)
+    def listen(self, run: str, population: str, listener: Listener) -> None:
+        """Tell `listener` of the run's assignments that devices move on, and (None) when the population's presence changes."""
+        self._listeners[run] = (population, listener)
 
-    def unwatch(self, commands: Iterable[str]) -> None:
-        """Forget these commands."""
-        with self._changed:
-            self._watched.difference_update(commands)
-            self._settled.difference_update(commands)
-
-    def wait(self, commands: set[str], seconds: float, interrupted: Callable[[], bool]) -> set[str]:
-        """Wait until all watched `commands` have settled, `seconds` passed, or `interrupted`; returns the settled ones."""
-        with self._changed:
-            self._changed.wait_for(
-                lambda: commands <= self._settled or interrupted() or self._stopping.is_set(), timeout=max(0.0, seconds)
-            )
-            return commands & self._settled
-
-    def wake(self) -> None:
-        """Make every waiter look again."""
-        with self._changed:
-            self._changed.notify_all()
+    def unlisten(self, run: str) -> None:
+        """Tell nobody of this run any more."""
+        self._listeners.pop(run, None)
 
     def _received(self, topic: str, payload: bytes) -> None:
+        try:
+            self._take_in(topic, payload)
+        except OperationalError as error:
+            log.warning("a message on %s waits for the database: %s", topic, str(error).splitlines()[0])
+            self._again.append((topic, payload))
+
+    def _take_in(self, topic: str, payload: bytes) -> None:
         try:
             address = topics.parse(topic)
             if not payload:
@@ -119,12 +116,23 @@ class Exchange:
             log.warning("refused a message on %s: %s", topic, error)
             return
         if isinstance(message, Status):
-            if self._devices.heard(message):
+            began = self._devices.heard(message)
+            self._tell_presence(message.population)
+            if began:
                 self._send_waiting(message.population, message.device)
         elif isinstance(message, Ack):
             self._acknowledged(message)
         else:
             self._completed(message)
+
+    def _tell_presence(self, population: str | None) -> None:
+        for of, listener in list(self._listeners.values()):
+            if population in (None, of):
+                listener(None)
+
+    def _tell(self, assignment: Assignment | None) -> None:
+        if assignment is not None and assignment.run in self._listeners:
+            self._listeners[assignment.run][1](assignment)
 
     def _send_waiting(self, population: str, device: str) -> None:
         waiting = self._outbox.waiting(population, device)
@@ -133,36 +141,29 @@ class Exchange:
             self._outbox.touch([command.id for command in waiting])
 
     def _acknowledged(self, ack: Ack) -> None:
+        assignment = None
         with self._database.transaction() as session:
             command = self._outbox.acknowledge(session, ack)
             if command is None:
                 return
-            if ack.state == "accepted":
-                _move(session, command, "accepted", "")
-            elif ack.state != "done":
-                _move(session, command, ack.state, ack.reason)
+            if ack.state != "done":
+                assignment = _move(session, command, ack.state, ack.reason)
         if ack.state == "accepted":
             moments.reached("accepted")
-        else:
-            self._announce([ack.command])
+        self._tell(assignment)
 
     def _completed(self, result: Result) -> None:
         if (reason := self._take_blob(result)) is not None:
             self._acknowledged(Ack(result.command, result.population, result.device, "rejected", result.at, reason))
             return
+        assignment = None
         with self._database.transaction() as session:
             command = self._outbox.complete(session, result)
             if command is None:
                 return
-            outcome = result.outcome
-            if isinstance(outcome, Trained | Evaluated):
-                assignment = _move(session, command, "uploaded", "")
-                if assignment is not None:
-                    assignment.examples, assignment.metrics = outcome.examples, outcome.metrics
-                    assignment.seconds = outcome.seconds
-                    assignment.update = outcome.update.sha256 if isinstance(outcome, Trained) else None
-        moments.reached("uploaded")
-        self._announce([result.command])
+            if isinstance(result.outcome, Trained | Evaluated):
+                assignment = _take(session, command, result.outcome)
+        self._tell(assignment)
 
     def _take_blob(self, result: Result) -> str | None:
         """Store a blob that travelled along; returns why the result cannot be taken, or None."""
@@ -182,24 +183,22 @@ class Exchange:
             return str(error)
         return None
 
-    def _announce(self, commands: Iterable[str]) -> None:
-        with self._changed:
-            self._settled.update(self._watched.intersection(commands))
-            self._changed.notify_all()
-
     def _down(self, reason: str) -> None:
         log.warning("the broker is gone (%s): every device counts as offline until it is back", reason)
         self._devices.forget_presence()
+        self._tell_presence(None)
 
     def _sweep(self) -> None:
         while not self._stopping.wait(SWEEP_SECONDS):
             try:
+                for _ in range(len(self._again)):
+                    self._received(*self._again.popleft())
                 with self._database.transaction() as session:
                     expired = self._outbox.expire(session)
-                    for command in expired:
-                        _move(session, command, "expired", command.reason)
-                self._announce([command.id for command in expired])
-                silent = self._outbox.silent(RESEND_SECONDS)
+                    moved = [_move(session, command, "expired", command.reason) for command in expired]
+                for assignment in moved:
+                    self._tell(assignment)
+                silent = self._outbox.silent(RESEND_SECONDS, UNFINISHED_SECONDS)
                 self.send(silent)
                 if silent:
                     self._outbox.touch([command.id for command in silent])
@@ -208,12 +207,36 @@ class Exchange:
 
 
 def _move(session: Session, command: Command, state: str, reason: str) -> Assignment | None:
-    """Move the command's assignment, if it has a live one, to `state`."""
-    query = select(Assignment).where(Assignment.command == command.id, Assignment.state.in_(LIVE))
-    assignment = session.scalars(query).one_or_none()
-    if assignment is not None:
-        assignment.state, assignment.reason, assignment.updated = state, reason, command.updated
+    """Move the command's assignment, if it has one that may go there, to `state`."""
+    assignment = session.scalars(select(Assignment).where(Assignment.command == command.id)).one_or_none()
+    if assignment is None or not may_follow(assignment.state, state):
+        return None
+    assignment.state, assignment.reason, assignment.updated = state, reason, command.updated
+    if state == "rejected":
+        count_rejection(session, assignment)
     return assignment
+
+
+def _take(session: Session, command: Command, outcome: Trained | Evaluated) -> Assignment | None:
+    """Note what came back for the command's assignment, unless that has its final state.
+
+    An update waits to be folded; an evaluation is final, as nothing is made of it but means. Work that belongs to another
+    assignment is rejected.
+    """
+    assignment = session.scalars(select(Assignment).where(Assignment.command == command.id)).one_or_none()
+    if assignment is None:
+        return None
+    if outcome.assignment != assignment.id or (assignment.kind == "train") != isinstance(outcome, Trained):
+        wrong = f"the answer should be for {assignment.kind} {assignment.id}, it is for {outcome.assignment[:32]!r}"
+        return _move(session, command, "rejected", wrong)
+    moved = _move(session, command, "uploaded" if isinstance(outcome, Trained) else "folded", "")
+    if moved is not None:
+        moved.examples, moved.metrics, moved.seconds = outcome.examples, outcome.metrics, outcome.seconds
+        if isinstance(outcome, Trained):
+            moved.update, moved.bytes_up = outcome.update.sha256, outcome.update.size
+        else:
+            moved.folded_into, moved.weight = moved.round, float(outcome.examples)
+    return moved
 
 
 def outcome_of(command: Command) -> dict[str, Any]:

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Context, Error, Message, MetricRecord, RecordDict, UserConfig
+from flwr.app import Array, ArrayRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict, UserConfig
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
+from umbel.metrics import Sums
 from umbel.tensors import Tensors
 
 SERVER_NODE = 1
@@ -44,6 +45,21 @@ def reply(to: Message, weights: Mapping[str, NDArray[Any]], metrics: Mapping[str
     if weights:
         content["arrays"] = array_record(weights)
     return Message(content, reply_to=to)
+
+
+def own_reply(weights: Mapping[str, NDArray[Any]], metrics: Mapping[str, float | list[float]]) -> Message:
+    """A reply that no device sent, to a message that was never sent: what is aggregated already, for a strategy."""
+    to = Message(RecordDict(), SERVER_NODE, MessageType.TRAIN)
+    give_id(to)
+    return reply(to, weights, metrics)
+
+
+def sums_of(record: MetricRecord | None) -> Sums:
+    """The metrics of Flower's record as floats and lists of floats; none of no record."""
+    return {
+        name: [float(v) for v in value] if isinstance(value, list) else float(value)
+        for name, value in (record or {}).items()
+    }
 
 
 def error_reply(to: Message, code: int, reason: str) -> Message:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 from joserfc.jwk import ECKey
-from sqlalchemy import select
+from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session
 
 from umbel import messages
@@ -60,9 +60,18 @@ class Outbox:
         """The open commands of one device, oldest first."""
         return self._open(Command.population == population, Command.device == device)
 
-    def silent(self, seconds: float) -> list[Addressed]:
-        """Commands that nobody has answered for `seconds`, oldest first: they may have been lost on the way."""
-        return self._open(Command.state == "pending", Command.updated < self._clock() - seconds)
+    def silent(self, pending: float, accepted: float) -> list[Addressed]:
+        """Commands that nobody has answered for `pending` seconds, or finished for `accepted`, oldest first.
+
+        They, or what was said to them, may have been lost on the way; a device answers a repeat with its last word.
+        """
+        now = self._clock()
+        return self._open(
+            or_(
+                and_(Command.state == "pending", Command.updated < now - pending),
+                and_(Command.state == "accepted", Command.updated < now - accepted),
+            )
+        )
 
     def touch(self, ids: Sequence[str]) -> None:
         """Note that commands were sent just now."""

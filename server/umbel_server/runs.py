@@ -6,27 +6,40 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
+from obstore.exceptions import BaseError as StoreError
 from sqlalchemy import func, select, update
+from sqlalchemy.exc import OperationalError
 
 from umbel.errors import UmbelError
 from umbel.examples import load_examples
-from umbel.tensors import Tensors
+from umbel.tensors import Tensors, check, load
 from umbel.topics import check_name
-from umbel_server.database import Assignment, Checkpoint, Run
+from umbel_server.database import Assignment, Checkpoint, Round, Run
+from umbel_server.device_metrics import average
 from umbel_server.evaluation import HeldOut
-from umbel_server.fleet_grid import Fleet, FleetGrid
-from umbel_server.flower_app import app
+from umbel_server.fleet import Fleet
+from umbel_server.fleet_grid import FleetGrid
+from umbel_server.flower_app import END, app
 from umbel_server.flower_messages import context
 from umbel_server.plans import Plans
-from umbel_server.run_journal import RunJournal
+from umbel_server.rounds.assignments import LIVE
+from umbel_server.rounds.events import Order
+from umbel_server.rounds.fleet_port import FleetPort
+from umbel_server.rounds.policy import RoundPolicy
 from umbel_server.strategies import make_strategy
 
 log = logging.getLogger("umbel.runs")
 
 HELD_OUT = "the held-out examples"
+STORAGE_ATTEMPTS = 8
+STORAGE_PAUSES = (0.5, 30.0)
+"""After how many attempts in a row to go on a run pauses because its database or blobs cannot be used; the first and the
+longest pause between them in seconds."""
+
+ENDED = ("finished", "stopped", "failed")
 
 
 class UnknownRun(UmbelError):
@@ -36,41 +49,41 @@ class UnknownRun(UmbelError):
 class RunSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a run trains.
 
-    `strategy` is a name of umbel_server.strategies with its `options`; `fraction` of the devices online, at least
-    `minimum`, train each round for `epochs` (or `max_steps` > 0 steps) with `learning_rate` (0: the plan's). `deadline`
-    is the seconds a round may take, and how long a round waits for its minimum of devices. `held_out` is the digest of
-    an `.npz` that every checkpoint is evaluated on; the run ends early once its metric `until` is at least `at_least`.
+    `strategy` is a name of umbel_server.strategies with its `options`; devices train each round for `epochs` (or
+    `max_steps` > 0 steps) with `learning_rate` (0: the plan's), under the round `policy`. `held_out` is the digest of an
+    `.npz` that every checkpoint is evaluated on. The run ends early once held-out metric `until` is at least `at_least`,
+    or when it has taken `budget_hours` or its weights and updates have taken `budget_bytes` on the way (0: no limit).
     """
 
     strategy: str = "fedavg"
     options: dict[str, float] = {}
     rounds: int = 10
-    fraction: float = 1.0
-    minimum: int = 1
     epochs: int = 1
     max_steps: int = 0
     learning_rate: float = 0.0
     seed: int = 0
-    deadline: float = 120.0
     held_out: str = ""
     until: str = ""
     at_least: float = 0.0
+    budget_hours: float = 0.0
+    budget_bytes: int = 0
+    policy: RoundPolicy = RoundPolicy()
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("rounds", 1),
-            ("minimum", 1),
-            ("epochs", 1),
-            ("max_steps", 0),
-            ("learning_rate", 0),
-            ("seed", 0),
-        ):
-            if getattr(self, name) < least:
+        for name, least in _LEAST.items():
+            if not getattr(self, name) >= least:
                 raise ValueError(f"{name} should be at least {least}, got {getattr(self, name)}")
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction should be over 0 and at most 1, got {self.fraction}")
-        if not self.deadline > 0:
-            raise ValueError(f"deadline should be a positive number of seconds, got {self.deadline}")
+
+
+_LEAST = {
+    "rounds": 1,
+    "epochs": 1,
+    "max_steps": 0,
+    "learning_rate": 0,
+    "seed": 0,
+    "budget_hours": 0,
+    "budget_bytes": 0,
+}
 
 
 class Runs:
@@ -78,12 +91,15 @@ class Runs:
 
     def __init__(self, fleet: Fleet, plans: Plans, clock: Callable[[], float] = time.time) -> None:
         self._fleet, self._plans, self._clock = fleet, plans, clock
-        self._stops: dict[str, threading.Event] = {}
+        self._ports: dict[str, FleetPort] = {}
         self._threads: dict[str, threading.Thread] = {}
         self._leaving = threading.Event()
 
-    def start(self, population: str, plan: str, settings: RunSettings) -> Run:
-        """Start a run; raises UmbelError when its plan, strategy or held-out examples cannot be used."""
+    def start(self, population: str, plan: str, settings: RunSettings, weights: str = "") -> Run:
+        """Start a run, from the plan's initial weights or those at the address `weights`.
+
+        Raises UmbelError when its plan, strategy, held-out examples or weights cannot be used.
+        """
         check_name(population, "a population")
         opened = self._plans.get(plan)
         make_strategy(settings.strategy, settings.options, settings.learning_rate or opened.manifest.learning_rate)
@@ -94,6 +110,8 @@ class Runs:
                 f"until: {settings.until!r} needs held-out examples and one of the plan's metrics "
                 f"({', '.join(opened.manifest.metric_names)})"
             )
+        if weights:
+            check(load(self._fleet.blobs.get(weights)), opened.manifest.weights, "the weights to start from")
         now = self._clock()
         run = Run(
             id=secrets.token_hex(6),
@@ -104,40 +122,80 @@ class Runs:
             created=now,
             updated=now,
             state="running",
+            weights=weights,
         )
         with self._fleet.database.transaction() as session:
             session.add(run)
         self._launch(run.id)
         return run
 
-    def resume(self) -> None:
-        """Go on with every run that was running when the server stopped, from its newest checkpoint."""
+    def clone(self, id: str, changes: dict[str, Any], weights: str = "") -> Run:
+        """Start a run like another, with `changes` to its settings by their names; those of the policy in "policy".
+
+        It starts where the other one started, or from the weights at the address `weights`. Raises UmbelError.
+        """
+        run = self.get(id)
+        policy = {**run.settings.get("policy", {}), **changes.get("policy", {})}
+        try:
+            settings = msgspec.convert({**run.settings, **changes, "policy": policy}, RunSettings)
+        except msgspec.ValidationError as error:
+            raise UmbelError(f"the changed settings of run {run.id} cannot be used: {error}") from error
+        return self.start(run.population, run.plan, settings, weights or run.weights)
+
+    def go_on(self) -> None:
+        """Go on with every run that was running when the server stopped, from what is durable."""
         with self._fleet.database.transaction() as session:
             ids = list(session.scalars(select(Run.id).where(Run.state == "running")))
-            # What was on its way belongs to rounds that begin again: each assignment gets its one final state.
-            session.execute(
-                update(Assignment)
-                .where(Assignment.state.in_(("offered", "accepted", "uploaded")))
-                .values(state="cancelled", reason="the server was restarted", updated=self._clock())
-            )
         for id in ids:
             log.info("run %s goes on", id)
             self._launch(id)
 
     def stop(self, id: str) -> Run:
-        """Stop a run after telling its devices; returns it once its thread has ended (at most 10 s)."""
-        id = self.get(id).id
-        if (event := self._stops.get(id)) is not None:
-            event.set()
-            self._fleet.exchange.wake()
-            self._threads[id].join(10)
-        return self.get(id)
+        """Stop a run for good after telling its devices; returns it once its thread has ended (at most 10 s)."""
+        run = self.get(id)
+        if run.state == "paused":
+            with self._fleet.database.transaction() as session:
+                session.execute(
+                    update(Assignment)
+                    .where(Assignment.run == run.id, Assignment.state.in_(LIVE))
+                    .values(state="cancelled", reason="the run was stopped", updated=self._clock())
+                )
+            self._note(run.id, "stopped", "stopped by an administrator")
+        return self._order(run, "stop")
+
+    def pause(self, id: str) -> Run:
+        """Pause a run: its devices are told to stop, updates that came are kept; raises UmbelError when it has ended."""
+        run = self.get(id)
+        if run.state in ENDED:
+            raise UmbelError(
+                f"run {run.id} has ended ({run.state}); 'umbel runs clone {run.id}' starts another like it"
+            )
+        return self._order(run, "pause")
+
+    def resume(self, id: str) -> Run:
+        """Go on with a paused run; raises UmbelError when it is not paused."""
+        run = self.get(id)
+        if run.state != "paused":
+            raise UmbelError(f"run {run.id} is {run.state}, only a paused run can be resumed")
+        with self._fleet.database.transaction() as session:
+            row = session.get_one(Run, run.id)
+            row.state, row.reason, row.updated, row.resumed = "running", "", self._clock(), self._clock()
+        self._launch(run.id)
+        return self.get(run.id)
+
+    def _order(self, run: Run, what: Literal["pause", "stop"]) -> Run:
+        port, thread = self._ports.get(run.id), self._threads.get(run.id)
+        if port is not None and thread is not None and thread.is_alive():
+            port.order(Order(self._clock(), what))
+            thread.join(10)
+        return self.get(run.id)
 
     def shutdown(self) -> None:
         """End every thread; the runs stay `running` and go on after the next start."""
         self._leaving.set()
-        self._fleet.exchange.wake()
-        for thread in self._threads.values():
+        for port in list(self._ports.values()):
+            port.leave()
+        for thread in list(self._threads.values()):
             thread.join(10)
 
     def get(self, id: str) -> Run:
@@ -172,52 +230,108 @@ class Runs:
         return found
 
     def show(self, id: str, round: int | None = None) -> dict[str, Any]:
-        """A run as the API shows it: with all checkpoints and the assignments of one round (default: the newest)."""
+        """A run as the API shows it: with all checkpoints, and of one round (default: the newest) attempts and assignments."""
         run = self.get(id)
         with self._fleet.database.transaction() as session:
             checkpoints = session.scalars(
                 select(Checkpoint).where(Checkpoint.run == run.id).order_by(Checkpoint.round)
             ).all()
-            newest = session.scalar(select(func.max(Assignment.round)).where(Assignment.run == run.id)) or 0
+            newest = session.scalar(select(func.max(Round.number)).where(Round.run == run.id)) or 0
+            number = newest if round is None else round
+            attempts = session.scalars(
+                select(Round).where(Round.run == run.id, Round.number == number).order_by(Round.attempt)
+            ).all()
             assignments = session.scalars(
                 select(Assignment)
-                .where(Assignment.run == run.id, Assignment.round == (newest if round is None else round))
-                .order_by(Assignment.device)
+                .where(Assignment.run == run.id, Assignment.round == number)
+                .order_by(Assignment.attempt, Assignment.device)
             ).all()
+            evaluations = session.scalars(
+                select(Assignment).where(
+                    Assignment.run == run.id, Assignment.kind == "evaluate", Assignment.state == "folded"
+                )
+            ).all()
+            travelled = session.execute(
+                select(func.sum(Assignment.bytes_down), func.sum(Assignment.bytes_up)).where(Assignment.run == run.id)
+            ).one()
         return {
             **describe(run),
-            "checkpoints": [_describe_checkpoint(checkpoint) for checkpoint in checkpoints],
+            "bytes_down": travelled[0] or 0,
+            "bytes_up": travelled[1] or 0,
+            "checkpoints": [
+                {**_describe_checkpoint(checkpoint), **self._evaluated(run, checkpoint.round, evaluations)}
+                for checkpoint in checkpoints
+            ],
+            "attempts": [_describe_attempt(attempt) for attempt in attempts],
             "assignments": [_describe_assignment(assignment) for assignment in assignments],
         }
+
+    def _evaluated(self, run: Run, round: int, evaluations: Sequence[Assignment]) -> dict[str, Any]:
+        """What devices made of a checkpoint on their examples."""
+        of_round = [(row.device, row.metrics, float(row.examples)) for row in evaluations if row.round == round]
+        if not of_round:
+            return {"evaluated": {}, "evaluators": 0}
+        metrics, count = average(of_round, self._plans.get(run.plan).manifest.metrics)
+        return {"evaluated": metrics, "evaluators": count}
 
     def _held_out(self, settings: RunSettings) -> io.BytesIO:
         return io.BytesIO(self._fleet.blobs.get(settings.held_out))
 
     def _launch(self, id: str) -> None:
-        self._stops[id] = threading.Event()
         thread = threading.Thread(target=self._execute, args=(id,), name=f"run-{id}", daemon=True)
         self._threads[id] = thread
         thread.start()
 
     def _execute(self, id: str) -> None:
         try:
-            self._drive(id)
-            state, reason = "finished", ""
+            state, reason = self._drive_on(id)
         except UmbelError as error:
             state, reason = "failed", str(error)
         except Exception as error:
             log.exception("run %s failed", id)
             state, reason = "failed", f"{type(error).__name__}: {error}; the server's log has the details"
-        if self._leaving.is_set():
-            return
-        if self._stops[id].is_set():
-            state, reason = "stopped", "stopped by an administrator"
+        finally:
+            self._fleet.exchange.unlisten(id)
+        while not self._leaving.is_set():
+            try:
+                if state:
+                    self._note(id, state, reason)
+                return
+            except OperationalError as error:
+                log.warning("run %s: that it %s cannot be noted yet: %s", id, state, _first_line(error))
+                self._leaving.wait(STORAGE_PAUSES[0])
+
+    def _drive_on(self, id: str) -> tuple[str, str]:
+        """Drive the run until it ends, again from what is durable when the database or the blobs fail for a while."""
+        attempts, newest = 0, -1
+        while True:
+            try:
+                return self._drive(id)
+            except (OperationalError, StoreError, OSError) as error:
+                why = _first_line(error)
+            if self._leaving.is_set():
+                return "", ""
+            attempts, newest = self._attempt(id, attempts, newest)
+            if attempts > STORAGE_ATTEMPTS:
+                return "paused", f"the server's database or blobs cannot be used: {why}; mend that and resume the run"
+            log.warning("run %s goes on from its durable state in a moment: %s", id, why)
+            self._leaving.wait(min(STORAGE_PAUSES[1], STORAGE_PAUSES[0] * 2 ** (attempts - 1)))
+
+    def _attempt(self, id: str, attempts: int, newest: int) -> tuple[int, int]:
+        """One attempt more, or the first when a round was committed since the last."""
+        try:
+            now = self.get(id).round
+        except OperationalError:
+            return attempts + 1, newest
+        return (attempts + 1 if now == newest else 1), now
+
+    def _note(self, id: str, state: str, reason: str) -> None:
         with self._fleet.database.transaction() as session:
             run = session.get_one(Run, id)
             run.state, run.reason, run.updated = state, reason, self._clock()
         log.info("run %s %s %s", id, state, reason)
 
-    def _drive(self, id: str) -> None:
+    def _drive(self, id: str) -> tuple[str, str]:
         run = self.get(id)
         settings = msgspec.convert(run.settings, RunSettings)
         plan = self._plans.get(run.plan)
@@ -225,15 +339,17 @@ class Runs:
         if settings.held_out:
             examples = load_examples(self._held_out(settings), plan.manifest, HELD_OUT)
             evaluate = HeldOut(plan, examples)
-
-        def interrupted() -> bool:
-            return self._stops[id].is_set() or self._leaving.is_set()
-
-        journal = RunJournal(self._fleet.database, self._fleet.blobs, id, plan, evaluate, interrupted, self._clock)
-        grid = FleetGrid(
-            self._fleet, id, run.population, plan, self._plans.blob(plan), journal, interrupted, self._clock
-        )
-        app(grid, context(int(id, 16), _run_config(plan.path.as_posix(), settings)))
+        port = FleetPort(self._fleet, id, plan, self._plans.blob(plan), evaluate, self._clock)
+        grid = FleetGrid(port)
+        self._ports[id] = port
+        if self._leaving.is_set():
+            return "", ""
+        called = context(int(id, 16), _run_config(plan.path.as_posix(), settings))
+        app(grid, called)
+        if END not in called.state:
+            return "", ""
+        ended = called.state.config_records[END]
+        return str(ended["state"]), str(ended["reason"])
 
 
 def _run_config(plan: str, settings: RunSettings) -> dict[str, bool | float | int | str]:
@@ -242,12 +358,12 @@ def _run_config(plan: str, settings: RunSettings) -> dict[str, bool | float | in
         "plan": plan,
         "strategy": settings.strategy,
         "rounds": settings.rounds,
-        "fraction": settings.fraction,
-        "minimum": settings.minimum,
         "epochs": settings.epochs,
         "max-steps": settings.max_steps,
         "seed": settings.seed,
-        "deadline": settings.deadline,
+        "policy": msgspec.json.encode(settings.policy).decode(),
+        "budget-hours": settings.budget_hours,
+        "budget-bytes": settings.budget_bytes,
         "until": settings.until,
         "at-least": settings.at_least,
     }
@@ -286,6 +402,25 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
+def _describe_attempt(attempt: Round) -> dict[str, Any]:
+    return {
+        "round": attempt.number,
+        "attempt": attempt.attempt,
+        "state": attempt.state,
+        "reason": attempt.reason,
+        "opened": attempt.opened,
+        "closes": attempt.closes,
+        "closed": attempt.closed,
+        "wanted": attempt.wanted,
+        "quorum": attempt.quorum,
+        "seconds": attempt.seconds,
+    }
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def _describe_assignment(assignment: Assignment) -> dict[str, Any]:
     return {
         "id": assignment.id,
@@ -298,4 +433,11 @@ def _describe_assignment(assignment: Assignment) -> dict[str, Any]:
         "seconds": assignment.seconds,
         "metrics": assignment.metrics,
         "since": assignment.updated,
+        "offered": assignment.offered,
+        "closes": assignment.closes,
+        "attempt": assignment.attempt,
+        "weight": assignment.weight,
+        "folded_into": assignment.folded_into,
+        "bytes_down": assignment.bytes_down,
+        "bytes_up": assignment.bytes_up,
     }

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -28,8 +29,15 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
+def allow_many_files() -> None:
+    """Raise this process's limit of open files and connections as far as the system lets it."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def serve(state: State) -> None:
     """Run until SIGTERM or SIGINT."""
+    allow_many_files()
     listener = listen(state.config.http.host, state.config.http.port)
     try:
         server = Server(state)

@@ -9,12 +9,13 @@ from umbel_server.broker import EmbeddedBroker
 from umbel_server.database import Database
 from umbel_server.devices import Devices
 from umbel_server.exchange import Exchange
-from umbel_server.fleet_grid import Fleet
+from umbel_server.fleet import Fleet
 from umbel_server.outbox import Outbox
 from umbel_server.plans import Plans
 from umbel_server.releases import Releases
 from umbel_server.runs import Runs
 from umbel_server.state import State
+from umbel_server.uploads import Uploads
 
 log = logging.getLogger("umbel.server")
 
@@ -28,7 +29,8 @@ class Server:
         self._broker = EmbeddedBroker(mqtt.host, mqtt.port) if mqtt.embedded else None
         self.broker_port = mqtt.port
         self.database = Database(state.database_url)
-        self.blobs = Blobs(state.blobs_url, state.config.max_blob_mb * 1_000_000)
+        self.blobs = Blobs(state.blobs_url)
+        self.uploads = Uploads(state.folder / "uploads", self.blobs, state.config.max_blob_mb * 1_000_000, clock)
         self.devices = Devices(self.database, clock)
         self.outbox = Outbox(self.database, state.key, clock)
         self.exchange = Exchange(self.database, self.devices, self.outbox, self.blobs, mqtt.host, mqtt.port)
@@ -42,7 +44,7 @@ class Server:
             self._broker.start()
             log.info("embedded broker on %s:%s", self.state.config.mqtt.host, self.broker_port)
         self.exchange.start()
-        self.runs.resume()
+        self.runs.go_on()
 
     def stop(self) -> None:
         """Leave every run where it is, disconnect, and stop the embedded broker."""

@@ -1,19 +1,24 @@
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
-def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Replace the file at `path` by `data` so that a crash leaves either the old bytes or the new ones.
+@contextmanager
+def open_atomically(path: Path, mode: int = 0o644) -> Iterator[IO[bytes]]:
+    """A file that replaces the one at `path` when the block ends, so that a crash leaves either the old bytes or the new ones.
 
-    The bytes reach the disk (fsync) before the rename, and the rename is in the same folder. Raises OSError.
+    The bytes reach the disk (fsync) before the rename, and the rename is in the same folder. When the block raises, the
+    old file stays and the new one is removed. Raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             os.fchmod(file.fileno(), mode)
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -25,3 +30,16 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Replace the file at `path` by `data`, as `open_atomically` does."""
+    with open_atomically(path, mode) as file:
+        file.write(data)
+
+
+def remove_interrupted(folder: Path) -> None:
+    """Remove what writes into `folder` and its subfolders left that a killed process did not finish."""
+    for path in folder.rglob(".*"):
+        if path.is_file():
+            path.unlink()

@@ -10,6 +10,10 @@ from umbel.signing import PublicKey
 
 ENROL_PATH = "/v1/enrol"
 BLOB_PATH = "/v1/blobs/{sha256}"
+UPLOAD_PATH = "/v1/uploads/{sha256}"
+"""An upload of that blob by whoever asks: HEAD says how far it has come, PATCH goes on with it."""
+OFFSET, COMPLETE = "Upload-Offset", "Upload-Complete"
+"""Headers of an upload, as in draft-ietf-httpbis-resumable-upload: bytes that have arrived; ?1 when all have, else ?0."""
 CLOCK_TOLERANCE = 300.0
 """Seconds that a device's clock may differ from the server's."""
 

@@ -7,6 +7,7 @@ from joserfc.jwk import ECKey
 from msgspec import Struct
 
 from umbel import signing
+from umbel.conditions import Rules
 from umbel.errors import MessageError, SignatureError
 from umbel.tensors import digest
 from umbel.topics import PROTOCOL
@@ -47,7 +48,9 @@ class Train(Struct, frozen=True, tag="train", omit_defaults=True):
     """Train the plan from `weights` (safetensors) on the local examples, and answer with Trained.
 
     `seed` orders the examples; `learning_rate` is per step; `proximal_mu` is FedProx's mu (arXiv 1812.06127);
-    `deadline` is Unix seconds. With `max_steps` > 0 training ends after that many steps.
+    `deadline` is Unix seconds. With `max_steps` > 0 training ends after that many steps. What the run `requires` must
+    hold, beside the device's own rules, when the command is accepted (else it is `declined`) and before every batch
+    (else it ends as `failed`).
     """
 
     assignment: str
@@ -61,10 +64,11 @@ class Train(Struct, frozen=True, tag="train", omit_defaults=True):
     max_steps: int = 0
     proximal_mu: float = 0.0
     seed: int = 0
+    requires: Rules = Rules()
 
 
-class Evaluate(Struct, frozen=True, tag="evaluate"):
-    """Evaluate `weights` on the local examples, and answer with Evaluated."""
+class Evaluate(Struct, frozen=True, tag="evaluate", omit_defaults=True):
+    """Evaluate `weights` on the local examples, and answer with Evaluated; `requires` as in Train."""
 
     assignment: str
     run: str
@@ -72,6 +76,7 @@ class Evaluate(Struct, frozen=True, tag="evaluate"):
     plan: Blob
     weights: Blob
     deadline: float
+    requires: Rules = Rules()
 
 
 class Cancel(Struct, frozen=True, tag="cancel"):
@@ -212,7 +217,10 @@ class Result(Struct, frozen=True):
 
 
 class Status(Struct, frozen=True):
-    """Presence, retained and also the last will. Of two, the higher `epoch` is true; within one epoch, offline is final."""
+    """Presence, retained and also the last will. Of two, the higher `epoch` is true; within one epoch, offline is final.
+
+    `reasons` are the device's own rules that do not hold now; with none it is eligible for work.
+    """
 
     population: str
     device: str
@@ -226,6 +234,7 @@ class Status(Struct, frozen=True):
     rss_mb: float = 0.0
     installed: str = ""
     labels: dict[str, str] = {}
+    reasons: list[str] = []
     version: int = PROTOCOL
 
 

@@ -177,14 +177,13 @@ class Link:
                 # A broker that writes a packet in two pieces waits (Nagle) for our acknowledgement of the first, and
                 # the kernel delays that by 40 ms unless told not to, again after every read.
                 sock.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
-            readable, writable, _ = select.select(
-                [sock, self._wake_read], [sock] if client.want_write() else [], [], _TICK
-            )
-            if self._wake_read in readable:
+            ready = self._wait(sock, client.want_write())
+            if self._wake_read.fileno() in ready:
                 self._wake_read.recv(4096)
-            if sock in readable and (code := client.loop_read()) != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            seen = ready.get(sock.fileno(), 0)
+            if seen & ~select.POLLOUT and (code := client.loop_read()) != MQTTErrorCode.MQTT_ERR_SUCCESS:
                 return _why(ended, code)
-            if sock in writable and (code := client.loop_write()) != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            if seen & select.POLLOUT and (code := client.loop_write()) != MQTTErrorCode.MQTT_ERR_SUCCESS:
                 return _why(ended, code)
             if (code := client.loop_misc()) != MQTTErrorCode.MQTT_ERR_SUCCESS or ended:
                 return _why(ended, code)
@@ -194,6 +193,13 @@ class Link:
         client.disconnect()
         client.loop_write()
         return "stopped"
+
+    def _wait(self, sock: socket.socket, writes: bool) -> dict[int, int]:
+        """Wait a tick for the broker or a wake-up; poll rather than select, which knows no descriptor over 1,023."""
+        poll = select.poll()
+        poll.register(self._wake_read, select.POLLIN)
+        poll.register(sock, select.POLLIN | (select.POLLOUT if writes else 0))
+        return dict(poll.poll(_TICK * 1000))
 
     def _guard(self, call: Callable[[], None]) -> None:
         try:

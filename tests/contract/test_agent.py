@@ -77,7 +77,7 @@ class Bench:
         return client.settle(commands, 20)[0]
 
     def train(self, plan: Plan, **settings: object) -> dict[str, object]:
-        wanted = msgspec.convert({"rounds": 2, "deadline": 30.0, **settings}, RunSettings)
+        wanted = msgspec.convert({"rounds": 2, "policy": {"deadline": 30.0, "attempts": 1}, **settings}, RunSettings)
         id = self.running.server.runs.start(POPULATION, plan.sha256, wanted).id
         eventually(lambda: self.running.server.runs.get(id).state != "running", 40)
         return self.running.server.runs.show(id)
@@ -233,7 +233,7 @@ def test_examples_that_do_not_fit_the_plan_are_rejected(bench: Bench, plan_of: P
     np.savez(bench.config.examples, allow_pickle=False, x=np.zeros((4, 7), np.float32), y=np.zeros((4, 1), np.float32))
     plan = bench.running.server.plans.add(plan_of("line").path)
     run = bench.train(plan, rounds=1)
-    assert run["state"] == "failed"
+    assert run["state"] == "paused"
     assert "array 'x' should have shape" in str(run["reason"])
     assert {a["state"] for a in run["assignments"]} == {"rejected"}
 
@@ -303,3 +303,17 @@ def test_two_agents_cannot_share_a_state_folder_nor_take_a_foreign_one(bench: Be
     with pytest.raises(UmbelError, match="expected a new folder"):
         Agent(msgspec.structs.replace(bench.config, state=foreign))
     assert [p.name for p in foreign.iterdir()] == ["holiday.jpg"]
+
+
+@pytest.mark.parametrize("broker", ["embedded"], indirect=True)
+def test_a_device_that_can_remember_nothing_says_so_to_every_command_and_goes_on(bench: Bench) -> None:
+    state = bench.agent.agent._state
+    pages = state._database.execute("PRAGMA page_count").fetchone()[0]
+    with state._lock:
+        state._database.execute(f"PRAGMA max_page_count = {pages}")
+    states = [str(bench.ask("report", ttl=600)["state"]) for _ in range(30)]
+    assert states[-1] == "failed"
+    assert bench.acks[-1].reason.startswith("the device's storage is full")
+    with state._lock:
+        state._database.execute("PRAGMA max_page_count = 1000000")
+    assert bench.ask("report")["state"] == "done"

@@ -21,6 +21,7 @@ from umbel.plan import Plan
 
 ROUNDS = 3
 DEADLINE = 8.0
+MAX_NORM = 1e3
 RUN_SECONDS = 100.0
 OPTIONS: dict[str, dict[str, float]] = {
     "fedavg": {},
@@ -133,9 +134,8 @@ def _start(fleet: Fleet, plan: Plan, case: Case, options: dict[str, float]) -> s
         "strategy": case.strategy,
         "options": options,
         "rounds": ROUNDS,
-        "minimum": 8,
-        "deadline": DEADLINE,
         "seed": case.seed,
+        "policy": {"quorum": 8, "deadline": DEADLINE, "backoff": 0.2, "max_norm": MAX_NORM},
     }
     started = fleet.client.post("/v1/runs", {"population": POPULATION, "plan": added["plan"], "settings": settings})
     return str(started["id"])

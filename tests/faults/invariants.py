@@ -19,7 +19,7 @@ from umbel.tensors import Tensors
 
 LIVE = ("offered", "accepted", "uploaded")
 FINAL = ("folded", "declined", "expired", "failed", "rejected", "cancelled")
-NEVER_FOLDED = ("nan", "shape", "silent")
+NEVER_FOLDED = ("nan", "shape", "huge", "silent")
 TRANSITIONS = "fault_test_transitions"
 ANSWER_SECONDS = 45.0
 """A device may wait as long before it tries to reach its broker again."""

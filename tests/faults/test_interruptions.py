@@ -12,6 +12,7 @@ from tests.waiting import eventually
 from umbel import tensors
 from umbel.messages import Command, Train, Trained
 from umbel.plan import Plan
+from umbel_server.rounds.policy import RoundPolicy
 from umbel_server.runs import RunSettings
 from umbel_server.server import Server
 
@@ -23,13 +24,15 @@ def test_a_round_ends_when_the_broker_goes_away_in_the_middle(tmp_path: Path, pl
     plan = running.server.plans.add(plan_of("line").path)
     device = ScriptedDevice(running, "phone", lambda c: None)
     running.wait_online(1)
-    id = running.server.runs.start(POPULATION, plan.sha256, RunSettings(rounds=1, deadline=2.0)).id
+    id = running.server.runs.start(
+        POPULATION, plan.sha256, RunSettings(rounds=1, policy=RoundPolicy(deadline=1.0, attempts=2, backoff=0.1))
+    ).id
     eventually(lambda: device.commands)
     broker.stop()
     eventually(lambda: running.server.runs.get(id).state != "running", 20)
     run = running.server.runs.show(id)
-    assert run["state"] == "failed"
-    assert "devices online" in run["reason"]
+    assert run["state"] == "paused"
+    assert "1 devices are needed and 0 can train (1 offline)" in run["reason"]
     assert {a["state"] for a in run["assignments"]} == {"expired"}
     device.stop()
     running.stop()
@@ -52,7 +55,7 @@ def test_a_round_is_finished_by_a_device_that_comes_back_through_a_forgetful_bro
 
     device = ScriptedDevice(running, "phone", second_time)
     running.wait_online(1)
-    id = running.server.runs.start(POPULATION, plan.sha256, RunSettings(rounds=1, deadline=60.0)).id
+    id = running.server.runs.start(POPULATION, plan.sha256, RunSettings(rounds=1, policy=RoundPolicy(deadline=60.0))).id
     eventually(lambda: seen)
     broker.stop()
     running.wait_online(0)
@@ -80,7 +83,7 @@ def test_a_run_goes_on_from_its_newest_checkpoint_after_the_server_was_restarted
 
     device = ScriptedDevice(running, "phone", work)
     running.wait_online(1)
-    settings = RunSettings(strategy="fedavgm", options={"server_momentum": 0.5}, rounds=4, deadline=60.0)
+    settings = RunSettings(strategy="fedavgm", options={"server_momentum": 0.5}, rounds=4)
     id = running.server.runs.start(POPULATION, plan.sha256, settings).id
     eventually(lambda: running.server.runs.get(id).round == 2)
     eventually(lambda: any(isinstance(c.body, Train) and c.body.round == 3 for c in device.commands))
@@ -89,7 +92,11 @@ def test_a_run_goes_on_from_its_newest_checkpoint_after_the_server_was_restarted
     again = Server(running.state)
     again.start()
     eventually(lambda: again.runs.get(id).state == "finished", 40)
-    assert [c["round"] for c in again.runs.show(id)["checkpoints"]] == [0, 1, 2, 3, 4]
+    run = again.runs.show(id, 3)
+    assert [c["round"] for c in run["checkpoints"]] == [0, 1, 2, 3, 4]
+    # The round that was under way went on: no second attempt, no second assignment.
+    assert [a["state"] for a in run["attempts"]] == ["committed"]
+    assert [a["state"] for a in run["assignments"]] == ["folded"]
     weights, momentum = plan.initial_weights(), {name: np.float32(0) for name in plan.initial_weights()}
     for number in range(1, 5):
         delta = delta_of(1, number, plan)

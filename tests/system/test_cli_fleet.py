@@ -15,6 +15,7 @@ from tests.server_harness import POPULATION, RunningServer
 
 from umbel.litert import Predictor
 from umbel.plan import Plan
+from umbel_server.database import Device
 from umbel_sim.demo.processes import program
 
 
@@ -46,6 +47,11 @@ def test_an_operator_trains_looks_ships_and_asks(
     np.savez(tmp_path / "test.npz", x=X, y=2 * X - 1)
     assert [d["id"] for d in data("devices", "list")] == ["phone"]
     assert "phone" in umbel("devices", "show", "phone", "-p", POPULATION)
+    assert "eligible" in umbel("devices", "list")
+    with running.server.database.transaction() as session:
+        session.get_one(Device, (POPULATION, "phone")).reasons = ["battery 0.12 < 0.3", "not charging"]
+    assert "battery 0.12 < 0.3, not charging" in umbel("devices", "show", "phone", "-p", POPULATION)
+    assert "battery" in umbel("devices", "list")
     train = ("runs", "start", plan_of("line").path, "-p", POPULATION, "--rounds", "30")
     assert "finished" in umbel(
         *train, "--held-out", tmp_path / "test.npz", "--strategy", "fedavgm", "-o", "server_momentum=0.1", "--watch"

@@ -3,8 +3,9 @@
 from typing import cast
 
 import msgspec
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from starlette.requests import ClientDisconnect
 
 from umbel import __version__
 from umbel.errors import SignatureError, UmbelError
@@ -14,6 +15,7 @@ from umbel_server.blobs import BlobError, MissingBlob
 from umbel_server.devices import UnknownDevice
 from umbel_server.runs import UnknownRun
 from umbel_server.server import Server
+from umbel_server.uploads import StoreFull
 
 
 def make_app(server: Server) -> FastAPI:
@@ -25,6 +27,7 @@ def make_app(server: Server) -> FastAPI:
     app.include_router(admin_routes.router)
     app.add_exception_handler(UmbelError, _umbel_error)
     app.add_exception_handler(msgspec.DecodeError, _decode_error)
+    app.add_exception_handler(ClientDisconnect, _client_gone)
     return app
 
 
@@ -36,6 +39,8 @@ async def _umbel_error(_request: Request, error: Exception) -> JSONResponse:
             status = 403
         case UnknownDevice() | UnknownRun() | MissingBlob():
             status = 404
+        case StoreFull():
+            status = 507
         case BlobError():
             status = 422
         case _:
@@ -45,3 +50,8 @@ async def _umbel_error(_request: Request, error: Exception) -> JSONResponse:
 
 async def _decode_error(_request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"error": f"the request does not parse: {cast(msgspec.DecodeError, error)}"}, 400)
+
+
+async def _client_gone(_request: Request, _error: Exception) -> Response:
+    """Links break: that is no error of ours, and nobody reads the answer."""
+    return Response(status_code=400)

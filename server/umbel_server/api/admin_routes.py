@@ -42,11 +42,24 @@ class CommandRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RunRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A run to start: the plan's digest, the population, and how to train."""
+    """A run to start: the plan's digest, the population, and how to train.
+
+    It starts from the plan's initial weights, or from a checkpoint of `from_run`: of `from_round`, or the newest.
+    """
 
     population: str
     plan: str
     settings: runs.RunSettings = runs.RunSettings()
+    from_run: str = ""
+    from_round: int | None = None
+
+
+class CloneRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Changes to the settings of a run that is started again, by their names; those of the round policy in `policy`."""
+
+    settings: dict[str, Any] = {}
+    from_run: str = ""
+    from_round: int | None = None
 
 
 class ReleaseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,6 +97,12 @@ def show_device(request: Request, population: str, device: str) -> dict[str, Any
         **devices.describe(server.devices.get(population, device)),
         "commands": [outbox.describe(command) for command in latest],
     }
+
+
+@router.post("/v1/devices/{population}/{device}/readmit")
+def readmit_device(request: Request, population: str, device: str) -> dict[str, Any]:
+    """End a device's quarantine, and count its rejections from 0 again."""
+    return devices.describe(server_of(request).devices.readmit(population, device))
 
 
 @router.post("/v1/commands")
@@ -157,8 +176,13 @@ async def start_run(request: Request) -> dict[str, Any]:
     """Start a run."""
     server = server_of(request)
     wanted = msgspec.json.decode(await body_of(request), type=RunRequest)
-    row = await run_in_threadpool(server.runs.start, wanted.population, wanted.plan, wanted.settings)
+    weights = _weights(server, wanted)
+    row = await run_in_threadpool(server.runs.start, wanted.population, wanted.plan, wanted.settings, weights)
     return runs.describe(row)
+
+
+def _weights(server: Server, wanted: RunRequest | CloneRequest) -> str:
+    return server.runs.checkpoint(wanted.from_run, wanted.from_round).weights if wanted.from_run else ""
 
 
 @router.get("/v1/runs")
@@ -175,8 +199,29 @@ def show_run(request: Request, id: str, round: int | None = None) -> dict[str, A
 
 @router.post("/v1/runs/{id}/stop")
 def stop_run(request: Request, id: str) -> dict[str, Any]:
-    """Stop a run; its checkpoints stay."""
+    """Stop a run for good; its checkpoints stay."""
     return runs.describe(server_of(request).runs.stop(id))
+
+
+@router.post("/v1/runs/{id}/pause")
+def pause_run(request: Request, id: str) -> dict[str, Any]:
+    """Pause a run until it is resumed; updates that came are kept."""
+    return runs.describe(server_of(request).runs.pause(id))
+
+
+@router.post("/v1/runs/{id}/resume")
+def resume_run(request: Request, id: str) -> dict[str, Any]:
+    """Go on with a paused run."""
+    return runs.describe(server_of(request).runs.resume(id))
+
+
+@router.post("/v1/runs/{id}/clone")
+async def clone_run(request: Request, id: str) -> dict[str, Any]:
+    """Start a run with the settings of another, with some of them changed."""
+    server = server_of(request)
+    wanted = msgspec.json.decode(await body_of(request) or b"{}", type=CloneRequest)
+    row = await run_in_threadpool(server.runs.clone, id, wanted.settings, _weights(server, wanted))
+    return runs.describe(row)
 
 
 @router.post("/v1/runs/{id}/releases")

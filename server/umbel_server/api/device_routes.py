@@ -6,16 +6,28 @@ from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from umbel.enrolment import BLOB_PATH, ENROL_PATH, EnrolmentReply, EnrolmentRequest
+from umbel.enrolment import (
+    BLOB_PATH,
+    COMPLETE,
+    ENROL_PATH,
+    OFFSET,
+    UPLOAD_PATH,
+    EnrolmentReply,
+    EnrolmentRequest,
+)
 from umbel.errors import UmbelError
 from umbel.signing import public_key
 from umbel_server import moments
-from umbel_server.api.access import require_device_or_admin, server_of
+from umbel_server.api.access import ADMIN, require_device_or_admin, server_of
+from umbel_server.uploads import WrongOffset
 
 router = APIRouter(tags=["device"])
+
+Address = Annotated[str, "64 hex digits"]
+Sender = Annotated[str, Depends(require_device_or_admin)]
 
 MAX_REQUEST = 1 << 16
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
@@ -67,15 +79,47 @@ def head_blob(request: Request, sha256: str) -> Response:
     return Response(headers={"Content-Length": str(server_of(request).blobs.size(sha256))})
 
 
-@router.put(BLOB_PATH, dependencies=[Depends(require_device_or_admin)])
-async def put_blob(request: Request, sha256: Annotated[str, "64 hex digits"]) -> dict[str, object]:
-    """Store a blob; bytes with another digest are refused and nothing is kept."""
-    blob = await server_of(request).blobs.receive(sha256, _noticed(request.stream()))
+@router.put(BLOB_PATH)
+async def put_blob(request: Request, sha256: Address, sender: Sender) -> dict[str, object]:
+    """Store a blob sent from its first byte; bytes with another digest are refused and nothing is kept.
+
+    When a device's connection breaks, what arrived is kept for a day, for it to go on with PATCH of the upload.
+    """
+    uploads = server_of(request).uploads
+    if sender == ADMIN:
+        blob = await uploads.receive_once(sha256, request.stream())
+    else:
+        blob = await uploads.receive(sender, sha256, 0, _noticed(request.stream()))
     return {"sha256": blob.sha256, "size": blob.size}
 
 
+@router.head(UPLOAD_PATH)
+async def head_upload(request: Request, sha256: Address, sender: Sender) -> Response:
+    """How far the sender's upload has come: `Upload-Offset` in bytes, `Upload-Complete: ?1` when the blob is stored."""
+    offset, complete = await server_of(request).uploads.offset(sender, sha256)
+    headers = {OFFSET: str(offset), COMPLETE: "?1" if complete else "?0", "Cache-Control": "no-store"}
+    return Response(status_code=204, headers=headers)
+
+
+@router.patch(UPLOAD_PATH)
+async def patch_upload(request: Request, sha256: Address, sender: Sender) -> Response:
+    """Go on with an upload: the body is every byte from `Upload-Offset` on.
+
+    409 with the right `Upload-Offset` when the server has another number of bytes; as PUT of the blob otherwise.
+    """
+    offset = request.headers.get(OFFSET, "")
+    if not (offset.isascii() and offset.isdigit()):
+        raise UmbelError(f"{OFFSET} should be the number of bytes sent before, got {offset[:40]!r}")
+    try:
+        await server_of(request).uploads.receive(sender, sha256, int(offset), _noticed(request.stream()))
+    except WrongOffset as error:
+        return JSONResponse({"error": str(error)}, 409, {OFFSET: str(error.offset)})
+    return Response(status_code=204, headers={COMPLETE: "?1"})
+
+
 async def _noticed(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    first = True
+    """The chunks, and the moment after the first of them has been taken."""
+    first = moments.watched()
     async for chunk in chunks:
         yield chunk
         if first and chunk:

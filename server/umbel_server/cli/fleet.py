@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import numpy as np
 import tomli_w
 import typer
+from rich.markup import escape
 
 from umbel import tensors
 from umbel.errors import UmbelError
@@ -62,13 +63,25 @@ def list_devices(
         print_json(rows)
         return
     print_table(
-        ("device", "population", "kind", "state", "trainer", "examples", "memory", "installed", "last heard"),
+        (
+            "device",
+            "population",
+            "kind",
+            "state",
+            "conditions",
+            "trainer",
+            "examples",
+            "memory",
+            "installed",
+            "last heard",
+        ),
         (
             (
                 row["id"],
                 row["population"],
                 row["kind"],
                 "[green]online[/]" if row["online"] else "[dim]offline[/]",
+                _eligible(row),
                 row["trainer"] or "-",
                 str(row["examples"]),
                 f"{row['rss_mb']:.0f} MB",
@@ -105,8 +118,14 @@ def show_device(
         "labels",
     ):
         console.print(f"{name:12} {row[name]}", highlight=False)
+    console.print(f"{'conditions':12} {_eligible(row)}", highlight=False)
     console.print(f"{'last heard':12} {ago(row['last_seen'])}\n", highlight=False)
     _print_commands(row["commands"])
+
+
+def _eligible(row: dict[str, Any]) -> str:
+    reasons = ", ".join(row["reasons"])
+    return f"[yellow]{escape(reasons)}[/]" if reasons else "[green]eligible[/]"
 
 
 def print_config(

@@ -9,7 +9,9 @@ from tests.memory_journal import MemoryJournal
 from umbel import UmbelError
 from umbel.tensors import load
 from umbel_server import flower_messages
-from umbel_server.flower_app import app
+from umbel_server.flower_app import END, app, policy_of
+from umbel_server.rounds.grid_port import GridPort
+from umbel_server.rounds.policy import RoundPolicy
 
 
 @pytest.fixture
@@ -23,7 +25,7 @@ def train(grid: MemoryGrid, **config: UserConfigValue) -> None:
 
 def test_a_grid_without_a_journal_gets_a_folder(plan: str, tmp_path: Path) -> None:
     grid = MemoryGrid({1: learner(1), 2: learner(2)})
-    train(grid, plan=plan, rounds=2, output=str(tmp_path / "out"), epochs=4, max_steps=5, seed=9, minimum=2)
+    train(grid, plan=plan, rounds=2, output=str(tmp_path / "out"), epochs=4, max_steps=5, seed=9, quorum=2, deadline=5)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "round-001.safetensors",
         "round-002.safetensors",
@@ -33,13 +35,28 @@ def test_a_grid_without_a_journal_gets_a_folder(plan: str, tmp_path: Path) -> No
     assert grid.configs[0] == {"learning-rate": 0.25, "epochs": 4, "max-steps": 5, "seed": 10, "server-round": 1}
 
 
-def test_a_grids_own_journal_is_used(plan: str, tmp_path: Path) -> None:
+def test_a_grids_own_port_is_used(plan: str, tmp_path: Path) -> None:
     grid = MemoryGrid({1: learner(1)})
     journal = MemoryJournal(weights(), evaluate=lambda commit: {"accuracy": 1.0})
-    grid.journal = journal  # type: ignore[attr-defined]
-    train(grid, plan=plan, rounds=5, output=str(tmp_path / "out"), until="accuracy", at_least=0.9)
-    assert [commit.round for commit in journal.commits] == [1]
+    grid.port = GridPort(grid, journal)  # type: ignore[attr-defined]
+    config: dict[str, UserConfigValue] = {"plan": plan, "rounds": 5, "until": "accuracy", "at-least": 0.9}
+    context = flower_messages.context(1, config | {"output": str(tmp_path / "out")})
+    app(grid, context)
+    assert [commit.number for commit in journal.commits] == [1]
+    assert context.state.config_records[END]["state"] == "finished"
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_pauses_on_a_strange_grid_is_an_error(plan: str, tmp_path: Path) -> None:
+    with pytest.raises(UmbelError, match=r"1 devices are needed and 0 can train.*start the run again"):
+        train(MemoryGrid({}), plan=plan, output=str(tmp_path / "out"), deadline=0.1, attempts=1)
+
+
+def test_the_policy_is_read_from_its_fields_and_as_json() -> None:
+    config: dict[str, UserConfigValue] = {"policy": '{"quorum": 2, "labels": {"site": "a"}}', "over-selection": 2.0}
+    assert policy_of({**config, "deadline": 7}) == RoundPolicy(
+        quorum=2, labels={"site": "a"}, over_selection=2.0, deadline=7.0
+    )
 
 
 def test_options_and_a_learning_rate_reach_the_strategy(plan: str, tmp_path: Path) -> None:
@@ -56,10 +73,11 @@ def test_options_and_a_learning_rate_reach_the_strategy(plan: str, tmp_path: Pat
     [
         ({"strategy": "sgd"}, "no strategy 'sgd'"),
         ({"rounds": 0}, "the run's rounds should be at least 1, got 0"),
-        ({"minimum": 0}, "the run's minimum should be at least 1, got 0"),
+        ({"quorum": 0}, "the run's round policy cannot be used: quorum should be at least 1, got 0"),
+        ({"select": "luck"}, "the run's round policy cannot be used: Invalid enum value 'luck'"),
         ({"seed": -1}, "the run's seed should be at least 0, got -1"),
         ({"epochs": "many"}, "the run's epochs should be a number, got 'many'"),
-        ({"deadline": float("nan")}, "the run's deadline should be at least 0, got nan"),
+        ({"deadline": float("nan")}, "deadline should be a positive number of seconds, got nan"),
     ],
 )
 def test_a_run_that_makes_no_sense_is_refused(

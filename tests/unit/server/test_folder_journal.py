@@ -10,7 +10,7 @@ from umbel import UmbelError
 from umbel.plan import Plan
 from umbel.tensors import Tensors, dump
 from umbel_server.folder_journal import FolderJournal
-from umbel_server.round_loop import Commit
+from umbel_server.rounds.port import Checkpointing
 
 
 @pytest.fixture
@@ -18,9 +18,10 @@ def plan(tmp_path: Path) -> Plan:
     return bare_plan(tmp_path / "bare.plan")
 
 
-def commit(round: int, strategy: Tensors) -> Commit:
+def commit(round: int, strategy: Tensors) -> Checkpointing:
     changed = {name: weight + np.float32(round) for name, weight in weights().items()}
-    return Commit(round, changed, strategy, {"loss": 1.0 / round, "accuracy": 0.5}, 2, 1000.0)
+    sums = {"loss": 1.0 / round, "accuracy": 0.5}
+    return Checkpointing(round, 0, changed, strategy, sums, [("a", 1.0), ("b", 2.0)], 1000.0)
 
 
 def assert_equal(ours: Tensors, expected: Tensors) -> None:
@@ -31,10 +32,10 @@ def assert_equal(ours: Tensors, expected: Tensors) -> None:
 
 
 def test_a_new_folder_starts_from_the_plans_weights(plan: Plan, tmp_path: Path) -> None:
-    start = FolderJournal(tmp_path / "out", plan).start()
-    assert start.round == 0
-    assert start.strategy == {}
-    assert_equal(start.weights, weights())
+    number, first, strategy = FolderJournal(tmp_path / "out", plan).start()
+    assert number == 0
+    assert strategy == {}
+    assert_equal(first, weights())
 
 
 def test_what_was_committed_is_gone_on_from(plan: Plan, tmp_path: Path) -> None:
@@ -42,11 +43,10 @@ def test_what_was_committed_is_gone_on_from(plan: Plan, tmp_path: Path) -> None:
     momentum = {"momentum_vector/m/scale": np.asarray(2.0, np.float32)}
     assert journal.committed(commit(1, {})) == {}
     journal.committed(commit(2, momentum))
-    assert not journal.should_stop()
-    start = FolderJournal(tmp_path / "out", plan).start()
-    assert start.round == 2
-    assert_equal(start.weights, commit(2, {}).weights)
-    assert_equal(start.strategy, momentum)
+    number, newest, strategy = FolderJournal(tmp_path / "out", plan).start()
+    assert number == 2
+    assert_equal(newest, commit(2, {}).weights)
+    assert_equal(strategy, momentum)
     assert json.loads((tmp_path / "out" / "rounds.json").read_bytes())[0] == {
         "round": 1,
         "contributors": 2,
@@ -60,9 +60,9 @@ def test_a_checkpoint_that_was_not_named_is_not_gone_on_from(plan: Plan, tmp_pat
     journal.committed(commit(1, {}))
     (folder / "round-002.safetensors").write_bytes(b"half of it")
     (folder / "round-002.strategy").write_bytes(b"half of it")
-    assert FolderJournal(folder, plan).start().round == 1
+    assert FolderJournal(folder, plan).start()[0] == 1
     journal.committed(commit(2, {}))
-    assert FolderJournal(folder, plan).start().strategy == {}
+    assert FolderJournal(folder, plan).start()[2] == {}
 
 
 def test_a_folder_of_another_plan_is_refused(plan: Plan, tmp_path: Path) -> None:
@@ -88,3 +88,10 @@ def test_a_missing_checkpoint_is_one_sentence(plan: Plan, tmp_path: Path) -> Non
     (folder / "round-001.safetensors").unlink()
     with pytest.raises(UmbelError, match=r"round-001.safetensors is missing"):
         FolderJournal(folder, plan).start()
+
+
+def test_what_devices_make_of_a_checkpoint_is_kept_with_it(plan: Plan, tmp_path: Path) -> None:
+    journal = FolderJournal(tmp_path / "out", plan)
+    journal.committed(commit(1, {}))
+    journal.evaluated(1, "7", {"loss": 0.5})
+    assert json.loads((tmp_path / "out" / "rounds.json").read_bytes())[0]["evaluations"] == {"7": {"loss": 0.5}}

@@ -1,0 +1,67 @@
+"""q-FedAvg's sums as updates come: devices that do badly count more (Li et al., Fair Resource Allocation, arXiv 1905.10497)."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from umbel.errors import UmbelError
+from umbel.tensors import Tensors, WeightSpec
+from umbel_server.aggregation.exact_float import ExactFloat
+from umbel_server.aggregation.mean import Mean
+
+_OFFSET = 1e-10
+"""What Flower adds to a loss, so that a loss of 0 can be raised to a negative power."""
+
+_BLOCK = 1 << 16
+
+
+class FairSum:
+    """sum(L F^q x) / sum(h) over updates x with losses F; h = q F^(q-1) |L x|^2 + L F^q and L = 1 / `learning_rate`.
+
+    `count` is how many updates it holds. The order of updates does not show.
+    """
+
+    def __init__(self, specs: Sequence[WeightSpec], q: float, learning_rate: float) -> None:
+        self._mean, self._h = Mean(specs), ExactFloat()
+        self._q, self._lipschitz = q, 1.0 / learning_rate
+
+    @property
+    def count(self) -> int:
+        """How many updates are folded."""
+        return self._mean.count
+
+    def clear(self) -> None:
+        """Forget every update."""
+        self._mean.clear()
+        self._h = ExactFloat()
+
+    def add(self, update: Mapping[str, NDArray[Any]], loss: float) -> None:
+        """Fold one vetted update, weight deltas by name; raises UmbelError unless `loss` is finite and at least 0."""
+        if not 0.0 <= loss < math.inf:
+            raise UmbelError(
+                f"q-FedAvg weighs by losses: one that is finite and not negative was expected, got {loss:g}"
+            )
+        powered = (loss + _OFFSET) ** self._q
+        squares = math.fsum(_squares(tensor) for tensor in update.values())
+        slope = self._q * (loss + _OFFSET) ** (self._q - 1)
+        self._mean.add(update, powered)
+        self._h.add(slope * self._lipschitz**2 * squares + self._lipschitz * powered)
+
+    def step(self) -> Tensors:
+        """What to add to the weights, float64 by name."""
+        tensors, factor = self._mean.sum(), self._lipschitz / self._h.value
+        for tensor in tensors.values():
+            tensor *= factor
+        return tensors
+
+
+def _squares(tensor: NDArray[Any]) -> float:
+    # Pairwise sums of blocks and not BLAS, whose order follows its number of threads.
+    flat = tensor.reshape(-1)
+    return math.fsum(
+        float(np.sum(np.square(flat[start : start + _BLOCK], dtype=np.float64)))
+        for start in range(0, flat.size, _BLOCK)
+    )

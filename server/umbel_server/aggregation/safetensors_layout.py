@@ -1,0 +1,103 @@
+"""Where the tensors of a safetensors file lie, to read them in place or piece by piece.
+
+The format is that of https://huggingface.co/docs/safetensors: eight bytes of length, a JSON header, the tensors' bytes.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from umbel.errors import TensorError
+from umbel.tensors import Tensors
+
+PREFIX = 8
+LARGEST_HEADER = 100_000_000
+"""The limit of the reference implementation."""
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U64": np.dtype("<u8"),
+    "U32": np.dtype("<u4"),
+    "U16": np.dtype("<u2"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """One tensor's dtype and shape, and the byte of the file at which it begins."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def stop(self) -> int:
+        """The byte after its last."""
+        return self.start + math.prod(self.shape) * self.dtype.itemsize
+
+
+def header_length(prefix: bytes, size: int) -> int:
+    """The bytes of the header of a file of `size` bytes that begins with `prefix`; raises TensorError if it has no room."""
+    length = int.from_bytes(prefix[:PREFIX], "little")
+    if len(prefix) < PREFIX or length > min(LARGEST_HEADER, size - PREFIX):
+        raise TensorError(f"expected safetensors bytes, got {size} bytes without a header")
+    return length
+
+
+def parse_header(header: bytes, size: int) -> dict[str, Place]:
+    """The tensors of a file of `size` bytes by name, in the order of names.
+
+    `header` is the JSON. Raises TensorError unless tensors of known dtypes fill the file without gap or overlap.
+    """
+    try:
+        entries = json.loads(header)
+        entries.pop("__metadata__", None)
+        found = {name: _place(entry, PREFIX + len(header)) for name, entry in entries.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise TensorError(f"expected safetensors bytes, got a header that does not parse: {error}") from error
+    end = PREFIX + len(header)
+    for name, place in sorted(found.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if place.start != end:
+            raise TensorError(
+                f"expected safetensors bytes, tensor {name!r} should begin at byte {end}, not {place.start}"
+            )
+        end = place.stop
+    if end != size:
+        raise TensorError(f"expected safetensors bytes, the tensors end at byte {end} of {size}")
+    return dict(sorted(found.items()))
+
+
+def views(data: bytes | bytearray | memoryview) -> Tensors:
+    """The tensors of a whole file without a copy, in the order of names; raises TensorError as `parse_header` does."""
+    view = memoryview(data).cast("B")
+    length = header_length(bytes(view[:PREFIX]), view.nbytes)
+    places = parse_header(bytes(view[PREFIX : PREFIX + length]), view.nbytes)
+    return {name: _view(view, place) for name, place in places.items()}
+
+
+def _view(data: memoryview, place: Place) -> NDArray[Any]:
+    return np.frombuffer(data[place.start : place.stop], place.dtype).reshape(place.shape)
+
+
+def _place(entry: Mapping[str, Any], begin: int) -> Place:
+    dtype, shape = _DTYPES[entry["dtype"]], entry["shape"]
+    start, stop = entry["data_offsets"]
+    if not all(type(number) is int and number >= 0 for number in (*shape, start, stop)):
+        raise ValueError("shapes and offsets should be natural numbers")
+    place = Place(dtype, tuple(shape), begin + start)
+    if place.stop != begin + stop:
+        raise ValueError(f"{dtype}{shape} does not fill bytes {start} to {stop}")
+    return place

@@ -1,0 +1,75 @@
+"""One device's update, as tensors to fold now and as pieces to read again when a strategy wants all updates at once."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from umbel.tensors import Tensors
+from umbel_server.aggregation.safetensors_layout import PREFIX, Place, header_length, parse_header, views
+from umbel_server.blobs import Blobs
+
+
+class Pieces(Protocol):
+    """An update that is read piece by piece, as often as need be."""
+
+    def weights(self, name: str, start: int, stop: int, base: NDArray[Any]) -> NDArray[Any]:
+        """The device's weights, elements `start` to before `stop` of tensor `name`, flattened, in the dtype of `base`.
+
+        `base` is the same piece of the weights the device was given.
+        """
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a device sent: `delta` by name, and the same to be read in pieces later; a fold keeps one or the other."""
+
+    delta: Tensors
+    pieces: Pieces
+
+
+class BlobPieces:
+    """A weight delta in a safetensors blob, read by byte ranges; its digest was checked when it was vetted."""
+
+    def __init__(self, blobs: Blobs, sha256: str) -> None:
+        self._blobs, self._sha256 = blobs, sha256
+        self._places: dict[str, Place] = {}
+
+    def weights(self, name: str, start: int, stop: int, base: NDArray[Any]) -> NDArray[Any]:
+        """As `Pieces`: base + delta. Raises MissingBlob and TensorError."""
+        if not self._places:
+            size = self._blobs.size(self._sha256)
+            length = header_length(self._bytes(0, min(PREFIX, size)), size)
+            self._places = parse_header(self._bytes(PREFIX, PREFIX + length), size)
+        place = self._places[name]
+        first = place.start + start * place.dtype.itemsize
+        data = self._bytes(first, first + (stop - start) * place.dtype.itemsize)
+        weights: NDArray[Any] = np.add(base, np.frombuffer(data, place.dtype), dtype=base.dtype)
+        return weights
+
+    def _bytes(self, start: int, stop: int) -> bytes:
+        return b"".join(self._blobs.read(self._sha256, start, stop))
+
+
+class WeightPieces:
+    """Whole weights in memory, as replies on Flower's own grid hold them."""
+
+    def __init__(self, weights: Mapping[str, NDArray[Any]]) -> None:
+        self._weights = {name: weight.reshape(-1) for name, weight in weights.items()}
+
+    def weights(self, name: str, start: int, stop: int, base: NDArray[Any]) -> NDArray[Any]:
+        """As `Pieces`: what the device sent, whatever the base."""
+        return self._weights[name][start:stop]
+
+
+def from_blob(blobs: Blobs, sha256: str) -> Update:
+    """The update of a blob that holds a delta; raises MissingBlob, BlobError on changed bytes, TensorError."""
+    return Update(views(blobs.get(sha256)), BlobPieces(blobs, sha256))
+
+
+def from_weights(weights: Mapping[str, NDArray[Any]], base: Mapping[str, NDArray[Any]]) -> Update:
+    """The update of a device that sent its weights, having been given `base`; the delta is float64, so exact or nearly."""
+    delta = {name: np.subtract(weights[name], weight, dtype=np.float64) for name, weight in base.items()}
+    return Update(delta, WeightPieces(weights))

@@ -1,0 +1,122 @@
+"""Looking at one update before it is folded: what fits neither the plan nor the other updates is refused."""
+
+import bisect
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from umbel.errors import TensorError, UmbelError
+from umbel.tensors import Tensors, WeightSpec
+from umbel_server.aggregation.safetensors_layout import views
+
+ENOUGH = 5
+"""Accepted updates whose median norm says what is usual."""
+
+_BLOCK = 1 << 16
+_TINY = 2.0**-90
+"""Sums of float32 squares below this may have lost some to underflow."""
+
+
+class RefusedUpdate(UmbelError):
+    """An update that is not folded: one sentence of whose it is, what was expected and what came."""
+
+
+class Vetting:
+    """The rule of one run, and the norms accepted in one round.
+
+    `max_norm` bounds the L2 norm over all tensors of an update (0: it does not). `norm_multiple` bounds it by that many
+    medians of the norms accepted before in this round, once there are ENOUGH (0: it does not). The median follows the
+    order in which updates come, so of two runs with the same updates one may refuse what the other accepts;
+    `max_norm` does not depend on order.
+    """
+
+    def __init__(self, specs: Sequence[WeightSpec], max_norm: float = 0.0, norm_multiple: float = 0.0) -> None:
+        self._specs = {spec.name: spec for spec in specs}
+        self._max_norm, self._norm_multiple = max_norm, norm_multiple
+        self._accepted: list[float] = []
+
+    def clear(self) -> None:
+        """Begin a round: forget the norms."""
+        self._accepted.clear()
+
+    def parse(self, who: str, data: bytes | bytearray | memoryview) -> Tensors:
+        """The tensors of an update's safetensors bytes, in place; raises RefusedUpdate when the bytes do not parse."""
+        try:
+            return views(data)
+        except TensorError as error:
+            raise RefusedUpdate(f"the update of {who}: {error}") from error
+
+    def accept(self, who: str, update: Mapping[str, NDArray[Any]], examples: float, reported: int = 0) -> float:
+        """The L2 norm of an update that may be folded, which counts among the accepted from now on.
+
+        `update` is a weight delta by name, `examples` what the device says it trained on, `reported` what it said
+        before to have (0: nothing). Raises RefusedUpdate on other names, shapes or dtypes than the specs', numbers that
+        are not finite, examples outside 1..reported, or a norm above the bound.
+        """
+        most = reported if reported > 0 else math.inf
+        if not 1 <= examples <= most or examples == math.inf:
+            expected = f"1 to {reported} examples were expected" if reported > 0 else "at least 1 example was expected"
+            raise RefusedUpdate(f"the update of {who}: {expected}, it claims {examples:g}")
+        self._check_specs(who, update)
+        squares = [_squares(tensor) for tensor in update.values()]
+        norm = math.sqrt(math.fsum(squares))
+        if not math.isfinite(norm):
+            broken = next((name for name, square in zip(update, squares, strict=True) if not math.isfinite(square)), "")
+            finite = broken in update and np.isfinite(update[broken]).all()
+            what = "numbers too large to square" if finite else "NaN or infinity"
+            raise RefusedUpdate(f"the update of {who}: tensor {broken!r} holds {what}")
+        self._check_norm(who, norm)
+        bisect.insort(self._accepted, norm)
+        return norm
+
+    def _check_specs(self, who: str, update: Mapping[str, NDArray[Any]]) -> None:
+        if missing := self._specs.keys() - update.keys():
+            raise RefusedUpdate(
+                f"the update of {who}: tensor {min(missing)!r} is missing ({len(missing)} of {len(self._specs)} missing)"
+            )
+        if extra := update.keys() - self._specs.keys():
+            raise RefusedUpdate(
+                f"the update of {who}: tensor {min(extra)!r} is not one of the plan's {len(self._specs)} weights"
+            )
+        for name, spec in self._specs.items():
+            tensor = update[name]
+            if tensor.shape != spec.shape or tensor.dtype.name != spec.dtype:
+                raise RefusedUpdate(
+                    f"the update of {who}: tensor {name!r} should be {spec.dtype}{list(spec.shape)}, "
+                    f"got {tensor.dtype.name}{list(tensor.shape)}"
+                )
+
+    def _check_norm(self, who: str, norm: float) -> None:
+        if self._max_norm and norm > self._max_norm:
+            raise RefusedUpdate(
+                f"the update of {who}: a norm of at most {self._max_norm:g} was expected, it is {norm:g}"
+            )
+        if self._norm_multiple and len(self._accepted) >= ENOUGH:
+            usual = statistics.median(self._accepted)
+            if norm > self._norm_multiple * usual:
+                raise RefusedUpdate(
+                    f"the update of {who}: a norm of at most {self._norm_multiple:g} times the round's median of "
+                    f"{usual:g} was expected, it is {norm:g}"
+                )
+
+
+def _squares(tensor: NDArray[Any]) -> float:
+    """The sum of squares; not finite exactly when an element is not, or its square is none in float64."""
+    flat = tensor.reshape(-1)
+    if flat.dtype in (np.float32, np.float64):
+        # One pass that BLAS makes at the speed of memory; NaN and infinity cannot leave it finite.
+        with np.errstate(over="ignore", invalid="ignore"):
+            fast = float(np.dot(flat, flat))
+        if _TINY < fast < math.inf or flat.dtype == np.float64:
+            return fast
+    return math.fsum(_squares_of_block(flat[start : start + _BLOCK]) for start in range(0, flat.size, _BLOCK))
+
+
+def _squares_of_block(block: NDArray[Any]) -> float:
+    wide = block.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.dot(wide, wide))

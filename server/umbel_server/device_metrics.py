@@ -1,0 +1,45 @@
+"""What devices report of their examples: checked, and averaged over devices."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from umbel.errors import UmbelError
+from umbel.metrics import MetricSpec, Sums, add, per_example, results, sum_shapes
+
+
+def check_metrics(who: str, metrics: Mapping[str, object], specs: Sequence[MetricSpec]) -> None:
+    """Raise UmbelError unless `metrics` holds the `per_example` sums of `specs`, each finite and of its shape."""
+    expected = sum_shapes(specs)
+    if metrics.keys() != expected.keys():
+        raise UmbelError(f"the metrics of {who} should be {sorted(expected)}, got {sorted(metrics)[:9]}")
+    for name, value in metrics.items():
+        try:
+            array = np.asarray(value, np.float64)
+        except (TypeError, ValueError) as error:
+            raise UmbelError(f"metric {name} of {who} should be numbers: {error}") from error
+        if array.shape != expected[name]:
+            raise UmbelError(
+                f"metric {name} of {who} should have shape {list(expected[name])}, got {list(array.shape)}"
+            )
+        if not np.isfinite(array).all():
+            raise UmbelError(f"metric {name} of {who} is not finite")
+
+
+def average(reports: Sequence[tuple[str, Sums, float]], specs: Sequence[MetricSpec]) -> tuple[dict[str, float], int]:
+    """The metrics over all devices' examples and how many devices that are, from (who, sums per example, examples).
+
+    Reports that do not fit are left out; with none the metrics are empty.
+    """
+    total: Sums = {}
+    count = 0
+    for who, sums, examples in reports:
+        try:
+            check_metrics(who, sums, specs)
+        except UmbelError:
+            continue
+        if examples < 1:
+            continue
+        weighted: Sums = {name: (np.asarray(value, np.float64) * examples).tolist() for name, value in sums.items()}
+        total, count = add(total, {**weighted, "weight": float(examples)}), count + 1
+    return (results(specs, per_example(total)) if count else {}), count

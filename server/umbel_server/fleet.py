@@ -1,0 +1,20 @@
+"""The parts of the server that a run works with."""
+
+from dataclasses import dataclass
+
+from umbel_server.blobs import Blobs
+from umbel_server.database import Database
+from umbel_server.devices import Devices
+from umbel_server.exchange import Exchange
+from umbel_server.outbox import Outbox
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The database, the register of devices, what goes out to them and comes in, and the blobs."""
+
+    database: Database
+    devices: Devices
+    outbox: Outbox
+    exchange: Exchange
+    blobs: Blobs

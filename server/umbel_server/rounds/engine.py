@@ -1,0 +1,366 @@
+"""The round engine: a pure state machine, (state, event) -> (state, effects). No clock, no network, no database.
+
+The same engine drives rounds on a fleet, in a simulation's virtual time, and in deterministic tests. Its durable half is
+a `Record`: what the database knows of a run. `recover` makes a state of it after any crash.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from umbel_server.rounds import events
+from umbel_server.rounds.assignments import WITH_DEVICE, FinalState
+from umbel_server.rounds.events import Effect, Event, Offer
+from umbel_server.rounds.policy import RoundPolicy
+from umbel_server.rounds.selection import Candidate, available, choose
+
+Phase = Literal["selecting", "collecting", "committing", "resting", "ended"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """An assignment that has no final state yet.
+
+    It trains from checkpoint `base` until `closes`. `offered` and `accepted` ones are with their device; `arrived` ones
+    are uploaded; `folding` ones are being vetted; `folded` ones are in the sum with their `weight`.
+    """
+
+    id: str
+    device: str
+    base: int
+    closes: float
+    state: Literal["offered", "accepted", "arrived", "folding", "folded"] = "offered"
+    examples: int = 0
+    weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class OpenRound:
+    """An attempt at a round that was neither committed nor abandoned."""
+
+    number: int
+    attempt: int
+    opened: float
+    closes: float
+    wanted: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is durable of a run: its newest checkpoint `version`, and what has happened since.
+
+    `failures` are the attempts abandoned in a row since the run was last resumed, `attempts` all of the next round's,
+    `made` the assignments ever made; `done` says why the run has reached its end already.
+    """
+
+    run: str
+    seed: int
+    policy: RoundPolicy
+    rounds: int
+    version: int
+    open: OpenRound | None = None
+    work: tuple[Work, ...] = ()
+    failures: int = 0
+    attempts: int = 0
+    made: int = 0
+    done: str = ""
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run is. `wanted` updates are wanted until `closes`; `opened` is when this attempt, or its wait, began.
+
+    `trouble` is why the last assignment that came to nothing did, for people.
+    """
+
+    run: str
+    seed: int
+    policy: RoundPolicy
+    rounds: int
+    version: int
+    phase: Phase
+    attempt: int
+    failures: int
+    made: int
+    opened: float
+    closes: float
+    wanted: int = 0
+    work: Mapping[str, Work] = field(default_factory=dict)
+    trouble: str = ""
+
+    @property
+    def number(self) -> int:
+        """The round under way."""
+        return self.version + 1
+
+    def count(self, *states: str) -> int:
+        """How many assignments are in one of `states`."""
+        return sum(work.state in states for work in self.work.values())
+
+    @property
+    def wake(self) -> float:
+        """When to send a Tick if nothing else happens; infinity when time changes nothing."""
+        if self.phase in ("committing", "ended"):
+            return math.inf
+        answers = (work.closes for work in self.work.values() if work.state in WITH_DEVICE)
+        return min((self.closes, *answers))
+
+    @property
+    def wants_devices(self) -> bool:
+        """Whether devices that come now would be given an assignment."""
+        if self.phase == "selecting":
+            return True
+        free = self.policy.concurrency - self.count(*WITH_DEVICE)
+        return self.phase == "collecting" and self.policy.mode == "async" and free > 0
+
+
+def recover(record: Record, now: float) -> tuple[State, tuple[Effect, ...]]:
+    """The state of a run that begins, or goes on after a crash at any instant, and what to do first.
+
+    Updates that had arrived are folded again; assignments that devices are working on go on.
+    """
+    opened = record.open if record.open is not None and record.open.number > record.version else None
+    state = State(
+        run=record.run,
+        seed=record.seed,
+        policy=record.policy,
+        rounds=record.rounds,
+        version=record.version,
+        phase="collecting" if opened else "selecting",
+        attempt=opened.attempt if opened else record.attempts,
+        failures=record.failures,
+        made=record.made,
+        opened=opened.opened if opened else now,
+        closes=opened.closes if opened else now + record.policy.deadline,
+        wanted=opened.wanted if opened else 0,
+        work={work.id: work for work in record.work},
+    )
+    turn = _Turn(state, now)
+    done = record.done or ("" if record.version < record.rounds else "its last round is committed")
+    if done:
+        turn.end("finished", done)
+    elif opened is None and record.failures >= record.policy.attempts:
+        turn.pause("")  # the crash came before the pause was noted
+    else:
+        turn.drop_stale()
+        turn.fold_arrived()
+        if opened is None:
+            turn.select()
+        else:
+            if record.policy.mode == "async":
+                turn.effects.append(events.Look())
+            turn.expire()
+            turn.decide()
+    return turn.state, tuple(turn.effects)
+
+
+def step(state: State, event: Event) -> tuple[State, tuple[Effect, ...]]:
+    """What follows from an event. An event about an assignment that has its final state changes nothing."""
+    turn = _Turn(state, event.now)
+    if state.phase != "ended":
+        turn.take(event)
+    return turn.state, tuple(turn.effects)
+
+
+class _Turn:
+    """One step under way."""
+
+    def __init__(self, state: State, now: float) -> None:
+        self.state, self.now = state, now
+        self.effects: list[Effect] = []
+
+    def take(self, event: Event) -> None:
+        match event:
+            case events.Order(what="pause"):
+                self.finish_all(WITH_DEVICE, "cancelled", "the run was paused")
+                self.end("paused", "paused by an administrator")
+                return
+            case events.Order():
+                self.finish_all(
+                    ("offered", "accepted", "arrived", "folding", "folded"), "cancelled", "the run was stopped"
+                )
+                self.end("stopped", "stopped by an administrator")
+                return
+            case events.Candidates(candidates=candidates):
+                self.offer(candidates)
+            case events.Accepted(id=id) if self._is(id, "offered"):
+                self._put(replace(self.state.work[id], state="accepted"))
+            case events.Uploaded(id=id, examples=examples) if self._is(id, *WITH_DEVICE):
+                self._put(replace(self.state.work[id], state="arrived", examples=examples))
+                self.fold_arrived()
+            case events.Ended(id=id, reason=reason) if self._is(id, *WITH_DEVICE):
+                self._drop(id)
+                self.state = replace(self.state, trouble=reason)
+            case events.Folded(id=id) if self._is(id, "folding"):
+                self._put(replace(self.state.work[id], state="folded"))
+            case events.Refused(id=id, reason=reason) if self._is(id, "folding"):
+                self.finish(id, "rejected", reason)
+                self.state = replace(self.state, trouble=reason)
+                self.fold_arrived()  # there is room for another
+            case events.Committed(done=done) if self.state.phase == "committing":
+                self.committed(done)
+            case events.Unable(reason=reason) if self.state.phase == "committing":
+                self.abandon(reason)
+            case _:
+                pass  # time passed, or the assignment has its final state
+        if isinstance(event, events.Uploaded | events.Ended) and self.state.wants_devices:
+            self.effects.append(events.Look())
+        self.expire()
+        self.decide()
+
+    def offer(self, candidates: tuple[Candidate, ...]) -> None:
+        state, policy = self.state, self.state.policy
+        if state.phase not in ("selecting", "collecting"):
+            return
+        busy = {work.device for work in state.work.values() if work.state in WITH_DEVICE}
+        there = available(policy, candidates, busy, self.now)
+        seed = f"{state.run}/{state.seed}/{state.number}/{state.attempt}/{state.made}"
+        if policy.mode == "async":
+            missing = policy.concurrency - state.count(*WITH_DEVICE)
+            offers = self._offers(choose(policy, there.candidates, max(0, missing), seed))
+            if state.phase == "selecting" and (offers or state.work):
+                self._open(policy.buffer, offers)
+            elif offers:
+                self.effects.append(events.Assign(offers))
+            elif state.phase == "selecting" and self.now >= state.closes:
+                self.abandon(there.shortage(1))
+        elif state.phase == "selecting":
+            if len(there.candidates) >= policy.quorum:
+                count = len(there.candidates)
+                chosen = choose(policy, there.candidates, policy.offers(count), seed)
+                self._open(policy.wanted(count), self._offers(chosen))
+            elif self.now >= state.closes:
+                self.abandon(there.shortage(policy.quorum))
+
+    def _open(self, wanted: int, offers: tuple[Offer, ...]) -> None:
+        closes = self.now + self.state.policy.deadline
+        self.state = replace(self.state, phase="collecting", opened=self.now, closes=closes, wanted=wanted, trouble="")
+        self.effects.append(events.Open(self.state.number, self.state.attempt, self.now, closes, wanted, offers))
+
+    def _offers(self, devices: tuple[str, ...]) -> tuple[Offer, ...]:
+        state = self.state
+        longest = 1 + (state.policy.max_staleness if state.policy.folds_late else 0)
+        closes = self.now + state.policy.deadline * longest
+        offers: list[Offer] = []
+        for device in devices:
+            id = hashlib.sha256(f"{state.run}/{state.made + len(offers)}".encode()).hexdigest()[:16]
+            offers.append(Offer(id, device, state.version, closes))
+        work = {offer.id: Work(offer.id, offer.device, offer.base, offer.closes) for offer in offers}
+        self.state = replace(state, made=state.made + len(offers), work={**state.work, **work})
+        return tuple(offers)
+
+    def fold_arrived(self) -> None:
+        """Fold what has arrived, each with its examples as weight, less the staler it is."""
+        if self.state.phase == "committing":
+            return  # the sum is being committed; these belong to the next one, or to none
+        room = math.inf
+        if self.state.policy.mode == "async":
+            room = self.state.policy.buffer - self.state.count("folding", "folded")
+        for work in list(self.state.work.values()):
+            if work.state == "arrived" and room > 0:
+                room -= 1
+                weight = self.state.policy.weight(work.examples, self.state.version - work.base)
+                self._put(replace(work, state="folding", weight=weight))
+                self.effects.append(events.Fold(work.id, weight))
+
+    def expire(self) -> None:
+        """End what devices have not finished in time."""
+        for work in list(self.state.work.values()):
+            if work.state in WITH_DEVICE and work.closes <= self.now:
+                self.finish(work.id, "expired", "not finished by the deadline")
+
+    def decide(self) -> None:
+        """Commit, abandon or wait."""
+        state, policy = self.state, self.state.policy
+        if state.phase == "resting" and self.now >= state.closes:
+            self.select()
+        elif state.phase == "selecting" and self.now >= state.closes + policy.deadline:
+            self.abandon("nobody told which devices there are")
+        if state.phase != "collecting" or state.count("folding"):
+            return
+        folded, over = state.count("folded"), self.now >= state.closes
+        coming = sum(work.state in WITH_DEVICE and work.base == state.version for work in state.work.values())
+        if policy.mode == "async":
+            coming = policy.buffer  # more are assigned as devices come, so a few of them can send all that is wanted
+        if folded >= state.wanted or (folded >= policy.quorum and (over or not coming)):
+            contributors = sorted((work.id, work.weight) for work in state.work.values() if work.state == "folded")
+            self.state = replace(state, phase="committing")
+            self.effects.append(events.Commit(state.number, state.attempt, tuple(contributors)))
+        elif over or folded + coming < policy.quorum:
+            trouble = f"; {state.trouble}" if state.trouble else ""
+            self.abandon(f"{folded} updates came, the quorum is {policy.quorum}{trouble}")
+
+    def committed(self, done: str) -> None:
+        state = self.state
+        kept = {id: work for id, work in state.work.items() if work.state != "folded"}
+        self.state = replace(state, version=state.number, attempt=0, failures=0, work=kept)
+        if state.policy.evaluate:
+            self.effects.append(events.Evaluate(self.state.version))
+        done = done or ("" if self.state.version < state.rounds else "its last round is committed")
+        if done:
+            self.end("finished", done)
+            return
+        self.drop_stale()
+        self.select()
+        self.fold_arrived()
+
+    def abandon(self, reason: str) -> None:
+        """Give the attempt up; its assignments are cancelled, and after a rest it is tried again."""
+        state = self.state
+        self.finish_all(
+            ("offered", "accepted", "arrived", "folding", "folded"), "cancelled", f"the round was abandoned: {reason}"
+        )
+        self.effects.append(events.Abandon(state.number, state.attempt, reason))
+        failures = state.failures + 1
+        rest = self.now + state.policy.rest(failures)
+        self.state = replace(self.state, phase="resting", attempt=state.attempt + 1, failures=failures, closes=rest)
+        if failures >= state.policy.attempts:
+            self.pause(f", last because {reason}")
+
+    def pause(self, why: str) -> None:
+        """Give the run up until an administrator has seen to it."""
+        state = self.state
+        self.end("paused", f"round {state.number} was abandoned {state.failures} times in a row{why}")
+
+    def select(self) -> None:
+        """Wait for devices, at most the policy's deadline."""
+        self.state = replace(
+            self.state, phase="selecting", opened=self.now, closes=self.now + self.state.policy.deadline
+        )
+        self.effects.append(events.Look())
+
+    def drop_stale(self) -> None:
+        """Cancel what belongs to an older checkpoint, or to one that is too old when late updates are folded."""
+        for work in list(self.state.work.values()):
+            staleness = self.state.version - work.base
+            if not self.state.policy.folds_late and staleness > 0:
+                self.finish(work.id, "cancelled", f"round {work.base + 1} was committed without it")
+            elif staleness > self.state.policy.max_staleness:
+                self.finish(work.id, "cancelled", f"{staleness} checkpoints were committed since it was assigned")
+
+    def end(self, state: Literal["finished", "paused", "stopped"], reason: str) -> None:
+        if state == "finished":
+            self.finish_all(("offered", "accepted", "arrived", "folding"), "cancelled", "the run has ended")
+        self.state = replace(self.state, phase="ended")
+        self.effects.append(events.End(state, reason))
+
+    def finish_all(self, states: tuple[str, ...], final: FinalState, reason: str) -> None:
+        for work in list(self.state.work.values()):
+            if work.state in states:
+                self.finish(work.id, final, reason)
+
+    def finish(self, id: str, final: FinalState, reason: str) -> None:
+        tell = self.state.work[id].state in WITH_DEVICE
+        self._drop(id)
+        self.effects.append(events.Finish(id, final, reason, tell))
+
+    def _is(self, id: str, *states: str) -> bool:
+        return id in self.state.work and self.state.work[id].state in states
+
+    def _put(self, work: Work) -> None:
+        self.state = replace(self.state, work={**self.state.work, work.id: work})
+
+    def _drop(self, id: str) -> None:
+        self.state = replace(self.state, work={key: work for key, work in self.state.work.items() if key != id})

@@ -1,0 +1,386 @@
+"""The rounds' port to a real fleet: assignments in the database, commands in the outbox, updates as blobs."""
+
+import logging
+import queue
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from umbel.errors import TensorError, UmbelError
+from umbel.messages import Blob, Cancel
+from umbel.metrics import results
+from umbel.plan import Plan
+from umbel.tensors import Tensors, check, dump, load
+from umbel_server import devices, moments
+from umbel_server.aggregation import Update, WeightPieces, from_blob
+from umbel_server.database import Assignment, Checkpoint, Command, Device, Round, Run
+from umbel_server.device_metrics import check_metrics
+from umbel_server.fleet import Fleet
+from umbel_server.instructions import instruction
+from umbel_server.outbox import OPEN, Addressed
+from umbel_server.quarantine import count_rejection
+from umbel_server.rounds.assignments import LIVE, WITH_DEVICE, may_follow
+from umbel_server.rounds.engine import OpenRound, Record, Work
+from umbel_server.rounds.events import Abandon, Accepted, Ended, Event, Finish, Offer, Open, Order, Uploaded
+from umbel_server.rounds.policy import RoundPolicy
+from umbel_server.rounds.port import Arrival, Checkpointing, Spent, Start
+from umbel_server.rounds.selection import Candidate
+
+if TYPE_CHECKING:
+    from umbel_server.fleet_grid import FleetGrid
+
+log = logging.getLogger("umbel.runs")
+
+NO_UPDATE = Update({}, WeightPieces({}))
+LEAST_CANCEL_SECONDS = 60.0
+
+
+class FleetPort:
+    """The devices of one run's population; see umbel_server.rounds.port.Port.
+
+    `evaluate` gives held-out metrics of weights, or is None when nothing is held out. What devices say comes through the
+    exchange, from another thread; `order` and `leave` are for any thread.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        run: str,
+        plan: Plan,
+        plan_blob: Blob,
+        evaluate: Callable[[Tensors], dict[str, float]] | None,
+        clock: Callable[[], float],
+    ) -> None:
+        self._fleet, self.run, self.plan, self._plan_blob = fleet, run, plan, plan_blob
+        self._evaluate, self._clock = evaluate, clock
+        self._policy = RoundPolicy()
+        self._news: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._left = False
+        self._weights = Blob.of(b"")
+        self._grid: FleetGrid | None = None
+        with fleet.database.transaction() as session:
+            self.population = session.get_one(Run, run).population
+
+    @property
+    def grid(self) -> Grid:
+        """The grid that this port belongs to."""
+        assert self._grid is not None
+        return self._grid
+
+    @property
+    def now(self) -> float:
+        """The time in Unix seconds."""
+        return self._clock()
+
+    @property
+    def delta_dtype(self) -> str:
+        """Devices send updates in the weights' own dtypes."""
+        return ""
+
+    def belong_to(self, grid: "FleetGrid") -> None:
+        """Name the grid that strategies are shown."""
+        self._grid = grid
+
+    def order(self, order: Order) -> None:
+        """Pass on an administrator's word."""
+        self._news.put(order)
+
+    def leave(self) -> None:
+        """Make `wait` return None: the server stops, the run goes on after its next start."""
+        self._left = True
+        self._news.put(None)
+
+    def heard(self, assignment: Assignment | None) -> None:
+        """Take in that a device moved an assignment on, or (None) that the fleet changed."""
+        now = self._clock()
+        if assignment is None:
+            self._news.put(None)
+        elif assignment.state == "accepted":
+            self._news.put(Accepted(now, assignment.id))
+        elif assignment.state == "uploaded":
+            self._news.put(Uploaded(now, assignment.id, assignment.examples))
+        else:
+            why = f"{assignment.device} {assignment.state}: {assignment.reason}"
+            self._news.put(Ended(now, assignment.id, why))
+
+    def listen(self) -> None:
+        """Hear of what devices do from now on; a second time changes nothing."""
+        self._fleet.exchange.listen(self.run, self.population, self.heard)
+
+    def wait(self, until: float) -> list[Event] | None:
+        """What happened, at the latest at `until`; None to leave."""
+        events: list[Event] = []
+        patience = max(0.0, min(until - self._clock(), 3600.0))
+        try:
+            news = self._news.get(timeout=patience) if patience else self._news.get_nowait()
+            while True:
+                if news is not None:
+                    events.append(news)
+                news = self._news.get_nowait()
+        except queue.Empty:
+            return None if self._left else events
+
+    def start(self, seed: int, rounds: int, policy: RoundPolicy) -> Start:
+        """The newest checkpoint and the round under way; a new run commits its first weights as checkpoint 0 first."""
+        self._policy = policy
+        with self._fleet.database.transaction() as session:
+            newest = self._newest(session)
+        if newest is None:
+            self._commit_first()
+        self.listen()
+        with self._fleet.database.transaction() as session:
+            newest = self._newest(session)
+            assert newest is not None
+            record = self._record(session, newest.round, seed, rounds)
+        data = self._fleet.blobs.get(newest.weights)
+        weights = load(data)
+        check(weights, self.plan.manifest.weights, "the weights of the run's newest checkpoint")
+        self._weights = Blob.of(data)
+        strategy = load(self._fleet.blobs.get(newest.strategy)) if newest.strategy else {}
+        return Start(record, weights, strategy, newest.metrics)
+
+    def _newest(self, session: Session) -> Checkpoint | None:
+        query = select(Checkpoint).where(Checkpoint.run == self.run).order_by(Checkpoint.round.desc()).limit(1)
+        return session.scalars(query).one_or_none()
+
+    def _commit_first(self) -> None:
+        with self._fleet.database.transaction() as session:
+            address = session.get_one(Run, self.run).weights
+        weights = load(self._fleet.blobs.get(address)) if address else self.plan.initial_weights()
+        check(weights, self.plan.manifest.weights, "the weights that the run starts from")
+        self.commit(Checkpointing(0, 0, weights, {}, {}, (), self._clock()))
+
+    def _record(self, session: Session, version: int, seed: int, rounds: int) -> Record:
+        run = session.get_one(Run, self.run)
+        attempts = session.scalars(
+            select(Round).where(Round.run == self.run, Round.number == version + 1).order_by(Round.attempt)
+        ).all()
+        opened = [attempt for attempt in attempts if attempt.state == "open"]
+        live = session.scalars(
+            select(Assignment)
+            .where(Assignment.run == self.run, Assignment.kind == "train", Assignment.state.in_(LIVE))
+            .order_by(Assignment.updated, Assignment.id)
+        )
+        made = session.scalar(select(func.count()).where(Assignment.run == self.run, Assignment.kind == "train"))
+        return Record(
+            run=self.run,
+            seed=seed,
+            policy=self._policy,
+            rounds=rounds,
+            version=version,
+            open=_open_round(opened[-1]) if opened else None,
+            work=tuple(_work(assignment) for assignment in live),
+            failures=sum(attempt.state == "abandoned" and attempt.closed > run.resumed for attempt in attempts),
+            attempts=attempts[-1].attempt + 1 if attempts else 0,
+            made=made or 0,
+        )
+
+    def node(self, device: str) -> int:
+        """The Flower node id of a device."""
+        return devices.node_id(self.population, device)
+
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Every device of the population."""
+        return tuple(
+            Candidate(
+                device.id,
+                device.online,
+                device.labels,
+                device.examples,
+                tuple(device.reasons),
+                device.quarantined,
+                device.assigned,
+            )
+            for device in self._fleet.devices.list(self.population)
+        )
+
+    def offer(self, opened: Open | None, offers: Sequence[tuple[Offer, Message]]) -> None:
+        """Note the assignments and what they open in one transaction, and send their commands."""
+        with self._fleet.database.transaction() as session:
+            if opened is not None:
+                session.add(
+                    Round(
+                        run=self.run,
+                        number=opened.number,
+                        attempt=opened.attempt,
+                        opened=opened.opened,
+                        closes=opened.closes,
+                        wanted=opened.wanted,
+                        quorum=self._policy.quorum,
+                    )
+                )
+            attempt = opened.attempt if opened is not None else 0
+            commands = [self._assign(session, offer, message, self._weights, attempt) for offer, message in offers]
+        self._fleet.exchange.send(commands)
+
+    def assign(self, offers: Sequence[tuple[Offer, Message, Blob]]) -> None:
+        """Note assignments outside any round, each with its own weights, in one transaction, and send their commands."""
+        with self._fleet.database.transaction() as session:
+            commands = [self._assign(session, offer, message, weights, 0) for offer, message, weights in offers]
+        self._fleet.exchange.send(commands)
+
+    def store(self, weights: Tensors) -> Blob:
+        """Weights as a blob."""
+        return self._fleet.blobs.put(dump(weights))
+
+    def states(self, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """State and reason of assignments."""
+        query = select(Assignment.id, Assignment.state, Assignment.reason).where(Assignment.id.in_(ids))
+        with self._fleet.database.transaction() as session:
+            return {id: (state, reason) for id, state, reason in session.execute(query)}
+
+    def evaluate(self, number: int, messages: Mapping[str, Message]) -> None:
+        """Offer evaluations of the newest checkpoint; the exchange takes in what comes."""
+        closes = self._clock() + self._policy.deadline
+        with self._fleet.database.transaction() as session:
+            commands = [
+                self._assign(session, Offer(secrets.token_hex(8), device, number, closes), message, self._weights, 0)
+                for device, message in messages.items()
+            ]
+        self._fleet.exchange.send(commands)
+
+    def _assign(self, session: Session, offer: Offer, message: Message, weights: Blob, attempt: int) -> Addressed:
+        now = self._clock()
+        rate = self.plan.manifest.learning_rate
+        body = instruction(
+            message, offer.id, self.run, self._plan_blob, weights, offer.closes, rate, self._policy.requires
+        )
+        command = self._fleet.outbox.add(session, self.population, offer.device, body, max(0.0, offer.closes - now))
+        session.add(
+            Assignment(
+                id=offer.id,
+                run=self.run,
+                round=body.round,
+                population=self.population,
+                device=offer.device,
+                command=command.id,
+                kind=message.metadata.message_type,
+                offered=now,
+                updated=now,
+                attempt=attempt,
+                closes=offer.closes,
+                bytes_down=weights.size,
+            )
+        )
+        session.get_one(Device, (self.population, offer.device)).assigned = now
+        return command
+
+    def arrival(self, id: str) -> Arrival:
+        """The update of an assignment; raises UmbelError when its metrics or its blob cannot be used."""
+        with self._fleet.database.transaction() as session:
+            row = session.get_one(Assignment, id)
+            reported = session.get_one(Device, (self.population, row.device)).examples
+        check_metrics(row.device, row.metrics, self.plan.manifest.metrics)
+        try:
+            update = from_blob(self._fleet.blobs, row.update) if row.update else NO_UPDATE
+        except TensorError as error:
+            raise UmbelError(f"the update of {row.device}: {error}") from error
+        return Arrival(row.device, update, row.examples, row.metrics, reported)
+
+    def finish(self, finish: Finish) -> None:
+        """Give an assignment its final state unless it has one, and tell its device if that is still at work."""
+        cancel: list[Addressed] = []
+        with self._fleet.database.transaction() as session:
+            row = session.get_one(Assignment, finish.id)
+            command = session.get_one(Command, row.command)
+            at_work = row.state in WITH_DEVICE
+            if not may_follow(row.state, finish.state):
+                return
+            now = self._clock()
+            row.state, row.reason, row.updated = finish.state, finish.reason, now
+            if command.state in OPEN:
+                command.state, command.reason, command.updated = finish.state, finish.reason, now
+            if finish.state == "rejected":
+                count_rejection(session, row)
+            if at_work and finish.tell:
+                ttl = max(LEAST_CANCEL_SECONDS, row.closes - now)
+                cancel.append(self._fleet.outbox.add(session, self.population, row.device, Cancel(row.id), ttl))
+        self._fleet.exchange.send(cancel)
+
+    def abandon(self, abandon: Abandon) -> None:
+        """Close the attempt; one that never had its devices is noted too."""
+        now = self._clock()
+        with self._fleet.database.transaction() as session:
+            row = session.get(Round, (self.run, abandon.number, abandon.attempt))
+            if row is None:
+                row = Round(
+                    run=self.run,
+                    number=abandon.number,
+                    attempt=abandon.attempt,
+                    opened=now,
+                    closes=now,
+                    wanted=0,
+                    quorum=self._policy.quorum,
+                )
+                session.add(row)
+            row.state, row.reason, row.closed = "abandoned", abandon.reason, now
+
+    def commit(self, checkpoint: Checkpointing) -> dict[str, float]:
+        """Store the weights, evaluate them, and commit: checkpoint, contributors, round and the run's progress at once."""
+        began = time.perf_counter()
+        data = dump(checkpoint.weights)
+        weights = self._fleet.blobs.put(data)
+        strategy = self._fleet.blobs.put(dump(checkpoint.strategy)).sha256 if checkpoint.strategy else None
+        metrics = self._evaluate(checkpoint.weights) if self._evaluate is not None else {}
+        fleet = results(self.plan.manifest.metrics, checkpoint.fleet_sums) if checkpoint.fleet_sums else {}
+        now = self._clock()
+        with self._fleet.database.transaction() as session:
+            session.add(
+                Checkpoint(
+                    run=self.run,
+                    round=checkpoint.number,
+                    weights=weights.sha256,
+                    strategy=strategy,
+                    metrics=metrics,
+                    fleet_metrics=fleet,
+                    contributors=len(checkpoint.contributors),
+                    started=checkpoint.opened,
+                    committed=now,
+                )
+            )
+            for id, weight in checkpoint.contributors:
+                row = session.get_one(Assignment, id)
+                if not may_follow(row.state, "folded"):
+                    raise UmbelError(f"assignment {id} is {row.state}, it cannot be folded into a checkpoint")
+                row.state, row.weight, row.folded_into, row.updated = "folded", weight, checkpoint.number, now
+            opened = session.get(Round, (self.run, checkpoint.number, checkpoint.attempt))
+            if opened is not None:
+                opened.state, opened.closed = "committed", now
+                opened.seconds = {**checkpoint.seconds, "commit": time.perf_counter() - began}
+            run = session.get_one(Run, self.run)
+            run.round, run.updated = checkpoint.number, now
+            session.flush()
+            if checkpoint.number:
+                moments.reached("committing")
+        self._weights = Blob.of(data)
+        log.info("run %s round %d committed: %s", self.run, checkpoint.number, metrics or fleet)
+        return metrics
+
+    def spent(self) -> Spent:
+        """Hours since the run was started, and the bytes of weights and updates that travelled for it."""
+        total = func.coalesce(func.sum(Assignment.bytes_down + Assignment.bytes_up), 0)
+        with self._fleet.database.transaction() as session:
+            created = session.get_one(Run, self.run).created
+            travelled = session.scalar(select(total).where(Assignment.run == self.run))
+        return Spent((self._clock() - created) / 3600, int(travelled or 0))
+
+
+def _open_round(row: Round) -> OpenRound:
+    return OpenRound(row.number, row.attempt, row.opened, row.closes, row.wanted)
+
+
+def _work(row: Assignment) -> Work:
+    base, examples = row.round - 1, row.examples
+    match row.state:
+        case "uploaded":
+            return Work(row.id, row.device, base, row.closes, "arrived", examples)
+        case "accepted":
+            return Work(row.id, row.device, base, row.closes, "accepted")
+        case _:
+            return Work(row.id, row.device, base, row.closes)

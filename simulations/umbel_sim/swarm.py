@@ -1,0 +1,163 @@
+"""Many light devices in one process: each has its own key, MQTT link and HTTP, and speaks the real protocol, but no trainer.
+
+A light device answers a training command at once: it downloads the weights, uploads an update of zeros and ones, and says
+so. It shows what a fleet costs a server without the devices' own work. As a program it runs until it is terminated and then
+writes what it measured as JSON: seconds of each download and upload.
+"""
+
+import argparse
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from joserfc.jwk import ECKey
+
+from umbel import messages, signing, tensors, topics
+from umbel.errors import UmbelError
+from umbel.messages import Ack, Command, Outcome, Result, Status, Train, Trained
+from umbel.mqtt import Link, Will
+from umbel_edge.config import AgentConfig
+from umbel_edge.http import ServerHttp
+from umbel_edge.state import AgentState
+from umbel_edge.uploads import Uploads
+from umbel_server.serve import allow_many_files
+
+WORKERS = 8
+"""Devices that do something at once; more would only wait for the same cores."""
+
+
+class Measured:
+    """Seconds of every download and upload of a swarm, from any thread."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {"download": [], "upload": []}
+        self._lock = threading.Lock()
+
+    def time(self, what: str, call: Callable[[], object]) -> None:
+        """Do `call` and note how long it took."""
+        began = time.perf_counter()
+        call()
+        with self._lock:
+            self.seconds[what].append(time.perf_counter() - began)
+
+
+class LightDevice:
+    """One device of a swarm; `pool` does its work."""
+
+    def __init__(
+        self, config: AgentConfig, pool: ThreadPoolExecutor, measured: Measured, stopping: threading.Event
+    ) -> None:
+        self._config, self._pool, self._measured = config, pool, measured
+        self._state = AgentState(config.state)
+        self._http = ServerHttp(config, self._state.key, stopping)
+        self._server: ECKey | None = None
+        self._link: Link | None = None
+
+    def start(self) -> None:
+        """Enrol and connect."""
+        enrolment = self._http.enrol(self._state)
+        self._server = signing.import_public(enrolment.server_key)
+        population, device = self._config.population, self._config.device
+        self._link = Link(
+            enrolment.broker_host,
+            enrolment.broker_port,
+            f"umbel-{population}-{device}",
+            (self._topic("command"),),
+            self._received,
+            on_up=lambda: self._say("status", self._status(True), retain=True),
+            will=lambda: Will(self._topic("status"), messages.encode(self._status(False), self._state.key)),
+        )
+        self._link.start()
+
+    def stop(self) -> None:
+        """Disconnect."""
+        if self._link is not None:
+            self._link.stop()
+        self._state.close()
+
+    def _topic(self, channel: topics.Channel) -> str:
+        return topics.topic(self._config.population, self._config.device, channel)
+
+    def _status(self, online: bool) -> Status:
+        return Status(
+            self._config.population, self._config.device, 1, online, kind=self._config.kind, trainer="light", examples=1
+        )
+
+    def _say(self, channel: topics.Channel, message: Ack | Result | Status, retain: bool = False) -> None:
+        assert self._link is not None
+        self._link.publish(self._topic(channel), messages.encode(message, self._state.key), retain)
+
+    def _received(self, _topic: str, token: bytes) -> None:
+        assert self._server is not None
+        command = messages.decode_command(token, self._server)
+        if self._state.begin(command.id, command.expires) is False:
+            self._pool.submit(self._work, command)
+
+    def _work(self, command: Command) -> None:
+        population, device = self._config.population, self._config.device
+        if not isinstance(command.body, Train):
+            self._say("ack", Ack(command.id, population, device, "declined", time.time(), "a light device only trains"))
+            return
+        self._say("ack", Ack(command.id, population, device, "accepted", time.time()))
+        try:
+            outcome = self._train(command.body)
+        except UmbelError as error:
+            self._say("ack", Ack(command.id, population, device, "failed", time.time(), str(error)))
+            return
+        self._say("result", Result(command.id, population, device, time.time(), outcome))
+
+    def _train(self, body: Train) -> Outcome:
+        weights: tensors.Tensors = {}
+
+        def download() -> None:
+            weights.update(tensors.load(self._http.fetch(body.weights, self._state.folder / "downloads")))
+
+        self._measured.time("download", download)
+        update = {name: np.zeros_like(weight) for name, weight in weights.items()}
+        first = next(iter(update.values())).reshape(-1)
+        first[:1] = hash(self._config.device) % 97  # so that no two devices upload the same bytes
+        data, blobs = tensors.dump(update), []
+        self._measured.time("upload", lambda: blobs.append(Uploads(self._http, self._state).send(data)))
+        return Trained(body.assignment, blobs[0], 1, {"loss": 0.0})
+
+
+def main() -> None:
+    """Run a swarm until SIGTERM."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--server", required=True, help="the server's URL")
+    parser.add_argument("--token", required=True, help="the enrolment token")
+    parser.add_argument("--population", default="swarm")
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--folder", type=Path, required=True, help="for the devices' state")
+    parser.add_argument("--json", type=Path, required=True, help="where to write what was measured")
+    arguments = parser.parse_args()
+    allow_many_files()
+    stopping, measured = threading.Event(), Measured()
+    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    with ThreadPoolExecutor(WORKERS) as pool:
+        devices = []
+        for number in range(arguments.count):
+            config = AgentConfig(
+                device=f"light-{number:04}",
+                population=arguments.population,
+                kind="gateway",
+                server=arguments.server,
+                enrolment_token=arguments.token,
+                examples=arguments.folder / "none.npz",
+                state=arguments.folder / f"light-{number:04}",
+            )
+            devices.append(LightDevice(config, pool, measured, stopping))
+        list(pool.map(LightDevice.start, devices))
+        stopping.wait()
+        for device in devices:
+            device.stop()
+    arguments.json.write_text(json.dumps(measured.seconds))
+
+
+if __name__ == "__main__":
+    main()

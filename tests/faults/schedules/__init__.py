@@ -1,0 +1,1 @@
+"""Deterministic simulation of the round engine: everything that goes wrong in one schedule comes from one seed."""

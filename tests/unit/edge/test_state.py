@@ -1,0 +1,62 @@
+"""What an agent remembers: across restarts, across versions, and when the storage is full."""
+
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from umbel_edge.state import DATABASE, AgentState, Answer
+from umbel_edge.storage import is_full
+
+
+def test_begun_commands_are_remembered_in_their_order_until_they_are_answered(tmp_path: Path) -> None:
+    state = AgentState(tmp_path / "state")
+    later = time.time() + 60
+    for id in ("b", "a", "c"):
+        assert state.begin(id, later, id.encode()) is False
+    state.answer("a", Answer("ack", b"done"))
+    state.cancel("x", time.time())
+    state.close()
+    again = AgentState(tmp_path / "state")
+    assert again.unanswered() == {"b": b"b", "c": b"c"}
+    assert again.begin("b", later) is None
+    assert again.begin("a", later) == Answer("ack", b"done")
+    assert again.cancelled() == {"x"}
+    again.forget("b")
+    assert again.begin("b", later) is False
+    again.close()
+
+
+def test_the_state_of_an_older_agent_is_taken_over(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    AgentState(folder).close()
+    (folder / DATABASE).unlink()
+    with sqlite3.connect(folder / DATABASE) as old:
+        old.executescript(
+            "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);"
+            "CREATE TABLE inbox (id TEXT PRIMARY KEY, expires REAL NOT NULL, channel TEXT NOT NULL DEFAULT '',"
+            " token BLOB NOT NULL DEFAULT x'');"
+            "INSERT INTO facts VALUES ('schema', '1'), ('rounds', '7');"
+        )
+        old.execute("INSERT INTO inbox VALUES ('done', ?, 'ack', x'01'), ('begun', ?, '', x'')", [time.time()] * 2)
+    old.close()
+    state = AgentState(folder)
+    assert state.fact("rounds") == "7"
+    assert state.begin("done", 0.0) == Answer("ack", b"\x01")
+    assert state.unanswered() == {"begun": b""}
+    assert state.begin("new", time.time(), b"signed") is False
+    state.close()
+    AgentState(folder).close()
+
+
+def test_storage_that_is_full_is_recognised_and_changes_nothing(tmp_path: Path) -> None:
+    state = AgentState(tmp_path / "state")
+    state.remember("kept", "yes")
+    pages = state._database.execute("PRAGMA page_count").fetchone()[0]
+    state._database.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(sqlite3.Error) as caught:
+        state.remember("kept", "x" * 50_000)
+    assert is_full(caught.value)
+    assert state.fact("kept") == "yes"
+    state.close()
