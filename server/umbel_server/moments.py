@@ -4,7 +4,7 @@ import os
 import socket
 
 VARIABLE = "UMBEL_MOMENTS"
-HOLD_SECONDS = 10.0
+LONGEST_HOLD = 10.0
 
 
 def watched() -> bool:
@@ -22,7 +22,7 @@ def reached(name: str) -> None:
         return
     try:
         with socket.socket(socket.AF_UNIX) as listener:
-            listener.settimeout(HOLD_SECONDS)
+            listener.settimeout(LONGEST_HOLD)
             listener.connect(path)
             listener.sendall(f"{name}\n".encode())
             listener.recv(64)
