@@ -1,10 +1,10 @@
 PYTHON ?= python3
+SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SEED ?= 0
 
-.PHONY: install demo test faults check bench bench-step clean
+.PHONY: install demo test faults check bench bench-step bench-fold bench-round clean
 
 install: $(STAMP)
 
@@ -36,6 +36,12 @@ bench: install
 
 bench-step: install
 	$(BIN)/python simulations/benchmarks/device_step.py $(ARGS)
+
+bench-fold: install
+	$(BIN)/python simulations/benchmarks/aggregation.py $(ARGS)
+
+bench-round: install
+	$(BIN)/python simulations/benchmarks/fleet_round.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist

@@ -22,6 +22,7 @@ from umbel_server.blobs import BlobError, Blobs, check_address
 KEPT_SECONDS = 86_400.0
 """After this long without a byte, what arrived of an upload is removed."""
 SWEEP_SECONDS = 3600.0
+DRAIN_SECONDS = 0.2
 PARTS_OF_ONE = 8
 """Unfinished uploads kept for one sender; beginning another removes the oldest."""
 _CHUNK = 1 << 20
@@ -53,8 +54,12 @@ class Uploads:
         self._swept = float("-inf")
 
     async def offset(self, sender: str, sha256: str) -> tuple[int, bool]:
-        """How many bytes have arrived of what `sender` uploads, and whether all have. An upload in progress ends."""
+        """How many bytes have arrived of what `sender` uploads, and whether all have.
+
+        An upload in progress ends; what has come of it and is still on its way through this process is waited for.
+        """
         part = self._part(sender, sha256)
+        await self._drained(part)
         self._turns.pop(part, None)
         await self._placed(part)
         size = part.stat().st_size if part.exists() else 0
@@ -63,6 +68,15 @@ class Uploads:
         if part not in self._turns:
             part.unlink(missing_ok=True)  # another sender's upload of the same bytes was done first
         return await run_in_threadpool(self._blobs.size, sha256), True
+
+    async def _drained(self, part: Path) -> None:
+        """Until the upload in progress, whose sender is here again, has ended or has got nothing for DRAIN_SECONDS."""
+        size, since = -1, time.monotonic()
+        while part in self._turns and time.monotonic() - since < DRAIN_SECONDS:
+            now = part.stat().st_size if part.exists() else 0
+            if now != size:
+                size, since = now, time.monotonic()
+            await asyncio.sleep(DRAIN_SECONDS / 20)
 
     async def receive(self, sender: str, sha256: str, offset: int, chunks: AsyncIterator[bytes]) -> Blob:
         """Take in the bytes from `offset` to the end. What has arrived stays when `chunks` break off.

@@ -83,6 +83,10 @@ class Manifest(Struct, frozen=True):
         return ("loss", *(metric.name for metric in self.metrics))
 
 
+# Made here, in one thread: msgspec 0.22 crashes when several threads decode nested structs for the first time at once.
+_MANIFEST = msgspec.json.Decoder(Manifest)
+
+
 class _Schema(Struct):
     schema: int
 
@@ -204,7 +208,7 @@ def _parse(path: Path, data: bytes) -> Manifest:
             raise PlanError(
                 f"{path}: the plan has schema {schema}, this Umbel reads up to {SCHEMA}: upgrade Umbel here"
             )
-        return msgspec.json.decode(data, type=Manifest)
+        return _MANIFEST.decode(data)
     except (msgspec.DecodeError, RecursionError) as error:
         raise PlanError(f"{path}: the plan's manifest does not parse: {error}") from error
 

@@ -53,6 +53,10 @@ class ReleaseManifest(Struct, frozen=True, omit_defaults=True):
     parity: Parity | None = None
 
 
+# Made here, in one thread: msgspec 0.22 crashes when several threads decode nested structs for the first time at once.
+_MANIFEST = msgspec.json.Decoder(ReleaseManifest)
+
+
 class _Schema(Struct):
     schema: int
 
@@ -69,11 +73,11 @@ def verify(token: bytes, key: ECKey) -> ReleaseManifest:
         schema = msgspec.json.decode(payload, type=_Schema).schema
         if schema > SCHEMA:
             raise PlanError(f"the release has schema {schema}, this Umbel reads up to {SCHEMA}: upgrade Umbel here")
-        return msgspec.json.decode(payload, type=ReleaseManifest)
+        return _MANIFEST.decode(payload)
     except (SignatureError, msgspec.DecodeError, RecursionError) as error:
         raise PlanError(f"the release's manifest does not verify: {error}") from error
 
 
 def contents(token: bytes) -> ReleaseManifest:
     """The manifest in a JWS, its signature not checked: for whoever signed it."""
-    return msgspec.json.decode(signing.payload_unverified(token), type=ReleaseManifest)
+    return _MANIFEST.decode(signing.payload_unverified(token))

@@ -24,6 +24,7 @@ from umbel.plan import Plan
 from umbel.tensors import Tensors, digest, dump
 from umbel_edge.agent import Agent
 from umbel_edge.config import AgentConfig, load_config
+from umbel_edge.progress import Progress
 from umbel_edge.trainers import Outcome, Trainer
 
 STOP_SECONDS = 10.0
@@ -55,10 +56,18 @@ class Recorded:
     def __init__(self, trainer: Trainer, device: str, ledger: Ledger) -> None:
         self._trainer, self._device, self._ledger = trainer, device, ledger
 
-    def train(self, plan: Plan, weights: Tensors, examples: Examples, how: Train, check: Callable[[], None]) -> Outcome:
+    def train(
+        self,
+        plan: Plan,
+        weights: Tensors,
+        examples: Examples,
+        how: Train,
+        check: Callable[[], None],
+        progress: Progress | None = None,
+    ) -> Outcome:
         """As the trainer."""
         before = {name: weight.copy() for name, weight in weights.items()}
-        outcome = self._trainer.train(plan, weights, examples, how, check)
+        outcome = self._trainer.train(plan, weights, examples, how, check, progress)
         update = {name: outcome.weights[name] - weight for name, weight in before.items()}
         self._ledger.note(self._device, how.assignment, digest(dump(update)))
         return outcome

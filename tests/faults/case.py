@@ -21,13 +21,21 @@ from umbel.plan import Plan
 
 ROUNDS = 3
 DEADLINE = 8.0
+QUORUM = 8
 MAX_NORM = 1e3
+"""What honest updates are far below, and an update of 10^6 times their norm is far above."""
 RUN_SECONDS = 100.0
 OPTIONS: dict[str, dict[str, float]] = {
     "fedavg": {},
     # A tau this large keeps Adam from magnifying the rounding of float32, so that the comparison can be strict.
     "fedadam": {"eta": 0.1, "beta_1": 0.9, "beta_2": 0.99, "tau": 0.1},
 }
+POLICIES: dict[str, dict[str, Any]] = {
+    "everybody": {"fraction": 1.0},
+    "over-selected": {"target": 12},
+    "late-folded": {"target": 12, "late": "fold"},
+}
+"""A round of `everybody` loses no update; the others let go of those that come after what they wanted."""
 BROKERS = ("embedded", "mosquitto")
 
 
@@ -40,6 +48,8 @@ class Case:
     broker: str
     strategy: str
     seed: int
+    policy: str = ""
+    """One of POLICIES; drawn when it is empty."""
 
     def __str__(self) -> str:
         return f"{self.fault} at {self.moment}, {self.broker}, {self.strategy}, seed {self.seed}"
@@ -91,7 +101,7 @@ def execute(case: Case, plans: Plans, keep: Path, keep_all: bool = False) -> Out
             fault.prepare(fleet)
             fleet.start()
             fault.join(fleet, plan)
-            _run(case, fleet, fault, moments, plan, outcome)
+            _run(case, rng, fleet, fault, moments, plan, outcome)
     except Exception as error:
         outcome.wrong.append(f"{type(error).__name__}: {error}")
     outcome.wrong += [f"thread {thread.name} is left" for thread in set(threading.enumerate()) - before]
@@ -106,11 +116,14 @@ def execute(case: Case, plans: Plans, keep: Path, keep_all: bool = False) -> Out
     return outcome
 
 
-def _run(case: Case, fleet: Fleet, fault: Fault, moments: Moments, plan: Plan, outcome: Outcome) -> None:
+def _run(
+    case: Case, rng: random.Random, fleet: Fleet, fault: Fault, moments: Moments, plan: Plan, outcome: Outcome
+) -> None:
     invariants.record_transitions(fleet.database)
-    options = OPTIONS[case.strategy]
+    options, name = OPTIONS[case.strategy], case.policy or rng.choice(list(POLICIES))
+    policy = {"quorum": QUORUM, "deadline": DEADLINE, "backoff": 0.2, "max_norm": MAX_NORM, **POLICIES[name]}
     started = time.monotonic()
-    run = _start(fleet, plan, case, options)
+    run = _start(fleet, plan, case, options, policy)
     deadline = started + RUN_SECONDS
     while not moments.reached.wait(0.05) and _is_running(fleet, run) and time.monotonic() < deadline:
         continue
@@ -123,18 +136,21 @@ def _run(case: Case, fleet: Fleet, fault: Fault, moments: Moments, plan: Plan, o
     while _is_running(fleet, run) and time.monotonic() < deadline:
         time.sleep(0.05)
     outcome.run_seconds = time.monotonic() - started
-    expected = invariants.Expected(ROUNDS, case.strategy, options, plan.initial_weights(), fault.behaviour)
+    expected = invariants.Expected(
+        ROUNDS, case.strategy, options, plan.initial_weights(), fault.behaviour, keeps_all=name == "everybody"
+    )
     outcome.wrong += invariants.broken(fleet, run, expected)
+    outcome.wrong += invariants.everybody_answers(fleet)
 
 
-def _start(fleet: Fleet, plan: Plan, case: Case, options: dict[str, float]) -> str:
+def _start(fleet: Fleet, plan: Plan, case: Case, options: dict[str, float], policy: dict[str, Any]) -> str:
     added = fleet.client.add_plan(plan.path)
     settings: dict[str, Any] = {
         "strategy": case.strategy,
         "options": options,
         "rounds": ROUNDS,
         "seed": case.seed,
-        "policy": {"quorum": 8, "deadline": DEADLINE, "backoff": 0.2, "max_norm": MAX_NORM},
+        "policy": policy,
     }
     started = fleet.client.post("/v1/runs", {"population": POPULATION, "plan": added["plan"], "settings": settings})
     return str(started["id"])

@@ -36,7 +36,7 @@ class Host:
     broker: tuple[str, int]
     prefix: tuple[str, ...] = ()
     lives: list[dict[str, set[str]]] = field(default_factory=list)
-    """For every life that ended: the commands that each device had answered by then."""
+    """For every life that ended: the commands that each device had answered by then, or whose outcome it had kept."""
 
     @property
     def ledger(self) -> Path:
@@ -48,12 +48,13 @@ class Host:
         return [self.folder / device / "agent.toml" for device in self.devices]
 
     def answered(self) -> dict[str, set[str]]:
-        """The commands that each device's inbox has an answer to."""
+        """The commands that each device has an answer to, or at least the outcome."""
         found = {}
         for device in self.devices:
             path = self.folder / device / "state" / "agent.sqlite"
             with closing(sqlite3.connect(path)) as inbox:
-                found[device] = {row[0] for row in inbox.execute("SELECT id FROM inbox WHERE token <> x''")}
+                query = "SELECT id FROM inbox WHERE token <> x'' UNION SELECT command FROM outgoing"
+                found[device] = {row[0] for row in inbox.execute(query)}
         return found
 
 

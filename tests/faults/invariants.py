@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from tests.faults.agent_host import Line
-from tests.faults.fleet import Fleet
+from tests.faults.fleet import POPULATION, Fleet
 from tests.faults.oracle import Update, difference, oracle
 from umbel import tensors
 from umbel.tensors import Tensors
@@ -21,6 +21,10 @@ LIVE = ("offered", "accepted", "uploaded")
 FINAL = ("folded", "declined", "expired", "failed", "rejected", "cancelled")
 NEVER_FOLDED = ("nan", "shape", "huge", "silent")
 TRANSITIONS = "fault_test_transitions"
+NOW = "(julianday('now') - 2440587.5) * 86400"
+"""Unix seconds, in SQLite."""
+ANSWER_SECONDS = 45.0
+"""A device may wait as long before it tries to reach its broker again."""
 
 
 def record_transitions(database: Path) -> None:
@@ -28,9 +32,9 @@ def record_transitions(database: Path) -> None:
     connection = sqlite3.connect(database, timeout=30)
     connection.executescript(
         f"""
-        CREATE TABLE {TRANSITIONS} (assignment TEXT, before TEXT, after TEXT);
+        CREATE TABLE {TRANSITIONS} (assignment TEXT, before TEXT, after TEXT, at REAL);
         CREATE TRIGGER {TRANSITIONS}_trigger AFTER UPDATE OF state ON assignments WHEN old.state <> new.state
-        BEGIN INSERT INTO {TRANSITIONS} VALUES (old.id, old.state, new.state); END;
+        BEGIN INSERT INTO {TRANSITIONS} VALUES (old.id, old.state, new.state, {NOW}); END;
         """
     )
     connection.close()
@@ -45,6 +49,8 @@ class Expected:
     options: Mapping[str, float]
     initial: Tensors
     behaviour: str = ""
+    keeps_all: bool = False
+    """Whether the policy folds every update that is there by the round's deadline."""
 
 
 def broken(fleet: Fleet, run: str, expected: Expected) -> list[str]:
@@ -52,6 +58,7 @@ def broken(fleet: Fleet, run: str, expected: Expected) -> list[str]:
     return [
         *finished(fleet, run, expected.rounds),
         *one_final_state(fleet, run),
+        *(nothing_lost(fleet, run) if expected.keeps_all else ()),
         *checkpoints(fleet, run, expected),
         *what_devices_did(fleet, run),
         *harmless(fleet, run, expected.behaviour),
@@ -93,6 +100,21 @@ def one_final_state(fleet: Fleet, run: str) -> list[str]:
     return wrong
 
 
+def nothing_lost(fleet: Fleet, run: str) -> list[str]:
+    """Every update that was durable before its round's deadline was folded, or refused for what it was."""
+    query = f"""
+        SELECT a.id, a.device, a.round, a.state, a.reason, a.closes - t.at AS early
+        FROM assignments a JOIN {TRANSITIONS} t ON t.assignment = a.id AND t.after = 'uploaded'
+        LEFT JOIN rounds r ON r.run = a.run AND r.number = a.round AND r.attempt = a.attempt
+        WHERE a.run = ? AND a.state NOT IN ('folded', 'rejected') AND t.at < a.closes AND r.state = 'committed'
+    """
+    return [
+        f"the update of {row['device']} in round {row['round']} came {row['early']:.1f} s before the deadline and was "
+        f"lost: {row['state']}, {row['reason']}"
+        for row in fleet.rows(query, run)
+    ]
+
+
 def checkpoints(fleet: Fleet, run: str, asked: Expected) -> list[str]:
     """Every checkpoint is what the oracle makes of the one before and the updates folded into it."""
     rows = fleet.rows("SELECT * FROM checkpoints WHERE run = ? ORDER BY round", run)
@@ -109,11 +131,17 @@ def checkpoints(fleet: Fleet, run: str, asked: Expected) -> list[str]:
         number, into = row["round"], folded.pop(row["round"], [])
         if not into or row["contributors"] != len(into):
             wrong.append(f"round {number} has {row['contributors']} contributors and {len(into)} folded updates")
-        devices = Counter(update["device"] for update in into)
-        wrong += [f"{name} is {times} times in round {number}" for name, times in devices.items() if times > 1]
+        for update in into:
+            stale, weight = number - update["round"], update["weight"]
+            if not 0 < weight <= update["examples"] or (stale == 0) != (weight == update["examples"]) or stale < 0:
+                wrong.append(
+                    f"{update['device']} weighs {weight} with {update['examples']} examples, {stale} rounds late"
+                )
+        sources = Counter((update["device"], update["round"]) for update in into)
+        wrong += [f"{name} is {times} times in round {number}" for (name, _), times in sources.items() if times > 1]
         got = _load(fleet, row["weights"])
         if into:
-            updates = [Update(_weight(update), _load(fleet, update["update"])) for update in into]
+            updates = [Update(update["weight"], _load(fleet, update["update"])) for update in into]
             if where := difference(got, expected.step(number, weights, updates), updates):
                 wrong.append(f"round {number} is not what its {len(into)} updates make: {where}")
         weights = got
@@ -164,17 +192,24 @@ def harmless(fleet: Fleet, run: str, behaviour: str) -> list[str]:
     return wrong
 
 
+def everybody_answers(fleet: Fleet) -> list[str]:
+    """Every device that was not taken away is there, and answers a command: nothing hangs that nobody saw."""
+    here = [device for host in fleet.hosts for device in host.devices if device not in fleet.gone]
+    asked = {"population": POPULATION, "kind": "report", "devices": here, "ttl": ANSWER_SECONDS}
+    settled = fleet.client.settle(fleet.client.post("/v1/commands", asked), ANSWER_SECONDS + 2)
+    return [
+        f"{command['device']} does not answer: {command['state']}, {command['reason']}"
+        for command in settled
+        if command["state"] != "done"
+    ]
+
+
 def _folded(fleet: Fleet, run: str) -> dict[int, list[dict[str, Any]]]:
     into: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for found in fleet.rows("SELECT * FROM assignments WHERE run = ? AND state = 'folded'", run):
         row = dict(found)
-        into[row["folded_into"] if row.get("folded_into") is not None else row["round"]].append(row)
+        into[row["folded_into"]].append(row)
     return dict(into)
-
-
-def _weight(row: dict[str, Any]) -> float:
-    weight = row.get("weight")
-    return float(row["examples"] if weight is None else weight)
 
 
 def _load(fleet: Fleet, sha256: str) -> Tensors:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from umbel_server.moments import HOLD_SECONDS
+from umbel_server.moments import LONGEST_HOLD
 
 MOMENTS = ("offered", "accepted", "uploading", "uploaded", "folded", "committing", "committed")
 RANDOM = "random"
-PER_DEVICE = ("accepted", "uploading", "uploaded")
+PER_DEVICE = ("accepted", "uploading", "uploaded", "folded")
 """Moments that come once a device in a round; the others come at least once a round."""
 
 
@@ -46,7 +46,7 @@ class Moments:
                 name = self.rfile.readline().decode().strip()
                 if outer._is_it(name):
                     outer.reached.set()
-                    outer._released.wait(HOLD_SECONDS - 1)
+                    outer._released.wait(LONGEST_HOLD - 1)
                 try:
                     self.wfile.write(b"go\n")
                 except OSError:

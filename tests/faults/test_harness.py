@@ -14,9 +14,9 @@ from tests.faults.matrix import compile_plans
 from tests.faults.moments import MOMENTS, RANDOM, Moments, When
 from tests.faults.mqtt_proxy import _length, _without_acknowledgement
 from umbel.plan import Plan
-from umbel_server.moments import SOCKET, reached
+from umbel_server.moments import VARIABLE, reached
 
-A_FOLDED = "(SELECT id FROM assignments WHERE state = 'folded' AND round = 2 LIMIT 1)"
+A_FOLDED = "(SELECT id FROM assignments WHERE state = 'folded' AND round = 2 ORDER BY id LIMIT 1)"
 LAST_FOLDED = "(SELECT id FROM assignments WHERE state = 'folded' AND round = 2 ORDER BY id DESC LIMIT 1)"
 
 
@@ -27,7 +27,7 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> Plans:
 
 @pytest.fixture(scope="module")
 def good_run(plans: Plans, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    case = Case("none", "uploaded", "embedded", "fedadam", 1)
+    case = Case("none", "uploaded", "embedded", "fedadam", 1, "everybody")
     outcome = execute(case, plans, tmp_path_factory.mktemp("kept"), keep_all=True)
     assert outcome.wrong == []
     assert outcome.folder is not None
@@ -55,7 +55,7 @@ def found(folder: Path, good_run: Path, plans: Plans, *statements: str, ledger: 
         (Plan.open(path).initial_weights() for path in (plans.inline, plans.uploaded)),
         key=lambda weights: weights.keys() != _names(fleet, run),
     )
-    return broken(fleet, run, Expected(ROUNDS, "fedadam", OPTIONS["fedadam"], weights))
+    return broken(fleet, run, Expected(ROUNDS, "fedadam", OPTIONS["fedadam"], weights, keeps_all=True))
 
 
 def _names(fleet: Fleet, run: str) -> set[str]:
@@ -79,7 +79,10 @@ def _names(fleet: Fleet, run: str) -> set[str]:
             ),
             "round 2 is not what its 19 updates make",
         ),
-        ((f"UPDATE assignments SET examples = examples + 1 WHERE id = {A_FOLDED}",), "round 2 is not what its 20"),
+        (
+            (f"UPDATE assignments SET examples = examples + 1, weight = weight + 1 WHERE id = {A_FOLDED}",),
+            "round 2 is not what its 20",
+        ),
         (
             (
                 f'UPDATE assignments SET "update" = (SELECT "update" FROM assignments WHERE id = {LAST_FOLDED}) '
@@ -88,9 +91,11 @@ def _names(fleet: Fleet, run: str) -> set[str]:
             "never made the update",
         ),
         (
-            (f"INSERT INTO fault_test_transitions VALUES ({A_FOLDED}, 'folded', 'rejected')",),
+            (f"INSERT INTO fault_test_transitions VALUES ({A_FOLDED}, 'folded', 'rejected', 0)",),
             "went from folded to rejected",
         ),
+        ((f"UPDATE assignments SET state = 'cancelled', reason = 'x' WHERE id = {A_FOLDED}",), "was lost: cancelled"),
+        ((f"UPDATE assignments SET folded_into = 3 WHERE id = {A_FOLDED}",), "1 rounds late"),
         (("UPDATE checkpoints SET contributors = 21 WHERE round = 1",), "round 1 has 21 contributors and 20 folded"),
         (
             (
@@ -121,7 +126,7 @@ def test_a_moment_is_the_same_for_the_same_seed_and_can_be_come_to() -> None:
 
 def test_the_server_is_held_at_its_moment_and_at_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moments = Moments(tmp_path / "moments", When("uploaded", 2, 2))
-    monkeypatch.setenv(SOCKET, str(moments.path))
+    monkeypatch.setenv(VARIABLE, str(moments.path))
     for name in ("offered", "uploaded", "uploaded", "committed", "offered", "uploaded"):
         reached(name)
         assert not moments.reached.is_set()

@@ -198,7 +198,10 @@ def _require(count: int, least: int, strategy: FedAvg) -> None:
 
 
 def _moved(base: Tensors, step: Tensors) -> Tensors:
-    return {name: np.add(weight, step[name], dtype=np.float64).astype(weight.dtype) for name, weight in base.items()}
+    """base + step, rounded once to the dtypes of `base`; the float64 `step` is used up."""
+    for name, weight in base.items():
+        step[name] += weight
+    return {name: step.pop(name).astype(weight.dtype) for name, weight in base.items()}
 
 
 def _like(base: Tensors, tensors: Tensors) -> Tensors:

@@ -7,10 +7,7 @@ bins for each number, so that an addend costs one rounding and one integer addit
 """
 
 import math
-import os
-import threading
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,10 +28,15 @@ KEPT = 4
 DIGIT = 50
 """Bits of an addend's largest element above its grid; at least DIGIT - STEP of them are used."""
 
+MOST_ROWS = 4
+"""Addends that are folded together, so that a block of the sums comes to the cache once for all of them."""
+
 CARRY_AFTER = 1 << 12
 """Addends of DIGIT bits that an int64 surely holds, with room for what is left by the carry before."""
 
 LOW = 32
+"""Bits that a carry leaves."""
+
 MASK = (1 << LOW) - 1
 LOWEST_LEVEL = -(512 // STEP)
 SHIFT = 1.5 * 2.0**52
@@ -42,8 +44,6 @@ SHIFT = 1.5 * 2.0**52
 
 SHIFT_BITS = int(np.float64(SHIFT).view(np.int64))
 WEIGHTS = (2.0**-400, 2.0**400)
-PARALLEL_BLOCKS = 8
-_scratch = threading.local()
 
 
 @dataclass
@@ -55,21 +55,28 @@ class _Level:
     pending: int = 0
 
     def add(self, rounded: NDArray[np.int64]) -> None:
+        """Add rows of SHIFT + digits, as their bits; at most MOST_ROWS of them."""
         # The bits of SHIFT + digit are those of SHIFT plus digit; what wraps around here is taken off again in settle.
-        np.add(self.sums, rounded, out=self.sums)
-        self.pending += 1
-        if self.pending == CARRY_AFTER:
+        for row in rounded:
+            np.add(self.sums, row, out=self.sums)
+        self.pending += len(rounded)
+        if self.pending > CARRY_AFTER - MOST_ROWS:
             self.settle()
 
-    def settle(self) -> NDArray[np.int64]:
-        """Carry, so that `sums` is in 0..MASK and the pair is the only one of its value; returns the carries."""
-        excess = (self.pending * SHIFT_BITS) & ((1 << 64) - 1)
-        self.sums -= np.int64(excess - (1 << 64) if excess >> 63 else excess)
+    def settle(self) -> None:
+        """Carry what is above LOW bits, so that more addends have room."""
+        self.sums[:], self.carries = self.parts()
         self.pending = 0
-        carry = self.sums >> LOW
-        self.sums &= MASK
-        self.carries = carry if self.carries is None else self.carries + carry
-        return self.carries
+
+    def parts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Bits below LOW, never negative, and the carries: the only such pair of its sum, whenever it was settled."""
+        excess = (self.pending * SHIFT_BITS) & ((1 << 64) - 1)
+        low = self.sums - np.int64(excess - (1 << 64) if excess >> 63 else excess)
+        carries = low >> LOW
+        low &= MASK
+        if self.carries is not None:
+            carries += self.carries
+        return low, carries
 
 
 class IndexedSum:
@@ -79,35 +86,58 @@ class IndexedSum:
     (in the flattened array); sums are exact for 2**40 addends. Below 2**-512 everything counts as 0.
     """
 
-    def __init__(self, shape: tuple[int, ...], pool: ThreadPoolExecutor | None = None) -> None:
-        self._shape, self._size, self._pool = shape, math.prod(shape), pool
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._shape, self._size = shape, math.prod(shape)
+        self._scratch = np.empty((MOST_ROWS, min(self._size, BLOCK)))
         self._levels: list[dict[int, _Level]] = []
+        self._memory: dict[int, NDArray[np.int64]] = {}
         self.clear()
 
     def clear(self) -> None:
         """Back to zero."""
         self._levels = [{} for _ in range(-(-self._size // BLOCK))]
+        self._memory = {}
 
     def add(self, values: NDArray[Any], weight: float = 1.0) -> None:
-        """Add `weight * values`; `values` is real, of the sum's shape, `weight` in 2**-400..2**400.
+        """Add `weight * values`; see `add_all`."""
+        self.add_all([values], [weight])
 
-        The product is rounded to float64 first. Raises TensorError on another shape or weight, and on values that are
+    def add_all(self, addends: Sequence[NDArray[Any]], weights: Sequence[float]) -> None:
+        """Add weight * values for each of at most MOST_ROWS addends; values are real, of the sum's shape, weights in
+        2**-400..2**400.
+
+        A product is rounded to float64 first. Raises TensorError on another shape or weight, and on values that are
         not finite: then the sum is good for nothing until it is cleared, so look at values before.
         """
-        if values.shape != self._shape:
-            raise TensorError(f"an addend of shape {list(self._shape)} was expected, got {list(values.shape)}")
-        if not WEIGHTS[0] <= weight <= WEIGHTS[1]:
-            raise TensorError(f"the weight of an addend should be in 2**-400..2**400, got {weight}")
-        flat, blocks = values.reshape(-1), len(self._levels)
-        if self._pool is None or blocks < PARALLEL_BLOCKS:
-            self._add_blocks(flat, weight, range(blocks))
-            return
-        half = blocks // 2
-        rest = self._pool.submit(self._add_blocks, flat, weight, range(half, blocks))
-        try:
-            self._add_blocks(flat, weight, range(half))
-        finally:
-            rest.result()
+        for values, weight in zip(addends, weights, strict=True):
+            if values.shape != self._shape:
+                raise TensorError(f"an addend of shape {list(self._shape)} was expected, got {list(values.shape)}")
+            if not WEIGHTS[0] <= weight <= WEIGHTS[1]:
+                raise TensorError(f"the weight of an addend should be in 2**-400..2**400, got {weight}")
+        flat = [values.reshape(-1) for values in addends]
+        for number in range(len(self._levels)):
+            part = slice(number * BLOCK, (number + 1) * BLOCK)
+            self._add_blocks(number, [values[part] for values in flat], weights)
+
+    def _add_blocks(self, number: int, blocks: Sequence[NDArray[Any]], weights: Sequence[float]) -> None:
+        rows: dict[int, list[tuple[NDArray[Any], float]]] = {}
+        for block, weight in zip(blocks, weights, strict=True):
+            largest = max(float(block.max()), -float(block.min())) * weight
+            if not math.isfinite(largest):
+                raise TensorError("an addend holds NaN, infinity, or numbers that overflow with its weight")
+            if largest:
+                index = max((math.frexp(largest)[1] - 1) // STEP, LOWEST_LEVEL)
+                rows.setdefault(index, []).append((block, weight))
+        for index, addends in rows.items():
+            if (level := self._level(number, index)) is None:
+                continue
+            digits = self._scratch[: len(addends), : blocks[0].size]
+            for row, (block, _) in zip(digits, addends, strict=True):
+                np.copyto(row, block, casting="same_kind")
+            # A power of two scales exactly: this is the product, rounded once, in units of the grid.
+            digits *= [[math.ldexp(weight, -_grid(index))] for _, weight in addends]
+            digits += SHIFT
+            level.add(digits.view(np.int64))
 
     def total(self) -> NDArray[np.float64]:
         """The sum as float64 of the shape, within a few roundings of the exact sum of the rounded addends."""
@@ -115,56 +145,28 @@ class IndexedSum:
         for number, levels in enumerate(self._levels):
             block = total[number * BLOCK : (number + 1) * BLOCK]
             for index in sorted(levels):
-                grid = _grid(index)
-                carries = levels[index].settle()
-                block += levels[index].sums * math.ldexp(1.0, grid)
-                block += carries * math.ldexp(1.0, grid + LOW)
+                low, carries = levels[index].parts()
+                block += low * math.ldexp(1.0, _grid(index))
+                block += carries * math.ldexp(1.0, _grid(index) + LOW)
         return total.reshape(self._shape)
 
-    def _add_blocks(self, flat: NDArray[Any], weight: float, blocks: Iterable[int]) -> None:
-        scratch = _thread_scratch()
-        for number in blocks:
-            values = flat[number * BLOCK : (number + 1) * BLOCK]
-            largest = max(float(values.max()), -float(values.min())) * weight
-            if largest == 0.0:
-                continue
-            if not math.isfinite(largest):
-                raise TensorError("an addend holds NaN, infinity, or numbers that overflow with its weight")
-            index = max((math.frexp(largest)[1] - 1) // STEP, LOWEST_LEVEL)
-            level = self._level(number, index, values.size)
-            if level is None:
-                continue
-            digits = scratch[: values.size]
-            np.copyto(digits, values, casting="same_kind")
-            # A power of two scales exactly: this is the product, rounded once, in units of the grid.
-            digits *= math.ldexp(weight, -_grid(index))
-            digits += SHIFT
-            level.add(digits.view(np.int64))
-
-    def _level(self, number: int, index: int, size: int) -> _Level | None:
+    def _level(self, number: int, index: int) -> _Level | None:
         levels = self._levels[number]
         if (found := levels.get(index)) is not None:
             return found
         if levels and index <= max(levels) - KEPT:
             return None
-        levels[index] = _Level(np.zeros(size, np.int64))
+        # One array for all blocks of a level: the system backs a long one with large pages. Unused blocks are not touched.
+        if index not in self._memory:
+            self._memory[index] = np.zeros(self._size, np.int64)
+        levels[index] = _Level(self._memory[index][number * BLOCK : (number + 1) * BLOCK])
         for low in [low for low in levels if low <= index - KEPT]:
             del levels[low]
+            if not any(low in others for others in self._levels):
+                del self._memory[low]
         return levels[index]
 
 
 def _grid(level: int) -> int:
     """The exponent of the grid of a level: its addends are below 2**DIGIT of it."""
     return STEP * (level + 1) - DIGIT
-
-
-def _thread_scratch() -> NDArray[np.float64]:
-    if not hasattr(_scratch, "block"):
-        _scratch.block = np.empty(BLOCK)
-    block: NDArray[np.float64] = _scratch.block
-    return block
-
-
-def thread_pool() -> ThreadPoolExecutor | None:
-    """One more thread for long arrays, where there is more than one core: NumPy works outside the interpreter's lock."""
-    return ThreadPoolExecutor(1, "indexed-sum") if (os.cpu_count() or 1) > 1 else None

@@ -1,0 +1,207 @@
+"""FedAvg of many updates: Flower's `aggregate_train` of all replies, and Umbel's vetting and folding of one after the other.
+
+Both begin with serialized bytes: Flower with replies whose ArrayRecords hold them, Umbel with safetensors files that are
+in the page cache. Each half is a process of its own, so that its peak memory is its own. `umbel_extra_mb` is its peak
+above what it held before the first update; `stream_fraction` is the bytes of updates it vets and folds in a second, as a
+fraction of those that one thread adds in a second to a float32 array with `numpy.add`, from arrays of the same size
+that lie in memory. `umbel_cpu_s` and `flower_cpu_s` are seconds of all cores.
+"""
+
+import argparse
+import json
+import math
+import mmap
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from umbel.tensors import Tensors, WeightSpec, dump
+
+CNN: dict[str, tuple[int, ...]] = {
+    "conv2d/kernel": (5, 5, 1, 32),
+    "conv2d/bias": (32,),
+    "conv2d_1/kernel": (5, 5, 32, 64),
+    "conv2d_1/bias": (64,),
+    "dense/kernel": (3136, 512),
+    "dense/bias": (512,),
+    "dense_1/kernel": (512, 10),
+    "dense_1/bias": (10,),
+}
+"""The 1,663,370 weights of the `mnist-cnn` of umbel_sim.reference_models (McMahan et al., arXiv 1602.05629)."""
+
+SMALL: dict[str, tuple[int, ...]] = {"dense/kernel": (64, 32), "dense/bias": (32,)}
+MODELS = {"mnist-cnn": CNN, "small": SMALL}
+HALVES = ("umbel", "flower", "stream")
+
+
+def update(number: int, shapes: dict[str, tuple[int, ...]], noise: np.ndarray) -> Tensors:
+    """One device's delta: normal, 1e-2 wide, another one for every number."""
+    position, tensors = number * 7919 % (noise.size // 2), {}
+    for name, shape in shapes.items():
+        size = math.prod(shape)
+        tensors[name] = noise[position : position + size].reshape(shape)
+        position += size
+    return tensors
+
+
+def noise_for(shapes: dict[str, tuple[int, ...]]) -> np.ndarray:
+    """Enough normal numbers that updates differ."""
+    size = 2 * sum(math.prod(shape) for shape in shapes.values()) + 1
+    return np.random.default_rng(0).normal(size=size, scale=0.01).astype(np.float32)
+
+
+def examples(number: int) -> float:
+    """What a device trained on."""
+    return float(20 + number * 37 % 600)
+
+
+def base_of(shapes: dict[str, tuple[int, ...]]) -> Tensors:
+    """The weights that the devices began with."""
+    return {name: np.full(shape, 0.1, np.float32) for name, shape in shapes.items()}
+
+
+def umbel_half(shapes: dict[str, tuple[int, ...]], updates: int, folder: Path) -> dict[str, float]:
+    """Map, vet and fold every file, and finish the round."""
+    from umbel_server import flower_messages
+    from umbel_server.aggregation import Update, Vetting, WeightPieces, aggregator_of
+    from umbel_server.strategies import make_strategy
+
+    flower_messages.set_identity()
+    specs = [WeightSpec(name, shape) for name, shape in shapes.items()]
+    aggregator = aggregator_of(make_strategy("fedavg", {}, 0.1), specs)
+    vetting, base = Vetting(specs, max_norm=1e3, norm_multiple=10.0), base_of(shapes)
+    memory, start, cpu = rss_mb("VmRSS"), time.perf_counter(), time.process_time()
+    for number in range(updates):
+        with (folder / f"{number}.safetensors").open("rb") as file:
+            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        delta = vetting.parse(f"device {number}", data)
+        vetting.accept(f"device {number}", delta, examples(number))
+        aggregator.fold(str(number), Update(delta, WeightPieces({})), examples(number), {"loss": 1.0})
+    weights, _ = aggregator.finish(1, base)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    (folder / "umbel.result").write_bytes(dump(weights))
+    return {"s": seconds, "cpu_s": cpu, "extra_mb": rss_mb("VmHWM") - memory}
+
+
+def flower_half(shapes: dict[str, tuple[int, ...]], updates: int, folder: Path) -> dict[str, float]:
+    """Aggregate replies that hold base + delta."""
+    from umbel_server import flower_messages
+    from umbel_server.strategies import make_strategy
+
+    flower_messages.set_identity()
+    base, noise, replies = base_of(shapes), noise_for(shapes), []
+    memory = rss_mb("VmRSS")
+    for number in range(updates):
+        delta = update(number, shapes, noise)
+        weights = {name: weight + delta[name] for name, weight in base.items()}
+        replies.append(flower_messages.own_reply(weights, {"num-examples": examples(number), "loss": 1.0}))
+    strategy = make_strategy("fedavg", {}, 0.1)
+    start, cpu = time.perf_counter(), time.process_time()
+    arrays, _ = strategy.aggregate_train(1, replies)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    if arrays is None:
+        raise RuntimeError("Flower aggregated nothing")
+    (folder / "flower.result").write_bytes(dump(flower_messages.tensors_of(arrays)))
+    return {"s": seconds, "cpu_s": cpu, "extra_mb": rss_mb("VmHWM") - memory}
+
+
+def stream_half(shapes: dict[str, tuple[int, ...]], updates: int, folder: Path) -> dict[str, float]:
+    """Add arrays of the model's size, as many as make 400 MB, over and over."""
+    size = sum(math.prod(shape) for shape in shapes.values())
+    rows = max(2, min(100_000_000 // size, 10_000))
+    arrays, total = np.ones((rows, size), np.float32), np.zeros(size, np.float32)
+    start = time.perf_counter()
+    for number in range(updates):
+        np.add(total, arrays[number % rows], out=total)
+    return {"s": time.perf_counter() - start}
+
+
+def rss_mb(which: str) -> float:
+    """This process's resident memory, now (VmRSS) or at its largest (VmHWM), in MB (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{which}:")) / 1024
+
+
+WORK: dict[str, Callable[[dict[str, tuple[int, ...]], int, Path], dict[str, float]]] = {
+    "umbel": umbel_half,
+    "flower": flower_half,
+    "stream": stream_half,
+}
+
+
+def in_a_process(half: str, model: str, updates: int, folder: Path) -> dict[str, float]:
+    """One half, in a process of its own; raises CalledProcessError when it fails."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--work", half, str(folder), "--model", model, "--updates", str(updates)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def largest_difference(folder: Path) -> float:
+    """The largest difference of the two results, in units of the last place of float32 at 0.1."""
+    from umbel.tensors import load
+
+    ours, theirs = (load((folder / f"{half}.result").read_bytes()) for half in ("umbel", "flower"))
+    return max(float(np.abs(ours[name] - theirs[name]).max()) for name in ours) / float(np.spacing(np.float32(0.1)))
+
+
+def main() -> int:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the row to this file")
+    parser.add_argument("--updates", type=int, default=1000)
+    parser.add_argument("--model", choices=MODELS, default="mnist-cnn")
+    parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    shapes, updates = MODELS[arguments.model], arguments.updates
+    if arguments.work:
+        half, folder = arguments.work
+        print("\n" + json.dumps(WORK[half](shapes, updates, Path(folder))))
+        return 0
+    console, noise = Console(), noise_for(shapes)
+    with tempfile.TemporaryDirectory(prefix="umbel-fold-") as name:
+        folder = Path(name)
+        with console.status(f"writing {updates} updates"):
+            for number in range(updates):
+                (folder / f"{number}.safetensors").write_bytes(dump(update(number, shapes, noise)))
+        found = {}
+        for half in HALVES:
+            with console.status(f"{half}: {updates} updates"):
+                found[half] = in_a_process(half, arguments.model, updates, folder)
+        difference = largest_difference(folder)
+    row = {
+        "model": arguments.model,
+        "updates": updates,
+        "flower_s": round(found["flower"]["s"], 3),
+        "umbel_s": round(found["umbel"]["s"], 3),
+        "ratio": round(found["flower"]["s"] / found["umbel"]["s"], 2),
+        "umbel_ms_per_update": round(found["umbel"]["s"] / updates * 1000, 3),
+        "umbel_extra_mb": round(found["umbel"]["extra_mb"], 1),
+        "flower_extra_mb": round(found["flower"]["extra_mb"], 1),
+        "stream_fraction": round(found["stream"]["s"] / found["umbel"]["s"], 3),
+        "flower_cpu_s": round(found["flower"]["cpu_s"], 3),
+        "umbel_cpu_s": round(found["umbel"]["cpu_s"], 3),
+        "difference_ulp": round(difference, 2),
+    }
+    table = Table("measure", "value", title="one round of FedAvg")
+    for key, value in row.items():
+        table.add_row(key.replace("_", " "), str(value))
+    console.print(table)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(row, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
