@@ -60,6 +60,7 @@ class FleetPort:
         self._fleet, self.run, self.plan, self._plan_blob = fleet, run, plan, plan_blob
         self._evaluate, self._clock = evaluate, clock
         self._policy = RoundPolicy()
+        self._attempt = 0
         self._news: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._left = False
         self._weights = Blob.of(b"")
@@ -138,6 +139,7 @@ class FleetPort:
             newest = self._newest(session)
             assert newest is not None
             record = self._record(session, newest.round, seed, rounds)
+        self._attempt = record.open.attempt if record.open is not None else 0
         data = self._fleet.blobs.get(newest.weights)
         weights = load(data)
         check(weights, self.plan.manifest.weights, "the weights of the run's newest checkpoint")
@@ -191,6 +193,8 @@ class FleetPort:
 
     def offer(self, opened: Open | None, offers: Sequence[tuple[Offer, Message]]) -> None:
         """Note the assignments and what they open in one transaction, and send their commands."""
+        if opened is not None:
+            self._attempt = opened.attempt
         with self._fleet.database.transaction() as session:
             if opened is not None:
                 session.add(
@@ -204,8 +208,9 @@ class FleetPort:
                         quorum=self._policy.quorum,
                     )
                 )
-            attempt = opened.attempt if opened is not None else 0
-            commands = [self._assign(session, offer, message, self._weights, attempt) for offer, message in offers]
+            commands = [
+                self._assign(session, offer, message, self._weights, self._attempt) for offer, message in offers
+            ]
         self._fleet.exchange.send(commands)
 
     def assign(self, offers: Sequence[tuple[Offer, Message, Blob]]) -> None:

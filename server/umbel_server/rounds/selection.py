@@ -34,12 +34,10 @@ class Available:
     def shortage(self, needed: int) -> str:
         """A sentence on why `needed` devices are not to be had."""
         why = ", ".join(f"{count} {reason}" for reason, count in sorted(self.excluded.items()))
-        there = len(self.candidates)
-        return (
-            f"{needed} devices are needed and {there} can train"
-            + (f" ({why})" if why else "")
-            + "; start more devices or lower the quorum"
-        )
+        can = f"{needed} devices are needed and {len(self.candidates)} can train" + (f" ({why})" if why else "")
+        if set(self.excluded) <= {"offline"}:
+            return f"{can}; start more devices or lower the quorum"
+        return f"{can}; wait until more of them can, start more devices, or lower the quorum"
 
 
 def available(policy: RoundPolicy, candidates: Sequence[Candidate], busy: Collection[str], now: float) -> Available:
