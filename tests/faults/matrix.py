@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import random
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -82,6 +83,8 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, default=Path("fault-runs"), help="where failing cases and plans are kept")
     parser.add_argument("--json", action="store_true", help="print JSON for machines instead of the table")
     options = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(1))  # also when started in the background: leave nothing running
     logging.getLogger("umbel").setLevel(logging.ERROR)  # hostile devices live in this process, and lose their broker
     brokers = [options.broker] if options.broker else [b for b in BROKERS if b == "embedded" or mosquitto_program()]
     strategies = [options.strategy] if options.strategy else list(OPTIONS)

@@ -36,6 +36,8 @@ class DisturbingProxy(Proxy):
             except asyncio.IncompleteReadError:
                 return
             await self._flowing.wait()
+            if writer.is_closing() or back.is_closing():
+                return
             if self._disturbing and packet[0] >> 4 == PUBLISH and packet[0] & 0x06:
                 identifier, packet = _without_acknowledgement(packet)
                 back.write(bytes((PUBACK << 4, 2)) + identifier)
