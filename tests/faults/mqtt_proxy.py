@@ -54,7 +54,8 @@ class DisturbingProxy(Proxy):
             case "once":
                 return [0.0]
             case "twice":
-                return [0.0, self._random.uniform(0, LATEST_SECONDS)]
+                # At once, while the first is still being worked on, or when it was answered long ago.
+                return [0.0, self._random.choice((0.0, self._random.uniform(0, LATEST_SECONDS)))]
             case _:
                 return [self._random.uniform(0.05, LATEST_SECONDS)]
 
