@@ -104,6 +104,9 @@ def execute(case: Case, plans: Plans, keep: Path, keep_all: bool = False) -> Out
             _run(case, rng, fleet, fault, moments, plan, outcome)
     except Exception as error:
         outcome.wrong.append(f"{type(error).__name__}: {error}")
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
     outcome.wrong += [f"thread {thread.name} is left" for thread in set(threading.enumerate()) - before]
     outcome.wrong += [f"port {port} is still in use" for port in (fleet.http_port, fleet.broker_port) if _listens(port)]
     if outcome.wrong or keep_all:
