@@ -1,7 +1,9 @@
 """The server's side of MQTT: commands go out from the outbox; statuses, acknowledgements and results come in."""
 
 import logging
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -33,6 +35,8 @@ UNFINISHED_SECONDS = 60.0
 MOST_WAITING = 10_000
 """Messages kept for later while the database cannot be written; beyond that a command's repeat brings them back."""
 
+STALL_SECONDS, QUIET_SECONDS, CATCH_UP_SECONDS = 0.5, 0.3, 5.0
+
 Listener = Callable[[Assignment | None], None]
 
 
@@ -55,6 +59,7 @@ class Exchange:
             on_down=self._down,
         )
         self._again: deque[tuple[str, bytes]] = deque(maxlen=MOST_WAITING)
+        self._busy, self._handled, self._stalled = False, -math.inf, -math.inf
         self._listeners: dict[str, tuple[str, Listener]] = {}
         self._stopping = threading.Event()
         self._sweeper = threading.Thread(target=self._sweep, name="outbox", daemon=True)
@@ -90,12 +95,29 @@ class Exchange:
         """Tell nobody of this run any more."""
         self._listeners.pop(run, None)
 
+    def catch_up(self) -> None:
+        """After the database was slow or locked: wait, at most CATCH_UP_SECONDS, until what had come meanwhile is taken in."""
+        until = time.monotonic() + CATCH_UP_SECONDS
+        while (now := time.monotonic()) < until:
+            behind = self._busy or bool(self._again)
+            lately = behind or now - self._stalled < CATCH_UP_SECONDS
+            if not lately or (not behind and now - self._handled > QUIET_SECONDS):
+                return
+            self._stopping.wait(QUIET_SECONDS / 10)
+
     def _received(self, topic: str, payload: bytes) -> None:
+        began = time.monotonic()
+        self._busy = True
         try:
             self._take_in(topic, payload)
         except OperationalError as error:
             log.warning("a message on %s waits for the database: %s", topic, str(error).splitlines()[0])
             self._again.append((topic, payload))
+        finally:
+            self._busy = False
+            self._handled = time.monotonic()
+            if self._again or self._handled - began > STALL_SECONDS:
+                self._stalled = self._handled
 
     def _take_in(self, topic: str, payload: bytes) -> None:
         try:

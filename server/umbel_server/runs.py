@@ -86,6 +86,10 @@ _LEAST = {
 }
 
 
+# Made here, in one thread: msgspec 0.22 crashes when several threads convert nested structs for the first time at once.
+msgspec.json.Decoder(RunSettings)
+
+
 class Runs:
     """The runs in the database, and the threads of those that are running."""
 

@@ -5,6 +5,7 @@ import queue
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from flwr.app import Message
@@ -125,7 +126,15 @@ class FleetPort:
                     events.append(news)
                 news = self._news.get_nowait()
         except queue.Empty:
-            return None if self._left else events
+            if self._clock() < until or self._left:
+                return None if self._left else events
+        # A deadline may act now: what had come before it, while the database was locked, counts as in time.
+        self._fleet.exchange.catch_up()
+        with suppress(queue.Empty):
+            while True:
+                if (news := self._news.get_nowait()) is not None:
+                    events.append(news)
+        return None if self._left else events
 
     def start(self, seed: int, rounds: int, policy: RoundPolicy) -> Start:
         """The newest checkpoint and the round under way; a new run commits its first weights as checkpoint 0 first."""

@@ -101,7 +101,7 @@ class _Loop:
             if happened is None:
                 return None
             for event in happened:
-                self._step(event)
+                self._step_before_deadlines(event)
             since = self._clock() - self._looked
             if self._state.wants_devices and not 0 <= since < (LOOK_SECONDS if happened else SOONEST_LOOK):
                 self._look()
@@ -111,6 +111,10 @@ class _Loop:
     def _look(self) -> None:
         self._looked = self._clock()
         self._step(events.Candidates(self._looked, self._port.candidates()))
+
+    def _step_before_deadlines(self, event: Event) -> None:
+        """A step at which no deadline acts: what has come is taken in first, however long the server was held up."""
+        self._step(replace(event, now=min(event.now, math.nextafter(self._state.wake, -math.inf))))
 
     def _step(self, event: Event) -> None:
         self._state, effects = engine.step(self._state, event)
@@ -182,9 +186,9 @@ class _Loop:
                 self._aggregator.fold(id, arrival.update, weight, arrival.metrics)
         except UmbelError as error:
             log.warning("round %d goes on without an update: %s", self._state.number, error)
-            self._step(events.Refused(self._clock(), id, str(error)))
+            self._step_before_deadlines(events.Refused(self._clock(), id, str(error)))
             return
-        self._step(events.Folded(self._clock(), id))
+        self._step_before_deadlines(events.Folded(self._clock(), id))
         moments.reached("folded")
 
     def _clear(self) -> None:
