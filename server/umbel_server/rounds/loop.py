@@ -85,6 +85,7 @@ class _Loop:
         self._effects = deque(effects)
         self._seconds: dict[str, float] = {}
         self._looked = -math.inf
+        self._configured = 0
 
     def run(self) -> End | None:
         while True:
@@ -171,6 +172,7 @@ class _Loop:
                 "seed": self._config.seed + self._state.number,
             }
         )
+        self._configured = self._state.number
         arrays = flower_messages.array_record(self._weights)
         shown = Shown(self._port.grid, nodes)
         return list(self._strategy.configure_train(self._state.number, arrays, settings, shown))
@@ -197,7 +199,8 @@ class _Loop:
 
     def _commit(self, commit: events.Commit) -> None:
         name = type(self._strategy).__name__
-        self._configure([flower_messages.SERVER_NODE])  # a strategy learns here which weights it aggregates on
+        if self._configured != commit.number:  # a strategy learns there which weights it aggregates on
+            self._configure([flower_messages.SERVER_NODE])
         try:
             with self._timed("aggregate"):
                 weights, sums = self._aggregator.finish(commit.number, self._weights)
