@@ -22,7 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from umbel.tensors import Tensors, WeightSpec, dump
+from umbel.tensors import Tensors, WeightSpec, dump, load
 
 CNN: dict[str, tuple[int, ...]] = {
     "conv2d/kernel": (5, 5, 1, 32),
@@ -67,10 +67,36 @@ def base_of(shapes: dict[str, tuple[int, ...]]) -> Tensors:
     return {name: np.full(shape, 0.1, np.float32) for name, shape in shapes.items()}
 
 
+class FilePieces:
+    """An update's file, read again where a sum is made exactly."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def weights(self, name: str, start: int, stop: int, base: np.ndarray) -> np.ndarray:
+        """Base + delta."""
+        return base + self._tensor(name)[start:stop]
+
+    def deltas(self, name: str, index: np.ndarray, base: np.ndarray) -> np.ndarray:
+        """The delta's elements."""
+        return self._tensor(name)[index]
+
+    def _tensor(self, name: str) -> np.ndarray:
+        from umbel_server.aggregation.safetensors_layout import views
+
+        return views(mapped(self._path))[name].reshape(-1)
+
+
+def mapped(path: Path) -> memoryview:
+    """The file's bytes, in the page cache."""
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
 def umbel_half(shapes: dict[str, tuple[int, ...]], updates: int, folder: Path) -> dict[str, float]:
     """Map, vet and fold every file, and finish the round."""
     from umbel_server import flower_messages
-    from umbel_server.aggregation import Update, Vetting, WeightPieces, aggregator_of
+    from umbel_server.aggregation import Update, Vetting, aggregator_of
     from umbel_server.strategies import make_strategy
 
     flower_messages.set_identity()
@@ -79,11 +105,10 @@ def umbel_half(shapes: dict[str, tuple[int, ...]], updates: int, folder: Path) -
     vetting, base = Vetting(specs, max_norm=1e3, norm_multiple=10.0), base_of(shapes)
     memory, start, cpu = rss_mb("VmRSS"), time.perf_counter(), time.process_time()
     for number in range(updates):
-        with (folder / f"{number}.safetensors").open("rb") as file:
-            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        delta = vetting.parse(f"device {number}", data)
+        path = folder / f"{number}.safetensors"
+        delta = vetting.parse(f"device {number}", mapped(path))
         vetting.accept(f"device {number}", delta, examples(number))
-        aggregator.fold(str(number), Update(delta, WeightPieces({})), examples(number), {"loss": 1.0})
+        aggregator.fold(str(number), Update(delta, FilePieces(path)), examples(number), {"loss": 1.0})
     weights, _ = aggregator.finish(1, base)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     (folder / "umbel.result").write_bytes(dump(weights))
@@ -150,8 +175,6 @@ def in_a_process(half: str, model: str, updates: int, folder: Path) -> dict[str,
 
 def largest_difference(folder: Path) -> float:
     """The largest difference of the two results, in units of the last place of float32 at 0.1."""
-    from umbel.tensors import load
-
     ours, theirs = (load((folder / f"{half}.result").read_bytes()) for half in ("umbel", "flower"))
     return max(float(np.abs(ours[name] - theirs[name]).max()) for name in ours) / float(np.spacing(np.float32(0.1)))
 

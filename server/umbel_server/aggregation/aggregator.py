@@ -95,12 +95,12 @@ class _Averaging:
 
     def fold(self, id: str, update: Update, weight: float, metrics: Sums) -> None:
         self._folded.check(id, metrics)
-        self._mean.add(update.delta, weight)
+        self._mean.add(update, weight)
         self._folded.add(id, weight, metrics)
 
     def finish(self, round: int, base: Tensors) -> tuple[Tensors, Sums]:
         _require(self.count, 1, self._strategy)
-        moved = _moved(base, self._mean.mean())
+        moved = self._mean.moved(base)
         metrics = {"num-examples": self._mean.total_weight, **self._folded.metrics.mean()}
         try:
             arrays, averages = self._strategy.aggregate_train(round, [flower_messages.own_reply(moved, metrics)])
@@ -133,12 +133,12 @@ class _Fair:
             raise UmbelError(
                 f"q-FedAvg weighs by {self._strategy.train_loss_key!r}: a number was expected, got {loss!r}"
             )
-        self._sum.add(update.delta, loss)
+        self._sum.add(update, loss)
         self._folded.add(id, weight, metrics)
 
     def finish(self, round: int, base: Tensors) -> tuple[Tensors, Sums]:
         _require(self.count, 1, self._strategy)
-        return _like(base, _moved(base, self._sum.step())), self._folded.metrics.mean()
+        return self._sum.moved(base), self._folded.metrics.mean()
 
 
 class _Robust:
@@ -195,13 +195,6 @@ class _Robust:
 def _require(count: int, least: int, strategy: FedAvg) -> None:
     if count < least:
         raise TooFewUpdates(f"{type(strategy).__name__} needs at least {least} updates, {count} were folded")
-
-
-def _moved(base: Tensors, step: Tensors) -> Tensors:
-    """base + step, rounded once to the dtypes of `base`; the float64 `step` is used up."""
-    for name, weight in base.items():
-        step[name] += weight
-    return {name: step.pop(name).astype(weight.dtype) for name, weight in base.items()}
 
 
 def _like(base: Tensors, tensors: Tensors) -> Tensors:

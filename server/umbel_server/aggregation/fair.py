@@ -1,7 +1,7 @@
 """q-FedAvg's sums as updates come: devices that do badly count more (Li et al., Fair Resource Allocation, arXiv 1905.10497)."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from umbel.errors import UmbelError
 from umbel.tensors import Tensors, WeightSpec
 from umbel_server.aggregation.exact_float import ExactFloat
 from umbel_server.aggregation.mean import Mean
+from umbel_server.aggregation.updates import Update
 
 _OFFSET = 1e-10
 """What Flower adds to a loss, so that a loss of 0 can be raised to a negative power."""
@@ -38,24 +39,21 @@ class FairSum:
         self._mean.clear()
         self._h = ExactFloat()
 
-    def add(self, update: Mapping[str, NDArray[Any]], loss: float) -> None:
-        """Fold one vetted update, weight deltas by name; raises UmbelError unless `loss` is finite and at least 0."""
+    def add(self, update: Update, loss: float) -> None:
+        """Fold one vetted update; raises UmbelError unless `loss` is finite and at least 0."""
         if not 0.0 <= loss < math.inf:
             raise UmbelError(
                 f"q-FedAvg weighs by losses: one that is finite and not negative was expected, got {loss:g}"
             )
         powered = (loss + _OFFSET) ** self._q
-        squares = math.fsum(_squares(tensor) for tensor in update.values())
+        squares = math.fsum(_squares(tensor) for tensor in update.delta.values())
         slope = self._q * (loss + _OFFSET) ** (self._q - 1)
         self._mean.add(update, powered)
         self._h.add(slope * self._lipschitz**2 * squares + self._lipschitz * powered)
 
-    def step(self) -> Tensors:
-        """What to add to the weights, float64 by name."""
-        tensors, factor = self._mean.sum(), self._lipschitz / self._h.value
-        for tensor in tensors.values():
-            tensor *= factor
-        return tensors
+    def moved(self, base: Tensors) -> Tensors:
+        """The next weights, in the dtypes of `base`."""
+        return self._mean.moved(base, self._lipschitz / self._h.value)
 
 
 def _squares(tensor: NDArray[Any]) -> float:

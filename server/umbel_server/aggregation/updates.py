@@ -21,6 +21,12 @@ class Pieces(Protocol):
         `base` is the same piece of the weights the device was given.
         """
 
+    def deltas(self, name: str, index: NDArray[np.intp], base: NDArray[Any]) -> NDArray[Any]:
+        """The delta's elements at `index` of tensor `name`, flattened, as they were folded.
+
+        `base` is the whole tensor, flattened, of the weights the device was given.
+        """
+
 
 @dataclass(frozen=True)
 class Update:
@@ -39,15 +45,25 @@ class BlobPieces:
 
     def weights(self, name: str, start: int, stop: int, base: NDArray[Any]) -> NDArray[Any]:
         """As `Pieces`: base + delta. Raises MissingBlob and TensorError."""
-        if not self._places:
-            size = self._blobs.size(self._sha256)
-            length = header_length(self._bytes(0, min(PREFIX, size)), size)
-            self._places = parse_header(self._bytes(PREFIX, PREFIX + length), size)
-        place = self._places[name]
+        place = self._place(name)
         first = place.start + start * place.dtype.itemsize
         data = self._bytes(first, first + (stop - start) * place.dtype.itemsize)
         weights: NDArray[Any] = np.add(base, np.frombuffer(data, place.dtype), dtype=base.dtype)
         return weights
+
+    def deltas(self, name: str, index: NDArray[np.intp], base: NDArray[Any]) -> NDArray[Any]:
+        """As `Pieces`; each element is read by itself. Raises MissingBlob and TensorError."""
+        place = self._place(name)
+        size = place.dtype.itemsize
+        firsts = (place.start + int(number) * size for number in index)
+        return np.frombuffer(b"".join(self._bytes(first, first + size) for first in firsts), place.dtype)
+
+    def _place(self, name: str) -> Place:
+        if not self._places:
+            size = self._blobs.size(self._sha256)
+            length = header_length(self._bytes(0, min(PREFIX, size)), size)
+            self._places = parse_header(self._bytes(PREFIX, PREFIX + length), size)
+        return self._places[name]
 
     def _bytes(self, start: int, stop: int) -> bytes:
         return b"".join(self._blobs.read(self._sha256, start, stop))
@@ -62,6 +78,11 @@ class WeightPieces:
     def weights(self, name: str, start: int, stop: int, base: NDArray[Any]) -> NDArray[Any]:
         """As `Pieces`: what the device sent, whatever the base."""
         return self._weights[name][start:stop]
+
+    def deltas(self, name: str, index: NDArray[np.intp], base: NDArray[Any]) -> NDArray[Any]:
+        """As `Pieces`, in float64."""
+        deltas: NDArray[Any] = np.subtract(self._weights[name][index], base[index], dtype=np.float64)
+        return deltas
 
 
 def from_blob(blobs: Blobs, sha256: str) -> Update:
