@@ -89,6 +89,8 @@ def test_an_interrupted_demo_leaves_no_process(number: signal.Signals, tmp_path:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        # Tests that run in the background of a shell are started with interrupts ignored; the demo should not be.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     eventually(lambda: len(processes_of(keep)) >= 10, 30)
     os.kill(demo.pid, number)
