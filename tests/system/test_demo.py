@@ -90,7 +90,7 @@ def test_an_interrupted_demo_leaves_no_process(number: signal.Signals, tmp_path:
         stderr=subprocess.STDOUT,
         start_new_session=True,
         # Tests that run in the background of a shell are started with interrupts ignored; the demo should not be.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     eventually(lambda: len(processes_of(keep)) >= 10, 30)
     os.kill(demo.pid, number)
