@@ -38,12 +38,24 @@ class Blobs:
             self._folder.mkdir(parents=True, exist_ok=True)
         self._store: ObjectStore = from_url(url)
 
-    def put(self, data: bytes) -> Blob:
-        """Store `data` and return its address."""
+    def put(self, data: bytes, durable: bool = False) -> Blob:
+        """Store `data` and return its address; with `durable` it also survives a power failure after this returns."""
         blob = Blob.of(data)
-        if not self.has(blob.sha256):
+        if not self._has_whole(blob):
             obstore.put(self._store, _path(blob.sha256), data)
+        if durable and self._folder is not None:
+            target = self._folder / _path(blob.sha256)
+            _sync(target)
+            _sync(target.parent)
+            _sync(self._folder)
         return blob
+
+    def _has_whole(self, blob: Blob) -> bool:
+        """Whether all its bytes are there: of a blob that was not durable a power failure may have left none."""
+        try:
+            return self.size(blob.sha256) == blob.size
+        except MissingBlob:
+            return False
 
     def get(self, sha256: str) -> bytes:
         """The blob's bytes; raises MissingBlob when there is none, BlobError when its bytes were changed."""
@@ -122,8 +134,8 @@ def _copy(file: Path, target: Path) -> None:
             raise
 
 
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -5,11 +5,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from umbel.errors import UmbelError
-from umbel.metrics import MetricSpec, Sums, add, per_example, results, sum_shapes
+from umbel.metrics import MetricSpec, Sums, add, finite, per_example, results, sum_shapes
+
+LARGEST = 1e100
+"""What a device may report at most: larger numbers would overflow once they are weighted and added up."""
 
 
 def check_metrics(who: str, metrics: Mapping[str, object], specs: Sequence[MetricSpec]) -> None:
-    """Raise UmbelError unless `metrics` holds the `per_example` sums of `specs`, each finite and of its shape."""
+    """Raise UmbelError unless `metrics` holds the `per_example` sums of `specs`, each of its shape and at most LARGEST."""
     expected = sum_shapes(specs)
     if metrics.keys() != expected.keys():
         raise UmbelError(f"the metrics of {who} should be {sorted(expected)}, got {sorted(metrics)[:9]}")
@@ -22,8 +25,8 @@ def check_metrics(who: str, metrics: Mapping[str, object], specs: Sequence[Metri
             raise UmbelError(
                 f"metric {name} of {who} should have shape {list(expected[name])}, got {list(array.shape)}"
             )
-        if not np.isfinite(array).all():
-            raise UmbelError(f"metric {name} of {who} is not finite")
+        if not (np.abs(array) <= LARGEST).all():
+            raise UmbelError(f"metric {name} of {who} should be finite and at most {LARGEST:g}, got {str(value)[:40]}")
 
 
 def average(reports: Sequence[tuple[str, Sums, float]], specs: Sequence[MetricSpec]) -> tuple[dict[str, float], int]:
@@ -42,4 +45,4 @@ def average(reports: Sequence[tuple[str, Sums, float]], specs: Sequence[MetricSp
             continue
         weighted: Sums = {name: (np.asarray(value, np.float64) * examples).tolist() for name, value in sums.items()}
         total, count = add(total, {**weighted, "weight": float(examples)}), count + 1
-    return (results(specs, per_example(total)) if count else {}), count
+    return (finite(results(specs, per_example(total))) if count else {}), count

@@ -6,7 +6,7 @@ from typing import Any
 
 from umbel.atomic import write_atomically
 from umbel.errors import UmbelError
-from umbel.metrics import Sums, results
+from umbel.metrics import Sums, finite, results
 from umbel.plan import Plan
 from umbel.tensors import Tensors, check, dump, load
 from umbel_server.rounds.port import Checkpointing
@@ -45,7 +45,7 @@ class FolderJournal:
         else:
             strategy.unlink(missing_ok=True)  # of a round that was not committed
         entries = self._entries()
-        fleet = results(self._plan.manifest.metrics, checkpoint.fleet_sums) if checkpoint.fleet_sums else {}
+        fleet = finite(results(self._plan.manifest.metrics, checkpoint.fleet_sums)) if checkpoint.fleet_sums else {}
         entries.append(
             {"round": checkpoint.number, "contributors": len(checkpoint.contributors), "fleet_metrics": fleet}
         )

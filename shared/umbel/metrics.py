@@ -1,5 +1,6 @@
 """Metrics as sums that merge exactly: over batches, devices and rounds, by addition (or a mean weighted by examples)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -59,6 +60,11 @@ def results(specs: Sequence[MetricSpec], averages: Mapping[str, Any]) -> dict[st
         states = {state: _array(averages[key]) for state, key in zip(spec.states, spec.keys, strict=True)}
         found[spec.name] = float(_result(spec.kind, states))
     return found
+
+
+def finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Those of `metrics` that are numbers: JSON, and some databases, have no NaN or infinity."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _result(kind: Kind, states: Mapping[str, NDArray[np.float64]]) -> Any:

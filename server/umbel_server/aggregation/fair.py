@@ -16,6 +16,9 @@ from umbel_server.aggregation.updates import Update
 _OFFSET = 1e-10
 """What Flower adds to a loss, so that a loss of 0 can be raised to a negative power."""
 
+_LARGEST = 1e100
+"""Weights beyond this, or its inverse, are refused: their sums would overflow, or leave nothing of the others."""
+
 _BLOCK = 1 << 16
 
 
@@ -40,16 +43,25 @@ class FairSum:
         self._h = ExactFloat()
 
     def add(self, update: Update, loss: float) -> None:
-        """Fold one vetted update; raises UmbelError unless `loss` is finite and at least 0."""
+        """Fold one vetted update; raises UmbelError, and takes nothing, unless `loss` is at least 0
+        and not too large to weigh by.
+        """
         if not 0.0 <= loss < math.inf:
             raise UmbelError(
                 f"q-FedAvg weighs by losses: one that is finite and not negative was expected, got {loss:g}"
             )
-        powered = (loss + _OFFSET) ** self._q
         squares = math.fsum(_squares(tensor) for tensor in update.delta.values())
-        slope = self._q * (loss + _OFFSET) ** (self._q - 1)
+        try:
+            powered = (loss + _OFFSET) ** self._q
+            slope = self._q * (loss + _OFFSET) ** (self._q - 1)
+            h = slope * self._lipschitz**2 * squares + self._lipschitz * powered
+        except OverflowError:
+            powered = h = math.inf
+        # The mean folds several updates at once: one that does not fit must not get there, or it costs the others too.
+        if not (1 / _LARGEST <= powered <= _LARGEST and h <= _LARGEST):
+            raise UmbelError(f"q-FedAvg weighs by losses to the power of {self._q:g}: {loss:g} is out of its range")
         self._mean.add(update, powered)
-        self._h.add(slope * self._lipschitz**2 * squares + self._lipschitz * powered)
+        self._h.add(h)
 
     def moved(self, base: Tensors) -> Tensors:
         """The next weights, in the dtypes of `base`."""

@@ -1,6 +1,7 @@
 """The rounds' port to a real fleet: assignments in the database, commands in the outbox, updates as blobs."""
 
 import logging
+import math
 import queue
 import secrets
 import time
@@ -8,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 from sqlalchemy import func, select
@@ -15,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from umbel.errors import TensorError, UmbelError
 from umbel.messages import Blob, Cancel
-from umbel.metrics import results
+from umbel.metrics import finite, results
 from umbel.plan import Plan
 from umbel.tensors import Tensors, check, dump, load
 from umbel_server import devices, moments
@@ -40,6 +42,8 @@ log = logging.getLogger("umbel.runs")
 
 NO_UPDATE = Update({}, WeightPieces({}))
 LEAST_CANCEL_SECONDS = 60.0
+HEADER_ROOM, TENSOR_ROOM = 1 << 16, 1 << 10
+"""Bytes that an update's header may take, and what it says of one tensor beside its name."""
 
 
 class FleetPort:
@@ -280,31 +284,24 @@ class FleetPort:
             row = session.get_one(Assignment, id)
             reported = session.get_one(Device, (self.population, row.device)).examples
         check_metrics(row.device, row.metrics, self.plan.manifest.metrics)
+        most = self._largest_update()
+        if row.bytes_up > most:  # it is read whole, so its size is looked at first
+            raise UmbelError(f"the update of {row.device} should have at most {most} bytes, it has {row.bytes_up}")
         try:
             update = from_blob(self._fleet.blobs, row.update) if row.update else NO_UPDATE
         except TensorError as error:
             raise UmbelError(f"the update of {row.device}: {error}") from error
         return Arrival(row.device, update, row.examples, row.metrics, reported)
 
+    def _largest_update(self) -> int:
+        """Bytes of the plan's weights as safetensors, with room for a header that somebody else's library writes."""
+        specs = self.plan.manifest.weights
+        size = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in specs)
+        return size + HEADER_ROOM + sum(TENSOR_ROOM + 6 * len(spec.name) for spec in specs)
+
     def finish(self, finish: Finish) -> None:
         """Give an assignment its final state unless it has one, and tell its device if that is still at work."""
-        cancel: list[Addressed] = []
-        with self._fleet.database.transaction() as session:
-            row = session.get_one(Assignment, finish.id)
-            command = session.get_one(Command, row.command)
-            at_work = row.state in WITH_DEVICE
-            if not may_follow(row.state, finish.state):
-                return
-            now = self._clock()
-            row.state, row.reason, row.updated = finish.state, finish.reason, now
-            if command.state in OPEN:
-                command.state, command.reason, command.updated = finish.state, finish.reason, now
-            if finish.state == "rejected":
-                count_rejection(session, row)
-            if at_work and finish.tell:
-                ttl = max(LEAST_CANCEL_SECONDS, row.closes - now)
-                cancel.append(self._fleet.outbox.add(session, self.population, row.device, Cancel(row.id), ttl))
-        self._fleet.exchange.send(cancel)
+        finish_assignment(self._fleet, finish, self._clock())
 
     def abandon(self, abandon: Abandon) -> None:
         """Close the attempt; one that never had its devices is noted too."""
@@ -328,10 +325,12 @@ class FleetPort:
         """Store the weights, evaluate them, and commit: checkpoint, contributors, round and the run's progress at once."""
         began = time.perf_counter()
         data = dump(checkpoint.weights)
-        weights = self._fleet.blobs.put(data)
-        strategy = self._fleet.blobs.put(dump(checkpoint.strategy)).sha256 if checkpoint.strategy else None
-        metrics = self._evaluate(checkpoint.weights) if self._evaluate is not None else {}
-        fleet = results(self.plan.manifest.metrics, checkpoint.fleet_sums) if checkpoint.fleet_sums else {}
+        weights = self._fleet.blobs.put(data, durable=True)
+        strategy = None
+        if checkpoint.strategy:
+            strategy = self._fleet.blobs.put(dump(checkpoint.strategy), durable=True).sha256
+        metrics = finite(self._evaluate(checkpoint.weights)) if self._evaluate is not None else {}
+        fleet = finite(results(self.plan.manifest.metrics, checkpoint.fleet_sums)) if checkpoint.fleet_sums else {}
         now = self._clock()
         with self._fleet.database.transaction() as session:
             session.add(
@@ -385,6 +384,26 @@ def candidate(device: Device) -> Candidate:
         device.quarantined,
         device.assigned,
     )
+
+
+def finish_assignment(fleet: Fleet, finish: Finish, now: float) -> None:
+    """Give an assignment its final state unless it has one, and tell its device if that is still at work."""
+    cancel: list[Addressed] = []
+    with fleet.database.transaction() as session:
+        row = session.get_one(Assignment, finish.id)
+        command = session.get_one(Command, row.command)
+        at_work = row.state in WITH_DEVICE
+        if not may_follow(row.state, finish.state):
+            return
+        row.state, row.reason, row.updated = finish.state, finish.reason, now
+        if command.state in OPEN:
+            command.state, command.reason, command.updated = finish.state, finish.reason, now
+        if finish.state == "rejected":
+            count_rejection(session, row)
+        if at_work and finish.tell:
+            ttl = max(LEAST_CANCEL_SECONDS, row.closes - now)
+            cancel.append(fleet.outbox.add(session, row.population, row.device, Cancel(row.id), ttl))
+    fleet.exchange.send(cancel)
 
 
 def _open_round(row: Round) -> OpenRound:

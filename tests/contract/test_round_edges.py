@@ -1,0 +1,134 @@
+"""Runs at their edges: orders at odd moments, and what hostile devices send."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from tests.brokers import EmbeddedProcess
+from tests.server_harness import POPULATION, RunningServer, ScriptedDevice
+from tests.waiting import eventually
+
+from umbel import tensors
+from umbel.messages import Blob, Command, Evaluate, Evaluated, Outcome, Train, Trained
+from umbel.metrics import MetricSpec
+from umbel.plan import Plan
+from umbel_server.blobs import Blobs
+from umbel_server.device_metrics import average
+from umbel_server.runs import RunSettings
+
+PlanOf = Callable[[str], Plan]
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[RunningServer]:
+    broker = EmbeddedProcess()
+    broker.start()
+    server = RunningServer(tmp_path / "server", broker.port)
+    yield server
+    server.stop()
+    broker.stop()
+
+
+def update_of(plan: Plan) -> Blob:
+    return Blob.of(tensors.dump({s.name: np.full(s.shape, 0.1, np.float32) for s in plan.manifest.weights}))
+
+
+def trained(command: Command, update: Blob, loss: float = 0.5) -> Trained:
+    assert isinstance(command.body, Train)
+    return Trained(command.body.assignment, update, 10, {"loss": loss})
+
+
+def start(running: RunningServer, plan: Plan, policy: dict[str, object], **settings: object) -> str:
+    wanted = msgspec.convert(
+        {"rounds": 1, "policy": {"deadline": 5.0, "backoff": 0.1, "attempts": 2, **policy}, **settings}, RunSettings
+    )
+    return running.server.runs.start(POPULATION, plan.sha256, wanted).id
+
+
+def ended(running: RunningServer, id: str) -> dict[str, object]:
+    eventually(lambda: running.server.runs.get(id).state != "running", 30)
+    return running.server.runs.show(id)
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "qfedavg"])
+def test_no_loss_of_a_device_makes_a_run_fail(running: RunningServer, plan_of: PlanOf, strategy: str) -> None:
+    plan = running.server.plans.add(plan_of("line").path)
+    update = update_of(plan)
+    losses = {"huge": 1e308, "large": 1e90, "usual": 0.5, "fine": 0.4, "good": 0.3}
+    devices = [
+        ScriptedDevice(running, name, lambda c, loss=loss: trained(c, update, loss))  # type: ignore[misc]
+        for name, loss in losses.items()
+    ]
+    running.wait_online(5)
+    options = {"q": 2.0} if strategy == "qfedavg" else {}
+    id = start(running, plan, {}, strategy=strategy, options=options)
+    run = ended(running, id)
+    assert run["state"] == "finished", run["reason"]
+    folded = {a["device"] for a in run["assignments"] if a["state"] == "folded"}  # type: ignore[attr-defined]
+    assert {"usual", "fine", "good"} <= folded
+    for checkpoint in running.client.get(f"/v1/runs/{id}")["checkpoints"]:
+        assert all(isinstance(value, float) for value in checkpoint["fleet_metrics"].values())
+    for device in devices:
+        device.stop()
+
+
+def test_an_evaluation_out_of_range_is_left_out(running: RunningServer, plan_of: PlanOf) -> None:
+    plan = running.server.plans.add(plan_of("line").path)
+    update = update_of(plan)
+
+    def work(command: Command) -> Outcome | None:
+        if isinstance(command.body, Evaluate):
+            return Evaluated(command.body.assignment, 100, {"loss": 1e308})
+        return trained(command, update) if isinstance(command.body, Train) else None
+
+    device = ScriptedDevice(running, "device", work)
+    running.wait_online(1)
+    id = start(running, plan, {"evaluate": 1})
+    ended(running, id)
+    eventually(
+        lambda: any(
+            a["kind"] == "evaluate" and a["state"] == "folded" for a in running.server.runs.show(id, 1)["assignments"]
+        )
+    )
+    assert running.client.get(f"/v1/runs/{id}")["checkpoints"][1]["evaluated"] == {}
+    device.stop()
+
+
+def test_a_metric_that_is_no_number_is_left_out() -> None:
+    specs = [MetricSpec("rmse", "root_mean", {"total": (), "count": ()})]
+    report: dict[str, float | list[float]] = {"loss": 1.0, "rmse.total": -1.0, "rmse.count": 1.0}
+    with np.errstate(invalid="ignore"):
+        assert average([("device", report, 1.0)], specs) == ({"loss": 1.0}, 1)
+
+
+def test_an_update_that_is_far_too_large_is_refused_unread(
+    running: RunningServer, plan_of: PlanOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = running.server.plans.add(plan_of("line").path)
+    large = running.server.blobs.put(bytes(4_000_000))
+    read: list[str] = []
+    get = running.server.blobs.get
+
+    def noting(sha256: str) -> bytes:
+        read.append(sha256)
+        return get(sha256)
+
+    monkeypatch.setattr(running.server.blobs, "get", noting)
+    device = ScriptedDevice(running, "device", lambda c: trained(c, large) if isinstance(c.body, Train) else None)
+    running.wait_online(1)
+    run = ended(running, start(running, plan, {}))
+    assert {a["state"] for a in run["assignments"]} == {"rejected"}  # type: ignore[attr-defined]
+    assert "at most" in run["assignments"][0]["reason"]  # type: ignore[index]
+    assert large.sha256 not in read
+    device.stop()
+
+
+def test_a_blob_that_a_power_failure_emptied_is_stored_again(tmp_path: Path) -> None:
+    blobs = Blobs(tmp_path.as_uri())
+    blob = blobs.put(b"x" * 100, durable=True)
+    (path,) = tmp_path.glob(f"*/{blob.sha256}")
+    path.write_bytes(b"")
+    blobs.put(b"x" * 100)
+    assert blobs.get(blob.sha256) == b"x" * 100
