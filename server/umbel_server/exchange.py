@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from umbel import messages, topics
 from umbel.errors import UmbelError
-from umbel.messages import Ack, Answered, Blob, Evaluated, Exported, Result, Status, Trained
+from umbel.messages import Ack, Answered, Blob, Evaluated, Exported, Outcome, Result, Status, Trained
 from umbel.mqtt import Link
 from umbel_server import moments
 from umbel_server.blobs import Blobs
@@ -36,6 +36,9 @@ MOST_WAITING = 10_000
 """Messages kept for later while the database cannot be written; beyond that a command's repeat brings them back."""
 
 STALL_SECONDS, QUIET_SECONDS, CATCH_UP_SECONDS = 0.5, 0.3, 5.0
+
+MOST_EXAMPLES = 2**31 - 1
+"""What the database has room for."""
 
 Listener = Callable[[Assignment | None], None]
 
@@ -153,8 +156,8 @@ class Exchange:
                 listener(None)
 
     def _tell(self, assignment: Assignment | None) -> None:
-        if assignment is not None and assignment.run in self._listeners:
-            self._listeners[assignment.run][1](assignment)
+        if assignment is not None and (listening := self._listeners.get(assignment.run)) is not None:
+            listening[1](assignment)
 
     def _send_waiting(self, population: str, device: str) -> None:
         waiting = self._outbox.waiting(population, device)
@@ -162,29 +165,35 @@ class Exchange:
         if waiting:
             self._outbox.touch([command.id for command in waiting])
 
-    def _acknowledged(self, ack: Ack) -> None:
+    def _acknowledged(self, ack: Ack, ours: bool = False) -> None:
+        """Note what became of a command; `ours` when it is this server that rejects what came."""
         assignment = None
         with self._database.transaction() as session:
             command = self._outbox.acknowledge(session, ack)
             if command is None:
                 return
-            if ack.state != "done":
+            if ack.state == "done":
+                assignment = _move(session, command, "failed", "it was acknowledged as done, and nothing came of it")
+            else:
                 assignment = _move(session, command, ack.state, ack.reason)
+            if assignment is not None and ours:
+                count_rejection(session, assignment)
         if ack.state == "accepted":
             moments.reached("accepted")
         self._tell(assignment)
 
     def _completed(self, result: Result) -> None:
         if (reason := self._take_blob(result)) is not None:
-            self._acknowledged(Ack(result.command, result.population, result.device, "rejected", result.at, reason))
+            self._acknowledged(
+                Ack(result.command, result.population, result.device, "rejected", result.at, reason), True
+            )
             return
         assignment = None
         with self._database.transaction() as session:
             command = self._outbox.complete(session, result)
             if command is None:
                 return
-            if isinstance(result.outcome, Trained | Evaluated):
-                assignment = _take(session, command, result.outcome)
+            assignment = _take(session, command, result.outcome)
         self._tell(assignment)
 
     def _take_blob(self, result: Result) -> str | None:
@@ -234,12 +243,17 @@ def _move(session: Session, command: Command, state: str, reason: str) -> Assign
     if assignment is None or not may_follow(assignment.state, state):
         return None
     assignment.state, assignment.reason, assignment.updated = state, reason, command.updated
-    if state == "rejected":
+    return assignment
+
+
+def _reject(session: Session, command: Command, reason: str) -> Assignment | None:
+    """Reject what came for the command's assignment; a device that refuses work itself is not counted like that."""
+    if (assignment := _move(session, command, "rejected", reason)) is not None:
         count_rejection(session, assignment)
     return assignment
 
 
-def _take(session: Session, command: Command, outcome: Trained | Evaluated) -> Assignment | None:
+def _take(session: Session, command: Command, outcome: Outcome) -> Assignment | None:
     """Note what came back for the command's assignment, unless that has its final state.
 
     An update waits to be folded; an evaluation is final, as nothing is made of it but means. Work that belongs to another
@@ -248,9 +262,16 @@ def _take(session: Session, command: Command, outcome: Trained | Evaluated) -> A
     assignment = session.scalars(select(Assignment).where(Assignment.command == command.id)).one_or_none()
     if assignment is None:
         return None
-    if outcome.assignment != assignment.id or (assignment.kind == "train") != isinstance(outcome, Trained):
+    expected = Trained if assignment.kind == "train" else Evaluated
+    if not isinstance(outcome, Trained | Evaluated) or not isinstance(outcome, expected):
+        return _reject(session, command, f"the answer should be {expected.__name__}, it is {type(outcome).__name__}")
+    if outcome.assignment != assignment.id:
         wrong = f"the answer should be for {assignment.kind} {assignment.id}, it is for {outcome.assignment[:32]!r}"
-        return _move(session, command, "rejected", wrong)
+        return _reject(session, command, wrong)
+    if not 0 <= outcome.examples <= MOST_EXAMPLES:
+        return _reject(
+            session, command, f"0 to {MOST_EXAMPLES} examples were expected, it claims {outcome.examples:.6g}"
+        )
     moved = _move(session, command, "uploaded" if isinstance(outcome, Trained) else "folded", "")
     if moved is not None:
         moved.examples, moved.metrics, moved.seconds = outcome.examples, outcome.metrics, outcome.seconds

@@ -11,7 +11,7 @@ from tests.server_harness import POPULATION, RunningServer, ScriptedDevice
 from tests.waiting import eventually
 
 from umbel import tensors
-from umbel.messages import Blob, Command, Evaluate, Evaluated, Outcome, Train, Trained
+from umbel.messages import Ack, Blob, Command, Evaluate, Evaluated, Outcome, Train, Trained
 from umbel.metrics import MetricSpec
 from umbel.plan import Plan
 from umbel_server.blobs import Blobs
@@ -125,6 +125,16 @@ def test_an_update_that_is_far_too_large_is_refused_unread(
     device.stop()
 
 
+def test_more_examples_than_anybody_has_are_refused_at_once(running: RunningServer, plan_of: PlanOf) -> None:
+    plan = running.server.plans.add(plan_of("line").path)
+    update = update_of(plan)
+    device = ScriptedDevice(running, "device", lambda c: msgspec.structs.replace(trained(c, update), examples=10**30))
+    running.wait_online(1)
+    run = ended(running, start(running, plan, {"deadline": 60.0}))
+    assert {a["state"] for a in run["assignments"]} == {"rejected"}  # type: ignore[attr-defined]
+    device.stop()
+
+
 def test_a_blob_that_a_power_failure_emptied_is_stored_again(tmp_path: Path) -> None:
     blobs = Blobs(tmp_path.as_uri())
     blob = blobs.put(b"x" * 100, durable=True)
@@ -132,3 +142,21 @@ def test_a_blob_that_a_power_failure_emptied_is_stored_again(tmp_path: Path) -> 
     path.write_bytes(b"")
     blobs.put(b"x" * 100)
     assert blobs.get(blob.sha256) == b"x" * 100
+
+
+def test_done_without_an_update_ends_an_assignment(running: RunningServer, plan_of: PlanOf) -> None:
+    plan = running.server.plans.add(plan_of("line").path)
+    device = ScriptedDevice(running, "device", lambda c: Ack(c.id, POPULATION, "device", "done", 0.0))
+    running.wait_online(1)
+    run = ended(running, start(running, plan, {"deadline": 60.0}))
+    assert {a["state"] for a in run["assignments"]} == {"failed"}  # type: ignore[attr-defined]
+    device.stop()
+
+
+def test_a_device_is_not_quarantined_for_what_it_refuses_itself(running: RunningServer, plan_of: PlanOf) -> None:
+    plan = running.server.plans.add(plan_of("line").path)
+    device = ScriptedDevice(running, "device", lambda c: Ack(c.id, POPULATION, "device", "rejected", 0.0, "forged"))
+    running.wait_online(1)
+    ended(running, start(running, plan, {"max_rejections": 1}))
+    assert running.server.devices.get(POPULATION, "device").quarantined == ""
+    device.stop()
