@@ -12,6 +12,7 @@ import msgspec
 from obstore.exceptions import BaseError as StoreError
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from umbel.errors import UmbelError
 from umbel.examples import load_examples
@@ -26,8 +27,8 @@ from umbel_server.flower_app import END, app
 from umbel_server.flower_messages import context
 from umbel_server.plans import Plans
 from umbel_server.rounds.assignments import LIVE
-from umbel_server.rounds.events import Order
-from umbel_server.rounds.fleet_port import FleetPort
+from umbel_server.rounds.events import Finish, Order
+from umbel_server.rounds.fleet_port import FleetPort, finish_assignment
 from umbel_server.rounds.policy import RoundPolicy
 from umbel_server.strategies import make_strategy
 
@@ -40,6 +41,7 @@ STORAGE_PAUSES = (0.5, 30.0)
 longest pause between them in seconds."""
 
 ENDED = ("finished", "stopped", "failed")
+_ENDS = {"finished": "reached its end", "stopped": "was stopped", "failed": "failed"}
 
 
 class UnknownRun(UmbelError):
@@ -97,6 +99,7 @@ class Runs:
         self._fleet, self._plans, self._clock = fleet, plans, clock
         self._ports: dict[str, FleetPort] = {}
         self._threads: dict[str, threading.Thread] = {}
+        self._orders: dict[str, Literal["pause", "stop"]] = {}
         self._leaving = threading.Event()
 
     def start(self, population: str, plan: str, settings: RunSettings, weights: str = "") -> Run:
@@ -139,6 +142,8 @@ class Runs:
         It starts where the other one started, or from the weights at the address `weights`. Raises UmbelError.
         """
         run = self.get(id)
+        if not isinstance(changes.get("policy", {}), dict):
+            raise UmbelError("policy: the changed settings by their names were expected")
         policy = {**run.settings.get("policy", {}), **changes.get("policy", {})}
         try:
             settings = msgspec.convert({**run.settings, **changes, "policy": policy}, RunSettings)
@@ -157,14 +162,8 @@ class Runs:
     def stop(self, id: str) -> Run:
         """Stop a run for good after telling its devices; returns it once its thread has ended (at most 10 s)."""
         run = self.get(id)
-        if run.state == "paused":
-            with self._fleet.database.transaction() as session:
-                session.execute(
-                    update(Assignment)
-                    .where(Assignment.run == run.id, Assignment.state.in_(LIVE))
-                    .values(state="cancelled", reason="the run was stopped", updated=self._clock())
-                )
-            self._note(run.id, "stopped", "stopped by an administrator")
+        if self._change(run.id, "paused", "stopped", "stopped by an administrator"):
+            self._cancel_all(run.id, "the run was stopped")
         return self._order(run, "stop")
 
     def pause(self, id: str) -> Run:
@@ -179,18 +178,29 @@ class Runs:
     def resume(self, id: str) -> Run:
         """Go on with a paused run; raises UmbelError when it is not paused."""
         run = self.get(id)
-        if run.state != "paused":
-            raise UmbelError(f"run {run.id} is {run.state}, only a paused run can be resumed")
-        with self._fleet.database.transaction() as session:
-            row = session.get_one(Run, run.id)
-            row.state, row.reason, row.updated, row.resumed = "running", "", self._clock(), self._clock()
+        if not self._change(run.id, "paused", "running"):
+            raise UmbelError(f"run {run.id} is {self.get(run.id).state}, only a paused run can be resumed")
         self._launch(run.id)
         return self.get(run.id)
 
+    def _change(self, id: str, before: str, state: str, reason: str = "") -> bool:
+        """Move a run on from the state `before`; of several who ask at once one does, and the others are told False."""
+        with self._fleet.database.transaction() as session:
+            row = session.get_one(Run, id, with_for_update=True)
+            if row.state != before:
+                return False
+            row.state, row.reason, row.updated = state, reason, self._clock()
+            if state == "running":
+                row.resumed = row.updated
+            _close_rounds(session, row)
+        return True
+
     def _order(self, run: Run, what: Literal["pause", "stop"]) -> Run:
-        port, thread = self._ports.get(run.id), self._threads.get(run.id)
-        if port is not None and thread is not None and thread.is_alive():
-            port.order(Order(self._clock(), what))
+        thread = self._threads.get(run.id)
+        if thread is not None and thread.is_alive():
+            self._orders[run.id] = what  # for a thread that has no port yet, or another one soon
+            if (port := self._ports.get(run.id)) is not None:
+                port.order(Order(self._clock(), what))
             thread.join(10)
         return self.get(run.id)
 
@@ -282,6 +292,8 @@ class Runs:
         return io.BytesIO(self._fleet.blobs.get(settings.held_out))
 
     def _launch(self, id: str) -> None:
+        self._ports.pop(id, None)
+        self._orders.pop(id, None)
         thread = threading.Thread(target=self._execute, args=(id,), name=f"run-{id}", daemon=True)
         self._threads[id] = thread
         thread.start()
@@ -298,6 +310,8 @@ class Runs:
             self._fleet.exchange.unlisten(id)
         while not self._leaving.is_set():
             try:
+                if state == "failed":
+                    self._cancel_all(id, "the run failed")
                 if state:
                     self._note(id, state, reason)
                 return
@@ -329,10 +343,18 @@ class Runs:
             return attempts + 1, newest
         return (attempts + 1 if now == newest else 1), now
 
+    def _cancel_all(self, id: str, reason: str) -> None:
+        """Give every assignment of a run that nobody drives its final state, and tell the devices that are at work."""
+        with self._fleet.database.transaction() as session:
+            live = session.scalars(select(Assignment.id).where(Assignment.run == id, Assignment.state.in_(LIVE))).all()
+        for assignment in live:
+            finish_assignment(self._fleet, Finish(assignment, "cancelled", reason, tell=True), self._clock())
+
     def _note(self, id: str, state: str, reason: str) -> None:
         with self._fleet.database.transaction() as session:
             run = session.get_one(Run, id)
             run.state, run.reason, run.updated = state, reason, self._clock()
+            _close_rounds(session, run)
         log.info("run %s %s %s", id, state, reason)
 
     def _drive(self, id: str) -> tuple[str, str]:
@@ -346,6 +368,8 @@ class Runs:
         port = FleetPort(self._fleet, id, plan, self._plans.blob(plan), evaluate, self._clock)
         grid = FleetGrid(port)
         self._ports[id] = port
+        if (order := self._orders.get(id)) is not None:
+            port.order(Order(self._clock(), order))
         if self._leaving.is_set():
             return "", ""
         called = context(int(id, 16), _run_config(plan.path.as_posix(), settings))
@@ -354,6 +378,16 @@ class Runs:
             return "", ""
         ended = called.state.config_records[END]
         return str(ended["state"]), str(ended["reason"])
+
+
+def _close_rounds(session: Session, run: Run) -> None:
+    """Note, within the caller's transaction, that nobody goes on with the round that was open when a run ended."""
+    if run.state in ENDED:
+        session.execute(
+            update(Round)
+            .where(Round.run == run.id, Round.state == "open")
+            .values(state="abandoned", reason=f"the run {_ENDS[run.state]}", closed=run.updated)
+        )
 
 
 def _run_config(plan: str, settings: RunSettings) -> dict[str, bool | float | int | str]:

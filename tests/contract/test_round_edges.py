@@ -1,19 +1,23 @@
 """Runs at their edges: orders at odd moments, and what hostile devices send."""
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+import urllib3
 from tests.brokers import EmbeddedProcess
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice
 from tests.waiting import eventually
 
 from umbel import tensors
+from umbel.errors import UmbelError
 from umbel.messages import Ack, Blob, Command, Evaluate, Evaluated, Outcome, Train, Trained
 from umbel.metrics import MetricSpec
 from umbel.plan import Plan
+from umbel_server.aggregation.vetting import Vetting
 from umbel_server.blobs import Blobs
 from umbel_server.device_metrics import average
 from umbel_server.runs import RunSettings
@@ -50,6 +54,72 @@ def start(running: RunningServer, plan: Plan, policy: dict[str, object], **setti
 def ended(running: RunningServer, id: str) -> dict[str, object]:
     eventually(lambda: running.server.runs.get(id).state != "running", 30)
     return running.server.runs.show(id)
+
+
+def test_an_order_that_comes_before_a_run_is_under_way_is_followed(running: RunningServer, plan_of: PlanOf) -> None:
+    plan = running.server.plans.add(plan_of("line").path)
+    id = start(running, plan, {"deadline": 60.0})
+    assert running.server.runs.pause(id).state == "paused"
+    running.server.runs.resume(id)
+    assert running.server.runs.stop(id).state == "stopped"
+
+
+def test_a_round_that_was_open_when_its_run_was_stopped_is_closed(running: RunningServer, plan_of: PlanOf) -> None:
+    plan = running.server.plans.add(plan_of("line").path)
+    device = ScriptedDevice(running, "device", lambda c: None)
+    running.wait_online(1)
+    id = start(running, plan, {"deadline": 60.0})
+    eventually(lambda: running.server.runs.show(id)["attempts"])
+    running.server.runs.pause(id)
+    assert running.server.runs.show(id)["attempts"][0]["state"] == "open"
+    running.server.runs.stop(id)
+    (attempt,) = running.server.runs.show(id)["attempts"]
+    assert (attempt["state"], attempt["reason"]) == ("abandoned", "the run was stopped")
+    device.stop()
+
+
+def test_of_several_who_resume_a_run_at_once_one_does(running: RunningServer, plan_of: PlanOf) -> None:
+    plan = running.server.plans.add(plan_of("line").path)
+    for _ in range(5):
+        id = start(running, plan, {"deadline": 60.0})
+        running.server.runs.pause(id)
+        refusals: list[str] = []
+        barrier = threading.Barrier(4)
+
+        def resume(id: str = id, refusals: list[str] = refusals, barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            try:
+                running.server.runs.resume(id)
+            except UmbelError as error:
+                refusals.append(str(error))
+
+        threads = [threading.Thread(target=resume) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(refusals) == 3
+        running.server.runs.stop(id)
+
+
+def test_a_run_that_fails_leaves_no_assignment_open(
+    running: RunningServer, plan_of: PlanOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = running.server.plans.add(plan_of("line").path)
+    update = update_of(plan)
+    good = ScriptedDevice(running, "good", lambda c: trained(c, update) if isinstance(c.body, Train) else None)
+    silent = ScriptedDevice(running, "silent", lambda c: None)
+    running.wait_online(2)
+
+    def fails(*_: object) -> None:
+        raise ValueError("a mistake of ours")
+
+    monkeypatch.setattr(Vetting, "accept", fails)
+    run = ended(running, start(running, plan, {"deadline": 60.0}))
+    assert run["state"] == "failed"
+    assert {a["state"] for a in run["assignments"]} == {"cancelled"}  # type: ignore[attr-defined]
+    good.stop()
+    silent.stop()
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "qfedavg"])
@@ -133,6 +203,21 @@ def test_more_examples_than_anybody_has_are_refused_at_once(running: RunningServ
     run = ended(running, start(running, plan, {"deadline": 60.0}))
     assert {a["state"] for a in run["assignments"]} == {"rejected"}  # type: ignore[attr-defined]
     device.stop()
+
+
+def test_requests_that_make_no_sense_are_answered(running: RunningServer, plan_of: PlanOf) -> None:
+    plan = running.server.plans.add(plan_of("line").path)
+    token = {"Authorization": f"Bearer {running.state.admin_token}"}
+    http, url = urllib3.PoolManager(), running.state.server_url
+    far = "9" * 5000
+    asked = http.request("PATCH", f"{url}/v1/uploads/{'0' * 64}", headers={**token, "Upload-Offset": far})
+    assert asked.status == 400
+    asked = http.request("GET", f"{url}/v1/blobs/{plan.sha256}", headers={**token, "Range": f"bytes={far}-"})
+    assert asked.status == 200
+    id = start(running, plan, {})
+    body = msgspec.json.encode({"settings": {"policy": 5}})
+    assert http.request("POST", f"{url}/v1/runs/{id}/clone", body=body, headers=token).status == 400
+    running.server.runs.stop(id)
 
 
 def test_a_blob_that_a_power_failure_emptied_is_stored_again(tmp_path: Path) -> None:

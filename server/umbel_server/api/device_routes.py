@@ -30,7 +30,7 @@ Address = Annotated[str, "64 hex digits"]
 Sender = Annotated[str, Depends(require_device_or_admin)]
 
 MAX_REQUEST = 1 << 16
-_RANGE = re.compile(r"bytes=(\d+)-(\d*)")
+_RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})")
 
 
 async def body_of(request: Request, limit: int = MAX_REQUEST) -> bytes:
@@ -108,7 +108,7 @@ async def patch_upload(request: Request, sha256: Address, sender: Sender) -> Res
     409 with the right `Upload-Offset` when the server has another number of bytes; as PUT of the blob otherwise.
     """
     offset = request.headers.get(OFFSET, "")
-    if not (offset.isascii() and offset.isdigit()):
+    if not (offset.isascii() and offset.isdigit() and len(offset) <= 18):
         raise UmbelError(f"{OFFSET} should be the number of bytes sent before, got {offset[:40]!r}")
     try:
         await server_of(request).uploads.receive(sender, sha256, int(offset), _noticed(request.stream()))
