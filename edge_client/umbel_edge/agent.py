@@ -222,8 +222,11 @@ class Agent:
         now = time.monotonic()
         if now - self._last_complaint < COMPLAINT_SECONDS:
             return
+        id = messages.claimed_id(token)
+        if self._state.knows(id):
+            return  # our word on a command that did verify must not come from a forgery that names it
         self._last_complaint = now
-        self._link.publish(self._topic("ack"), self._ack(messages.claimed_id(token), "rejected", reason))
+        self._link.publish(self._topic("ack"), self._ack(id, "rejected", reason))
 
     def _work(self) -> None:
         while not self._stopping.is_set():

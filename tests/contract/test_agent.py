@@ -158,6 +158,15 @@ def test_unsigned_forged_expired_and_unknown_commands_are_refused_with_a_reason(
     assert not bench.results
 
 
+def test_a_forgery_does_not_speak_for_the_command_that_it_names(bench: Bench) -> None:
+    command = bench.command(Report())
+    bench.send(messages.encode(command, bench.running.state.key))
+    eventually(lambda: bench.results)
+    bench.send(messages.encode(command, signing.generate_key()))
+    assert bench.ask("report")["state"] == "done"
+    assert command.id not in [ack.command for ack in bench.acks]
+
+
 def test_a_repeated_command_is_answered_again_but_executed_once(bench: Bench, plan_of: PlanOf) -> None:
     plan = bench.running.server.plans.add(plan_of("line").path)
     weights = Blob.of(tensors.dump(plan.initial_weights()))
