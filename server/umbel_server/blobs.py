@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.request import url2pathname
 
@@ -87,6 +87,16 @@ class Blobs:
         for offset in range(start, stop, _SPOOL):
             length = min(_SPOOL, stop - offset)
             yield bytes(obstore.get_range(self._store, _path(sha256), start=offset, length=length))
+
+    def read_ranges(self, sha256: str, starts: Sequence[int], stops: Sequence[int]) -> list[bytes]:
+        """The bytes of several ranges, each from its start to before its stop, in one request where the store can.
+
+        Raises MissingBlob when there is no such blob.
+        """
+        try:
+            return [bytes(part) for part in obstore.get_ranges(self._store, _path(sha256), starts=starts, ends=stops)]
+        except FileNotFoundError as error:
+            raise MissingBlob(f"blob {sha256[:12]} is not on this server; upload it first") from error
 
     def place(self, sha256: str, file: Path) -> None:
         """Move `file`, whose bytes are on the disk and have this digest, into the store; durable when this returns.

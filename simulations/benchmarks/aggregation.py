@@ -77,7 +77,7 @@ class FilePieces:
         """Base + delta."""
         return base + self._tensor(name)[start:stop]
 
-    def deltas(self, name: str, index: np.ndarray, base: np.ndarray) -> np.ndarray:
+    def deltas(self, name: str, index: np.ndarray) -> np.ndarray:
         """The delta's elements."""
         return self._tensor(name)[index]
 

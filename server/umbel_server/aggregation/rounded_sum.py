@@ -2,8 +2,9 @@
 
 Float64 sums depend on their order in their last bits only, and weights are float32: almost always every order rounds to the
 same float32. How far a sum can be from the exact one is known (Higham, Accuracy and Stability of Numerical Algorithms,
-2nd ed. 2002, section 4.2); where that leaves two results possible - a few elements in a hundred million - the sum is
-made again, exactly, from the updates themselves.
+2nd ed. 2002, sections 3.1 and 4.2); where that leaves two results possible - a few elements in a million, more where
+weights are near 0 - the sum is made again from the updates: in twice the precision (Ogita, Rump and Oishi, Accurate Sum
+and Dot Product, SIAM J. Sci. Comput. 26(6), 2005), and where even that leaves two, exactly.
 """
 
 import math
@@ -22,101 +23,205 @@ BLOCK = 1 << 14
 MOST_ROWS = 4
 """Updates that are folded together, so that a block of the sums comes to the cache once for all of them."""
 
+CARRY_AFTER = 16
+"""Groups of updates that have sums of their own before they join the others: short sums have small errors."""
+
 UNIT = 2.0**-53
 """The unit roundoff of float64."""
 
-CAUTION = 2.0
-"""The bound is taken this many times, which covers the roundings of the bound itself."""
+CAUTION = 1.0 + 2.0**-10
+"""The bound is taken this many times, which covers the roundings of the bound itself and second-order terms."""
+
+AGAIN = 1 << 16
+"""Elements that are made again at once; a handful of arrays of them are held."""
+
+TERMS = 1 << 20
+"""Products that are held at once for exact sums."""
+
+WEIGHTS = (2.0**-400, 2.0**400)
+"""Weights whose products with float32 and with float64 that can be squared neither overflow nor lose more than LOST."""
+
+LOST = 2.0**-1070
+"""What underflow can take from one product and its parts."""
+
+_SQUARES = {np.dtype(np.float32): (2.0**-90, 2.0**120), np.dtype(np.float64): (2.0**-900, 2.0**1000)}
+"""Sums of BLOCK squares between these are right to 2**-9: underflow took nothing that matters, and nothing overflowed."""
 
 _HALF = 134217729.0  # 2^27 + 1
 
 
 class RoundedSum:
-    """The sum of weighted arrays of `shape`, to be scaled and added to weights."""
+    """The sum of weighted arrays of `shape`, to be scaled and added to weights.
+
+    It holds two float64 arrays of the shape: the sum, and what is not yet carried to it.
+    """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self._shape, self._size = shape, math.prod(shape)
-        self._sums = np.zeros(self._size)
+        self._sums, self._recent = np.zeros(self._size), np.zeros(self._size)
         self._rows = np.empty((MOST_ROWS, min(self._size, BLOCK)))
-        self._sizes = np.zeros(-(-self._size // BLOCK))
-        self._groups = 0
+        self._group = np.empty(min(self._size, BLOCK))
+        blocks = -(-self._size // BLOCK)
+        # By block: a bound of the recent sums, and one of all errors in units of UNIT.
+        self._reach, self._errors = np.zeros(blocks), np.zeros(blocks)
+        self._groups = self._addends = 0
 
     def clear(self) -> None:
         """Back to zero."""
-        self._sums[:] = 0.0
-        self._sizes[:] = 0.0
-        self._groups = 0
+        for array in (self._sums, self._recent, self._reach, self._errors):
+            array[:] = 0.0
+        self._groups = self._addends = 0
 
     def add_all(self, addends: Sequence[NDArray[Any]], weights: Sequence[float]) -> None:
-        """Add weight * values for each of at most MOST_ROWS addends of the sum's shape, float32 or float64 and finite.
+        """Add weight * values for each of at most MOST_ROWS addends of the sum's shape, real and finite.
 
-        Raises TensorError on another shape.
+        Raises TensorError on another shape, on weights outside WEIGHTS, and on values that are not finite: after that
+        last one the sum is good for nothing until it is cleared, so look at values before.
         """
-        for values in addends:
+        for values, weight in zip(addends, weights, strict=True):
             if values.shape != self._shape:
                 raise TensorError(f"an addend of shape {list(self._shape)} was expected, got {list(values.shape)}")
+            if not WEIGHTS[0] <= weight <= WEIGHTS[1]:
+                raise TensorError(f"the weight of an addend should be in 2**-400..2**400, got {weight}")
         flat, factors = [values.reshape(-1) for values in addends], np.array(weights)
-        for number, part in self._blocks():
-            rows = self._rows[: len(flat), : part.stop - part.start]
-            size = 0.0
-            for row, values, weight in zip(rows, flat, weights, strict=True):
-                block = values[part]
-                row[:] = block
-                size += weight * max(float(block.max()), -float(block.min()))
-            self._sums[part] += factors @ rows
-            self._sizes[number] += size
+        squares = np.empty((len(flat), len(self._reach)))
+        with np.errstate(over="ignore", invalid="ignore"):
+            for number, part in self._blocks():
+                size = part.stop - part.start
+                rows, group = self._rows[: len(flat), :size], self._group[:size]
+                for index, values in enumerate(flat):
+                    # BLAS reads memory faster than a cast does; its sum of squares costs half of what extremes do.
+                    block, row = values[part], rows[index]
+                    if block.dtype in _SQUARES:
+                        squares[index, number] = np.dot(block, block)
+                        row[:] = block
+                    else:
+                        row[:] = block
+                        squares[index, number] = np.dot(row, row)
+                np.dot(factors, rows, out=group)
+                recent = self._recent[part]
+                np.add(recent, group, out=recent)
+        self._bound(flat, factors, squares)
+        self._addends += len(flat)
         self._groups += 1
+        if self._groups == CARRY_AFTER:
+            self._carry()
+
+    def _bound(self, flat: Sequence[NDArray[Any]], weights: NDArray[np.float64], squares: NDArray[np.float64]) -> None:
+        """Count the errors of a group: of MOST_ROWS products and their sum in any order, and of adding that."""
+        # No element is above the root of its block's squares, of which 2**14 float32 additions lose 2**-10 at most.
+        peaks = np.sqrt(squares) * (1.0 + 2.0**-9)
+        for index, values in enumerate(flat):
+            low, high = _SQUARES.get(values.dtype, _SQUARES[np.dtype(np.float64)])
+            for number in np.flatnonzero(~((squares[index] > low) & (squares[index] < high))):
+                block = values[number * BLOCK : (number + 1) * BLOCK]
+                peaks[index, number] = max(float(block.max()), -float(block.min()))
+        group = weights @ peaks
+        if not np.isfinite(group).all():
+            raise TensorError("an addend holds NaN, infinity, or numbers that overflow with its weight")
+        self._reach += group
+        self._errors += MOST_ROWS * group + self._reach
+
+    def _carry(self) -> None:
+        for number, part in self._blocks():
+            sums, recent = self._sums[part], self._recent[part]
+            np.add(sums, recent, out=sums)
+            self._errors[number] += max(float(sums.max()), -float(sums.min()))
+            recent[:] = 0.0
+        self._reach[:] = 0.0
+        self._groups = 0
 
     def moved(
         self, base: NDArray[Any], scale: float, folded: Sequence[tuple[Pieces, float]], name: str
     ) -> NDArray[Any]:
-        """base + scale * sum in the dtype of `base`, as the exact sum would give it.
+        """base + scale * sum in the dtype of `base`, as the exact sum, rounded once to float64, would give it.
 
-        `folded` are all addends, as pieces to read tensor `name` again from, with their weights.
+        `scale` is positive. `folded` are all addends, as pieces to read tensor `name` again from, with their weights;
+        raises what they raise.
         """
+        if self._groups:
+            self._carry()
         flat = base.reshape(-1)
         result = np.empty(self._size, base.dtype)
-        unsure = []
+        unsure = [np.empty(0, np.intp)]
         for number, part in self._blocks():
-            # Four products and their sum, and one addition a group, each rounded by at most UNIT of what it adds up to.
-            error = CAUTION * UNIT * (MOST_ROWS + self._groups + 4) * self._sizes[number]
-            low = _scaled(self._sums[part] - error, scale, flat[part])
-            high = _scaled(self._sums[part] + error, scale, flat[part])
-            result[part] = low
-            unsure.append(part.start + np.flatnonzero(low != high))
-        if (index := np.concatenate(unsure or [np.empty(0, np.intp)])).size:
-            result[index] = _scaled(self._exact(index, flat, folded, name), scale, flat[index])
+            error = CAUTION * (UNIT * self._errors[number] + LOST * self._addends)
+            result[part], sure = _between(self._sums[part], error, scale, flat[part])
+            unsure.append(part.start + np.flatnonzero(~sure))
+        index = np.concatenate(unsure)
+        for start in range(0, index.size, AGAIN):
+            part_index = index[start : start + AGAIN]
+            result[part_index] = self._again(part_index, flat[part_index], scale, folded, name)
         return result.reshape(self._shape)
 
-    def _exact(
-        self, index: NDArray[np.intp], base: NDArray[Any], folded: Sequence[tuple[Pieces, float]], name: str
-    ) -> NDArray[np.float64]:
-        """The sums at `index`, each rounded once."""
-        terms: list[list[float]] = [[] for _ in index]
+    def _again(
+        self,
+        index: NDArray[np.intp],
+        base: NDArray[Any],
+        scale: float,
+        folded: Sequence[tuple[Pieces, float]],
+        name: str,
+    ) -> NDArray[Any]:
+        """`moved` of the elements at `index`, from sums in twice the precision, or exact ones."""
+        high, low, sizes = np.zeros(index.size), np.zeros(index.size), np.zeros(index.size)
         for pieces, weight in folded:
-            for own, value in zip(terms, pieces.deltas(name, index, base), strict=True):
-                own.extend(_product(weight, float(value)))
-        return np.array([math.fsum(own) for own in terms])
+            product, rest = _product(weight, pieces.deltas(name, index).astype(np.float64, copy=False))
+            sizes += np.abs(product)
+            total = high + product
+            before = total - product
+            low += ((high - before) + (product - (total - before))) + rest
+            high = total
+        # Section 5 there: n terms and n rests, rounded as they are added up. Zeros alone have no error at all.
+        error = (2.0 * len(folded) + 4.0) ** 2 * UNIT**2 * sizes + UNIT * np.abs(low)
+        error = CAUTION * 2.0 * (error + np.where(sizes > 0.0, LOST * len(folded), 0.0))
+        values, sure = _between(high, error, scale, base, low)
+        left = np.flatnonzero(~sure)
+        most = max(1, TERMS // (2 * max(1, len(folded))))
+        for start in range(0, left.size, most):
+            some = left[start : start + most]
+            values[some] = _scaled(_exact(index[some], folded, name), scale, base[some])
+        return values
 
     def _blocks(self) -> Iterator[tuple[int, slice]]:
-        for number in range(len(self._sizes)):
+        for number in range(len(self._reach)):
             yield number, slice(number * BLOCK, min(self._size, (number + 1) * BLOCK))
 
 
+def _between(
+    sums: NDArray[np.float64],
+    error: float | NDArray[np.float64],
+    scale: float,
+    base: NDArray[Any],
+    rest: float | NDArray[np.float64] = 0.0,
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """What the least of sums + rest +- error gives, and where the greatest gives the same."""
+    least = _scaled(sums + (rest - error), scale, base)
+    return least, least == _scaled(sums + (rest + error), scale, base)
+
+
 def _scaled(sums: NDArray[np.float64], scale: float, base: NDArray[Any]) -> NDArray[Any]:
-    """Every step of this grows with `sums`, so what two sums agree on, all between them agree on."""
-    moved: NDArray[Any] = (sums * scale + base).astype(base.dtype)
-    return moved
+    """base + scale * sums; no rounding in it reverses an order, so what two sums agree on, all between them agree on."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        moved: NDArray[Any] = (sums * scale + base).astype(base.dtype)
+        # Equal zeros may differ in sign, which is not between anything: all are positive.
+        return moved + np.zeros((), base.dtype) if base.dtype.kind == "f" else moved
 
 
-def _product(a: float, b: float) -> tuple[float, float]:
-    """a * b as a sum of two floats, exactly (Dekker, Numerische Mathematik 18, 1971)."""
+def _exact(index: NDArray[np.intp], folded: Sequence[tuple[Pieces, float]], name: str) -> NDArray[np.float64]:
+    """The sums at `index`, each rounded once."""
+    terms = [
+        part
+        for pieces, weight in folded
+        for part in _product(weight, pieces.deltas(name, index).astype(np.float64, copy=False))
+    ]
+    return np.array([math.fsum(own) for own in np.array(terms).T.tolist()])
+
+
+def _product(a: float, b: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """a * b as a sum of two floats, exactly but for underflow (Dekker, Numerische Mathematik 18, 1971)."""
     product = a * b
-    a_high, a_low = _split(a)
-    b_high, b_low = _split(b)
+    a_high = _HALF * a - (_HALF * a - a)
+    a_low = a - a_high
+    b_high = _HALF * b - (_HALF * b - b)
+    b_low = b - b_high
     return product, ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
-
-
-def _split(a: float) -> tuple[float, float]:
-    high = _HALF * a - (_HALF * a - a)
-    return high, a - high

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("umbel.runs")
 
-NO_UPDATE = Update({}, WeightPieces({}))
+NO_UPDATE = Update({}, WeightPieces({}, {}))
 LEAST_CANCEL_SECONDS = 60.0
 HEADER_ROOM, TENSOR_ROOM = 1 << 16, 1 << 10
 """Bytes that an update's header may take, and what it says of one tensor beside its name."""

@@ -1,5 +1,12 @@
+"""Any order of the same updates gives the same bytes, and they are those that the exact sum gives."""
+
+import math
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
+from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -7,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from umbel.errors import TensorError
-from umbel.tensors import Tensors, WeightSpec
-from umbel_server.aggregation import Update, WeightPieces, rounded_sum
+from umbel.tensors import Tensors, WeightSpec, dump
+from umbel_server.aggregation import Update, WeightPieces, from_blob, from_weights, rounded_sum
 from umbel_server.aggregation.mean import Mean
 from umbel_server.aggregation.rounded_sum import BLOCK, RoundedSum
+from umbel_server.aggregation.updates import NEAR
+from umbel_server.blobs import Blobs
 
 SPECS = [WeightSpec("kernel", (3, 5)), WeightSpec("scale", ())]
 
@@ -18,7 +27,7 @@ SPECS = [WeightSpec("kernel", (3, 5)), WeightSpec("scale", ())]
 def update_of(rng: np.random.Generator, size: float, base: Tensors) -> Update:
     delta = {name: np.asarray(rng.normal(0, size, weight.shape), np.float32) for name, weight in base.items()}
     after = {name: weight.astype(np.float64) + delta[name] for name, weight in base.items()}
-    return Update({name: after[name] - weight for name, weight in base.items()}, WeightPieces(after))
+    return Update({name: after[name] - weight for name, weight in base.items()}, WeightPieces(after, base))
 
 
 def folded(base: Tensors, updates: list[tuple[Update, float]], specs: list[WeightSpec] = SPECS) -> Tensors:
@@ -75,7 +84,7 @@ def test_updates_that_cancel_leave_what_is_left() -> None:
     large = update_of(rng, 1e6, base)
     opposite = Update(
         {name: -delta for name, delta in large.delta.items()},
-        WeightPieces({name: base[name] - delta for name, delta in large.delta.items()}),
+        WeightPieces({name: base[name] - delta for name, delta in large.delta.items()}, base),
     )
     small = update_of(rng, 1e-6, base)
     updates = [(large, 3.0), (small, 1.0), (opposite, 3.0)]
@@ -97,3 +106,142 @@ def test_many_updates_of_a_tensor_of_several_blocks() -> None:
 def test_an_addend_of_another_shape_is_refused() -> None:
     with pytest.raises(TensorError, match=r"shape \[3\] was expected, got \[4\]"):
         RoundedSum((3,)).add_all([np.zeros(4, np.float32)], [1.0])
+
+
+CAUTIONS = [rounded_sum.CAUTION, 2.0**20, 2.0**60]
+
+
+@contextmanager
+def caution(value: float) -> Iterator[None]:
+    before, rounded_sum.CAUTION = rounded_sum.CAUTION, value
+    try:
+        yield
+    finally:
+        rounded_sum.CAUTION = before
+
+
+def in_every_way(specs: list[WeightSpec], base: Tensors, updates: list[tuple[Update, float]]) -> Tensors:
+    """The result, the same for several orders, from sums of every precision."""
+    orders = [updates, updates[::-1], random.Random(1).sample(updates, len(updates))]
+    results = []
+    for value in CAUTIONS:
+        with caution(value):
+            results += [folded(base, order, specs) for order in orders]
+    for other in results[1:]:
+        assert same(results[0], other)
+    return results[0]
+
+
+elements = st.one_of(
+    st.just(0.0),
+    st.floats(-1, 1, width=32),
+    st.builds(lambda x, e: float(np.float32(x * 2.0**e)), st.floats(-1, 1), st.integers(-30, 30)),
+    st.sampled_from([2.0**-149, -(2.0**-149), 2.0**-75, 1e30, -1e30]),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(st.lists(elements, min_size=5, max_size=5), st.floats(0.01, 5000)), min_size=1, max_size=12),
+    st.lists(st.sampled_from([0.0, -0.0, 0.1, -3.5, 2.0**-140]), min_size=5, max_size=5),
+    st.booleans(),
+)
+def test_zeros_ties_and_cancellation_are_exact(
+    rows: list[tuple[list[float], float]], weights: list[float], cancelled: bool
+) -> None:
+    specs, base = [WeightSpec("w", (5,))], {"w": np.array(weights, np.float32)}
+    rows = rows + [([-x for x in row], weight) for row, weight in rows[:-1]] if cancelled else rows
+    updates = [(delta_update({"w": np.array(row, np.float32)}), weight) for row, weight in rows]
+    ours = in_every_way(specs, base, updates)
+    np.testing.assert_array_equal(ours["w"], exactly(base, updates)["w"])
+
+
+def delta_update(delta: Tensors) -> Update:
+    """The update of a device that was given zeros, so that its float32 delta is read again as it is."""
+    return Update(delta, WeightPieces(delta, {name: np.zeros_like(value) for name, value in delta.items()}))
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 200])
+def test_blobs_are_read_again_where_it_matters(count: int, tmp_path: Path) -> None:
+    size = BLOCK + 2 * NEAR
+    specs, blobs, rng = [WeightSpec("a", (3,)), WeightSpec("w", (size,))], Blobs(tmp_path.as_uri()), Random(count)
+    base = {"a": np.zeros(3, np.float32), "w": np.full(size, 0.1, np.float32)}
+    base["w"][[0, 7, size - 1]] = 0.0  # these are not sure: what they get is far below their block's errors
+    updates = []
+    for _ in range(count):
+        delta = {name: np.asarray(normal(rng, weight.size), np.float32) for name, weight in base.items()}
+        delta["w"][[0, 7, size - 1]] = [0.0, 2.0**-60, -(2.0**-70)]
+        updates.append((from_blob(blobs, blobs.put(dump(delta)).sha256), rng.uniform(0.1, 90)))
+    ours = folded(base, updates, specs)
+    assert same(ours, folded(base, updates[::-1], specs))
+    assert ours["w"][[0, 7, size - 1]].tolist() == pytest.approx([0.0, 2.0**-60, -(2.0**-70)], rel=1e-6, abs=0)
+    with caution(2.0**60):
+        chosen = updates[:5]
+        again = folded(base, chosen, specs)
+    assert same(again, folded(base, chosen, specs))
+
+
+def normal(rng: Random, size: int) -> np.ndarray:
+    return np.random.default_rng(rng.getrandbits(32)).normal(0, 0.01, size)
+
+
+def test_a_stale_update_is_read_again_against_the_weights_its_device_was_given() -> None:
+    rng = np.random.default_rng(5)
+    specs = [WeightSpec("w", (50,))]
+    bases = [{"w": rng.normal(size=50).astype(np.float32)} for _ in range(3)]
+    updates = [
+        (from_weights({"w": rng.normal(size=50).astype(np.float32)}, bases[k % 3]), 1.0 / (1 + k)) for k in range(9)
+    ]
+    assert same(in_every_way(specs, bases[0], updates), exactly(bases[0], updates))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", "int32"])
+def test_weights_of_other_dtypes(dtype: str) -> None:
+    rng = np.random.default_rng(6)
+    specs, base = [WeightSpec("w", (40,), dtype)], {"w": (rng.normal(size=40) * 9).astype(dtype)}
+    updates = [
+        (from_weights({"w": (rng.normal(size=40) * 9).astype(dtype)}, base), float(rng.uniform(1, 9)))
+        for _ in range(11)
+    ]
+    assert same(in_every_way(specs, base, updates), exactly(base, updates))
+
+
+def test_what_is_read_before_the_end_changes_nothing() -> None:
+    rng = np.random.default_rng(7)
+    base = {s.name: np.zeros(s.shape, np.float32) for s in SPECS}
+    updates = [(update_of(rng, 1.0, base), 1.0 + k) for k in range(150)]
+    mean = Mean(SPECS)
+    for update, weight in updates:
+        mean.add(update, weight)
+        mean.moved(base)
+    assert same(mean.moved(base), folded(base, updates))
+    assert same(mean.moved(base), exactly(base, updates))
+    mean.clear()
+    mean.add(*updates[3])
+    assert same(mean.moved(base), exactly(base, updates[3:4]))
+
+
+def test_the_bound_holds() -> None:
+    rng, specs = np.random.default_rng(8), (BLOCK + 5,)
+    for scale in (1e-30, 1e-3, 1e15):
+        total, addends = RoundedSum(specs), []
+        for _ in range(50):
+            group = [(rng.normal(0, scale, specs).astype(np.float32), float(rng.uniform(0.1, 900))) for _ in range(4)]
+            total.add_all([values for values, _ in group], [weight for _, weight in group])
+            addends += group
+        total._carry()
+        for index in (0, 9, BLOCK - 1, BLOCK, BLOCK + 4):
+            sum_ = sum((Fraction(float(v[index])) * Fraction(w) for v, w in addends), Fraction(0))
+            error = Fraction(total._errors[index // BLOCK] * rounded_sum.UNIT)
+            assert abs(Fraction(float(total._sums[index])) - sum_) <= error
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_and_weights_out_of_range_are_refused(broken: float) -> None:
+    values = np.zeros(5, np.float32)
+    values[3] = broken
+    with pytest.raises(TensorError, match="NaN, infinity"):
+        RoundedSum((5,)).add_all([values], [1.0])
+    for weight in (0.0, -1.0, broken):
+        with pytest.raises(TensorError, match="weight"):
+            RoundedSum((2,)).add_all([np.ones(2)], [weight])
