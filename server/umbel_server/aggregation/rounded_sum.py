@@ -15,13 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umbel.errors import TensorError
+from umbel_server.aggregation import passes
+from umbel_server.aggregation.passes import BLOCK
 from umbel_server.aggregation.updates import Pieces
 
-BLOCK = 1 << 14
-"""Elements that are summed at once, so that what lies between stays in the processor's cache."""
-
-MOST_ROWS = 4
-"""Updates that are folded together, so that a block of the sums comes to the cache once for all of them."""
+MOST_ROWS = passes.ROWS
+"""Updates that are folded together."""
 
 CARRY_AFTER = 16
 """Groups of updates that have sums of their own before they join the others: short sums have small errors."""
@@ -59,8 +58,6 @@ class RoundedSum:
     def __init__(self, shape: tuple[int, ...]) -> None:
         self._shape, self._size = shape, math.prod(shape)
         self._sums, self._recent = np.zeros(self._size), np.zeros(self._size)
-        self._rows = np.empty((MOST_ROWS, min(self._size, BLOCK)))
-        self._group = np.empty(min(self._size, BLOCK))
         blocks = -(-self._size // BLOCK)
         # By block: a bound of the recent sums, and one of all errors in units of UNIT.
         self._reach, self._errors = np.zeros(blocks), np.zeros(blocks)
@@ -84,23 +81,7 @@ class RoundedSum:
             if not WEIGHTS[0] <= weight <= WEIGHTS[1]:
                 raise TensorError(f"the weight of an addend should be in 2**-400..2**400, got {weight}")
         flat, factors = [values.reshape(-1) for values in addends], np.array(weights)
-        squares = np.empty((len(flat), len(self._reach)))
-        with np.errstate(over="ignore", invalid="ignore"):
-            for number, part in self._blocks():
-                size = part.stop - part.start
-                rows, group = self._rows[: len(flat), :size], self._group[:size]
-                for index, values in enumerate(flat):
-                    # BLAS reads memory faster than a cast does; its sum of squares costs half of what extremes do.
-                    block, row = values[part], rows[index]
-                    if block.dtype in _SQUARES:
-                        squares[index, number] = np.dot(block, block)
-                        row[:] = block
-                    else:
-                        row[:] = block
-                        squares[index, number] = np.dot(row, row)
-                np.dot(factors, rows, out=group)
-                recent = self._recent[part]
-                np.add(recent, group, out=recent)
+        squares = passes.fold(flat, factors, self._recent)
         self._bound(flat, factors, squares)
         self._addends += len(flat)
         self._groups += 1

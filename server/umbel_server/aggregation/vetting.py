@@ -11,14 +11,11 @@ from numpy.typing import NDArray
 
 from umbel.errors import TensorError, UmbelError
 from umbel.tensors import Tensors, WeightSpec
+from umbel_server.aggregation.passes import squares
 from umbel_server.aggregation.safetensors_layout import views
 
 ENOUGH = 5
 """Accepted updates whose median norm says what is usual."""
-
-_BLOCK = 1 << 16
-_TINY = 2.0**-90
-"""Sums of float32 squares below this may have lost some to underflow."""
 
 
 class RefusedUpdate(UmbelError):
@@ -62,10 +59,10 @@ class Vetting:
             expected = f"1 to {reported} examples were expected" if reported > 0 else "at least 1 example was expected"
             raise RefusedUpdate(f"the update of {who}: {expected}, it claims {examples:g}")
         self._check_specs(who, update)
-        squares = [_squares(tensor) for tensor in update.values()]
-        norm = math.sqrt(math.fsum(squares))
+        parts = [squares(tensor) for tensor in update.values()]
+        norm = math.sqrt(math.fsum(parts))
         if not math.isfinite(norm):
-            broken = next((name for name, square in zip(update, squares, strict=True) if not math.isfinite(square)), "")
+            broken = next((name for name, square in zip(update, parts, strict=True) if not math.isfinite(square)), "")
             finite = broken in update and np.isfinite(update[broken]).all()
             what = "numbers too large to square" if finite else "NaN or infinity"
             raise RefusedUpdate(f"the update of {who}: tensor {broken!r} holds {what}")
@@ -102,21 +99,3 @@ class Vetting:
                     f"the update of {who}: a norm of at most {self._norm_multiple:g} times the round's median of "
                     f"{usual:g} was expected, it is {norm:g}"
                 )
-
-
-def _squares(tensor: NDArray[Any]) -> float:
-    """The sum of squares; not finite exactly when an element is not, or its square is none in float64."""
-    flat = tensor.reshape(-1)
-    if flat.dtype in (np.float32, np.float64):
-        # One pass that BLAS makes at the speed of memory; NaN and infinity cannot leave it finite.
-        with np.errstate(over="ignore", invalid="ignore"):
-            fast = float(np.dot(flat, flat))
-        if _TINY < fast < math.inf or flat.dtype == np.float64:
-            return fast
-    return math.fsum(_squares_of_block(flat[start : start + _BLOCK]) for start in range(0, flat.size, _BLOCK))
-
-
-def _squares_of_block(block: NDArray[Any]) -> float:
-    wide = block.astype(np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return float(np.dot(wide, wide))

@@ -15,13 +15,24 @@ from hypothesis import strategies as st
 
 from umbel.errors import TensorError
 from umbel.tensors import Tensors, WeightSpec, dump
-from umbel_server.aggregation import Update, WeightPieces, from_blob, from_weights, rounded_sum
+from umbel_server.aggregation import Update, WeightPieces, from_blob, from_weights, passes, rounded_sum
 from umbel_server.aggregation.mean import Mean
 from umbel_server.aggregation.rounded_sum import BLOCK, RoundedSum
 from umbel_server.aggregation.updates import NEAR
 from umbel_server.blobs import Blobs
 
 SPECS = [WeightSpec("kernel", (3, 5)), WeightSpec("scale", ())]
+
+
+@pytest.fixture(scope="module", params=["compiled", "numpy"], autouse=True)
+def ways(request: pytest.FixtureRequest) -> Iterator[None]:
+    library = passes._library
+    if request.param == "numpy":
+        passes._library = None
+    elif library is None:
+        pytest.skip("Umbel was installed without a C compiler")
+    yield
+    passes._library = library
 
 
 def update_of(rng: np.random.Generator, size: float, base: Tensors) -> Update:
