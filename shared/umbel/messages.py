@@ -305,7 +305,7 @@ class _Id(Struct):
 
 
 def claimed_id(token: bytes) -> str:
-    """The command id that a token claims, unverified; empty when it claims none."""
+    """The command id that a token names, which is whose word it is only once its signature has verified; empty without one."""
     try:
         return msgspec.json.decode(signing.payload_unverified(token), type=_Id).id[:64]
     except (MessageError, SignatureError, msgspec.DecodeError, RecursionError):
