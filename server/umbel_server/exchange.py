@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from umbel import messages, topics
 from umbel.errors import UmbelError
-from umbel.messages import Ack, Answered, Blob, Evaluated, Exported, Outcome, Result, Status, Trained
+from umbel.messages import MOST_COUNT, Ack, Answered, Blob, Evaluated, Exported, Outcome, Result, Status, Trained
 from umbel.mqtt import Link
 from umbel_server import moments
 from umbel_server.blobs import Blobs
@@ -36,9 +36,6 @@ MOST_WAITING = 10_000
 """Messages kept for later while the database cannot be written; beyond that a command's repeat brings them back."""
 
 STALL_SECONDS, QUIET_SECONDS, CATCH_UP_SECONDS = 0.5, 0.3, 5.0
-
-MOST_EXAMPLES = 2**31 - 1
-"""What the database has room for."""
 
 Listener = Callable[[Assignment | None], None]
 
@@ -268,9 +265,9 @@ def _take(session: Session, command: Command, outcome: Outcome) -> Assignment | 
     if outcome.assignment != assignment.id:
         wrong = f"the answer should be for {assignment.kind} {assignment.id}, it is for {outcome.assignment[:32]!r}"
         return _reject(session, command, wrong)
-    if not 0 <= outcome.examples <= MOST_EXAMPLES:
+    if not 0 <= outcome.examples <= MOST_COUNT:
         return _reject(
-            session, command, f"0 to {MOST_EXAMPLES} examples were expected, it claims {outcome.examples:.6g}"
+            session, command, f"0 to {MOST_COUNT} examples were expected, it claims {str(outcome.examples)[:12]}"
         )
     moved = _move(session, command, "uploaded" if isinstance(outcome, Trained) else "folded", "")
     if moved is not None:

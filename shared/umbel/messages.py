@@ -14,6 +14,8 @@ from umbel.topics import PROTOCOL
 
 INLINE_MAX = 16_384
 """Bytes up to which a blob's content travels inside the message instead of by HTTP."""
+MOST_COUNT = 2**31 - 1
+"""The largest whole number that the server's database has room for."""
 
 AckState = Literal["accepted", "done", "declined", "failed", "rejected", "cancelled", "expired"]
 Variant = Literal["float32", "float16", "int8", "int8-full"]

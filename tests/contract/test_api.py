@@ -1,7 +1,10 @@
 """The HTTP API over a real socket: who may ask, blobs, and requests that make no sense."""
 
+import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -12,7 +15,7 @@ from tests.brokers import EmbeddedProcess
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice
 
 from umbel import signing
-from umbel.enrolment import Access, bearer
+from umbel.enrolment import Access, EnrolmentRequest, bearer
 from umbel.errors import UmbelError
 from umbel.plan import Plan
 from umbel.tensors import digest
@@ -141,6 +144,71 @@ def test_settings_that_cannot_be_used_are_refused(
     with pytest.raises(UmbelError, match=sentence):
         running.client.post("/v1/runs", {"population": POPULATION, "plan": plan, "settings": settings})
     assert len(running.client.get("/v1/runs")) == before
+
+
+FAR = 10**30
+
+
+@pytest.mark.parametrize(
+    "path", [f"/v1/runs/latest?round={FAR}", f"/v1/runs/latest/live?after={FAR}", "/v1/runs/x?round=y"]
+)
+def test_a_parameter_that_is_no_round_is_refused(running: RunningServer, path: str) -> None:
+    answer = ask(running, "GET", path, headers={"Authorization": f"Bearer {running.state.admin_token}"})
+    assert 400 <= answer.status_code < 500
+    assert answer.json()["error"].startswith(("round: ", "after: "))
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"from_run": "latest", "from_round": FAR},
+        *({"settings": {name: 10**400}} for name in ("rounds", "epochs", "max_steps", "seed", "budget_bytes")),
+        *({"settings": {"policy": {name: FAR}}} for name in ("target", "quorum", "attempts", "concurrency", "buffer")),
+    ],
+)
+def test_whole_numbers_that_no_database_holds_are_refused(
+    running: RunningServer, plan_of: Callable[[str], Plan], wanted: dict[str, object]
+) -> None:
+    plan = running.client.add_plan(plan_of("line").path)["plan"]
+    with pytest.raises(UmbelError, match=r"at most|<= "):
+        running.client.post("/v1/runs", {"population": POPULATION, "plan": plan, **wanted})
+    with pytest.raises(UmbelError, match=r"at most|<= |no run"):
+        running.client.post("/v1/runs/latest/clone", wanted)
+
+
+def test_the_server_says_how_it_is_while_its_database_is_locked(running: RunningServer, device: ScriptedDevice) -> None:
+    request = EnrolmentRequest(
+        POPULATION, device.name, "phone", signing.public_key(device.key), running.state.enrolment_secret
+    )
+    body, admin = msgspec.json.encode(request), {"Authorization": f"Bearer {running.state.admin_token}"}
+    start = msgspec.json.encode({"population": POPULATION, "plan": "0" * 64, "from_run": "latest"})
+    asked: list[tuple[str, str, dict[str, object]]] = [
+        ("POST", "/v1/enrol", {"content": body}),
+        ("POST", "/v1/runs", {"content": start, "headers": admin}),
+        ("POST", "/v1/runs/latest/clone", {"content": b'{"from_run": "latest"}', "headers": admin}),
+        *[("GET", "/v1/devices", {"headers": admin})] * 50,
+    ]
+    answers: list[int] = []
+    with closing(sqlite3.connect(running.state.folder / "umbel.sqlite", isolation_level=None)) as lock:
+        lock.execute("BEGIN IMMEDIATE")
+        threads = [
+            threading.Thread(
+                target=lambda one=one: answers.append(ask(running, one[0], one[1], timeout=30, **one[2]).status_code)
+            )
+            for one in asked
+        ]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.5)
+        began = time.monotonic()
+        assert ask(running, "GET", "/v1/health").status_code == 200
+        assert time.monotonic() - began < 1.0
+        assert answers == []
+        lock.execute("ROLLBACK")
+    for thread in threads:
+        thread.join(30)
+    assert len(answers) == len(asked)
+    assert max(answers) < 500
 
 
 def test_a_tampered_plan_is_refused(running: RunningServer, plan_of: Callable[[str], Plan], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from typing import cast
 
 import msgspec
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
@@ -27,6 +28,7 @@ def make_app(server: Server) -> FastAPI:
     app.include_router(admin_routes.router)
     app.add_exception_handler(UmbelError, _umbel_error)
     app.add_exception_handler(msgspec.DecodeError, _decode_error)
+    app.add_exception_handler(RequestValidationError, _parameter_error)
     app.add_exception_handler(ClientDisconnect, _client_gone)
     return app
 
@@ -50,6 +52,12 @@ async def _umbel_error(_request: Request, error: Exception) -> JSONResponse:
 
 async def _decode_error(_request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"error": f"the request does not parse: {cast(msgspec.DecodeError, error)}"}, 400)
+
+
+async def _parameter_error(_request: Request, error: Exception) -> JSONResponse:
+    wrong = cast(RequestValidationError, error).errors()[0]
+    name, value = wrong["loc"][-1], str(wrong.get("input", ""))[:40]
+    return JSONResponse({"error": f"{name}: {wrong['msg']}, got {value!r}"}, 422)
 
 
 async def _client_gone(_request: Request, _error: Exception) -> Response:

@@ -47,9 +47,8 @@ async def body_of(request: Request, limit: int = MAX_REQUEST) -> bytes:
 async def enrol(request: Request) -> Response:
     """Register a device by its public key."""
     server = server_of(request)
-    server.devices.enrol(
-        msgspec.json.decode(await body_of(request), type=EnrolmentRequest), server.state.enrolment_secret
-    )
+    asked = msgspec.json.decode(await body_of(request), type=EnrolmentRequest)
+    await run_in_threadpool(server.devices.enrol, asked, server.state.enrolment_secret)
     mqtt = server.state.config.mqtt
     reply = EnrolmentReply(public_key(server.state.key), mqtt.advertised_host or mqtt.host, server.broker_port)
     return Response(msgspec.json.encode(reply), media_type="application/json")
