@@ -199,9 +199,10 @@ class Exchange:
         match result.outcome:
             case Trained(update=blob) | Answered(outputs=blob) | Exported(model=blob):
                 pass
-        if blob is None:
-            return None
         try:
+            messages.check_outcome(result.outcome)
+            if blob is None:
+                return None
             data = blob.content()
             if data is not None:
                 self._blobs.put(data)
