@@ -141,7 +141,10 @@ def checkpoints(fleet: Fleet, run: str, asked: Expected) -> list[str]:
         wrong += [f"{name} is {times} times in round {number}" for (name, _), times in sources.items() if times > 1]
         got = _load(fleet, row["weights"])
         if into:
-            updates = [Update(update["weight"], _load(fleet, update["update"])) for update in into]
+            updates = [
+                Update(update["weight"], _load(fleet, update["update"], f"received/{update['command']}"))
+                for update in into
+            ]
             if where := difference(got, expected.step(number, weights, updates), updates):
                 wrong.append(f"round {number} is not what its {len(into)} updates make: {where}")
         weights = got
@@ -212,8 +215,8 @@ def _folded(fleet: Fleet, run: str) -> dict[int, list[dict[str, Any]]]:
     return dict(into)
 
 
-def _load(fleet: Fleet, sha256: str) -> Tensors:
-    data = (fleet.server_folder / "blobs" / sha256[:2] / sha256).read_bytes()
+def _load(fleet: Fleet, sha256: str, apart: str = "") -> Tensors:
+    data = (fleet.server_folder / "blobs" / apart / sha256[:2] / sha256).read_bytes()
     assert tensors.digest(data) == sha256, f"blob {sha256[:12]} has other bytes"
     return tensors.load(data)
 

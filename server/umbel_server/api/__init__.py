@@ -12,11 +12,12 @@ from umbel import __version__
 from umbel.errors import SignatureError, UmbelError
 from umbel_server.api import admin_routes, device_routes
 from umbel_server.api.access import Refused
+from umbel_server.awaited import NotAwaited
 from umbel_server.blobs import BlobError, MissingBlob
 from umbel_server.devices import UnknownDevice
 from umbel_server.runs import UnknownRun
 from umbel_server.server import Server
-from umbel_server.uploads import StoreFull
+from umbel_server.uploads import StoreFull, TooLarge
 
 
 def make_app(server: Server) -> FastAPI:
@@ -37,12 +38,14 @@ async def _umbel_error(_request: Request, error: Exception) -> JSONResponse:
     match error:
         case Refused():
             status = error.status
-        case SignatureError():
+        case SignatureError() | NotAwaited():
             status = 403
         case UnknownDevice() | UnknownRun() | MissingBlob():
             status = 404
         case StoreFull():
             status = 507
+        case TooLarge():
+            status = 413
         case BlobError():
             status = 422
         case _:
