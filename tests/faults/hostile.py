@@ -56,7 +56,8 @@ class HostileDevice:
         if self._behaviour in ("stale", "impostor"):
             for device, command in list(victims.items())[:5]:
                 self._impersonate(device, command)
-            self._say(self._result(secrets.token_hex(8), self._trained(secrets.token_hex(8), self._update())), "result")
+            made_up = secrets.token_hex(8)
+            self._say(self._result(made_up, self._trained(made_up, secrets.token_hex(8), self._update())), "result")
 
     def stop(self) -> None:
         """Leave."""
