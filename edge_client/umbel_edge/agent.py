@@ -30,7 +30,7 @@ from umbel_edge.worker import Worker, Workshop, rss_mb
 log = logging.getLogger("umbel.agent")
 
 COMPLAINT_SECONDS = 1.0
-"""At most one answer to a badly signed message in this time, so that nobody can make the device talk."""
+"""At most one answer to a message that cannot be taken in this time, so that nobody can make the device talk."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,8 @@ class Agent:
         except sqlite3.Error as error:
             if not is_full(error):
                 raise
-            # Nothing can be remembered, so nothing may be begun; a repeat is answered anew.
+            # Nothing can be remembered, so nothing may be begun; a repeat is answered anew. Its signature has verified:
+            # before that nothing is written down.
             self._link.publish(self._topic("ack"), self._ack(messages.claimed_id(token), "failed", FULL))
 
     def _take_in(self, token: bytes) -> None:
@@ -190,7 +191,11 @@ class Agent:
             else:
                 self._repeat(error.id)
             return
-        except (SignatureError, MessageError) as error:
+        except SignatureError as error:
+            # Whoever made it chose the id that it names: an answer would be our word on a command that may still come.
+            log.warning("dropped a message that proves nothing: %s", error)
+            return
+        except MessageError as error:
             self._complain(token, str(error))
             return
         if (command.population, command.device) != (self._config.population, self._config.device):
@@ -217,16 +222,13 @@ class Agent:
             self._link.publish(self._topic("ack" if seen.channel == "ack" else "result"), seen.token)
 
     def _complain(self, token: bytes, reason: str) -> None:
-        """Answer a message that proves nothing: say why, remember nothing."""
+        """Answer a message that the server signed and this device cannot take: say why, remember nothing."""
         log.warning("refused a message: %s", reason)
         now = time.monotonic()
         if now - self._last_complaint < COMPLAINT_SECONDS:
             return
-        id = messages.claimed_id(token)
-        if self._state.knows(id):
-            return  # our word on a command that did verify must not come from a forgery that names it
         self._last_complaint = now
-        self._link.publish(self._topic("ack"), self._ack(id, "rejected", reason))
+        self._link.publish(self._topic("ack"), self._ack(messages.claimed_id(token), "rejected", reason))
 
     def _work(self) -> None:
         while not self._stopping.is_set():

@@ -9,6 +9,7 @@ import msgspec
 from umbel.conditions import Rules
 from umbel.enrolment import split_token
 from umbel.errors import UmbelError
+from umbel.limits import check_labels
 from umbel.topics import check_name
 
 EXAMPLE = """\
@@ -85,6 +86,7 @@ def load_config(path: Path) -> AgentConfig:
         raise UmbelError(f"{path}: {error}; 'umbel-agent --example' prints a right one") from error
     check_name(config.device, f"{path}: device")
     check_name(config.population, f"{path}: population")
+    check_labels(config.labels, f"{path}: labels")
     split_token(config.enrolment_token)
     if not config.server.startswith(("http://", "https://")):
         raise UmbelError(f"{path}: server should begin with http:// or https://, got {config.server!r}")

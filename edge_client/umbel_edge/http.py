@@ -153,12 +153,13 @@ class ServerHttp:
         path: str,
         body: bytes | Iterator[bytes] | None = None,
         headers: dict[str, str] | None = None,
+        command: str = "",
     ) -> urllib3.BaseHTTPResponse:
-        """One request, signed; the caller releases the answer's connection.
+        """One request, signed; the caller releases the answer's connection. An upload names the command that it answers.
 
         Raises Refused when the server does not accept it, and urllib3's HTTPError when nothing or a 5xx comes back.
         """
-        access = Access(self._config.population, self._config.device, method, path, time.time())
+        access = Access(self._config.population, self._config.device, method, path, time.time(), command)
         response = self._pool.request(
             method,
             self._base + path,

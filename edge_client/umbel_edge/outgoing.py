@@ -41,10 +41,10 @@ class Outgoing:
             return None
         return trained
 
-    def send(self, trained: Trained, check: Callable[[], None], ready: Callable[[], str]) -> None:
-        """Upload a kept update; see Uploads.send_file."""
+    def send(self, command: str, trained: Trained, check: Callable[[], None], ready: Callable[[], str]) -> None:
+        """Upload the update kept for a command; see Uploads.send_file."""
         if trained.update.data is None:
-            self._uploads.send_file(trained.update, self._path(trained.update), check, ready)
+            self._uploads.send_file(command, trained.update, self._path(trained.update), check, ready)
 
     def drop(self, command: str) -> None:
         """Remove what was kept for a command."""

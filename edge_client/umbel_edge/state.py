@@ -136,11 +136,6 @@ class AgentState:
                 return False
         return Answer(row[0], row[1]) if row[1] else None
 
-    def knows(self, command: str) -> bool:
-        """Whether a command was taken in."""
-        with self._lock:
-            return self._database.execute("SELECT 1 FROM inbox WHERE id = ?", (command,)).fetchone() is not None
-
     def answer(self, command: str, answer: Answer) -> None:
         """Remember what a command was answered with."""
         with self.change():

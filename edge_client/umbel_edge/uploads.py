@@ -22,7 +22,7 @@ def _always() -> str:
 
 
 class Uploads:
-    """Sends blobs to the server.
+    """Sends the server blobs that answer its commands; it takes no others.
 
     The first attempt is one PUT of the whole. `state` remembers what was begun, and only then is the server asked how far
     it came (HEAD of the upload, `Upload-Offset`), and sent the rest (PATCH).
@@ -31,24 +31,27 @@ class Uploads:
     def __init__(self, http: ServerHttp, state: AgentState) -> None:
         self._http, self._state = http, state
 
-    def send(self, data: bytes) -> Blob:
+    def send(self, command: str, data: bytes) -> Blob:
         """Store `data` on the server, unless it is small enough to travel in a message; raises UmbelError."""
         blob = Blob.of(data)
         if blob.data is None:
-            self._send(blob, lambda: io.BytesIO(data), None, _always)
+            self._send(command, blob, lambda: io.BytesIO(data), None, _always)
             self.forget(blob)
         return blob
 
-    def send_file(self, blob: Blob, path: Path, check: Callable[[], None], ready: Callable[[], str] = _always) -> None:
+    def send_file(
+        self, command: str, blob: Blob, path: Path, check: Callable[[], None], ready: Callable[[], str] = _always
+    ) -> None:
         """Store the file at `path`, whose address is `blob`, however long the link takes.
 
         `check` is called again and again, and raises when the work should end. While `ready` gives a reason why nothing
         may be sent now, it waits. Until `forget`, a blob that arrived is not sent again.
         """
-        self._send(blob, lambda: path.open("rb"), check, ready)
+        self._send(command, blob, lambda: path.open("rb"), check, ready)
 
     def _send(
         self,
+        command: str,
         blob: Blob,
         open_source: Callable[[], IO[bytes]],
         check: Callable[[], None] | None,
@@ -64,12 +67,12 @@ class Uploads:
                 raise urllib3.exceptions.HTTPError(f"not sending now: {reason}")
             offset: int | None = 0
             if self._state.begin_upload(blob.sha256, time.time()):
-                offset = self._arrived(blob)
+                offset = self._arrived(command, blob)
                 reached = max(reached, offset or 0)
             if offset is not None:
                 with open_source() as source:
                     source.seek(offset)
-                    self._send_from(blob, offset, source, check)
+                    self._send_from(command, blob, offset, source, check)
 
         self._http.attempt(attempt, lambda: reached, check)
 
@@ -77,25 +80,27 @@ class Uploads:
         """Count the upload of `blob` as never begun."""
         self._state.end_upload(blob.sha256)
 
-    def _arrived(self, blob: Blob) -> int | None:
+    def _arrived(self, command: str, blob: Blob) -> int | None:
         """How many bytes the server has; None when it has the blob."""
-        response = self._http.request("HEAD", UPLOAD_PATH.format(sha256=blob.sha256))
+        response = self._http.request("HEAD", UPLOAD_PATH.format(sha256=blob.sha256), command=command)
         response.drain_conn()
         if response.headers.get(COMPLETE) == "?1":
             return None
         offset = response.headers.get(OFFSET, "")
         return int(offset) if offset.isdigit() and int(offset) <= blob.size else 0
 
-    def _send_from(self, blob: Blob, offset: int, source: IO[bytes], check: Callable[[], None] | None) -> None:
+    def _send_from(
+        self, command: str, blob: Blob, offset: int, source: IO[bytes], check: Callable[[], None] | None
+    ) -> None:
         headers = {"Content-Length": str(blob.size - offset), "Content-Type": "application/octet-stream"}
         body = _pieces(source, check)
         if offset == 0:
-            self._http.request("PUT", BLOB_PATH.format(sha256=blob.sha256), body, headers).drain_conn()
+            self._http.request("PUT", BLOB_PATH.format(sha256=blob.sha256), body, headers, command).drain_conn()
             return
         log.info("upload of %s goes on from byte %d of %d", blob.sha256[:12], offset, blob.size)
         headers |= {"Content-Type": "application/partial-upload", OFFSET: str(offset), COMPLETE: "?1"}
         try:
-            self._http.request("PATCH", UPLOAD_PATH.format(sha256=blob.sha256), body, headers).drain_conn()
+            self._http.request("PATCH", UPLOAD_PATH.format(sha256=blob.sha256), body, headers, command).drain_conn()
         except Refused as error:
             if error.status not in (409, 422):
                 raise

@@ -93,9 +93,9 @@ class Worker:
             case Infer() as body:
                 inputs = tensors.load(self._shop.http.fetch(body.inputs, self._shop.state.folder / "downloads"))
                 installed, outputs = self._shop.models.infer(inputs)
-                return Answered(installed.release, self._shop.uploads.send(tensors.dump(outputs)))
+                return Answered(installed.release, self._shop.uploads.send(command.id, tensors.dump(outputs)))
             case Export() as body:
-                return self._export(body)
+                return self._export(command.id, body)
             case Report():
                 return self._report()
             case Cancel():
@@ -133,7 +133,7 @@ class Worker:
         def ready() -> str:
             return "; ".join(violation.phrase for violation in self._shop.conditions.violations(unmetered))
 
-        self._shop.outgoing.send(trained, lambda: self._check_wanted(body), ready)
+        self._shop.outgoing.send(command, trained, lambda: self._check_wanted(body), ready)
         return trained
 
     def _train_anew(self, command: str, body: Train) -> Trained:
@@ -221,7 +221,7 @@ class Worker:
         found = path.stat() if path.exists() else None
         return (found.st_mtime_ns, found.st_size) if found is not None else (0, 0)
 
-    def _export(self, body: Export) -> Exported:
+    def _export(self, command: str, body: Export) -> Exported:
         plan = self._open(body.plan)
         personal = self._personal(plan)
         if not personal.is_file():
@@ -232,7 +232,7 @@ class Worker:
         model = place(plan.read(name), weights, plan.manifest.weight_maps[name])
         file = f"{plan.manifest.task}.{body.variant}.tflite"
         write_atomically(self._shop.state.folder / "exports" / file, model)
-        return Exported(self._shop.uploads.send(model), self.rounds, body.variant)
+        return Exported(self._shop.uploads.send(command, model), self.rounds, body.variant)
 
     def _personal(self, plan: Plan) -> Path:
         return self._shop.state.folder / "personal" / f"{plan.sha256[:16]}.safetensors"

@@ -1,11 +1,13 @@
 """Bytes by address: content-addressed blobs in a folder or a bucket."""
 
+import copy
 import errno
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.request import url2pathname
 
@@ -37,18 +39,65 @@ class Blobs:
             self._folder = Path(url2pathname(url.removeprefix("file://")))
             self._folder.mkdir(parents=True, exist_ok=True)
         self._store: ObjectStore = from_url(url)
+        self._prefix = ""
+
+    def apart(self, name: str) -> "Blobs":
+        """Blobs in the same store that only those who ask under `name` find, to be removed together."""
+        view = copy.copy(self)
+        view._prefix = f"{self._prefix}{name}/"
+        return view
+
+    def _path(self, sha256: str) -> str:
+        return f"{self._prefix}{check_address(sha256)[:2]}/{sha256}"
 
     def put(self, data: bytes, durable: bool = False) -> Blob:
         """Store `data` and return its address; with `durable` it also survives a power failure after this returns."""
         blob = Blob.of(data)
         if not self._has_whole(blob):
-            obstore.put(self._store, _path(blob.sha256), data)
+            obstore.put(self._store, self._path(blob.sha256), data)
         if durable and self._folder is not None:
-            target = self._folder / _path(blob.sha256)
-            _sync(target)
-            _sync(target.parent)
-            _sync(self._folder)
+            self._make_durable(self._folder, blob.sha256)
         return blob
+
+    def _make_durable(self, folder: Path, sha256: str) -> None:
+        target = folder / self._path(sha256)
+        _sync(target)
+        for parent in target.parents:
+            _sync(parent)
+            if parent == folder:
+                break
+
+    def copy_from(self, other: "Blobs", sha256: str) -> None:
+        """Store a blob that another name of the same store has; durable when this returns. Raises MissingBlob."""
+        try:
+            obstore.copy(self._store, other._path(sha256), self._path(sha256))
+        except FileNotFoundError as error:
+            raise MissingBlob(f"blob {sha256[:12]} is not on this server; upload it first") from error
+        if self._folder is not None:
+            self._make_durable(self._folder, sha256)
+
+    def count(self) -> int:
+        """How many blobs there are; for one name of a store, not for a store of many."""
+        return sum(len(batch) for batch in obstore.list(self._store, self._prefix))
+
+    def holds_any(self) -> bool:
+        """Whether there may be anything to remove under this name."""
+        return self._folder is None or (self._folder / self._prefix).is_dir()
+
+    def names(self, name: str) -> list[str]:
+        """What there is apart under `name`."""
+        found = obstore.list_with_delimiter(self._store, prefix=f"{self._prefix}{name}")
+        return [prefix.rstrip("/").rsplit("/", 1)[1] for prefix in found["common_prefixes"]]
+
+    def remove_all(self) -> None:
+        """Remove all that there is under this name, which must be one."""
+        assert self._prefix, "only what is apart may be removed"
+        if self._folder is not None:
+            with suppress(FileNotFoundError):
+                shutil.rmtree(self._folder / self._prefix)
+            return
+        for batch in obstore.list(self._store, self._prefix):
+            obstore.delete(self._store, [found["path"] for found in batch])
 
     def _has_whole(self, blob: Blob) -> bool:
         """Whether all its bytes are there: of a blob that was not durable a power failure may have left none."""
@@ -60,7 +109,7 @@ class Blobs:
     def get(self, sha256: str) -> bytes:
         """The blob's bytes; raises MissingBlob when there is none, BlobError when its bytes were changed."""
         try:
-            data = bytes(obstore.get(self._store, _path(sha256)).bytes())
+            data = bytes(obstore.get(self._store, self._path(sha256)).bytes())
         except FileNotFoundError as error:
             raise MissingBlob(f"blob {sha256[:12]} is not on this server; upload it first") from error
         if digest(data) != sha256:
@@ -70,7 +119,7 @@ class Blobs:
     def has(self, sha256: str) -> bool:
         """Whether the blob is stored."""
         try:
-            obstore.head(self._store, _path(sha256))
+            obstore.head(self._store, self._path(sha256))
         except FileNotFoundError:
             return False
         return True
@@ -78,7 +127,7 @@ class Blobs:
     def size(self, sha256: str) -> int:
         """The number of bytes of the blob; raises MissingBlob when there is none."""
         try:
-            return int(obstore.head(self._store, _path(sha256))["size"])
+            return int(obstore.head(self._store, self._path(sha256))["size"])
         except FileNotFoundError as error:
             raise MissingBlob(f"blob {sha256[:12]} is not on this server; upload it first") from error
 
@@ -86,7 +135,7 @@ class Blobs:
         """The bytes from `start` to before `stop`, in pieces."""
         for offset in range(start, stop, _SPOOL):
             length = min(_SPOOL, stop - offset)
-            yield bytes(obstore.get_range(self._store, _path(sha256), start=offset, length=length))
+            yield bytes(obstore.get_range(self._store, self._path(sha256), start=offset, length=length))
 
     def read_ranges(self, sha256: str, starts: Sequence[int], stops: Sequence[int]) -> list[bytes]:
         """The bytes of several ranges, each from its start to before its stop, in one request where the store can.
@@ -94,7 +143,9 @@ class Blobs:
         Raises MissingBlob when there is no such blob.
         """
         try:
-            return [bytes(part) for part in obstore.get_ranges(self._store, _path(sha256), starts=starts, ends=stops)]
+            return [
+                bytes(part) for part in obstore.get_ranges(self._store, self._path(sha256), starts=starts, ends=stops)
+            ]
         except FileNotFoundError as error:
             raise MissingBlob(f"blob {sha256[:12]} is not on this server; upload it first") from error
 
@@ -104,13 +155,15 @@ class Blobs:
         Raises FileNotFoundError when the file is gone.
         """
         if self._folder is None:
-            obstore.put(self._store, _path(sha256), file)
+            obstore.put(self._store, self._path(sha256), file)
             file.unlink()
             return
-        target = self._folder / _path(sha256)
+        target = self._folder / self._path(sha256)
         if not target.parent.is_dir():
-            target.parent.mkdir(exist_ok=True)
-            _sync(self._folder)
+            made = [folder for folder in target.parents if folder.is_relative_to(self._folder) and not folder.is_dir()]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            for folder in made:
+                _sync(folder.parent)
         try:
             os.replace(file, target)
         except OSError as error:
@@ -126,10 +179,6 @@ def check_address(sha256: str) -> str:
     if not _ADDRESS.fullmatch(sha256):
         raise BlobError(f"a blob's address is 64 lower-case hex digits, got {sha256[:80]!r}")
     return sha256
-
-
-def _path(sha256: str) -> str:
-    return f"{check_address(sha256)[:2]}/{sha256}"
 
 
 def _copy(file: Path, target: Path) -> None:

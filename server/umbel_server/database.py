@@ -1,5 +1,6 @@
 """The server's durable state: one table a thing, one transaction a transition."""
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -208,6 +209,17 @@ class Database:
         else:
             with Session(self._engine, expire_on_commit=False) as session, session.begin():
                 yield session
+
+    def settle(self) -> None:
+        """Make what was committed survive a power failure too: SQLite's log is written to the disk only now and then."""
+        log = f"{self._engine.url.database}-wal"
+        if not self._sqlite or not os.path.exists(log):
+            return
+        handle = os.open(log, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
     def close(self) -> None:
         """Close every connection."""

@@ -14,14 +14,26 @@ from sqlalchemy.orm import Session
 
 from umbel import messages, topics
 from umbel.errors import UmbelError
-from umbel.messages import Ack, Answered, Blob, Evaluated, Exported, Outcome, Result, Status, Trained
+from umbel.messages import (
+    MOST_COUNT,
+    Ack,
+    Answered,
+    Blob,
+    Evaluated,
+    Exported,
+    Outcome,
+    Reported,
+    Result,
+    Status,
+    Trained,
+)
 from umbel.mqtt import Link
 from umbel_server import moments
-from umbel_server.blobs import Blobs
 from umbel_server.database import Assignment, Command, Database
 from umbel_server.devices import Devices
 from umbel_server.outbox import Addressed, Outbox
 from umbel_server.quarantine import count_rejection
+from umbel_server.received import Received
 from umbel_server.rounds.assignments import may_follow
 
 log = logging.getLogger("umbel.exchange")
@@ -37,8 +49,13 @@ MOST_WAITING = 10_000
 
 STALL_SECONDS, QUIET_SECONDS, CATCH_UP_SECONDS = 0.5, 0.3, 5.0
 
-MOST_EXAMPLES = 2**31 - 1
-"""What the database has room for."""
+_OUTCOMES: dict[str, type[Outcome]] = {
+    "train": Trained,
+    "evaluate": Evaluated,
+    "infer": Answered,
+    "export": Exported,
+    "report": Reported,
+}
 
 Listener = Callable[[Assignment | None], None]
 
@@ -50,9 +67,9 @@ class Exchange:
     """
 
     def __init__(
-        self, database: Database, devices: Devices, outbox: Outbox, blobs: Blobs, host: str, port: int
+        self, database: Database, devices: Devices, outbox: Outbox, received: Received, host: str, port: int
     ) -> None:
-        self._database, self._devices, self._outbox, self._blobs = database, devices, outbox, blobs
+        self._database, self._devices, self._outbox, self._answers = database, devices, outbox, received
         self._link = Link(
             host,
             port,
@@ -181,9 +198,14 @@ class Exchange:
         if ack.state == "accepted":
             moments.reached("accepted")
         self._tell(assignment)
+        self._answers.tidy([ack.command])
 
     def _completed(self, result: Result) -> None:
-        if (reason := self._take_blob(result)) is not None:
+        with self._database.transaction() as session:
+            open = self._outbox.open(session, result.command, result.population, result.device)
+        if open is None:
+            return  # nothing is stored for a command that is over, or another's
+        if reason := _unfit(open.kind, result.outcome) or self._take_blob(result):
             self._acknowledged(
                 Ack(result.command, result.population, result.device, "rejected", result.at, reason), True
             )
@@ -191,28 +213,34 @@ class Exchange:
         assignment = None
         with self._database.transaction() as session:
             command = self._outbox.complete(session, result)
-            if command is None:
-                return
-            assignment = _take(session, command, result.outcome)
+            if command is not None:
+                assignment = _take(session, command, result.outcome)
         self._tell(assignment)
+        self._answers.tidy([result.command])
 
-    def _take_blob(self, result: Result) -> str | None:
-        """Store a blob that travelled along; returns why the result cannot be taken, or None."""
+    def _take_blob(self, result: Result) -> str:
+        """Store a blob that travelled along; returns why the result cannot be taken, or nothing.
+
+        What an administrator asked for is found at its address from now on; an update only by those who fold it.
+        """
         blob: Blob | None = None
         match result.outcome:
             case Trained(update=blob) | Answered(outputs=blob) | Exported(model=blob):
                 pass
-        if blob is None:
-            return None
         try:
+            messages.check_outcome(result.outcome)
+            if blob is None:
+                return ""
             data = blob.content()
             if data is not None:
-                self._blobs.put(data)
-            elif self._blobs.size(blob.sha256) != blob.size:
+                self._answers.of(result.command).put(data)
+            elif self._answers.find(result.command, blob.sha256).size(blob.sha256) != blob.size:
                 return f"the upload {blob.sha256[:12]} should have {blob.size} bytes"
+            if not isinstance(result.outcome, Trained):
+                self._answers.publish(result.command, blob.sha256)
         except UmbelError as error:
             return str(error)
-        return None
+        return ""
 
     def _down(self, reason: str) -> None:
         log.warning("the broker is gone (%s): every device counts as offline until it is back", reason)
@@ -229,12 +257,22 @@ class Exchange:
                     moved = [_move(session, command, "expired", command.reason) for command in expired]
                 for assignment in moved:
                     self._tell(assignment)
+                self._answers.tidy([command.id for command in expired])
                 silent = self._outbox.silent(RESEND_SECONDS, UNFINISHED_SECONDS)
                 self.send(silent)
                 if silent:
                     self._outbox.touch([command.id for command in silent])
             except Exception:
                 log.exception("the outbox could not be swept; trying again")
+
+
+def _unfit(kind: str, outcome: Outcome) -> str:
+    """Why an outcome cannot answer a command of this kind; empty when it can."""
+    if (expected := _OUTCOMES.get(kind)) is None:
+        return f"a command of kind {kind} has no outcome, it was answered with {type(outcome).__name__}"
+    if not isinstance(outcome, expected):
+        return f"the answer should be {expected.__name__}, it is {type(outcome).__name__}"
+    return ""
 
 
 def _move(session: Session, command: Command, state: str, reason: str) -> Assignment | None:
@@ -268,9 +306,9 @@ def _take(session: Session, command: Command, outcome: Outcome) -> Assignment | 
     if outcome.assignment != assignment.id:
         wrong = f"the answer should be for {assignment.kind} {assignment.id}, it is for {outcome.assignment[:32]!r}"
         return _reject(session, command, wrong)
-    if not 0 <= outcome.examples <= MOST_EXAMPLES:
+    if not 0 <= outcome.examples <= MOST_COUNT:
         return _reject(
-            session, command, f"0 to {MOST_EXAMPLES} examples were expected, it claims {outcome.examples:.6g}"
+            session, command, f"0 to {MOST_COUNT} examples were expected, it claims {str(outcome.examples)[:12]}"
         )
     moved = _move(session, command, "uploaded" if isinstance(outcome, Trained) else "folded", "")
     if moved is not None:

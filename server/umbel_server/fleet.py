@@ -7,14 +7,16 @@ from umbel_server.database import Database
 from umbel_server.devices import Devices
 from umbel_server.exchange import Exchange
 from umbel_server.outbox import Outbox
+from umbel_server.received import Received
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """The database, the register of devices, what goes out to them and comes in, and the blobs."""
+    """The database, the register of devices, what goes out to them and comes in, the blobs, and those that came in."""
 
     database: Database
     devices: Devices
     outbox: Outbox
     exchange: Exchange
     blobs: Blobs
+    received: Received

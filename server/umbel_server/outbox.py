@@ -89,12 +89,17 @@ class Outbox:
         with self._database.transaction() as session:
             return [Addressed(*row) for row in session.execute(query)]
 
+    def open(self, session: Session, id: str, population: str, device: str) -> Command | None:
+        """A command of a device that may still be answered, or None."""
+        command = session.get(Command, id)
+        if command is None or (command.population, command.device) != (population, device):
+            return None
+        return command if command.state in OPEN else None
+
     def acknowledge(self, session: Session, ack: Ack) -> Command | None:
         """Note an acknowledgement; returns the command, or None when it is not open or not that device's."""
-        command = session.get(Command, ack.command)
-        if command is None or (command.population, command.device) != (ack.population, ack.device):
-            return None
-        if command.state not in OPEN:
+        command = self.open(session, ack.command, ack.population, ack.device)
+        if command is None:
             return None
         command.state, command.reason, command.updated = ack.state, ack.reason, self._clock()
         return command

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 import secrets
 import threading
 import time
@@ -16,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from umbel.errors import UmbelError
 from umbel.examples import load_examples
+from umbel.messages import MOST_COUNT
 from umbel.tensors import Tensors, check, load
 from umbel.topics import check_name
 from umbel_server.database import Assignment, Checkpoint, Round, Run
@@ -72,19 +74,22 @@ class RunSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     policy: RoundPolicy = RoundPolicy()
 
     def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name} should be at least {least}, got {getattr(self, name)}")
+        for name, (least, most) in _BOUNDS.items():
+            value = getattr(self, name)
+            if not value >= least:
+                raise ValueError(f"{name} should be at least {least}, got {value}")
+            if not value <= most:
+                raise ValueError(f"{name} should be at most {most}, got {str(value)[:12]}")
 
 
-_LEAST = {
-    "rounds": 1,
-    "epochs": 1,
-    "max_steps": 0,
-    "learning_rate": 0,
-    "seed": 0,
-    "budget_hours": 0,
-    "budget_bytes": 0,
+_BOUNDS: dict[str, tuple[int, float]] = {
+    "rounds": (1, MOST_COUNT),
+    "epochs": (1, MOST_COUNT),
+    "max_steps": (0, MOST_COUNT),
+    "learning_rate": (0, math.inf),
+    "seed": (0, 2**53),  # it travels as a float64 too
+    "budget_hours": (0, math.inf),
+    "budget_bytes": (0, 2**62),
 }
 
 

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from umbel_server.awaited import Awaited
 from umbel_server.blobs import Blobs
 from umbel_server.broker import EmbeddedBroker
 from umbel_server.database import Database
@@ -13,6 +14,7 @@ from umbel_server.fleet import Fleet
 from umbel_server.live import Live
 from umbel_server.outbox import Outbox
 from umbel_server.plans import Plans
+from umbel_server.received import Received
 from umbel_server.releases import Releases
 from umbel_server.runs import Runs
 from umbel_server.state import State
@@ -31,13 +33,17 @@ class Server:
         self.broker_port = mqtt.port
         self.database = Database(state.database_url)
         self.blobs = Blobs(state.blobs_url)
-        self.uploads = Uploads(state.folder / "uploads", self.blobs, state.config.max_blob_mb * 1_000_000, clock)
+        parts, self.most = state.folder / "uploads", state.config.max_blob_mb * 1_000_000
+        self.uploads = Uploads(parts, clock)
+        self.received = Received(self.database, self.blobs, parts, state.config.keep_updates)
         self.devices = Devices(self.database, clock)
         self.outbox = Outbox(self.database, state.key, clock)
-        self.exchange = Exchange(self.database, self.devices, self.outbox, self.blobs, mqtt.host, mqtt.port)
+        self.exchange = Exchange(self.database, self.devices, self.outbox, self.received, mqtt.host, mqtt.port)
         self.plans = Plans(state.folder / "plans", self.blobs, state.key)
+        self.awaited = Awaited(self.database, self.received, self.plans, state.key, self.most)
         self.releases = Releases(self.database, self.blobs, state.key, clock)
-        self.runs = Runs(Fleet(self.database, self.devices, self.outbox, self.exchange, self.blobs), self.plans, clock)
+        fleet = Fleet(self.database, self.devices, self.outbox, self.exchange, self.blobs, self.received)
+        self.runs = Runs(fleet, self.plans, clock)
         self.live = Live(self.database, clock)
 
     def start(self) -> None:
@@ -45,6 +51,7 @@ class Server:
         if self._broker is not None:
             self._broker.start()
             log.info("embedded broker on %s:%s", self.state.config.mqtt.host, self.broker_port)
+        self.received.sweep()
         self.exchange.start()
         self.runs.go_on()
 

@@ -35,7 +35,11 @@ class Mqtt(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Config(msgspec.Struct, forbid_unknown_fields=True):
-    """`umbel.toml`. Empty `database` and `blobs` mean SQLite and a folder inside the state folder."""
+    """`umbel.toml`. Empty `database` and `blobs` mean SQLite and a folder inside the state folder.
+
+    An update is removed once it is in a checkpoint or refused; with `keep_updates` every one stays, at `received/<command>`
+    among the blobs, so that checkpoints can be computed again.
+    """
 
     schema: int = SCHEMA
     http: Http = msgspec.field(default_factory=Http)
@@ -43,6 +47,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True):
     database: str = ""
     blobs: str = ""
     max_blob_mb: int = 2048
+    keep_updates: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from umbel.signing import PublicKey
 ENROL_PATH = "/v1/enrol"
 BLOB_PATH = "/v1/blobs/{sha256}"
 UPLOAD_PATH = "/v1/uploads/{sha256}"
-"""An upload of that blob by whoever asks: HEAD says how far it has come, PATCH goes on with it."""
+"""The upload of that blob for one command: HEAD says how far it has come, PATCH goes on with it."""
 OFFSET, COMPLETE = "Upload-Offset", "Upload-Complete"
 """Headers of an upload, as in draft-ietf-httpbis-resumable-upload: bytes that have arrived; ?1 when all have, else ?0."""
 CLOCK_TOLERANCE = 300.0
@@ -37,13 +37,17 @@ class EnrolmentReply(Struct, frozen=True):
 
 
 class Access(Struct, frozen=True):
-    """One HTTP request of one device: it travels signed in the `Authorization: Bearer` header; `at` is Unix seconds."""
+    """One HTTP request of one device: it travels signed in the `Authorization: Bearer` header; `at` is Unix seconds.
+
+    An upload names the `command` that it answers.
+    """
 
     population: str
     device: str
     method: str
     path: str
     at: float
+    command: str = ""
 
 
 def make_token(secret: str, server_key: ECKey) -> str:

@@ -1,19 +1,24 @@
 """The typed payloads of MQTT topics; each travels as JSON inside a compact JWS."""
 
-from typing import Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
 from joserfc.jwk import ECKey
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from umbel import signing
 from umbel.conditions import Rules
 from umbel.errors import MessageError, SignatureError
+from umbel.limits import check_metrics, cut_texts
 from umbel.tensors import digest
 from umbel.topics import PROTOCOL
 
 INLINE_MAX = 16_384
 """Bytes up to which a blob's content travels inside the message instead of by HTTP."""
+ID_MAX = 64
+"""Characters of an id."""
+MOST_COUNT = 2**31 - 1
+"""The largest whole number that the server's database has room for."""
 
 AckState = Literal["accepted", "done", "declined", "failed", "rejected", "cancelled", "expired"]
 Variant = Literal["float32", "float16", "int8", "int8-full"]
@@ -224,13 +229,13 @@ class Status(Struct, frozen=True):
 
     population: str
     device: str
-    epoch: int
+    epoch: Annotated[int, Meta(ge=-(2**62), le=2**62)]
     online: bool
     kind: str = ""
     trainer: str = ""
     agent: str = ""
     runtime: str = ""
-    examples: int = 0
+    examples: Annotated[int, Meta(ge=0, le=MOST_COUNT)] = 0
     rss_mb: float = 0.0
     installed: str = ""
     labels: dict[str, str] = {}
@@ -247,6 +252,7 @@ class UnknownKind(MessageError):
 
 
 M = TypeVar("M", Command, Ack, Result, Status)
+S = TypeVar("S", bound=Struct)
 
 # Made here, in one thread: msgspec 0.22 crashes when several threads decode nested structs for the first time at once.
 _BODY = msgspec.json.Decoder(Body)
@@ -256,18 +262,47 @@ _DECODERS: dict[type[Struct], msgspec.json.Decoder[Any]] = {
 
 
 def encode(message: Command | Ack | Result | Status, key: ECKey) -> bytes:
-    """The message as JSON in a compact JWS signed by `key`."""
-    return signing.sign(msgspec.json.encode(message), key)
+    """The message as JSON in a compact JWS signed by `key`; its texts for people are cut to umbel.limits."""
+    return signing.sign(msgspec.json.encode(_fitting(message)), key)
 
 
 def decode(token: bytes, kind: type[M], key: ECKey) -> M:
-    """The message in a JWS signed by `key`; raises SignatureError or MessageError."""
+    """The message in a JWS signed by `key`, its texts for people cut to umbel.limits; raises SignatureError or MessageError."""
     payload = signing.verify(token, key)
     _check_version(payload)
     try:
-        return cast(M, _DECODERS[kind].decode(payload))
+        return _fitting(cast(M, _DECODERS[kind].decode(payload)))
     except (msgspec.DecodeError, RecursionError) as error:
         raise MessageError(f"expected a {kind.__name__} message, got one that does not parse: {error}") from error
+
+
+def _fitting(message: S) -> S:
+    if isinstance(message, Ack):
+        return cut_texts(message, "reason")
+    if isinstance(message, Status):
+        return cut_texts(message, "kind", "trainer", "agent", "runtime", "installed", "labels", "reasons")
+    if isinstance(message, Result):
+        outcome = message.outcome
+        if isinstance(outcome, Answered):
+            return msgspec.structs.replace(message, outcome=cut_texts(outcome, "release"))
+        if isinstance(outcome, Reported):
+            texts = ("kind", "trainer", "runtime", "agent", "installed", "variant", "imports")
+            return msgspec.structs.replace(message, outcome=cut_texts(outcome, *texts))
+    return message
+
+
+def check_outcome(outcome: Outcome) -> None:
+    """Raise MessageError when an outcome holds more than its kind can need, where cutting would change what it means."""
+    blob: Blob | None = None
+    match outcome:
+        case Trained(assignment=assignment, metrics=metrics) | Evaluated(assignment=assignment, metrics=metrics):
+            check_metrics(metrics)
+            if len(assignment) > ID_MAX:
+                raise MessageError(f"an assignment's id has at most {ID_MAX} characters, got {len(assignment)}")
+    match outcome:
+        case Trained(update=blob) | Answered(outputs=blob) | Exported(model=blob):
+            if blob.data is not None and len(blob.data) > INLINE_MAX:
+                raise MessageError(f"at most {INLINE_MAX} bytes travel in a message, got {len(blob.data)}; upload them")
 
 
 def decode_command(token: bytes, key: ECKey) -> Command:
@@ -305,8 +340,8 @@ class _Id(Struct):
 
 
 def claimed_id(token: bytes) -> str:
-    """The command id that a token claims, unverified; empty when it claims none."""
+    """The command id that a token names, which is whose word it is only once its signature has verified; empty without one."""
     try:
-        return msgspec.json.decode(signing.payload_unverified(token), type=_Id).id[:64]
+        return msgspec.json.decode(signing.payload_unverified(token), type=_Id).id[:ID_MAX]
     except (MessageError, SignatureError, msgspec.DecodeError, RecursionError):
         return ""

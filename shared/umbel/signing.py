@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 from joserfc import jws
@@ -14,10 +15,10 @@ ALGORITHM = "ES256"
 class PublicKey(msgspec.Struct, frozen=True):
     """An EC P-256 public key as a JWK (RFC 7517); `x` and `y` are base64url coordinates."""
 
-    kty: str
-    crv: str
-    x: str
-    y: str
+    kty: Annotated[str, msgspec.Meta(max_length=16)]
+    crv: Annotated[str, msgspec.Meta(max_length=16)]
+    x: Annotated[str, msgspec.Meta(max_length=64)]
+    y: Annotated[str, msgspec.Meta(max_length=64)]
 
 
 def generate_key() -> ECKey:

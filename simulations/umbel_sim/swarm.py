@@ -105,13 +105,13 @@ class LightDevice:
             return
         self._say("ack", Ack(command.id, population, device, "accepted", time.time()))
         try:
-            outcome = self._train(command.body)
+            outcome = self._train(command.id, command.body)
         except UmbelError as error:
             self._say("ack", Ack(command.id, population, device, "failed", time.time(), str(error)))
             return
         self._say("result", Result(command.id, population, device, time.time(), outcome))
 
-    def _train(self, body: Train) -> Outcome:
+    def _train(self, command: str, body: Train) -> Outcome:
         weights: tensors.Tensors = {}
 
         def download() -> None:
@@ -122,7 +122,7 @@ class LightDevice:
         first = next(iter(update.values())).reshape(-1)
         first[:1] = hash(self._config.device) % 97  # so that no two devices upload the same bytes
         data, blobs = tensors.dump(update), []
-        self._measured.time("upload", lambda: blobs.append(Uploads(self._http, self._state).send(data)))
+        self._measured.time("upload", lambda: blobs.append(Uploads(self._http, self._state).send(command, data)))
         return Trained(body.assignment, blobs[0], 1, {"loss": 0.0})
 
 

@@ -1,7 +1,10 @@
 """The HTTP API over a real socket: who may ask, blobs, and requests that make no sense."""
 
+import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -12,8 +15,9 @@ from tests.brokers import EmbeddedProcess
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice
 
 from umbel import signing
-from umbel.enrolment import Access, bearer
+from umbel.enrolment import Access, EnrolmentRequest, bearer
 from umbel.errors import UmbelError
+from umbel.messages import Blob, Infer
 from umbel.plan import Plan
 from umbel.tensors import digest
 
@@ -39,15 +43,16 @@ def ask(running: RunningServer, method: str, path: str, **options: object) -> ht
     return httpx.request(method, running.state.server_url + path, trust_env=False, **options)  # type: ignore[arg-type]
 
 
-def signed(device: ScriptedDevice, method: str, path: str, at: float | None = None) -> dict[str, str]:
-    access = Access(POPULATION, device.name, method, path, time.time() if at is None else at)
+def signed(
+    device: ScriptedDevice, method: str, path: str, at: float | None = None, command: str = ""
+) -> dict[str, str]:
+    access = Access(POPULATION, device.name, method, path, time.time() if at is None else at, command)
     return {"Authorization": bearer(access, device.key)}
 
 
-def test_a_device_stores_and_fetches_a_blob_whole_and_in_part(running: RunningServer, device: ScriptedDevice) -> None:
+def test_a_device_fetches_a_blob_whole_and_in_part(running: RunningServer, device: ScriptedDevice) -> None:
     data = np.random.default_rng(0).bytes(300_000)
-    path = f"/v1/blobs/{digest(data)}"
-    assert ask(running, "PUT", path, content=data, headers=signed(device, "PUT", path)).status_code == 200
+    path = f"/v1/blobs/{running.client.put_blob(data)}"
     headers = signed(device, "GET", path)
     assert ask(running, "GET", path, headers=headers).content == data
     part = ask(running, "GET", path, headers=headers | {"Range": "bytes=299000-"})
@@ -60,7 +65,9 @@ def test_a_device_stores_and_fetches_a_blob_whole_and_in_part(running: RunningSe
 
 def test_an_upload_with_another_digest_is_refused_and_not_kept(running: RunningServer, device: ScriptedDevice) -> None:
     path = f"/v1/blobs/{digest(b'right')}"
-    answer = ask(running, "PUT", path, content=b"wrong", headers=signed(device, "PUT", path))
+    with running.server.database.transaction() as session:
+        asked = running.server.outbox.add(session, POPULATION, device.name, Infer(Blob.of(b"")), 60.0)
+    answer = ask(running, "PUT", path, content=b"wrong", headers=signed(device, "PUT", path, command=asked.id))
     assert answer.status_code == 422
     assert "should have digest" in answer.json()["error"]
     missing = ask(running, "GET", path, headers=signed(device, "GET", path))
@@ -141,6 +148,71 @@ def test_settings_that_cannot_be_used_are_refused(
     with pytest.raises(UmbelError, match=sentence):
         running.client.post("/v1/runs", {"population": POPULATION, "plan": plan, "settings": settings})
     assert len(running.client.get("/v1/runs")) == before
+
+
+FAR = 10**30
+
+
+@pytest.mark.parametrize(
+    "path", [f"/v1/runs/latest?round={FAR}", f"/v1/runs/latest/live?after={FAR}", "/v1/runs/x?round=y"]
+)
+def test_a_parameter_that_is_no_round_is_refused(running: RunningServer, path: str) -> None:
+    answer = ask(running, "GET", path, headers={"Authorization": f"Bearer {running.state.admin_token}"})
+    assert 400 <= answer.status_code < 500
+    assert answer.json()["error"].startswith(("round: ", "after: "))
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"from_run": "latest", "from_round": FAR},
+        *({"settings": {name: 10**400}} for name in ("rounds", "epochs", "max_steps", "seed", "budget_bytes")),
+        *({"settings": {"policy": {name: FAR}}} for name in ("target", "quorum", "attempts", "concurrency", "buffer")),
+    ],
+)
+def test_whole_numbers_that_no_database_holds_are_refused(
+    running: RunningServer, plan_of: Callable[[str], Plan], wanted: dict[str, object]
+) -> None:
+    plan = running.client.add_plan(plan_of("line").path)["plan"]
+    with pytest.raises(UmbelError, match=r"at most|<= "):
+        running.client.post("/v1/runs", {"population": POPULATION, "plan": plan, **wanted})
+    with pytest.raises(UmbelError, match=r"at most|<= |no run"):
+        running.client.post("/v1/runs/latest/clone", wanted)
+
+
+def test_the_server_says_how_it_is_while_its_database_is_locked(running: RunningServer, device: ScriptedDevice) -> None:
+    request = EnrolmentRequest(
+        POPULATION, device.name, "phone", signing.public_key(device.key), running.state.enrolment_secret
+    )
+    body, admin = msgspec.json.encode(request), {"Authorization": f"Bearer {running.state.admin_token}"}
+    start = msgspec.json.encode({"population": POPULATION, "plan": "0" * 64, "from_run": "latest"})
+    asked: list[tuple[str, str, dict[str, object]]] = [
+        ("POST", "/v1/enrol", {"content": body}),
+        ("POST", "/v1/runs", {"content": start, "headers": admin}),
+        ("POST", "/v1/runs/latest/clone", {"content": b'{"from_run": "latest"}', "headers": admin}),
+        *[("GET", "/v1/devices", {"headers": admin})] * 50,
+    ]
+    answers: list[int] = []
+    with closing(sqlite3.connect(running.state.folder / "umbel.sqlite", isolation_level=None)) as lock:
+        lock.execute("BEGIN IMMEDIATE")
+        threads = [
+            threading.Thread(
+                target=lambda one=one: answers.append(ask(running, one[0], one[1], timeout=30, **one[2]).status_code)
+            )
+            for one in asked
+        ]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.5)
+        began = time.monotonic()
+        assert ask(running, "GET", "/v1/health").status_code == 200
+        assert time.monotonic() - began < 1.0
+        assert answers == []
+        lock.execute("ROLLBACK")
+    for thread in threads:
+        thread.join(30)
+    assert len(answers) == len(asked)
+    assert max(answers) < 500
 
 
 def test_a_tampered_plan_is_refused(running: RunningServer, plan_of: Callable[[str], Plan], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from tests.brokers import EmbeddedProcess
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice
 from tests.waiting import eventually
 
-from umbel import tensors
+from umbel import signing, tensors, topics
 from umbel.errors import UmbelError
 from umbel.messages import Ack, Blob, Command, Evaluate, Evaluated, Outcome, Train, Trained
 from umbel.metrics import MetricSpec
@@ -245,3 +245,25 @@ def test_a_device_is_not_quarantined_for_what_it_refuses_itself(running: Running
     ended(running, start(running, plan, {"max_rejections": 1}))
     assert running.server.devices.get(POPULATION, "device").quarantined == ""
     device.stop()
+
+
+def test_a_device_that_says_too_much_gets_its_outcome_through(running: RunningServer, plan_of: PlanOf) -> None:
+    plan = running.server.plans.add(plan_of("line").path)
+    sorry = Ack("", POPULATION, "sorry", "failed", 0.0, "x" * 50_000)
+
+    def fails(command: Command) -> None:
+        ack = msgspec.structs.replace(sorry, command=command.id)
+        token = signing.sign(msgspec.json.encode(ack), sorry_device.key)
+        sorry_device.link.publish(topics.topic(POPULATION, "sorry", "ack"), token)
+
+    def measures(command: Command) -> Outcome:
+        return msgspec.structs.replace(trained(command, update_of(plan)), metrics={"x" * 50_000: 0.5})
+
+    sorry_device, measuring = ScriptedDevice(running, "sorry", fails), ScriptedDevice(running, "measuring", measures)
+    running.wait_online(2)
+    run = ended(running, start(running, plan, {"deadline": 60.0, "attempts": 1}))
+    assert {a["device"]: a["state"] for a in run["assignments"]} == {"sorry": "failed", "measuring": "rejected"}  # type: ignore[attr-defined]
+    assert all(len(a["reason"]) <= 1000 for a in run["assignments"])  # type: ignore[attr-defined]
+    assert max(len(a["metrics"]) for a in run["assignments"]) == 0  # type: ignore[attr-defined]
+    sorry_device.stop()
+    measuring.stop()

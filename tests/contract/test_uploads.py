@@ -20,7 +20,7 @@ from tests.waiting import eventually
 
 from umbel.enrolment import Access, bearer
 from umbel.errors import UmbelError
-from umbel.messages import Blob
+from umbel.messages import Blob, Infer
 from umbel.tensors import digest
 from umbel_edge.config import AgentConfig
 from umbel_edge.http import ServerHttp
@@ -28,6 +28,7 @@ from umbel_edge.state import AgentState
 from umbel_edge.uploads import Uploads
 from umbel_server.blobs import BlobError
 from umbel_server.uploads import PARTS_OF_ONE
+from umbel_server.uploads import Sender as Place
 from umbel_server.uploads import Uploads as Parts
 
 DATA = np.random.default_rng(0).bytes(3_000_000)
@@ -39,7 +40,7 @@ SERVER_BUFFER = 65_536
 
 
 class Sender:
-    """A device's end of an upload, as an agent has it; `restart` is what a killed agent finds again."""
+    """A device's end of an upload that answers a command, as an agent has it; `restart` is what a killed agent finds again."""
 
     def __init__(self, running: RunningServer, url: str, folder: Path) -> None:
         config = config_of(running, folder)
@@ -47,6 +48,10 @@ class Sender:
         self.config = AgentConfig(**{**raw, "device": secrets.token_hex(4), "server": url})
         self.restart()
         self._http.enrol(self.state)
+        with running.server.database.transaction() as session:
+            asked = running.server.outbox.add(session, POPULATION, self.config.device, Infer(Blob.of(b"")), 600.0)
+        self.command, self.store = asked.id, running.server.received.of(asked.id)
+        self.parts = running.state.folder / "uploads" / "commands" / self.command
 
     def restart(self) -> None:
         if hasattr(self, "state"):
@@ -92,9 +97,9 @@ def test_an_upload_that_is_not_interrupted_is_one_request(
     running: RunningServer, proxy: TcpProxy, sender: Sender
 ) -> None:
     before = proxy.sent
-    assert sender.uploads.send(DATA) == BLOB
+    assert sender.uploads.send(sender.command, DATA) == BLOB
     assert proxy.sent - before <= len(DATA) + HEADERS
-    assert running.server.blobs.get(BLOB.sha256) == DATA
+    assert sender.store.get(BLOB.sha256) == DATA
     assert parts(running) == []
 
 
@@ -107,9 +112,9 @@ def test_what_breaks_at_any_byte_goes_on_there(
     cuts = [rng.randrange(len(data) // 8) for _ in range(7)]
     before = proxy.sent
     proxy.cut_after(*cuts)
-    sender.uploads.send(data)
+    sender.uploads.send(sender.command, data)
     assert proxy.cuts_left == 0
-    assert running.server.blobs.get(blob.sha256) == data
+    assert sender.store.get(blob.sha256) == data
     resent = proxy.sent - before - len(data)
     assert resent <= len(cuts) * (2 * HEADERS + SERVER_BUFFER), f"{resent} bytes beside the {len(data)} of the blob"
     assert parts(running) == []
@@ -130,11 +135,11 @@ def test_a_killed_device_goes_on_where_it_stopped_and_sends_nothing_that_arrived
     path.write_bytes(data)
     before = proxy.sent
     with pytest.raises(UmbelError, match="killed"):
-        sender.uploads.send_file(blob, path, killed)
+        sender.uploads.send_file(sender.command, blob, path, killed)
     sender.restart()
-    sender.uploads.send_file(blob, path, lambda: None)
+    sender.uploads.send_file(sender.command, blob, path, lambda: None)
     assert proxy.sent - before <= len(data) + 4 * HEADERS + SERVER_BUFFER
-    assert running.server.blobs.get(blob.sha256) == data
+    assert sender.store.get(blob.sha256) == data
 
 
 def test_a_blob_whose_answer_was_lost_is_not_sent_again(
@@ -142,9 +147,9 @@ def test_a_blob_whose_answer_was_lost_is_not_sent_again(
 ) -> None:
     data, blob = fresh(1_000_000)
     sender.state.begin_upload(blob.sha256, time.time())
-    running.server.blobs.put(data)
+    sender.store.put(data)
     before = proxy.sent
-    sender.uploads.send(data)
+    sender.uploads.send(sender.command, data)
     assert proxy.sent - before <= HEADERS
 
 
@@ -153,7 +158,7 @@ def test_a_link_that_stalls_and_refuses_is_survived(running: RunningServer, prox
     path = sender.config.state / "update"
     path.write_bytes(data)
     proxy.rate = 10e6
-    thread = threading.Thread(target=sender.uploads.send_file, args=(blob, path, lambda: None))
+    thread = threading.Thread(target=sender.uploads.send_file, args=(sender.command, blob, path, lambda: None))
     thread.start()
     eventually(lambda: parts(running))
     proxy.refuse()
@@ -162,7 +167,7 @@ def test_a_link_that_stalls_and_refuses_is_survived(running: RunningServer, prox
     proxy.resume()
     proxy.latency = 0.02
     thread.join(30)
-    assert running.server.blobs.get(blob.sha256) == data
+    assert sender.store.get(blob.sha256) == data
 
 
 def test_nothing_is_sent_while_there_is_a_reason_not_to(
@@ -177,9 +182,9 @@ def test_nothing_is_sent_while_there_is_a_reason_not_to(
         sent.append(proxy.sent)
         return reasons[len(sent) - 1]
 
-    sender.uploads.send_file(blob, path, lambda: None, ready)
+    sender.uploads.send_file(sender.command, blob, path, lambda: None, ready)
     assert len(set(sent)) == 1
-    assert running.server.blobs.get(blob.sha256) == data
+    assert sender.store.get(blob.sha256) == data
 
 
 def test_bytes_of_another_digest_leave_nothing(running: RunningServer, proxy: TcpProxy, sender: Sender) -> None:
@@ -188,15 +193,15 @@ def test_bytes_of_another_digest_leave_nothing(running: RunningServer, proxy: Tc
     path = sender.config.state / "update"
     path.write_bytes(wrong)
     with pytest.raises(UmbelError, match="should have digest"):
-        sender.uploads.send_file(blob, path, lambda: None)
-    assert not running.server.blobs.has(blob.sha256)
+        sender.uploads.send_file(sender.command, blob, path, lambda: None)
+    assert not sender.store.has(blob.sha256)
     assert parts(running) == []
     # A beginning that is not this blob's is found out at the end, and then the whole is sent.
     sender.state.begin_upload(blob.sha256, time.time())
-    folder = running.state.folder / "uploads" / "devices" / POPULATION / sender.config.device
-    (folder / f"{blob.sha256}.part").write_bytes(b"x" * 50_000)
-    sender.uploads.send(data)
-    assert running.server.blobs.get(blob.sha256) == data
+    sender.parts.mkdir(exist_ok=True)
+    (sender.parts / f"{blob.sha256}.part").write_bytes(b"x" * 50_000)
+    sender.uploads.send(sender.command, data)
+    assert sender.store.get(blob.sha256) == data
     assert parts(running) == []
 
 
@@ -206,14 +211,14 @@ def test_two_devices_that_upload_the_same_bytes_at_once_do_not_meet(
     data, blob = fresh(2_000_000)
     senders = [Sender(running, proxy.url, tmp_path / name) for name in ("car-1", "car-2")]
     proxy.cut_after(1_500_000, 1_000_000)
-    threads = [threading.Thread(target=sender.uploads.send, args=(data,)) for sender in senders]
+    threads = [threading.Thread(target=sender.uploads.send, args=(sender.command, data)) for sender in senders]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert running.server.blobs.get(blob.sha256) == data
     assert parts(running) == []
     for sender in senders:
+        assert sender.store.get(blob.sha256) == data
         sender.state.close()
 
 
@@ -224,7 +229,7 @@ def test_a_request_that_its_sender_gave_up_writes_no_more(running: RunningServer
     upload = f"/v1/uploads/{blob.sha256}"
 
     def signed(method: str, path: str = upload, **more: str) -> dict[str, str]:
-        access = Access(POPULATION, name, method, path, time.time())
+        access = Access(POPULATION, name, method, path, time.time(), sender.command)
         return {"Authorization": bearer(access, sender.state.key), **more}
 
     asked = threading.Event()
@@ -243,7 +248,7 @@ def test_a_request_that_its_sender_gave_up_writes_no_more(running: RunningServer
 
     thread = threading.Thread(target=put)
     thread.start()
-    part = running.state.folder / "uploads" / "devices" / POPULATION / name / f"{blob.sha256}.part"
+    part = sender.parts / f"{blob.sha256}.part"
     eventually(lambda: part.exists() and part.stat().st_size == 400_000)
     with httpx.Client(base_url=url, trust_env=False) as client:
         found = client.head(upload, headers=signed("HEAD")).headers
@@ -263,7 +268,7 @@ def test_a_request_that_its_sender_gave_up_writes_no_more(running: RunningServer
         again = client.patch(upload, content=b"", headers=signed("PATCH", **{"Upload-Offset": "1000000"}))
         assert again.status_code == 204
         assert client.head(upload, headers=signed("HEAD")).headers["Upload-Complete"] == "?1"
-    assert running.server.blobs.get(blob.sha256) == data
+    assert sender.store.get(blob.sha256) == data
 
 
 def test_administrators_may_upload_the_same_bytes_at_once_and_leave_nothing(running: RunningServer) -> None:
@@ -282,28 +287,29 @@ def test_administrators_may_upload_the_same_bytes_at_once_and_leave_nothing(runn
 def test_nobody_touches_a_part_while_it_goes_into_the_store(running: RunningServer, tmp_path: Path) -> None:
     """Two requests of one sender that both have every byte: neither the store nor an answer ever shows half a blob."""
     data, blob = fresh(2_000_000)
-    uploads = Parts(tmp_path / "parts", running.server.blobs, 10**7)
+    uploads, a = Parts(tmp_path / "parts"), Place("a", running.server.blobs.apart("test"), 10**7)
 
     async def whole() -> AsyncIterator[bytes]:
         yield data
 
     async def story() -> None:
         for _ in range(20):
-            first = asyncio.ensure_future(uploads.receive("a", blob.sha256, 0, whole()))
+            first = asyncio.ensure_future(uploads.receive(a, blob.sha256, 0, whole()))
             while not uploads._placing and not first.done():
                 await asyncio.sleep(0)
-            second = uploads.receive("a", blob.sha256, 0, whole())
-            offset = uploads.offset("a", blob.sha256)
+            second = uploads.receive(a, blob.sha256, 0, whole())
+            offset = uploads.offset(a, blob.sha256)
             _, _, told = await asyncio.gather(first, second, offset, return_exceptions=True)
             assert told == (len(data), True)
-            assert running.server.blobs.get(blob.sha256) == data
+            assert a.blobs.get(blob.sha256) == data
 
     asyncio.run(story())
 
 
 def test_parts_are_few_bounded_in_bytes_and_gone_after_a_day(running: RunningServer, tmp_path: Path) -> None:
     now = [time.time()]
-    uploads = Parts(tmp_path / "parts", running.server.blobs, 1000, lambda: now[0])
+    uploads = Parts(tmp_path / "parts", lambda: now[0])
+    a, b = Place("a", running.server.blobs, 1000), Place("b", running.server.blobs, 1000)
 
     async def breaks(count: int) -> AsyncIterator[bytes]:
         yield b"x" * count
@@ -312,13 +318,13 @@ def test_parts_are_few_bounded_in_bytes_and_gone_after_a_day(running: RunningSer
     async def story() -> None:
         for number in range(PARTS_OF_ONE + 3):
             with pytest.raises(ConnectionResetError):
-                await uploads.receive("a", digest(bytes([number])), 0, breaks(10))
+                await uploads.receive(a, digest(bytes([number])), 0, breaks(10))
         assert len(list((tmp_path / "parts").rglob("*.part"))) == PARTS_OF_ONE
         with pytest.raises(BlobError, match="at most 1000 bytes"):
-            await uploads.receive("b", digest(b""), 0, breaks(1001))
+            await uploads.receive(b, digest(b""), 0, breaks(1001))
         now[0] += 90_000
         with pytest.raises(ConnectionResetError):
-            await uploads.receive("b", digest(b"1"), 0, breaks(10))
+            await uploads.receive(b, digest(b"1"), 0, breaks(10))
         assert [path.stem for path in (tmp_path / "parts").rglob("*.part")] == [digest(b"1")]
 
     asyncio.run(story())

@@ -91,7 +91,9 @@ class Fleet:
     def start(self) -> None:
         """Start everything, and wait until every device is online."""
         mqtt = Mqtt(port=self.server_broker_port, embedded=not self.apart)
-        self.state: State = init_state(self.server_folder, Config(http=Http(port=self.http_port), mqtt=mqtt))
+        # What checkpoints are made of is read again afterwards, by an oracle.
+        config = Config(http=Http(port=self.http_port), mqtt=mqtt, keep_updates=True)
+        self.state: State = init_state(self.server_folder, config)
         self.client = Client(self.state.server_url, self.state.admin_token)
         for number, host in enumerate(self.hosts):
             for index, path in enumerate(host.configs()):

@@ -56,7 +56,8 @@ class HostileDevice:
         if self._behaviour in ("stale", "impostor"):
             for device, command in list(victims.items())[:5]:
                 self._impersonate(device, command)
-            self._say(self._result(secrets.token_hex(8), self._trained(secrets.token_hex(8), self._update())), "result")
+            made_up = secrets.token_hex(8)
+            self._say(self._result(made_up, self._trained(made_up, secrets.token_hex(8), self._update())), "result")
 
     def stop(self) -> None:
         """Leave."""
@@ -77,11 +78,13 @@ class HostileDevice:
 
     def _answer(self, command: Command) -> None:
         assert isinstance(command.body, Train)
-        self._say(self._result(command.id, self._trained(command.body.assignment, self._update())), "result")
+        self._say(
+            self._result(command.id, self._trained(command.id, command.body.assignment, self._update())), "result"
+        )
 
     def _impersonate(self, device: str, command: str) -> None:
         """Claim another's command: in its name on its topic and on ours, and in our own name."""
-        outcome = self._trained(secrets.token_hex(8), self._update())
+        outcome = self._trained(command, secrets.token_hex(8), self._update())
         theirs = Result(command, self._population, device, time.time(), outcome)
         self._say(theirs, "result", device)
         self._say(theirs, "result")
@@ -102,17 +105,17 @@ class HostileDevice:
             update = {name: tensor * np.float32(HUGE) for name, tensor in update.items()}
         return update
 
-    def _trained(self, assignment: str, update: Tensors) -> Trained:
+    def _trained(self, command: str, assignment: str, update: Tensors) -> Trained:
         metrics: Sums = {
             name: np.ones(shape).tolist() for name, shape in sum_shapes(self._plan.manifest.metrics).items()
         }
-        return Trained(assignment, self._upload(tensors.dump(update)), 3, metrics)
+        return Trained(assignment, self._upload(command, tensors.dump(update)), 3, metrics)
 
-    def _upload(self, data: bytes) -> Blob:
+    def _upload(self, command: str, data: bytes) -> Blob:
         blob = Blob.of(data)
         if blob.data is None:
             path = BLOB_PATH.format(sha256=blob.sha256)
-            access = Access(self._population, self.name, "PUT", path, time.time())
+            access = Access(self._population, self.name, "PUT", path, time.time(), command)
             try:
                 self._http.put(path, content=data, headers={"Authorization": bearer(access, self._key)})
             except httpx.HTTPError:

@@ -121,7 +121,7 @@ class Phone:
         assert found.state == "done", found.reason
         assert found.outcome is not None
         blob = msgspec.convert(found.outcome["update"], Blob)
-        return tensors.load(self.running.server.blobs.get(blob.sha256))
+        return tensors.load(self.running.server.received.of(command).get(blob.sha256))
 
     def is_right(self, update: Tensors, body: Train) -> bool:
         """Whether this is what undisturbed training gives, bit for bit."""
@@ -139,7 +139,7 @@ class Phone:
 def phone(tmp_path: Path, plan: Plan) -> Iterator[Phone]:
     broker = EmbeddedProcess()
     broker.start()
-    running = RunningServer(tmp_path / "server", broker.port)
+    running = RunningServer(tmp_path / "server", broker.port, keep_updates=True)
     with TcpProxy(running.state.config.http.port) as proxy:
         made = Phone(running, proxy, tmp_path, plan)
         made.start()

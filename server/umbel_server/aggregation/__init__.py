@@ -1,7 +1,15 @@
 """Updates made into new weights: vetted one by one, folded as they come, in memory of a model and in any order."""
 
 from umbel_server.aggregation.aggregator import Aggregator, TooFewUpdates, aggregator_of
-from umbel_server.aggregation.updates import BlobPieces, Pieces, Update, WeightPieces, from_blob, from_weights
+from umbel_server.aggregation.updates import (
+    BlobPieces,
+    Pieces,
+    Update,
+    WeightPieces,
+    from_blob,
+    from_weights,
+    largest_update,
+)
 from umbel_server.aggregation.vetting import RefusedUpdate, Vetting
 
 __all__ = [
@@ -16,4 +24,5 @@ __all__ = [
     "aggregator_of",
     "from_blob",
     "from_weights",
+    "largest_update",
 ]

@@ -1,18 +1,29 @@
 """One device's update, as tensors to fold now and as pieces to read again when a strategy wants all updates at once."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from umbel.tensors import Tensors
+from umbel.tensors import Tensors, WeightSpec
 from umbel_server.aggregation.safetensors_layout import PREFIX, Place, header_length, parse_header, views
 from umbel_server.blobs import Blobs
 
 NEAR = 1 << 12
 """Elements apart from each other that are read in one go: a read costs more than the bytes between."""
+
+
+HEADER_ROOM, TENSOR_ROOM = 1 << 16, 1 << 10
+"""Bytes that an update's header may take, and what it says of one tensor beside its name."""
+
+
+def largest_update(specs: Sequence[WeightSpec]) -> int:
+    """Bytes of weights of `specs` as safetensors, with room for a header that somebody else's library writes."""
+    size = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in specs)
+    return size + HEADER_ROOM + sum(TENSOR_ROOM + 6 * len(spec.name) for spec in specs)
 
 
 class Pieces(Protocol):

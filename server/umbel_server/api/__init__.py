@@ -4,6 +4,7 @@ from typing import cast
 
 import msgspec
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
@@ -11,11 +12,12 @@ from umbel import __version__
 from umbel.errors import SignatureError, UmbelError
 from umbel_server.api import admin_routes, device_routes
 from umbel_server.api.access import Refused
+from umbel_server.awaited import NotAwaited
 from umbel_server.blobs import BlobError, MissingBlob
 from umbel_server.devices import UnknownDevice
 from umbel_server.runs import UnknownRun
 from umbel_server.server import Server
-from umbel_server.uploads import StoreFull
+from umbel_server.uploads import StoreFull, TooLarge
 
 
 def make_app(server: Server) -> FastAPI:
@@ -27,6 +29,7 @@ def make_app(server: Server) -> FastAPI:
     app.include_router(admin_routes.router)
     app.add_exception_handler(UmbelError, _umbel_error)
     app.add_exception_handler(msgspec.DecodeError, _decode_error)
+    app.add_exception_handler(RequestValidationError, _parameter_error)
     app.add_exception_handler(ClientDisconnect, _client_gone)
     return app
 
@@ -35,12 +38,14 @@ async def _umbel_error(_request: Request, error: Exception) -> JSONResponse:
     match error:
         case Refused():
             status = error.status
-        case SignatureError():
+        case SignatureError() | NotAwaited():
             status = 403
         case UnknownDevice() | UnknownRun() | MissingBlob():
             status = 404
         case StoreFull():
             status = 507
+        case TooLarge():
+            status = 413
         case BlobError():
             status = 422
         case _:
@@ -50,6 +55,12 @@ async def _umbel_error(_request: Request, error: Exception) -> JSONResponse:
 
 async def _decode_error(_request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"error": f"the request does not parse: {cast(msgspec.DecodeError, error)}"}, 400)
+
+
+async def _parameter_error(_request: Request, error: Exception) -> JSONResponse:
+    wrong = cast(RequestValidationError, error).errors()[0]
+    name, value = wrong["loc"][-1], str(wrong.get("input", ""))[:40]
+    return JSONResponse({"error": f"{name}: {wrong['msg']}, got {value!r}"}, 422)
 
 
 async def _client_gone(_request: Request, _error: Exception) -> Response:

@@ -12,8 +12,6 @@ from umbel.enrolment import CLOCK_TOLERANCE, Access
 from umbel.errors import UmbelError
 from umbel_server.server import Server
 
-ADMIN = "admin"
-
 
 class Refused(UmbelError):
     """A request without a valid token; `status` is the HTTP status."""
@@ -32,13 +30,13 @@ def require_admin(request: Request) -> None:
         raise Refused("expected the admin token; run the command on the server's machine, or set UMBEL_TOKEN")
 
 
-def require_device_or_admin(request: Request) -> str:
-    """Who asks: ADMIN, or "devices/<population>/<device>".
+def require_device_or_admin(request: Request) -> Access | None:
+    """What a device says of its request; None when an administrator asks.
 
     Raises Refused unless the request carries the admin token, or a fresh token for itself signed by an enrolled device.
     """
     if _is_admin(request):
-        return ADMIN
+        return None
     token = _bearer(request)
     try:
         claimed = msgspec.json.decode(_payload(token), type=Access)
@@ -53,7 +51,7 @@ def require_device_or_admin(request: Request) -> str:
             f"the token's time differs from the server's by {abs(time.time() - access.at):.0f} s "
             f"(at most {CLOCK_TOLERANCE:.0f}); set the device's clock"
         )
-    return f"devices/{access.population}/{access.device}"
+    return access
 
 
 def _is_admin(request: Request) -> bool:

@@ -4,15 +4,15 @@ import io
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Query, Request
 from starlette.concurrency import run_in_threadpool
 
 from umbel.errors import UmbelError
 from umbel.examples import Examples, load_arrays
-from umbel.messages import Blob, Body, Cancel, Export, Infer, PersonalVariant, Report, Variant
+from umbel.messages import MOST_COUNT, Blob, Body, Cancel, Export, Infer, PersonalVariant, Report, Variant
 from umbel.plan import PLACED
 from umbel.tensors import TensorSpec
 from umbel_server import devices, outbox, releases, runs
@@ -25,6 +25,9 @@ public = APIRouter(tags=["server"])
 router = APIRouter(tags=["admin"], dependencies=[Depends(require_admin)])
 
 COMMAND_TTL = 600.0
+
+RoundAsked = Annotated[int | None, Query(ge=-1, le=MOST_COUNT)]
+RoundNumber = Annotated[int, msgspec.Meta(ge=0, le=MOST_COUNT)]
 
 
 class CommandRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,7 +54,7 @@ class RunRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     plan: str
     settings: runs.RunSettings = runs.RunSettings()
     from_run: str = ""
-    from_round: int | None = None
+    from_round: RoundNumber | None = None
 
 
 class CloneRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,7 +62,7 @@ class CloneRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     settings: dict[str, Any] = {}
     from_run: str = ""
-    from_round: int | None = None
+    from_round: RoundNumber | None = None
 
 
 class ReleaseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,7 +72,7 @@ class ReleaseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     held out), and what int8-full is calibrated on. `keras` are Keras's metrics on the same examples, computed elsewhere.
     """
 
-    round: int | None = None
+    round: RoundNumber | None = None
     variants: tuple[Variant, ...] = WITHOUT_EXAMPLES
     examples: str = ""
     representative: str = ""
@@ -77,8 +80,8 @@ class ReleaseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @public.get("/v1/health")
-def health(request: Request) -> dict[str, Any]:
-    """Whether the server answers, and whether it has its broker."""
+async def health(request: Request) -> dict[str, Any]:
+    """Whether the server answers, and whether it has its broker: at once, also when every thread waits for the database."""
     return {"ok": True, "broker": server_of(request).exchange.is_up}
 
 
@@ -176,9 +179,12 @@ async def start_run(request: Request) -> dict[str, Any]:
     """Start a run."""
     server = server_of(request)
     wanted = msgspec.json.decode(await body_of(request), type=RunRequest)
+    return await run_in_threadpool(_start_run, server, wanted)
+
+
+def _start_run(server: Server, wanted: RunRequest) -> dict[str, Any]:
     weights = _weights(server, wanted)
-    row = await run_in_threadpool(server.runs.start, wanted.population, wanted.plan, wanted.settings, weights)
-    return runs.describe(row)
+    return runs.describe(server.runs.start(wanted.population, wanted.plan, wanted.settings, weights))
 
 
 def _weights(server: Server, wanted: RunRequest | CloneRequest) -> str:
@@ -192,13 +198,13 @@ def list_runs(request: Request) -> list[dict[str, Any]]:
 
 
 @router.get("/v1/runs/{id}")
-def show_run(request: Request, id: str, round: int | None = None) -> dict[str, Any]:
+def show_run(request: Request, id: str, round: RoundAsked = None) -> dict[str, Any]:
     """One run with its checkpoints, and with the assignments of one round (default: the newest)."""
     return server_of(request).runs.show(id, round)
 
 
 @router.get("/v1/runs/{id}/live")
-def watch_run(request: Request, id: str, after: int | None = None) -> dict[str, Any]:
+def watch_run(request: Request, id: str, after: RoundAsked = None) -> dict[str, Any]:
     """What is going on in a run now, for those who ask often; its checkpoints are those after round `after`, or the newest."""
     server = server_of(request)
     run = server.runs.get(id)
@@ -228,8 +234,11 @@ async def clone_run(request: Request, id: str) -> dict[str, Any]:
     """Start a run with the settings of another, with some of them changed."""
     server = server_of(request)
     wanted = msgspec.json.decode(await body_of(request) or b"{}", type=CloneRequest)
-    row = await run_in_threadpool(server.runs.clone, id, wanted.settings, _weights(server, wanted))
-    return runs.describe(row)
+    return await run_in_threadpool(_clone_run, server, id, wanted)
+
+
+def _clone_run(server: Server, id: str, wanted: CloneRequest) -> dict[str, Any]:
+    return runs.describe(server.runs.clone(id, wanted.settings, _weights(server, wanted)))
 
 
 @router.post("/v1/runs/{id}/releases")

@@ -15,22 +15,36 @@ from umbel.enrolment import (
     ENROL_PATH,
     OFFSET,
     UPLOAD_PATH,
+    Access,
     EnrolmentReply,
     EnrolmentRequest,
 )
 from umbel.errors import UmbelError
+from umbel.messages import Blob
 from umbel.signing import public_key
 from umbel_server import moments
-from umbel_server.api.access import ADMIN, require_device_or_admin, server_of
-from umbel_server.uploads import WrongOffset
+from umbel_server.api.access import require_device_or_admin, server_of
+from umbel_server.uploads import Sender, WrongOffset
 
 router = APIRouter(tags=["device"])
 
 Address = Annotated[str, "64 hex digits"]
-Sender = Annotated[str, Depends(require_device_or_admin)]
+Who = Annotated[Access | None, Depends(require_device_or_admin)]
 
 MAX_REQUEST = 1 << 16
+ADMIN = "admin"
 _RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})")
+
+
+def sender_of(request: Request, who: Who) -> Sender:
+    """Who uploads; raises NotAwaited when no open command of the device waits for it."""
+    server = server_of(request)
+    if who is None:
+        return Sender(ADMIN, server.blobs, server.most, bounded=False)
+    return server.awaited.sender(who.population, who.device, who.command)
+
+
+Uploading = Annotated[Sender, Depends(sender_of)]
 
 
 async def body_of(request: Request, limit: int = MAX_REQUEST) -> bytes:
@@ -47,9 +61,8 @@ async def body_of(request: Request, limit: int = MAX_REQUEST) -> bytes:
 async def enrol(request: Request) -> Response:
     """Register a device by its public key."""
     server = server_of(request)
-    server.devices.enrol(
-        msgspec.json.decode(await body_of(request), type=EnrolmentRequest), server.state.enrolment_secret
-    )
+    asked = msgspec.json.decode(await body_of(request), type=EnrolmentRequest)
+    await run_in_threadpool(server.devices.enrol, asked, server.state.enrolment_secret)
     mqtt = server.state.config.mqtt
     reply = EnrolmentReply(public_key(server.state.key), mqtt.advertised_host or mqtt.host, server.broker_port)
     return Response(msgspec.json.encode(reply), media_type="application/json")
@@ -80,21 +93,21 @@ def head_blob(request: Request, sha256: str) -> Response:
 
 
 @router.put(BLOB_PATH)
-async def put_blob(request: Request, sha256: Address, sender: Sender) -> dict[str, object]:
+async def put_blob(request: Request, sha256: Address, who: Who, sender: Uploading) -> dict[str, object]:
     """Store a blob sent from its first byte; bytes with another digest are refused and nothing is kept.
 
-    When a device's connection breaks, what arrived is kept for a day, for it to go on with PATCH of the upload.
+    A device sends the blob that answers an open command. When its connection breaks, what arrived is kept, a day at most,
+    for it to go on with PATCH of the upload.
     """
-    uploads = server_of(request).uploads
-    if sender == ADMIN:
-        blob = await uploads.receive_once(sha256, request.stream())
+    if who is None:
+        blob = await server_of(request).uploads.receive_once(sender, sha256, request.stream())
     else:
-        blob = await uploads.receive(sender, sha256, 0, _noticed(request.stream()))
+        blob = await _receive(request, who, sender, sha256, 0)
     return {"sha256": blob.sha256, "size": blob.size}
 
 
 @router.head(UPLOAD_PATH)
-async def head_upload(request: Request, sha256: Address, sender: Sender) -> Response:
+async def head_upload(request: Request, sha256: Address, sender: Uploading) -> Response:
     """How far the sender's upload has come: `Upload-Offset` in bytes, `Upload-Complete: ?1` when the blob is stored."""
     offset, complete = await server_of(request).uploads.offset(sender, sha256)
     headers = {OFFSET: str(offset), COMPLETE: "?1" if complete else "?0", "Cache-Control": "no-store"}
@@ -102,7 +115,7 @@ async def head_upload(request: Request, sha256: Address, sender: Sender) -> Resp
 
 
 @router.patch(UPLOAD_PATH)
-async def patch_upload(request: Request, sha256: Address, sender: Sender) -> Response:
+async def patch_upload(request: Request, sha256: Address, who: Who, sender: Uploading) -> Response:
     """Go on with an upload: the body is every byte from `Upload-Offset` on.
 
     409 with the right `Upload-Offset` when the server has another number of bytes; as PUT of the blob otherwise.
@@ -111,10 +124,20 @@ async def patch_upload(request: Request, sha256: Address, sender: Sender) -> Res
     if not (offset.isascii() and offset.isdigit() and len(offset) <= 18):
         raise UmbelError(f"{OFFSET} should be the number of bytes sent before, got {offset[:40]!r}")
     try:
-        await server_of(request).uploads.receive(sender, sha256, int(offset), _noticed(request.stream()))
+        await _receive(request, who, sender, sha256, int(offset))
     except WrongOffset as error:
         return JSONResponse({"error": str(error)}, 409, {OFFSET: str(error.offset)})
     return Response(status_code=204, headers={COMPLETE: "?1"})
+
+
+async def _receive(request: Request, who: Access | None, sender: Sender, sha256: str, offset: int) -> Blob:
+    """Take in what a device sends, and remove it if the command that it answers ended meanwhile."""
+    server = server_of(request)
+    try:
+        return await server.uploads.receive(sender, sha256, offset, _noticed(request.stream()))
+    finally:
+        if who is not None:
+            await run_in_threadpool(server.received.tidy, [who.command])
 
 
 async def _noticed(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -1,7 +1,6 @@
 """The rounds' port to a real fleet: assignments in the database, commands in the outbox, updates as blobs."""
 
 import logging
-import math
 import queue
 import secrets
 import time
@@ -9,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 from sqlalchemy import func, select
@@ -21,7 +19,7 @@ from umbel.metrics import finite, results
 from umbel.plan import Plan
 from umbel.tensors import Tensors, check, dump, load
 from umbel_server import devices, moments
-from umbel_server.aggregation import Update, WeightPieces, from_blob
+from umbel_server.aggregation import Update, WeightPieces, from_blob, largest_update
 from umbel_server.database import Assignment, Checkpoint, Command, Device, Round, Run
 from umbel_server.device_metrics import check_metrics
 from umbel_server.fleet import Fleet
@@ -42,8 +40,6 @@ log = logging.getLogger("umbel.runs")
 
 NO_UPDATE = Update({}, WeightPieces({}, {}))
 LEAST_CANCEL_SECONDS = 60.0
-HEADER_ROOM, TENSOR_ROOM = 1 << 16, 1 << 10
-"""Bytes that an update's header may take, and what it says of one tensor beside its name."""
 
 
 class FleetPort:
@@ -284,20 +280,15 @@ class FleetPort:
             row = session.get_one(Assignment, id)
             reported = session.get_one(Device, (self.population, row.device)).examples
         check_metrics(row.device, row.metrics, self.plan.manifest.metrics)
-        most = self._largest_update()
+        most = largest_update(self.plan.manifest.weights)
         if row.bytes_up > most:  # it is read whole, so its size is looked at first
             raise UmbelError(f"the update of {row.device} should have at most {most} bytes, it has {row.bytes_up}")
         try:
-            update = from_blob(self._fleet.blobs, row.update) if row.update else NO_UPDATE
+            blobs = self._fleet.received.find(row.command, row.update) if row.update else self._fleet.blobs
+            update = from_blob(blobs, row.update) if row.update else NO_UPDATE
         except TensorError as error:
             raise UmbelError(f"the update of {row.device}: {error}") from error
         return Arrival(row.device, update, row.examples, row.metrics, reported)
-
-    def _largest_update(self) -> int:
-        """Bytes of the plan's weights as safetensors, with room for a header that somebody else's library writes."""
-        specs = self.plan.manifest.weights
-        size = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in specs)
-        return size + HEADER_ROOM + sum(TENSOR_ROOM + 6 * len(spec.name) for spec in specs)
 
     def finish(self, finish: Finish) -> None:
         """Give an assignment its final state unless it has one, and tell its device if that is still at work."""
@@ -332,6 +323,7 @@ class FleetPort:
         metrics = finite(self._evaluate(checkpoint.weights)) if self._evaluate is not None else {}
         fleet = finite(results(self.plan.manifest.metrics, checkpoint.fleet_sums)) if checkpoint.fleet_sums else {}
         now = self._clock()
+        folded: list[str] = []
         with self._fleet.database.transaction() as session:
             session.add(
                 Checkpoint(
@@ -351,6 +343,7 @@ class FleetPort:
                 if not may_follow(row.state, "folded"):
                     raise UmbelError(f"assignment {id} is {row.state}, it cannot be folded into a checkpoint")
                 row.state, row.weight, row.folded_into, row.updated = "folded", weight, checkpoint.number, now
+                folded.append(row.command)
             opened = session.get(Round, (self.run, checkpoint.number, checkpoint.attempt))
             if opened is not None:
                 opened.state, opened.closed = "committed", now
@@ -360,6 +353,7 @@ class FleetPort:
             session.flush()
             if checkpoint.number:
                 moments.reached("committing")
+        self._fleet.received.tidy(folded)
         self._weights = Blob.of(data)
         log.info("run %s round %d committed: %s", self.run, checkpoint.number, metrics or fleet)
         return metrics
@@ -404,6 +398,7 @@ def finish_assignment(fleet: Fleet, finish: Finish, now: float) -> None:
             ttl = max(LEAST_CANCEL_SECONDS, row.closes - now)
             cancel.append(fleet.outbox.add(session, row.population, row.device, Cancel(row.id), ttl))
     fleet.exchange.send(cancel)
+    fleet.received.tidy([command.id])
 
 
 def _open_round(row: Round) -> OpenRound:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import msgspec
 
 from umbel.conditions import Rules
+from umbel.messages import MOST_COUNT
 
 Select = Literal["random", "least-recent", "most-examples"]
 Late = Literal["drop", "fold"]
@@ -64,6 +65,8 @@ class RoundPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             value = getattr(self, name)
             if not least <= value < math.inf:
                 raise ValueError(f"{_text(name)} should be at least {least:g}, got {value}")
+            if isinstance(value, int) and value > MOST_COUNT:
+                raise ValueError(f"{_text(name)} should be at most {MOST_COUNT}, got {str(value)[:12]}")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction should be over 0 and at most 1, got {self.fraction}")
         if not 0 < self.deadline < math.inf:

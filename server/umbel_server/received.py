@@ -1,0 +1,100 @@
+"""What devices sent in answer to commands: blobs apart from the server's own, which go when nobody needs them any more.
+
+Each command has a store of its own. So what came for it is removed without asking who else has the same bytes, and
+nothing that a device sends can stand for, or take along, a plan, a checkpoint, a release or an administrator's file.
+"""
+
+import logging
+import shutil
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from obstore.exceptions import BaseError as StoreError
+from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
+
+from umbel_server.blobs import Blobs
+from umbel_server.database import Assignment, Command, Database
+from umbel_server.outbox import OPEN
+from umbel_server.rounds.assignments import LIVE
+
+log = logging.getLogger("umbel.exchange")
+
+FOLDER = "received"
+_AT_ONCE = 500
+"""Commands that one query names."""
+
+
+class Received:
+    """The blobs of commands beside the server's `blobs`, and their unfinished uploads in the folder `parts`.
+
+    With `keeps_updates` what answered a command stays for good, so that every checkpoint can be computed again.
+    """
+
+    def __init__(self, database: Database, blobs: Blobs, parts: Path, keeps_updates: bool) -> None:
+        self._database, self._blobs, self._parts, self._keeps = database, blobs, parts, keeps_updates
+
+    def of(self, command: str) -> Blobs:
+        """The store of one command."""
+        return self._blobs.apart(f"{FOLDER}/{command}")
+
+    def find(self, command: str, sha256: str) -> Blobs:
+        """Where a blob that answers a command is: in the command's store, or else, if anywhere, among the server's own."""
+        own = self.of(command)
+        return own if own.has(sha256) else self._blobs
+
+    def publish(self, command: str, sha256: str) -> None:
+        """Count what answered a command among the server's own blobs; raises MissingBlob."""
+        if (found := self.find(command, sha256)) is not self._blobs:
+            self._blobs.copy_from(found, sha256)
+
+    def tidy(self, commands: Collection[str]) -> None:
+        """Remove what came for those of `commands` that are over and whose updates nobody needs.
+
+        That they are must be committed already. What cannot be removed now is when the server starts the next time.
+        """
+        try:
+            there = [command for command in commands if self._holds(command)]
+            over = set(there) - self._needed(there)
+            if over:
+                self._database.settle()
+            for command in over:
+                self.of(command).remove_all()
+                shutil.rmtree(self._parts_of(command), ignore_errors=True)
+        except (OSError, StoreError, OperationalError) as error:
+            log.warning("what came for commands that are over cannot be removed now: %s", error)
+
+    def sweep(self) -> None:
+        """Remove what a process before this one left behind."""
+        shutil.rmtree(self._parts / "once", ignore_errors=True)  # of those who send it all again
+        parts = {folder.name for folder in self._parts_of("").glob("*")}
+        self.tidy(parts | set(self._blobs.names(FOLDER)))
+
+    def _holds(self, command: str) -> bool:
+        return self._parts_of(command).exists() or self.of(command).holds_any()
+
+    def _parts_of(self, command: str) -> Path:
+        return self._parts / sender_of(command)
+
+    def _needed(self, commands: list[str]) -> set[str]:
+        """The commands that may still be answered, or whose updates are not in a checkpoint yet, or are to be kept."""
+        states = (*OPEN, "done") if self._keeps else OPEN
+        needed: set[str] = set()
+        for some in _some(commands):
+            with self._database.transaction() as session:
+                needed.update(
+                    session.scalars(select(Command.id).where(Command.id.in_(some), Command.state.in_(states)))
+                )
+                live = select(Assignment.command).where(Assignment.command.in_(some), Assignment.state.in_(LIVE))
+                needed.update(session.scalars(live))
+        return needed
+
+
+def sender_of(command: str) -> str:
+    """The folder of a command's unfinished uploads."""
+    return f"commands/{command}"
+
+
+def _some(commands: list[str]) -> Iterator[list[str]]:
+    for start in range(0, len(commands), _AT_ONCE):
+        yield commands[start : start + _AT_ONCE]
