@@ -78,6 +78,35 @@ def test_a_round_that_was_open_when_its_run_was_stopped_is_closed(running: Runni
     device.stop()
 
 
+def test_a_round_below_its_quorum_keeps_what_came_over_a_pause_and_asks_other_devices(
+    running: RunningServer, plan_of: PlanOf
+) -> None:
+    plan = running.server.plans.add(plan_of("line").path)
+    update = update_of(plan)
+    good = ScriptedDevice(running, "good", lambda c: trained(c, update) if isinstance(c.body, Train) else None)
+    slow = ScriptedDevice(running, "slow", lambda c: None)
+    running.wait_online(2)
+    id = start(running, plan, {"quorum": 2, "deadline": 60.0})
+
+    def states() -> list[tuple[str, int, str]]:
+        return [(a["device"], a["attempt"], a["state"]) for a in running.server.runs.show(id)["assignments"]]
+
+    eventually(lambda: states() == [("good", 0, "uploaded"), ("slow", 0, "offered")])
+    (before,) = running.server.runs.show(id)["attempts"]
+    running.server.runs.pause(id)
+    running.server.runs.resume(id)
+    train = eventually(lambda: [c for c in slow.commands if isinstance(c.body, Train)][1:])[0]
+    (attempt,) = running.server.runs.show(id)["attempts"]
+    assert (attempt["state"], attempt["wanted"]) == ("open", 2)
+    assert attempt["closes"] > before["closes"]
+    slow.result(train.id, trained(train, update))
+    assert ended(running, id)["state"] == "finished"
+    assert sorted(states()) == [("good", 0, "folded"), ("slow", 0, "cancelled"), ("slow", 0, "folded")]
+    assert len([c for c in good.commands if isinstance(c.body, Train)]) == 1
+    good.stop()
+    slow.stop()
+
+
 def test_of_several_who_resume_a_run_at_once_one_does(running: RunningServer, plan_of: PlanOf) -> None:
     plan = running.server.plans.add(plan_of("line").path)
     for _ in range(5):

@@ -84,9 +84,9 @@ class RoundPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return self.buffer
         return self.target or max(self.quorum, int(self.fraction * available + 0.5))
 
-    def offers(self, available: int) -> int:
-        """How many assignments a synchronous round begins with."""
-        return min(available, math.ceil(self.wanted(available) * self.over_selection - 1e-9))
+    def offers(self, available: int, wanted: int) -> int:
+        """How many of the `available` devices a synchronous round asks for `wanted` updates."""
+        return min(available, math.ceil(max(0, wanted) * self.over_selection - 1e-9))
 
     def weight(self, examples: int, staleness: int) -> float:
         """The weight of an update of `examples`: less the staler it is."""
