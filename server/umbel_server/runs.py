@@ -26,6 +26,7 @@ from umbel_server.fleet_grid import FleetGrid
 from umbel_server.flower_app import END, app
 from umbel_server.flower_messages import context
 from umbel_server.plans import Plans
+from umbel_server.rounds import bounds
 from umbel_server.rounds.assignments import LIVE
 from umbel_server.rounds.events import Finish, Order
 from umbel_server.rounds.fleet_port import FleetPort, finish_assignment
@@ -72,20 +73,8 @@ class RunSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     policy: RoundPolicy = RoundPolicy()
 
     def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name} should be at least {least}, got {getattr(self, name)}")
-
-
-_LEAST = {
-    "rounds": 1,
-    "epochs": 1,
-    "max_steps": 0,
-    "learning_rate": 0,
-    "seed": 0,
-    "budget_hours": 0,
-    "budget_bytes": 0,
-}
+        for name, allowed in bounds.SETTINGS.items():
+            bounds.check(name, getattr(self, name), allowed)
 
 
 # Made here, in one thread: msgspec 0.22 crashes when several threads convert nested structs for the first time at once.

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import msgspec
 
 from umbel.conditions import Rules
+from umbel_server.rounds import bounds
 
 Select = Literal["random", "least-recent", "most-examples"]
 Late = Literal["drop", "fold"]
@@ -63,14 +64,8 @@ class RoundPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_rejections: int = 3
 
     def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if not least <= value < math.inf:
-                raise ValueError(f"{_text(name)} should be at least {least:g}, got {value}")
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction should be over 0 and at most 1, got {self.fraction}")
-        if not 0 < self.deadline < math.inf:
-            raise ValueError(f"deadline should be a positive number of seconds, got {self.deadline}")
+        for name, allowed in bounds.POLICY.items():
+            bounds.check(name.replace("_", " "), getattr(self, name), allowed)
         if self.target and self.target < self.quorum:
             raise ValueError(f"target should be at least the quorum of {self.quorum}, got {self.target}")
         if self.mode == "async" and self.buffer < self.quorum:
@@ -98,28 +93,6 @@ class RoundPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def rest(self, failures: int) -> float:
         """Seconds to wait after `failures` abandoned rounds in a row."""
         return min(LONGEST_BACKOFF, self.backoff * 2.0 ** min(failures - 1, 30))
-
-
-_LEAST = {
-    "target": 0,
-    "over_selection": 1.0,
-    "quorum": 1,
-    "attempts": 1,
-    "backoff": 0.0,
-    "minimum_gap": 0.0,
-    "staleness_exponent": 0.0,
-    "max_staleness": 0,
-    "buffer": 1,
-    "concurrency": 1,
-    "evaluate": 0,
-    "max_norm": 0.0,
-    "norm_multiple": 0.0,
-    "max_rejections": 0,
-}
-
-
-def _text(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def scalar_fields() -> dict[str, type]:
