@@ -90,6 +90,8 @@ class Runs:
         self._threads: dict[str, threading.Thread] = {}
         self._orders: dict[str, Literal["pause", "stop"]] = {}
         self._leaving = threading.Event()
+        self._launching = threading.Lock()
+        """Held from when a run is noted as running to when its thread is there: an order in between would reach nobody."""
 
     def start(self, population: str, plan: str, settings: RunSettings, weights: str = "") -> Run:
         """Start a run, from the plan's initial weights or those at the address `weights`.
@@ -120,9 +122,10 @@ class Runs:
             state="running",
             weights=weights,
         )
-        with self._fleet.database.transaction() as session:
-            session.add(run)
-        self._launch(run.id)
+        with self._launching:
+            with self._fleet.database.transaction() as session:
+                session.add(run)
+            self._launch(run.id)
         return run
 
     def clone(self, id: str, changes: dict[str, Any], weights: str = "") -> Run:
@@ -150,10 +153,10 @@ class Runs:
 
     def stop(self, id: str) -> Run:
         """Stop a run for good after telling its devices; returns it once its thread has ended (at most 10 s)."""
-        run = self.get(id)
-        if self._change(run.id, "paused", "stopped", "stopped by an administrator"):
+        run = self._order(self.get(id), "stop")
+        if self._change(run.id, "paused", "stopped", "stopped by an administrator"):  # it may have paused meanwhile
             self._cancel_all(run.id, "the run was stopped")
-        return self._order(run, "stop")
+        return self.get(run.id)
 
     def pause(self, id: str) -> Run:
         """Pause a run: its devices are told to stop, updates that came are kept; raises UmbelError when it has ended."""
@@ -167,9 +170,10 @@ class Runs:
     def resume(self, id: str) -> Run:
         """Go on with a paused run; raises UmbelError when it is not paused."""
         run = self.get(id)
-        if not self._change(run.id, "paused", "running"):
-            raise UmbelError(f"run {run.id} is {self.get(run.id).state}, only a paused run can be resumed")
-        self._launch(run.id)
+        with self._launching:
+            if not self._change(run.id, "paused", "running"):
+                raise UmbelError(f"run {run.id} is {self.get(run.id).state}, only a paused run can be resumed")
+            self._launch(run.id)
         return self.get(run.id)
 
     def _change(self, id: str, before: str, state: str, reason: str = "") -> bool:
@@ -185,12 +189,14 @@ class Runs:
         return True
 
     def _order(self, run: Run, what: Literal["pause", "stop"]) -> Run:
-        thread = self._threads.get(run.id)
-        if thread is not None and thread.is_alive():
+        with self._launching:
+            thread = self._threads.get(run.id)
+            if thread is None or not thread.is_alive():
+                return self.get(run.id)
             self._orders[run.id] = what  # for a thread that has no port yet, or another one soon
             if (port := self._ports.get(run.id)) is not None:
                 port.order(Order(self._clock(), what))
-            thread.join(10)
+        thread.join(10)
         return self.get(run.id)
 
     def shutdown(self) -> None:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -19,6 +20,7 @@ from umbel.metrics import MetricSpec
 from umbel.plan import Plan
 from umbel_server.aggregation.vetting import Vetting
 from umbel_server.blobs import Blobs
+from umbel_server.database import Run
 from umbel_server.device_metrics import average
 from umbel_server.runs import RunSettings
 
@@ -105,6 +107,53 @@ def test_a_round_below_its_quorum_keeps_what_came_over_a_pause_and_asks_other_de
     assert len([c for c in good.commands if isinstance(c.body, Train)]) == 1
     good.stop()
     slow.stop()
+
+
+def test_an_order_that_comes_while_a_run_is_resumed_is_followed(
+    running: RunningServer, plan_of: PlanOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = running.server.plans.add(plan_of("line").path)
+    runs = running.server.runs
+    id = start(running, plan, {"deadline": 60.0})
+    runs.pause(id)
+    noted, go_on = threading.Event(), threading.Event()
+    launch = runs._launch
+
+    def slowly(run: str) -> None:
+        noted.set()
+        assert go_on.wait(10)
+        launch(run)
+
+    monkeypatch.setattr(runs, "_launch", slowly)
+    resuming, pausing = (
+        threading.Thread(target=runs.resume, args=(id,)),
+        threading.Thread(target=runs.pause, args=(id,)),
+    )
+    resuming.start()
+    assert noted.wait(10)
+    assert runs.get(id).state == "running"
+    pausing.start()
+    pausing.join(0.3)
+    go_on.set()
+    resuming.join(10)
+    pausing.join(10)
+    assert runs.get(id).state == "paused"
+
+
+def test_a_run_that_pauses_by_itself_while_it_is_stopped_is_stopped(
+    running: RunningServer, plan_of: PlanOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = running.server.plans.add(plan_of("line").path)
+    runs = running.server.runs
+    id = start(running, plan, {"deadline": 0.3, "attempts": 1})
+    order = runs._order
+
+    def late(run: Run, what: Literal["pause", "stop"]) -> Run:
+        eventually(lambda: runs.get(id).state == "paused" and not runs._threads[id].is_alive())
+        return order(run, what)
+
+    monkeypatch.setattr(runs, "_order", late)
+    assert runs.stop(id).state == "stopped"
 
 
 def test_of_several_who_resume_a_run_at_once_one_does(running: RunningServer, plan_of: PlanOf) -> None:
