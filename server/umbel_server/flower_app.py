@@ -1,6 +1,6 @@
 """Umbel's Flower ServerApp: one strategy and one round loop on any grid - the fleet's, a simulation's, Flower's own."""
 
-import math
+import sys
 from pathlib import Path
 
 import msgspec
@@ -11,6 +11,7 @@ from umbel.errors import UmbelError
 from umbel.plan import Plan
 from umbel_server import flower_messages
 from umbel_server.folder_journal import FolderJournal
+from umbel_server.rounds import bounds
 from umbel_server.rounds.grid_port import GridPort
 from umbel_server.rounds.loop import LoopConfig, run_rounds
 from umbel_server.rounds.policy import RoundPolicy, scalar_fields
@@ -19,6 +20,7 @@ from umbel_server.strategies import make_strategy
 
 app = ServerApp()
 
+ANY = bounds.Bounds(-sys.float_info.max, sys.float_info.max)
 END = "umbel-end"
 """Where the context's state says how the run ended: a record of `state` and `reason`."""
 
@@ -37,9 +39,7 @@ def main(grid: Grid, context: Context) -> None:
     plan = Plan.open(Path(_text(config.get("plan", ""))))
     learning_rate = _number(config, "learning-rate", 0.0) or plan.manifest.learning_rate
     options = {
-        name.removeprefix("strategy."): _number(config, name, 0.0, least=-math.inf)
-        for name in config
-        if name.startswith("strategy.")
+        name.removeprefix("strategy."): _number(config, name, 0.0) for name in config if name.startswith("strategy.")
     }
     port: Port | None = getattr(grid, "port", None)
     end = run_rounds(
@@ -47,13 +47,13 @@ def main(grid: Grid, context: Context) -> None:
         port or GridPort(grid, FolderJournal(Path(_text(config.get("output", "umbel-output"))), plan)),
         policy_of(config),
         LoopConfig(
-            rounds=int(_number(config, "rounds", 10, least=1)),
+            rounds=int(_number(config, "rounds", 10)),
             learning_rate=learning_rate,
-            epochs=int(_number(config, "epochs", 1, least=1)),
+            epochs=int(_number(config, "epochs", 1)),
             max_steps=int(_number(config, "max-steps", 0)),
             seed=int(_number(config, "seed", 0)),
             until=_text(config.get("until", "")),
-            at_least=_number(config, "at-least", 0.0, least=-math.inf),
+            at_least=_number(config, "at-least", 0.0),
             budget_hours=_number(config, "budget-hours", 0.0),
             budget_bytes=int(_number(config, "budget-bytes", 0)),
         ),
@@ -81,10 +81,12 @@ def _text(value: UserConfigValue) -> str:
     return str(value)
 
 
-def _number(config: dict[str, UserConfigValue], name: str, default: float, least: float = 0.0) -> float:
+def _number(config: dict[str, UserConfigValue], name: str, default: float) -> float:
     value = config.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UmbelError(f"the run's {name} should be a number, got {value!r}")
-    if not least <= value < math.inf:
-        raise UmbelError(f"the run's {name} should be at least {least:g}, got {value}")
+    try:
+        bounds.check(f"the run's {name}", value, bounds.SETTINGS.get(name.replace("-", "_"), ANY))
+    except ValueError as error:
+        raise UmbelError(str(error)) from error
     return float(value)

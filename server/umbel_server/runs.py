@@ -2,7 +2,6 @@
 
 import io
 import logging
-import math
 import secrets
 import threading
 import time
@@ -17,7 +16,6 @@ from sqlalchemy.orm import Session
 
 from umbel.errors import UmbelError
 from umbel.examples import load_examples
-from umbel.messages import MOST_COUNT
 from umbel.tensors import Tensors, check, load
 from umbel.topics import check_name
 from umbel_server.database import Assignment, Checkpoint, Round, Run
@@ -28,6 +26,7 @@ from umbel_server.fleet_grid import FleetGrid
 from umbel_server.flower_app import END, app
 from umbel_server.flower_messages import context
 from umbel_server.plans import Plans
+from umbel_server.rounds import bounds
 from umbel_server.rounds.assignments import LIVE
 from umbel_server.rounds.events import Finish, Order
 from umbel_server.rounds.fleet_port import FleetPort, finish_assignment
@@ -74,23 +73,8 @@ class RunSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     policy: RoundPolicy = RoundPolicy()
 
     def __post_init__(self) -> None:
-        for name, (least, most) in _BOUNDS.items():
-            value = getattr(self, name)
-            if not value >= least:
-                raise ValueError(f"{name} should be at least {least}, got {value}")
-            if not value <= most:
-                raise ValueError(f"{name} should be at most {most}, got {str(value)[:12]}")
-
-
-_BOUNDS: dict[str, tuple[int, float]] = {
-    "rounds": (1, MOST_COUNT),
-    "epochs": (1, MOST_COUNT),
-    "max_steps": (0, MOST_COUNT),
-    "learning_rate": (0, math.inf),
-    "seed": (0, 2**53),  # it travels as a float64 too
-    "budget_hours": (0, math.inf),
-    "budget_bytes": (0, 2**62),
-}
+        for name, allowed in bounds.SETTINGS.items():
+            bounds.check(name, getattr(self, name), allowed)
 
 
 # Made here, in one thread: msgspec 0.22 crashes when several threads convert nested structs for the first time at once.
@@ -106,6 +90,8 @@ class Runs:
         self._threads: dict[str, threading.Thread] = {}
         self._orders: dict[str, Literal["pause", "stop"]] = {}
         self._leaving = threading.Event()
+        self._launching = threading.Lock()
+        """Held from when a run is noted as running to when its thread is there: an order in between would reach nobody."""
 
     def start(self, population: str, plan: str, settings: RunSettings, weights: str = "") -> Run:
         """Start a run, from the plan's initial weights or those at the address `weights`.
@@ -136,9 +122,10 @@ class Runs:
             state="running",
             weights=weights,
         )
-        with self._fleet.database.transaction() as session:
-            session.add(run)
-        self._launch(run.id)
+        with self._launching:
+            with self._fleet.database.transaction() as session:
+                session.add(run)
+            self._launch(run.id)
         return run
 
     def clone(self, id: str, changes: dict[str, Any], weights: str = "") -> Run:
@@ -166,10 +153,10 @@ class Runs:
 
     def stop(self, id: str) -> Run:
         """Stop a run for good after telling its devices; returns it once its thread has ended (at most 10 s)."""
-        run = self.get(id)
-        if self._change(run.id, "paused", "stopped", "stopped by an administrator"):
+        run = self._order(self.get(id), "stop")
+        if self._change(run.id, "paused", "stopped", "stopped by an administrator"):  # it may have paused meanwhile
             self._cancel_all(run.id, "the run was stopped")
-        return self._order(run, "stop")
+        return self.get(run.id)
 
     def pause(self, id: str) -> Run:
         """Pause a run: its devices are told to stop, updates that came are kept; raises UmbelError when it has ended."""
@@ -183,9 +170,10 @@ class Runs:
     def resume(self, id: str) -> Run:
         """Go on with a paused run; raises UmbelError when it is not paused."""
         run = self.get(id)
-        if not self._change(run.id, "paused", "running"):
-            raise UmbelError(f"run {run.id} is {self.get(run.id).state}, only a paused run can be resumed")
-        self._launch(run.id)
+        with self._launching:
+            if not self._change(run.id, "paused", "running"):
+                raise UmbelError(f"run {run.id} is {self.get(run.id).state}, only a paused run can be resumed")
+            self._launch(run.id)
         return self.get(run.id)
 
     def _change(self, id: str, before: str, state: str, reason: str = "") -> bool:
@@ -201,12 +189,14 @@ class Runs:
         return True
 
     def _order(self, run: Run, what: Literal["pause", "stop"]) -> Run:
-        thread = self._threads.get(run.id)
-        if thread is not None and thread.is_alive():
+        with self._launching:
+            thread = self._threads.get(run.id)
+            if thread is None or not thread.is_alive():
+                return self.get(run.id)
             self._orders[run.id] = what  # for a thread that has no port yet, or another one soon
             if (port := self._ports.get(run.id)) is not None:
                 port.order(Order(self._clock(), what))
-            thread.join(10)
+        thread.join(10)
         return self.get(run.id)
 
     def shutdown(self) -> None:

@@ -1,7 +1,8 @@
 """Flower's strategies by name, with their options checked and their state as tensors."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from flwr.serverapp import strategy as flower
@@ -76,6 +77,18 @@ def state_of(strategy: FedAvg) -> Tensors:
         for name, value in zip(strategy.current_arrays, momentum, strict=True):  # type: ignore[attr-defined]
             state[f"{_MOMENTUM}/{name}"] = np.asarray(value)
     return state
+
+
+@contextmanager
+def unchanged_by_failure(strategy: FedAvg) -> Iterator[None]:
+    """Make a strategy what it was before the block when that raises."""
+    before = dict(vars(strategy))  # Flower's strategies replace what they remember, they do not write into it
+    try:
+        yield
+    except BaseException:
+        vars(strategy).clear()
+        vars(strategy).update(before)
+        raise
 
 
 def restore(strategy: FedAvg, state: Tensors, order: Sequence[str]) -> None:

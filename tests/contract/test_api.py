@@ -132,6 +132,8 @@ def test_requests_that_make_no_sense_get_one_sentence(running: RunningServer, pa
         ({"strategy": "fedmagic"}, "no strategy 'fedmagic'"),
         ({"strategy": "fedavg", "options": {"magic": 1.0}}, "no option 'magic'"),
         ({"rounds": 0}, "rounds should be at least 1"),
+        ({"rounds": 10**15}, "rounds should be at most 1,000,000,000, got 1,000,000,000,000,000"),
+        ({"policy": {"deadline": 1e308}}, "deadline should be at most 31,536,000, got 1e.308"),
         ({"policy": {"fraction": 1.5}}, "fraction should be"),
         ({"policy": {"deadline": 0}}, "deadline should be"),
         ({"policy": {"minimum": 3}}, "unknown field `minimum`"),

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -19,6 +20,7 @@ from umbel.metrics import MetricSpec
 from umbel.plan import Plan
 from umbel_server.aggregation.vetting import Vetting
 from umbel_server.blobs import Blobs
+from umbel_server.database import Run
 from umbel_server.device_metrics import average
 from umbel_server.runs import RunSettings
 
@@ -76,6 +78,82 @@ def test_a_round_that_was_open_when_its_run_was_stopped_is_closed(running: Runni
     (attempt,) = running.server.runs.show(id)["attempts"]
     assert (attempt["state"], attempt["reason"]) == ("abandoned", "the run was stopped")
     device.stop()
+
+
+def test_a_round_below_its_quorum_keeps_what_came_over_a_pause_and_asks_other_devices(
+    running: RunningServer, plan_of: PlanOf
+) -> None:
+    plan = running.server.plans.add(plan_of("line").path)
+    update = update_of(plan)
+    good = ScriptedDevice(running, "good", lambda c: trained(c, update) if isinstance(c.body, Train) else None)
+    slow = ScriptedDevice(running, "slow", lambda c: None)
+    running.wait_online(2)
+    id = start(running, plan, {"quorum": 2, "deadline": 60.0})
+
+    def states() -> list[tuple[str, int, str]]:
+        return [(a["device"], a["attempt"], a["state"]) for a in running.server.runs.show(id)["assignments"]]
+
+    eventually(lambda: states() == [("good", 0, "uploaded"), ("slow", 0, "offered")])
+    (before,) = running.server.runs.show(id)["attempts"]
+    running.server.runs.pause(id)
+    running.server.runs.resume(id)
+    train = eventually(lambda: [c for c in slow.commands if isinstance(c.body, Train)][1:])[0]
+    (attempt,) = running.server.runs.show(id)["attempts"]
+    assert (attempt["state"], attempt["wanted"]) == ("open", 2)
+    assert attempt["closes"] > before["closes"]
+    slow.result(train.id, trained(train, update))
+    assert ended(running, id)["state"] == "finished"
+    assert sorted(states()) == [("good", 0, "folded"), ("slow", 0, "cancelled"), ("slow", 0, "folded")]
+    assert len([c for c in good.commands if isinstance(c.body, Train)]) == 1
+    good.stop()
+    slow.stop()
+
+
+def test_an_order_that_comes_while_a_run_is_resumed_is_followed(
+    running: RunningServer, plan_of: PlanOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = running.server.plans.add(plan_of("line").path)
+    runs = running.server.runs
+    id = start(running, plan, {"deadline": 60.0})
+    runs.pause(id)
+    noted, go_on = threading.Event(), threading.Event()
+    launch = runs._launch
+
+    def slowly(run: str) -> None:
+        noted.set()
+        assert go_on.wait(10)
+        launch(run)
+
+    monkeypatch.setattr(runs, "_launch", slowly)
+    resuming, pausing = (
+        threading.Thread(target=runs.resume, args=(id,)),
+        threading.Thread(target=runs.pause, args=(id,)),
+    )
+    resuming.start()
+    assert noted.wait(10)
+    assert runs.get(id).state == "running"
+    pausing.start()
+    pausing.join(0.3)
+    go_on.set()
+    resuming.join(10)
+    pausing.join(10)
+    assert runs.get(id).state == "paused"
+
+
+def test_a_run_that_pauses_by_itself_while_it_is_stopped_is_stopped(
+    running: RunningServer, plan_of: PlanOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = running.server.plans.add(plan_of("line").path)
+    runs = running.server.runs
+    id = start(running, plan, {"deadline": 0.3, "attempts": 1})
+    order = runs._order
+
+    def late(run: Run, what: Literal["pause", "stop"]) -> Run:
+        eventually(lambda: runs.get(id).state == "paused" and not runs._threads[id].is_alive())
+        return order(run, what)
+
+    monkeypatch.setattr(runs, "_order", late)
+    assert runs.stop(id).state == "stopped"
 
 
 def test_of_several_who_resume_a_run_at_once_one_does(running: RunningServer, plan_of: PlanOf) -> None:

@@ -40,7 +40,7 @@ FIELDS: dict[str, tuple[str, str]] = {
     "buffer": (LATE, "async: updates that make a checkpoint"),
     "concurrency": (LATE, "async: devices that train at once"),
     "evaluate": (CHECKS, "devices that evaluate each checkpoint on their examples"),
-    "max_norm": (CHECKS, "reject an update with a larger L2 norm (0: any)"),
+    "max_norm": (CHECKS, "reject an update with a larger L2 norm; 0 lets any pass"),
     "norm_multiple": (CHECKS, "reject one with X times the round's median norm (0: any)"),
     "max_rejections": (CHECKS, "rejected updates that quarantine a device (0: never)"),
 }

@@ -9,6 +9,7 @@ import typer
 
 from umbel_server.cli import policy_options
 from umbel_server.cli.run_options import budget, goal, number_pair, parameter
+from umbel_server.rounds import bounds
 
 TRAINING, END = "Training", "Where it starts and ends"
 
@@ -88,4 +89,11 @@ def _settings(chosen: dict[str, Any]) -> dict[str, Any]:
         settings |= goal(until)
     if "rounds" in settings and "rounds" in spend:
         raise typer.BadParameter("it says the same as --rounds; give one of them", param_hint="--budget rounds=")
+    for given in (settings, spend):
+        for name in given.keys() & bounds.SETTINGS.keys():
+            option = "--budget" if given is spend else f"--{name.replace('_', '-')}"
+            try:
+                bounds.check(name.replace("_", " "), given[name], bounds.SETTINGS[name])
+            except ValueError as error:
+                raise typer.BadParameter(str(error), param_hint=option) from error
     return settings | spend

@@ -38,13 +38,14 @@ class Work:
 
 @dataclass(frozen=True)
 class OpenRound:
-    """An attempt at a round that was neither committed nor abandoned."""
+    """An attempt at a round that was neither committed nor abandoned; `resumed`: the run was paused since it was opened."""
 
     number: int
     attempt: int
     opened: float
     closes: float
     wanted: int
+    resumed: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ class Record:
 class State:
     """Where a run is. `wanted` updates are wanted until `closes`; `opened` is when this attempt, or its wait, began.
 
-    `trouble` is why the last assignment that came to nothing did, for people.
+    `trouble` is why the last assignment that came to nothing did, for people. An attempt that a pause has interrupted is
+    opened `again` when too few of its updates came before: it keeps them and asks other devices for what is missing.
     """
 
     run: str
@@ -89,6 +91,7 @@ class State:
     wanted: int = 0
     work: Mapping[str, Work] = field(default_factory=dict)
     trouble: str = ""
+    again: bool = False
 
     @property
     def number(self) -> int:
@@ -136,6 +139,7 @@ def recover(record: Record, now: float) -> tuple[State, tuple[Effect, ...]]:
         closes=opened.closes if opened else now + record.policy.deadline,
         wanted=opened.wanted if opened else 0,
         work={work.id: work for work in record.work},
+        again=opened is not None and opened.resumed,
     )
     turn = _Turn(state, now)
     done = record.done or ("" if record.version < record.rounds else "its last round is committed")
@@ -215,6 +219,9 @@ class _Turn:
         if state.phase not in ("selecting", "collecting"):
             return
         busy = {work.device for work in state.work.values() if work.state in WITH_DEVICE}
+        if state.again and policy.mode == "sync":  # a device contributes once to a round
+            done = {work.device for work in state.work.values() if work.base == state.version} - busy
+            candidates = tuple(candidate for candidate in candidates if candidate.device not in done)
         there = available(policy, candidates, busy, self.now)
         seed = f"{state.run}/{state.seed}/{state.number}/{state.attempt}/{state.made}"
         if policy.mode == "async":
@@ -227,16 +234,19 @@ class _Turn:
             elif state.phase == "selecting" and self.now >= state.closes:
                 self.abandon(there.shortage(1))
         elif state.phase == "selecting":
-            if len(there.candidates) >= policy.quorum:
-                count = len(there.candidates)
-                chosen = choose(policy, there.candidates, policy.offers(count), seed)
-                self._open(policy.wanted(count), self._offers(chosen))
+            count, kept = len(there.candidates), len(state.work) if state.again else 0
+            wanted = state.wanted if state.again else policy.wanted(count)
+            if count >= policy.quorum - kept:
+                chosen = choose(policy, there.candidates, policy.offers(count, wanted - kept), seed)
+                self._open(wanted, self._offers(chosen))
             elif self.now >= state.closes:
-                self.abandon(there.shortage(policy.quorum))
+                self.abandon(there.shortage(policy.quorum - kept))
 
     def _open(self, wanted: int, offers: tuple[Offer, ...]) -> None:
         closes = self.now + self.state.policy.deadline
-        self.state = replace(self.state, phase="collecting", opened=self.now, closes=closes, wanted=wanted, trouble="")
+        self.state = replace(
+            self.state, phase="collecting", opened=self.now, closes=closes, wanted=wanted, trouble="", again=False
+        )
         self.effects.append(events.Open(self.state.number, self.state.attempt, self.now, closes, wanted, offers))
 
     def _offers(self, devices: tuple[str, ...]) -> tuple[Offer, ...]:
@@ -288,6 +298,8 @@ class _Turn:
             contributors = sorted((work.id, work.weight) for work in state.work.values() if work.state == "folded")
             self.state = replace(state, phase="committing")
             self.effects.append(events.Commit(state.number, state.attempt, tuple(contributors)))
+        elif (over or folded + coming < policy.quorum) and state.again:
+            self.select()  # other devices are asked for what is missing
         elif over or folded + coming < policy.quorum:
             trouble = f"; {state.trouble}" if state.trouble else ""
             self.abandon(f"{folded} updates came, the quorum is {policy.quorum}{trouble}")
@@ -295,7 +307,7 @@ class _Turn:
     def committed(self, done: str) -> None:
         state = self.state
         kept = {id: work for id, work in state.work.items() if work.state != "folded"}
-        self.state = replace(state, version=state.number, attempt=0, failures=0, work=kept)
+        self.state = replace(state, version=state.number, attempt=0, failures=0, work=kept, again=False)
         if state.policy.evaluate:
             self.effects.append(events.Evaluate(self.state.version))
         done = done or ("" if self.state.version < state.rounds else "its last round is committed")
@@ -315,7 +327,9 @@ class _Turn:
         self.effects.append(events.Abandon(state.number, state.attempt, reason))
         failures = state.failures + 1
         rest = self.now + state.policy.rest(failures)
-        self.state = replace(self.state, phase="resting", attempt=state.attempt + 1, failures=failures, closes=rest)
+        self.state = replace(
+            self.state, phase="resting", attempt=state.attempt + 1, failures=failures, closes=rest, again=False
+        )
         if failures >= state.policy.attempts:
             self.pause(f", last because {reason}")
 

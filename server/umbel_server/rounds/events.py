@@ -104,7 +104,10 @@ class Look:
 
 @dataclass(frozen=True)
 class Open:
-    """Begin an attempt at round `number`, and offer its assignments, durably and in one transaction."""
+    """Begin an attempt at round `number`, and offer its assignments, durably and in one transaction.
+
+    One that a pause has interrupted is begun again: it is noted with the new times.
+    """
 
     number: int
     attempt: int

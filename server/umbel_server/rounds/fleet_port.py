@@ -185,7 +185,7 @@ class FleetPort:
             policy=self._policy,
             rounds=rounds,
             version=version,
-            open=_open_round(opened[-1]) if opened else None,
+            open=_open_round(opened[-1], run.resumed) if opened else None,
             work=tuple(_work(assignment) for assignment in live),
             failures=sum(attempt.state == "abandoned" and attempt.closed > run.resumed for attempt in attempts),
             attempts=attempts[-1].attempt + 1 if attempts else 0,
@@ -206,7 +206,7 @@ class FleetPort:
             self._attempt = opened.attempt
         with self._fleet.database.transaction() as session:
             if opened is not None:
-                session.add(
+                session.merge(  # it is there already when it is opened again
                     Round(
                         run=self.run,
                         number=opened.number,
@@ -401,8 +401,8 @@ def finish_assignment(fleet: Fleet, finish: Finish, now: float) -> None:
     fleet.received.tidy([command.id])
 
 
-def _open_round(row: Round) -> OpenRound:
-    return OpenRound(row.number, row.attempt, row.opened, row.closes, row.wanted)
+def _open_round(row: Round, resumed: float) -> OpenRound:
+    return OpenRound(row.number, row.attempt, row.opened, row.closes, row.wanted, row.opened <= resumed)
 
 
 def _work(row: Assignment) -> Work:

@@ -61,10 +61,7 @@ class LoopConfig:
 def run_rounds(
     strategy: FedAvg, port: Port, policy: RoundPolicy, config: LoopConfig, clock: Callable[[], float] = time.time
 ) -> End | None:
-    """Train until the run ends or pauses; returns how, or None when the port says to leave.
-
-    Raises UmbelError when the strategy makes weights that are not finite.
-    """
+    """Train until the run ends or pauses; returns how, or None when the port says to leave."""
     return _Loop(strategy, port, policy, config, clock).run()
 
 
@@ -198,23 +195,24 @@ class _Loop:
         self._vetting.clear()
 
     def _commit(self, commit: events.Commit) -> None:
-        name = type(self._strategy).__name__
         if self._configured != commit.number:  # a strategy learns there which weights it aggregates on
             self._configure([flower_messages.SERVER_NODE])
         try:
-            with self._timed("aggregate"):
-                weights, sums = self._aggregator.finish(commit.number, self._weights)
+            with self._timed("aggregate"), strategies.unchanged_by_failure(self._strategy):
+                with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found below
+                    weights, sums = self._aggregator.finish(commit.number, self._weights)
+                state = strategies.state_of(self._strategy)
+                _check_finite(weights, state, type(self._strategy).__name__)
         except UmbelError as error:
             self._step(events.Unable(self._clock(), str(error)))
             return
-        self._check_finite(weights, name, commit.number)
         self._weights = weights
         metrics = self._port.commit(
             Checkpointing(
                 commit.number,
                 commit.attempt,
                 weights,
-                strategies.state_of(self._strategy),
+                state,
                 sums,
                 commit.contributors,
                 self._state.opened,
@@ -225,12 +223,6 @@ class _Loop:
         self._clear()
         moments.reached("committed")
         self._step(events.Committed(self._clock(), self._config.reached(metrics, self._port.spent())))
-
-    def _check_finite(self, weights: Tensors, name: str, number: int) -> None:
-        if not all(np.isfinite(weight).all() for weight in weights.values()):
-            raise UmbelError(
-                f"round {number}: {name} made weights that are not finite; lower the learning rate or the strategy's own"
-            )
 
     def _evaluate(self, number: int) -> None:
         there = available(self._policy, self._port.candidates(), (), self._clock())
@@ -250,3 +242,12 @@ class _Loop:
                 for device in devices
             },
         )
+
+
+def _check_finite(weights: Tensors, state: Tensors, name: str) -> None:
+    for what, tensors in (("weights", weights), ("moments", state)):
+        if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
+            raise UmbelError(
+                f"{name} made {what} that are not finite; lower the learning rate or the strategy's own, "
+                "or refuse large updates with the policy's max_norm"
+            )

@@ -34,6 +34,7 @@ class Invariants:
         self._folded: set[str] = set()
         self._attempt_of: dict[str, tuple[int, int]] = {}
         self._abandoned: set[tuple[int, int]] = set()
+        self._opened_since_resumed: set[tuple[int, int]] = set()
         self._now, self._steps = -1.0, 0
         self.in_a_row = 0
         self.clock_went_back = False
@@ -131,7 +132,7 @@ class Invariants:
                     new = {offer.id for offer in offers}
                     self._chosen(after, event, offers)
                     if isinstance(effect, events.Open):
-                        self._opened(effect, event)
+                        self._opened(effect, event, before)
                 case events.Commit():
                     self._may_commit(after, event.now, len(effect.contributors))
                 case events.Abandon():
@@ -171,17 +172,29 @@ class Invariants:
             require(rested, f"{offer.device} was assigned {event.now - candidate.assigned} s ago")
             require(offer.base == state.version, f"{offer.id} trains from {offer.base}, not from the newest")
             require(offer.closes > event.now, f"{offer.id} closes before it opens")
+            others = [
+                work.id
+                for work in state.work.values()
+                if (work.device, work.base) == (offer.device, offer.base) and work.id != offer.id
+            ]
+            require(policy.mode == "async" or not others, f"{offer.device} contributes {others} to this round already")
         if policy.mode == "async":
             require(state.count(*WITH_DEVICE) <= policy.concurrency, "more devices train than the policy lets")
 
-    def _opened(self, opened: events.Open, event: events.Event) -> None:
+    def _opened(self, opened: events.Open, event: events.Event, before: State) -> None:
         policy = self._policy
         require(opened.number == self._store.version + 1, f"round {opened.number} is opened")
         require(opened.number <= self._store.rounds, f"round {opened.number} of {self._store.rounds} is opened")
         require(self.in_a_row < policy.attempts or self.clock_went_back, f"attempt {self.in_a_row + 1} in a row")
+        self._opened_since_resumed.add((opened.number, opened.attempt))
+        interrupted = self._store.attempts.get((opened.number, opened.attempt))
+        if interrupted is not None:
+            require(opened.wanted == interrupted.wanted, f"{opened.wanted} are wanted, {interrupted.wanted} were")
         if policy.mode == "sync":
-            most = math.ceil(opened.wanted * policy.over_selection - 1e-9)
-            require(policy.quorum <= len(opened.offers) <= most, f"{len(opened.offers)} are asked for {opened.wanted}")
+            kept = len(before.work) if interrupted is not None else 0
+            most = math.ceil(max(0, opened.wanted - kept) * policy.over_selection - 1e-9)
+            asked = f"{len(opened.offers)} are asked for {opened.wanted}, and {kept} are there"
+            require(policy.quorum - kept <= len(opened.offers) <= most, asked)
         require(opened.wanted >= policy.quorum, f"{opened.wanted} are wanted")
         require(opened.closes == event.now + policy.deadline, "the deadline is not the policy's")
 
@@ -211,6 +224,8 @@ class Invariants:
             hopeless = self._policy.mode == "sync" and folded + coming < self._policy.quorum
             require(over or hopeless, "an attempt was abandoned before its deadline")
             require(folded < self._policy.quorum, "an attempt with a quorum was abandoned")
+            since = (state.number, state.attempt) in self._opened_since_resumed or self.clock_went_back
+            require(since or not self._store.resumed, "an attempt was abandoned that a pause had interrupted")
 
     # What the server does for it.
 
@@ -219,7 +234,7 @@ class Invariants:
         at_work = {row.device for row in self._store.assignments.values() if row.state in WITH_DEVICE}
         if opened is not None:
             self._open = opened.number, opened.attempt
-            others = [key for key, row in self._store.attempts.items() if row.state == "open"]
+            others = [key for key, row in self._store.attempts.items() if row.state == "open" and key != self._open]
             require(not others, f"{self._open} is opened and {others} is open")
         for offer in offers:
             require(offer.device not in at_work, f"{offer.device} has an assignment already")
@@ -279,3 +294,4 @@ class Invariants:
         The database counts what was abandoned after that by its clock: one that went back misleads it until a commit.
         """
         self.in_a_row = 0
+        self._opened_since_resumed.clear()

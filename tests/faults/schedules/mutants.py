@@ -24,7 +24,15 @@ MUTANTS: dict[str, tuple[str, str]] = {
         "if (folded >= state.wanted and not coming) or (",
     ),
     "the deadline is forgotten": ("self.now >= state.closes\n        coming", "False\n        coming"),
-    "fewer devices than the quorum are asked": ("if len(there.candidates) >= policy.quorum:", "if there.candidates:"),
+    "an attempt that a pause interrupted is abandoned": (
+        "policy.quorum) and state.again:",
+        "policy.quorum) and False:",
+    ),
+    "an attempt that a pause interrupted is opened for ever": ('trouble="", again=False', 'trouble=""'),
+    "an attempt that is opened again asks for all anew": ("len(state.work) if state.again else 0", "0"),
+    "an attempt that is opened again wants what it did not": ("state.wanted if state.again else", ""),
+    "a device contributes twice to a round": ('if state.again and policy.mode == "sync":', "if False:"),
+    "fewer devices than the quorum are asked": ("if count >= policy.quorum - kept:", "if count:"),
     "what arrived is folded twice at recovery": (
         "        turn.fold_arrived()\n",
         "        turn.fold_arrived()\n        turn.effects += turn.effects\n",
@@ -66,7 +74,7 @@ MUTANTS: dict[str, tuple[str, str]] = {
         '            ("offered", "accepted", "arrived", "folding", "folded"), "cancelled", f"the round',
         '            ("offered", "accepted"), "cancelled", f"the round',
     ),
-    "devices at work are asked again": ("if work.state in WITH_DEVICE}\n        there", "if False}\n        there"),
+    "devices at work are asked again": ("in WITH_DEVICE}\n        if", "in ()}\n        if"),
     "assignment ids repeat after a restart": ("        made=record.made,\n", "        made=0,\n"),
     "the next attempt has the number of the last": (
         "attempt=state.attempt + 1, failures",

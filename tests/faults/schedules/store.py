@@ -100,7 +100,7 @@ class Store:
             policy=self.policy,
             rounds=self.rounds,
             version=self.version,
-            open=OpenRound(last.number, last.attempt, last.opened, last.closes, last.wanted) if last else None,
+            open=_open_round(last, self.resumed) if last else None,
             work=tuple(_work(row) for row in live),
             failures=sum(row.state == "abandoned" and row.closed > self.resumed for row in attempts),
             attempts=attempts[-1].attempt + 1 if attempts else 0,
@@ -111,7 +111,9 @@ class Store:
     def offer(self, opened: Open | None, offers: tuple[Offer, ...], now: float) -> list[CommandRow]:
         if opened is not None:
             key = opened.number, opened.attempt
-            assert key not in self.attempts, f"attempt {key} is there already"
+            before = self.attempts.get(key)
+            again = before is not None and before.state == "open" and before.opened <= self.resumed
+            assert before is None or again, f"attempt {key} is there already"
             self.attempts[key] = RoundRow(*key, opened.opened, opened.closes, opened.wanted)
         commands = []
         for offer in offers:
@@ -230,6 +232,10 @@ class Store:
         row.state, row.updated = state, now
         self.moved.append(row)
         return True
+
+
+def _open_round(row: RoundRow, resumed: float) -> OpenRound:
+    return OpenRound(row.number, row.attempt, row.opened, row.closes, row.wanted, row.opened <= resumed)
 
 
 def _work(row: AssignmentRow) -> Work:

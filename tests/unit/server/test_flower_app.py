@@ -75,9 +75,12 @@ def test_options_and_a_learning_rate_reach_the_strategy(plan: str, tmp_path: Pat
         ({"rounds": 0}, "the run's rounds should be at least 1, got 0"),
         ({"quorum": 0}, "the run's round policy cannot be used: quorum should be at least 1, got 0"),
         ({"select": "luck"}, "the run's round policy cannot be used: Invalid enum value 'luck'"),
+        ({"rounds": 10**30}, r"the run's rounds should be at most 1,000,000,000, got 10\^30"),
+        ({"budget-bytes": 10**400}, r"the run's budget-bytes should be at most .*, got 10\^400"),
+        ({"at-least": float("inf")}, "the run's at-least should be at most"),
         ({"seed": -1}, "the run's seed should be at least 0, got -1"),
         ({"epochs": "many"}, "the run's epochs should be a number, got 'many'"),
-        ({"deadline": float("nan")}, "deadline should be a positive number of seconds, got nan"),
+        ({"deadline": float("nan")}, "deadline should be over 0, got nan"),
     ],
 )
 def test_a_run_that_makes_no_sense_is_refused(

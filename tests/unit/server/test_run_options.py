@@ -95,6 +95,29 @@ def test_the_defaults_that_help_shows_are_those_of_a_run() -> None:
     } == (settings_options.DEFAULTS)
 
 
+@pytest.mark.parametrize(
+    ("words", "option", "sentence"),
+    [
+        (["--rounds", "1" + 30 * "0"], "--rounds", "rounds should be at most 1,000,000,000, got 10^30"),
+        (["--learning-rate", "inf"], "--learning-rate", "learning rate should be at most 1,000,000, got inf"),
+        (["--budget", "hours=1e300"], "--budget", "budget hours should be at most 1,000,000, got 1e+300"),
+        (["--budget", "rounds=0"], "--budget", "expected hours=NUMBER"),
+    ],
+)
+def test_settings_beyond_any_run_are_refused_by_option(words: list[str], option: str, sentence: str) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    @settings_options.takes_settings(changes=False)
+    def start(settings: dict[str, Any]) -> None:
+        raise AssertionError(settings)
+
+    with pytest.raises(typer.BadParameter) as refused:
+        typer.main.get_command(app).main(words, standalone_mode=False)
+    assert refused.value.param_hint == option
+    assert sentence in refused.value.message
+
+
 def test_options_win_over_the_file(tmp_path: Path) -> None:
     toml, json = tmp_path / "policy.toml", tmp_path / "policy.json"
     toml.write_text('target = 9\nlate = "fold"\n[labels]\ncountry = "de"\n')
@@ -114,6 +137,9 @@ def test_options_win_over_the_file(tmp_path: Path) -> None:
     [
         ({"quorum": 0}, "--quorum", "quorum should be at least 1, got 0"),
         ({"over_selection": 0.5}, "--over-selection", "over selection should be at least 1, got 0.5"),
+        ({"over_selection": 1e308}, "--over-selection", "over selection should be at most 100, got 1e+308"),
+        ({"deadline": 1e308}, "--deadline", "deadline should be at most 31,536,000, got 1e+308"),
+        ({"attempts": 10**30}, "--attempts", "attempts should be at most 1,000,000,000, got 10^30"),
         ({"labels": ["phone"]}, "--label", "expected NAME=VALUE, got 'phone'"),
         ({"requires": ["min_battery=2"]}, "--require", "min_battery is a share between 0 and 1, got 2.0"),
         ({"requires": ["charging=perhaps"]}, "--require", "Expected `bool`, got `str` - at `$.charging`"),
@@ -146,7 +172,7 @@ def test_changes_are_checked_each_by_itself() -> None:
         ("p.toml", "target = ", "expected a round policy in TOML"),
         ("p.json", "[1]", "expected the fields of a round policy, got list"),
         ("p.json", "target = 3", "or JSON in a .json file"),
-        ("p.toml", "deadline = inf", "deadline should be a positive number"),
+        ("p.toml", "deadline = inf", "deadline should be at most 31,536,000, got inf"),
     ],
 )
 def test_a_policy_file_that_cannot_be_used_is_refused_by_name(

@@ -3,6 +3,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 
+import msgspec
 import numpy as np
 import pytest
 from flwr.app import Message
@@ -10,13 +11,13 @@ from flwr.serverapp.strategy import FedAvg
 from tests.memory_grid import MemoryGrid, Node, VirtualTime, learner, update, weights
 from tests.memory_journal import MemoryJournal
 
-from umbel import UmbelError
-from umbel.tensors import Tensors
+from umbel.tensors import Tensors, dump
 from umbel_server import flower_messages
 from umbel_server.rounds.events import End
 from umbel_server.rounds.grid_port import GridPort
 from umbel_server.rounds.loop import LoopConfig, run_rounds
 from umbel_server.rounds.policy import RoundPolicy
+from umbel_server.rounds.port import Checkpointing
 from umbel_server.strategies import make_strategy
 
 POLICY = RoundPolicy(over_selection=1.0, deadline=2.0, attempts=3, backoff=0.5)
@@ -187,12 +188,51 @@ def test_an_update_with_other_metrics_than_the_others_is_left_out(caplog: pytest
 def test_weights_that_overflow_are_not_committed() -> None:
     journal = MemoryJournal(weights())
     strategy = make_strategy("fedavgm", {"server_learning_rate": 1e39}, 0.1)
-    with (
-        np.errstate(over="ignore", invalid="ignore"),
-        pytest.raises(UmbelError, match="round 1: FedAvgM made weights that are not finite; lower"),
-    ):
-        run(MemoryGrid({1: learner(1)}), journal, config(1), strategy)
+    end = run(MemoryGrid({1: learner(1)}), journal, config(1), strategy)
+    assert end is not None
+    assert end.state == "paused"
+    assert re.search("3 times in a row, last because FedAvgM made weights that are not finite; lower", end.reason)
     assert journal.commits == []
+
+
+POISONED = {"fedadam": 1e25, "fedyogi": 1e25, "fedadagrad": 1e25, "fedavgm": 3.4e38}
+"""Finite numbers that overflow the weights or, squared, the moments."""
+
+
+@pytest.mark.parametrize("name", POISONED)
+def test_a_poisoned_attempt_leaves_no_trace(name: str) -> None:
+    options = {"server_momentum": 0.9, "server_learning_rate": 2.0} if name == "fedavgm" else {}
+
+    def commits(poisoned: int) -> tuple[list[Checkpointing], list[str]]:
+        asked = count(1)
+
+        def answer(message: Message) -> Message | None:
+            if next(asked) != poisoned:
+                return learner(1)(message)
+            return answering(lambda w: {k: np.full_like(v, POISONED[name]) for k, v in w.items()})(message)
+
+        journal = MemoryJournal(weights())
+        policy = msgspec.structs.replace(POLICY, max_norm=0.0)
+        run(MemoryGrid({1: answer}), journal, config(3), make_strategy(name, options, 0.1), policy)
+        return journal.commits, journal.reasons
+
+    good, reasons = commits(poisoned=0)
+    assert reasons == []
+    for poisoned in (1, 2, 3):
+        others, reasons = commits(poisoned)
+        assert len(reasons) == 1
+        assert "not finite" in reasons[0]
+        for ours, other in zip(others, good, strict=True):
+            assert dump(ours.weights) == dump(other.weights)
+            assert dump(ours.strategy) == dump(other.strategy)
+
+
+def test_an_update_too_large_for_any_sum_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    journal = MemoryJournal(weights())
+    huge = answering(lambda w: {name: np.full_like(weight, 3.4e38) for name, weight in w.items()})
+    run(MemoryGrid({1: learner(1), 2: huge}), journal, config(1))
+    assert_close(journal.commits[0].weights, update(weights(), 1, 1))
+    assert "a norm of at most 1e+09 was expected" in caplog.text
 
 
 def test_a_round_that_lacks_devices_is_abandoned_with_who_is_missing() -> None:
