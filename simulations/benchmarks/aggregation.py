@@ -1,7 +1,7 @@
 """FedAvg of many updates: Flower's `aggregate_train` of all replies, and Umbel's vetting and folding of one after the other.
 
 Both begin with serialized bytes in memory, and how they came there is not timed: Flower with replies whose ArrayRecords
-hold them, all at once as it wants them, Umbel with one safetensors file after the other, read whole. Each half is a
+hold them, all at once as it wants them, Umbel with one safetensors blob after the other, read whole. Each half is a
 process of its own, so that its peak memory is its own; the halves take turns `--turns` times, and the fastest turn of
 each counts, because machines drift. `umbel_extra_mb` is its peak above what it held before the first update, reading
 included; `stream_fraction` is the bytes of updates it vets and folds in a second, as a fraction of those that one thread
@@ -12,7 +12,6 @@ what reading took beside; `umbel_cpu_s` and `flower_cpu_s` are seconds of all co
 import argparse
 import json
 import math
-import mmap
 import subprocess
 import sys
 import tempfile
@@ -69,32 +68,6 @@ def base_of(shapes: dict[str, tuple[int, ...]]) -> Tensors:
     return {name: np.full(shape, 0.1, np.float32) for name, shape in shapes.items()}
 
 
-class FilePieces:
-    """An update's file, read again where a sum is made exactly."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def weights(self, name: str, start: int, stop: int, base: np.ndarray) -> np.ndarray:
-        """Base + delta."""
-        return base + self._tensor(name)[start:stop]
-
-    def deltas(self, name: str, index: np.ndarray) -> np.ndarray:
-        """The delta's elements."""
-        return self._tensor(name)[index]
-
-    def _tensor(self, name: str) -> np.ndarray:
-        from umbel_server.aggregation.safetensors_layout import views
-
-        return views(mapped(self._path))[name].reshape(-1)
-
-
-def mapped(path: Path) -> memoryview:
-    """The file's bytes, in the page cache."""
-    with path.open("rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-
 class Stopwatch:
     """Seconds spent within it, and those of all cores."""
 
@@ -110,25 +83,27 @@ class Stopwatch:
 
 
 def umbel_half(shapes: dict[str, tuple[int, ...]], updates: int, folder: Path) -> dict[str, float]:
-    """Read, vet and fold every file, and finish the round."""
+    """Read, vet and fold every blob, and finish the round."""
     from umbel_server import flower_messages
-    from umbel_server.aggregation import Update, Vetting, aggregator_of
+    from umbel_server.aggregation import BlobPieces, Update, Vetting, aggregator_of
+    from umbel_server.blobs import Blobs
     from umbel_server.strategies import make_strategy
 
     flower_messages.set_identity()
+    blobs, digests = Blobs((folder / "blobs").as_uri()), json.loads((folder / "digests.json").read_text())
     specs = [WeightSpec(name, shape) for name, shape in shapes.items()]
     aggregator = aggregator_of(make_strategy("fedavg", {}, 0.1), specs)
     vetting, base = Vetting(specs, max_norm=1e3, norm_multiple=10.0), base_of(shapes)
     memory, clock, reading = rss_mb("VmRSS"), Stopwatch(), Stopwatch()
     for number in range(updates):
-        path = folder / f"{number}.safetensors"
         with reading:
-            data = path.read_bytes()
+            data = blobs.get(digests[number])
         with clock:
             delta = vetting.parse(f"device {number}", data)
             vetting.accept(f"device {number}", delta, examples(number))
-            aggregator.fold(str(number), Update(delta, FilePieces(path)), examples(number), {"loss": 1.0})
-            del data, delta
+            update = Update(delta, BlobPieces(blobs, digests[number]))
+            aggregator.fold(str(number), update, examples(number), {"loss": 1.0})
+            del data, delta, update
     with clock:
         weights, _ = aggregator.finish(1, base)
     (folder / "umbel.result").write_bytes(dump(weights))
@@ -214,12 +189,15 @@ def main() -> int:
         half, folder = arguments.work
         print("\n" + json.dumps(WORK[half](shapes, updates, Path(folder))))
         return 0
+    from umbel_server.blobs import Blobs
+
     console, noise = Console(), noise_for(shapes)
     with tempfile.TemporaryDirectory(prefix="umbel-fold-") as name:
         folder = Path(name)
         with console.status(f"writing {updates} updates"):
-            for number in range(updates):
-                (folder / f"{number}.safetensors").write_bytes(dump(update(number, shapes, noise)))
+            blobs = Blobs((folder / "blobs").as_uri())
+            digests = [blobs.put(dump(update(number, shapes, noise))).sha256 for number in range(updates)]
+            (folder / "digests.json").write_text(json.dumps(digests))
         turns: dict[str, list[dict[str, float]]] = {half: [] for half in HALVES}
         for turn in range(arguments.turns):
             for half in HALVES:
