@@ -33,7 +33,7 @@ def load(source: str, task: Task | None = None) -> Dataset:
     if kind == "shakespeare":
         return shakespeare(Path(rest).expanduser() if rest else None, task)
     path = Path(source).expanduser()
-    if path.is_dir():
+    if source and path.is_dir():
         return images(path, task)
     match path.suffix.lower():
         case ".npz":

@@ -47,6 +47,8 @@ def fitted(arrays: Mapping[str, NDArray[Any]], task: Task | None, what: str) -> 
 
     Raises UmbelError when one is missing or cannot be made to fit.
     """
+    if scalars := sorted(name for name, array in arrays.items() if not array.ndim):
+        raise UmbelError(f"{what}: array {scalars[0]!r} should have an axis of examples, it is a single number")
     specs = specs_of(task)
     if task is None:
         return dict(arrays)
@@ -64,7 +66,7 @@ def unit_pixels(images: NDArray[Any], spec: TensorSpec | None) -> NDArray[Any]:
 
 
 def _reshaped(array: NDArray[Any], spec: TensorSpec, task: Task, what: str, name: str) -> NDArray[Any]:
-    if array.shape[1:] == spec.shape or array.ndim == 0:
+    if array.shape[1:] == spec.shape:
         return array
     if int(np.prod(array.shape[1:])) != int(np.prod(spec.shape)):
         raise UmbelError(

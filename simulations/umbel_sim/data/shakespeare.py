@@ -27,7 +27,8 @@ HELD_OUT = 5
 FILES = ("shakespeare.txt", "tinyshakespeare.txt")
 URL = "https://storage.googleapis.com/download.tensorflow.org/data/shakespeare.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-_ROLE = re.compile(r"(?:\A|\n\s*\n)[ \t]*([^\s:][^\n:]*):[ \t]*\n")
+_BLANK_LINE = re.compile(r"\n[ \t\r]+\n")
+_ROLE = re.compile(r"(?:\A|(?<=\n\n))[ \t]*([^\s:][^\n:]*):[ \t]*(?:\n|\Z)")
 
 
 def from_keras() -> Path:
@@ -61,10 +62,10 @@ def shakespeare(path: Path | None = None, task: Task | None = None, fetch: Calla
 def spoken(path: Path) -> dict[str, str]:
     """All that each role says, by its name, in the order of the text; raises UmbelError when no role speaks."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UmbelError(f"{path}: expected a text in UTF-8, could not read it: {error}") from error
-    parts = _ROLE.split(text.replace("\r\n", "\n"))
+    parts = _ROLE.split(_BLANK_LINE.sub("\n\n", text.strip()))
     roles: dict[str, list[str]] = {}
     for name, speech in zip(parts[1::2], parts[2::2], strict=True):
         roles.setdefault(name.strip(), []).append(speech.strip())

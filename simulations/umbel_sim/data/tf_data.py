@@ -32,10 +32,11 @@ def _arrays(dataset: Any, task: Task | None, what: str) -> Arrays:
     rows = [_named(element, task, what) for element in dataset.as_numpy_iterator()]
     if not rows:
         raise UmbelError(f"{what}: expected at least one element, the tf.data.Dataset is empty")
-    return {
-        name: (np.concatenate if _batched(rows[0], task) else np.stack)([np.asarray(row[name]) for row in rows])
-        for name in rows[0]
-    }
+    join = np.concatenate if _batched(rows[0], task) else np.stack
+    try:
+        return {name: join([np.asarray(row[name]) for row in rows]) for name in rows[0]}
+    except (KeyError, ValueError) as error:
+        raise UmbelError(f"{what}: every element should have the names and shapes of the first one: {error}") from error
 
 
 def _named(element: Any, task: Task | None, what: str) -> Mapping[str, Any]:
