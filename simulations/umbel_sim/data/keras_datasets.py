@@ -1,6 +1,8 @@
 """The data sets of `keras.datasets`, from a file of ours, Keras's cache or Keras's download."""
 
+import contextlib
 import importlib
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +27,9 @@ Parts = tuple[tuple[NDArray[Any], NDArray[Any]], tuple[NDArray[Any], NDArray[Any
 def from_keras(name: str) -> Parts:
     """Whatever Keras has or downloads as `name`: ((x, y) to train, (x, y) to test)."""
     import_keras()
-    loaded: Parts = importlib.import_module(f"keras.datasets.{name}").load_data()
+    # The progress of a download is no part of a command's output.
+    with contextlib.redirect_stdout(sys.stderr):
+        loaded: Parts = importlib.import_module(f"keras.datasets.{name}").load_data()
     return loaded
 
 

@@ -4,7 +4,9 @@ The vocabulary is fixed, so models of different texts agree: 0 fills up, 1 is an
 characters of LEAF in its order. A model's embedding needs VOCABULARY_SIZE rows (LEAF's own models have 80, others 90).
 """
 
+import contextlib
 import re
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -36,7 +38,9 @@ def from_keras() -> Path:
     import_keras()
     import keras
 
-    return Path(keras.utils.get_file(FILES[0], URL, file_hash=SHA256))
+    # The progress of a download is no part of a command's output.
+    with contextlib.redirect_stdout(sys.stderr):
+        return Path(keras.utils.get_file(FILES[0], URL, file_hash=SHA256))
 
 
 def shakespeare(path: Path | None = None, task: Task | None = None, fetch: Callable[[], Path] = from_keras) -> Dataset:

@@ -1,5 +1,6 @@
 """Devices whose sensors differ: examples alike, each device with its own contrast, brightness and noise."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from umbel_sim.partitions.spec import Partition, Wanted, device_generator
 STREAM = 2
 NOISE = 0.25
 """Noise a unit of strength: as much of it as of brightness would hide what the examples show."""
+MOST_STRENGTH = 10.0
+"""Contrasts of exp(10 g) are beyond any sensor, and far beyond them floats overflow."""
 MEASURED = 1000
 """Examples that the mean and the standard deviation of an input are taken from."""
 
@@ -50,8 +53,8 @@ class ShiftedFleet:
         examples = dict(self.fleet.examples(device))
         rng = device_generator(self.seed, STREAM, device)
         for name, (mean, deviation) in self.scales.items():
-            x, (contrast, brightness, noise) = examples[name], rng.standard_normal(3)
-            seen = mean + np.exp(self.strength * contrast) * (x - mean) + self.strength * brightness * deviation
+            x, (contrast, brightness, noise) = examples[name], rng.standard_normal(3).tolist()
+            seen = mean + math.exp(self.strength * contrast) * (x - mean) + self.strength * brightness * deviation
             seen += NOISE * self.strength * abs(noise) * deviation * rng.standard_normal(x.shape, dtype=np.float32)
             examples[name] = seen.astype(x.dtype)
         return examples
@@ -65,6 +68,8 @@ def shift(wanted: Wanted) -> Fleet:
     """All rows in a seeded order, each for one device."""
     dataset, rng = wanted.dataset, wanted.generator()
     strength = wanted.spec.positive(wanted.spec.parameter or "0.5", "STRENGTH")
+    if strength > MOST_STRENGTH:
+        raise wanted.spec.wrong(f"a STRENGTH of at most {MOST_STRENGTH:g}", wanted.spec.parameter)
     order = rng.permutation(dataset.count)
     measured = order[:MEASURED]
     scales = {

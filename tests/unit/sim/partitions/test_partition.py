@@ -167,6 +167,7 @@ def test_there_is_no_device_before_the_first_or_after_the_last() -> None:
         ("dirichlet:1,each=101", "at most the 100"),
         ("quantity:inf", "expected SIGMA, a positive number"),
         ("shift:much", "expected STRENGTH"),
+        ("shift:11", "STRENGTH of at most 10, got '11'"),
         ("natural", "numbers does not say who owns which example"),
     ],
 )
