@@ -13,7 +13,7 @@ class Digits:
     x: NDArray[np.float32]
     y: NDArray[np.int32]
 
-    def rows(self, indices: NDArray[np.intp]) -> "Digits":
+    def rows(self, indices: NDArray[np.integer]) -> "Digits":
         """The examples at `indices`."""
         return Digits(self.x[indices], self.y[indices])
 

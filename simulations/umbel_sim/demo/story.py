@@ -26,7 +26,7 @@ from umbel_server.state import Config, Http, Mqtt, State, init_state
 from umbel_sim.demo.processes import Processes, free_port, program
 from umbel_sim.demo.progress import Screen
 from umbel_sim.digits import Digits, load_digits
-from umbel_sim.partitions import dirichlet
+from umbel_sim.partitions.dirichlet import of_labels
 
 TASK = Path(__file__).parent.parent / "tasks" / "digits.py"
 POPULATION = "demo"
@@ -135,11 +135,11 @@ class Story:
         state = init_state(self.folder / "server", config)
         self.processes.start("broker", 0, program("umbel"), "broker", "--port", str(mqtt_port))
         self.processes.start("server", 1, program("umbel"), "serve", "--state", str(state.folder))
-        shares = dirichlet(train.y, len(FLEET), ALPHA, rng, LEAST_EXAMPLES)
-        for member, share in zip(FLEET, shares, strict=True):
+        shares = of_labels(train.y, len(FLEET), ALPHA, rng, LEAST_EXAMPLES)
+        for device, member in enumerate(FLEET):
             folder = self.folder / member.id
             folder.mkdir()
-            shard = train.rows(share)
+            shard = train.rows(shares.rows(device))
             np.savez(folder / "examples.npz", allow_pickle=False, x=shard.x, y=shard.y)
             config_path = folder / "agent.toml"
             config_path.write_text(tomli_w.dumps(_agent_config(member, state)))

@@ -1,0 +1,74 @@
+"""What each device of a simulated fleet has: the interface that the partitions make and the simulator uses."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+SAMPLED = 200
+"""Devices whose labels are counted for the statistics; more would not fit a picture either."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The least, the middle and the largest of some counts."""
+
+    min: int
+    median: float
+    max: int
+
+    @staticmethod
+    def of(counts: NDArray[np.integer]) -> "Spread":
+        """The spread of at least one count."""
+        return Spread(int(counts.min()), float(np.median(counts)), int(counts.max()))
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """How examples and labels lie over a fleet.
+
+    Attributes:
+        devices: number of devices of the whole fleet.
+        sizes: examples a device, of the whole fleet (of the sampled devices where sizes are not known in advance).
+        labels: different labels a device, of the sampled devices.
+        classes: int[c], the labels there are, ascending.
+        sampled: int[s], the devices that were counted: evenly spaced, at most as many as asked for.
+        histogram: int32[s, c], examples of each sampled device by label: the rows of a heat map.
+    """
+
+    devices: int
+    sizes: Spread
+    labels: Spread
+    classes: NDArray[np.integer]
+    sampled: NDArray[np.integer]
+    histogram: NDArray[np.int32]
+
+
+class Fleet(Protocol):
+    """What each device has. Lazy: nothing is kept for a device beyond a few numbers."""
+
+    @property
+    def devices(self) -> int:
+        """How many devices there are; they are numbered from 0."""
+
+    def size(self, device: int) -> int:
+        """Number of examples of `device`; cheap."""
+
+    def examples(self, device: int) -> Mapping[str, NDArray[Any]]:
+        """The examples of `device`, made when asked for: the same bytes every time, owned by the caller."""
+
+    def statistics(self, sampled: int = SAMPLED) -> Statistics:
+        """How examples and labels lie over the devices; labels are counted on at most `sampled` of them."""
+
+
+def evenly_spaced(devices: int, sampled: int) -> NDArray[np.int64]:
+    """At most `sampled` of the devices, from the first to the last."""
+    return np.unique(np.linspace(0, devices - 1, min(devices, sampled)).astype(np.int64))
+
+
+def check_device(device: int, devices: int) -> None:
+    """Raise IndexError unless there is such a device: a negative index would be another device's data."""
+    if not 0 <= device < devices:
+        raise IndexError(f"device {device} of a fleet of {devices}, numbered from 0")
