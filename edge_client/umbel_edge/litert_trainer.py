@@ -16,7 +16,7 @@ class LiteRTTrainer:
     """See umbel_edge.trainers.Trainer."""
 
     def __init__(self, device: str, threads: int = 1) -> None:
-        self._device, self._threads = device, threads
+        self.device, self._threads = device, threads
         self._prepared: tuple[str, Trainable] | None = None
 
     def train(
@@ -34,7 +34,7 @@ class LiteRTTrainer:
         if how.proximal_mu:
             progress = None  # a plan takes the weights it is given for the point to pull to: halfway ones are not that
         size = plan.manifest.batch_size
-        rng = shuffles(how.seed, self._device)
+        rng = shuffles(how.seed, self.device)
         totals: Sums = {}
         steps = first_epoch = done = 0
         if progress is not None and (halfway := progress.load()) is not None:

@@ -1,6 +1,7 @@
 """Umbel's Flower ServerApp: one strategy and one round loop on any grid - the fleet's, a simulation's, Flower's own."""
 
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -57,6 +58,7 @@ def main(grid: Grid, context: Context) -> None:
             budget_hours=_number(config, "budget-hours", 0.0),
             budget_bytes=int(_number(config, "budget-bytes", 0)),
         ),
+        getattr(port, "clock", time.time),
     )
     if end is None:
         return

@@ -6,11 +6,14 @@ from typing import Annotated
 
 import typer
 
+from umbel_sim.simulate_command import simulate
+
 
 def add_commands(app: typer.Typer) -> None:
-    """Add demo, when the `sim` extra is installed."""
+    """Add demo and simulate, when the `sim` extra is installed."""
     if importlib.util.find_spec("sklearn") is not None:
         app.command()(demo)
+        app.command(no_args_is_help=True)(simulate)
 
 
 def demo(

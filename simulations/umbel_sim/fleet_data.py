@@ -7,6 +7,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from umbel.examples import Examples
+from umbel.tensors import TensorSpec
+
 SAMPLED = 200
 """Devices whose labels are counted for the statistics; more would not fit a picture either."""
 
@@ -61,6 +64,13 @@ class Fleet(Protocol):
 
     def statistics(self, sampled: int = SAMPLED) -> Statistics:
         """How examples and labels lie over the devices; labels are counted on at most `sampled` of them."""
+
+
+def examples_of(fleet: Fleet, device: int, specs: Mapping[str, TensorSpec]) -> Examples:
+    """The examples of `device` in the dtypes of a plan's `specs`."""
+    own = fleet.examples(device)
+    tensors = {name: np.ascontiguousarray(own[name], spec.dtype) for name, spec in specs.items()}
+    return Examples(tensors, len(next(iter(tensors.values()))))
 
 
 def evenly_spaced(devices: int, sampled: int) -> NDArray[np.int64]:

@@ -1,0 +1,220 @@
+"""Pictures of a simulation; every function gives a matplotlib figure that belongs to the caller."""
+
+import io
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+if TYPE_CHECKING:
+    from umbel_sim.simulation.result import Result
+
+INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
+BLUE, ORANGE, GREEN, RED, VIOLET, GOLD = "#2066b0", "#d9730d", "#2b8a57", "#c0392b", "#7253b5", "#c29b0c"
+COLOURS = (BLUE, ORANGE, GREEN, VIOLET, RED, GOLD, "#0f7c90", "#8a4b2b")
+SHARES = ("accuracy", "precision", "recall", "auc")
+"""Metrics that are shares of 1, by what their names contain."""
+
+ENDS = {
+    "folded": BLUE,
+    "cancelled": "#b8c4d0",
+    "declined": GOLD,
+    "failed": ORANGE,
+    "vanished": VIOLET,
+    "expired": RED,
+    "rejected": INK,
+}
+
+
+def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = [figure.add_subplot(1, columns, number + 1) for number in range(columns)]
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
+        one.spines[["left", "bottom"]].set_color(MUTED)
+        one.tick_params(colors=INK, labelsize=9)
+        one.grid(axis="y", color=GRID, linewidth=0.8)
+        one.set_axisbelow(True)
+    return figure, axes
+
+
+def _name(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11, color=INK, fontweight="bold")
+    axes.set_xlabel(x, fontsize=9, color=INK)
+    axes.set_ylabel(y, fontsize=9, color=INK)
+
+
+def _is_share(metric: str) -> bool:
+    return any(part in metric for part in SHARES)
+
+
+def _as_share(axes: Axes, metric: str) -> None:
+    if _is_share(metric):
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+
+
+def _values(rows: Sequence[dict[str, Any]], key: str) -> "np.ndarray[Any, Any]":
+    return np.array([row.get(key, np.nan) for row in rows], float)
+
+
+def learning(result: "Result") -> Figure:
+    """Held-out metric and loss by round, and the metric by virtual hour."""
+    figure, axes = _figure(10, 3.2, 3)
+    rounds, seconds = _values(result.rows, "round"), _values(result.rows, "virtual_hours") * 3600
+    length, unit = _unit(float(seconds[-1]))
+    metric = result.metric
+    for one, x, key, label in (
+        (axes[0], rounds, metric, "round"),
+        (axes[1], seconds / length, metric, f"virtual {unit}"),
+        (axes[2], rounds, "loss", "round"),
+    ):
+        colour = BLUE if key == metric else ORANGE
+        held, trained = _values(result.rows, f"test_{key}"), _values(result.rows, f"train_{key}")
+        if np.isfinite(trained).any():
+            one.plot(x, trained, color=MUTED, linewidth=1, alpha=0.7, label="on devices, while training")
+        if np.isfinite(held).any():
+            one.plot(x, held, color=colour, linewidth=1.8, label="held out")
+        if key == result.settings.until and np.isfinite(held).any():
+            one.axhline(result.settings.at_least, color=GREEN, linewidth=1, linestyle=(0, (4, 3)))
+        _name(one, f"{key.replace('_', ' ').capitalize()} by {label.removesuffix('s')}", label, "")
+        _as_share(one, key)
+        one.set_xlim(left=0)
+        if label == "round":
+            one.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axes[2].legend(frameon=False, fontsize=8, labelcolor=INK)
+    return figure
+
+
+def devices(result: "Result") -> Figure:
+    """A histogram of the newest checkpoint's metric on devices' own examples."""
+    figure, (axes,) = _figure(5, 3.2)
+    metric = result.metric
+    values = np.array([row.get(metric, np.nan) for row in result.on_devices])
+    values = values[np.isfinite(values)]
+    if values.size:
+        span = (max(0.0, float(values.min()) - 0.02), 1.0) if _is_share(metric) else None
+        axes.hist(values, bins=24, range=span, color=BLUE, edgecolor="white", linewidth=0.6)
+        for share, style in ((10, (0, (2, 2))), (50, "-")):
+            at = float(np.percentile(values, share))
+            axes.axvline(at, color=INK, linewidth=1, linestyle=style)
+            text = f" median {at:.3g}" if share == 50 else f"worst tenth below {at:.3g} "
+            top = axes.get_ylim()[1]
+            side = "left" if share == 50 else "right"
+            axes.text(at, top * (0.97 if share == 50 else 0.86), text, fontsize=8, color=INK, ha=side, va="top")
+    if _is_share(metric):
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    _name(axes, f"{metric.capitalize()} on each device's examples", metric, "devices")
+    return figure
+
+
+def participation(result: "Result") -> Figure:
+    """How many devices had so many of their updates folded."""
+    figure, (axes,) = _figure(5, 3.2)
+    counts = result.participation
+    most = int(counts.max(initial=0))
+    bins = np.arange(-0.5, most + 1.5) if most <= 40 else np.linspace(-0.5, most + 0.5, 41)
+    axes.hist(counts, bins=bins.tolist(), color=GREEN, edgecolor="white", linewidth=0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    _name(axes, "How often devices took part", "updates folded", "devices")
+    return figure
+
+
+def data(result: "Result") -> Figure:
+    """A heat map of labels by device: each column is a device, darker is more examples."""
+    figure, (axes,) = _figure(10, 3.4)
+    histogram = result.statistics.histogram.T
+    axes.grid(False)
+    picture = axes.imshow(histogram, aspect="auto", cmap="Blues", interpolation="nearest", vmin=0)
+    classes = result.statistics.classes
+    if len(classes) <= 20:
+        axes.set_yticks(range(len(classes)), [str(own) for own in classes])
+    sampled = result.statistics.sampled
+    ticks = np.unique(np.linspace(0, len(sampled) - 1, min(len(sampled), 8)).astype(int))
+    axes.set_xticks(ticks, [str(sampled[tick]) for tick in ticks])
+    bar = figure.colorbar(picture, ax=axes, pad=0.01)
+    bar.set_label("examples", fontsize=9, color=INK)
+    bar.outline.set_visible(False)
+    more = f" ({len(sampled)} of {result.settings.devices:,} devices)" if len(sampled) < result.settings.devices else ""
+    _name(axes, f"Labels by device: {result.settings.partition}{more}", "device", "label")
+    return figure
+
+
+def work(result: "Result") -> Figure:
+    """What became of assignments, over the rounds."""
+    figure, (axes,) = _figure(5, 3.2)
+    rows = result.rows[1:]
+    if rows:
+        groups = np.array_split(np.arange(len(rows)), min(len(rows), 60))
+        x = np.array([rows[group[-1]]["round"] for group in groups], float)
+        width = (x[-1] - x[0]) / max(1, len(x) - 1) if len(x) > 1 else 1.0
+        bottom = np.zeros(len(groups))
+        for state, colour in ENDS.items():
+            height = np.array([np.mean([rows[index].get(state, 0) for index in group]) for group in groups])
+            if height.any():
+                axes.bar(x, height, width, bottom=bottom, color=colour, label=state, linewidth=0)
+                bottom += height
+        axes.set_ylim(top=float(bottom.max()) * 1.18)
+        axes.legend(frameon=False, fontsize=8, ncols=4, labelcolor=INK, loc="upper left")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    _name(axes, "What became of assignments", "round", "a round")
+    return figure
+
+
+def duration(result: "Result") -> Figure:
+    """How long rounds took, in virtual time."""
+    figure, (axes,) = _figure(5, 3.2)
+    rows = result.rows[1:]
+    seconds = _values(rows, "round_seconds")
+    length, unit = _unit(float(seconds.max(initial=0.0)))
+    axes.plot(_values(rows, "round"), seconds / length, color=VIOLET, linewidth=1.4)
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    _name(axes, "How long rounds took", "round", f"virtual {unit}")
+    return figure
+
+
+def _unit(seconds: float) -> tuple[float, str]:
+    """The length and name of the unit in which a time is shown."""
+    return next((own for own in ((3600.0, "hours"), (60.0, "minutes")) if seconds >= 2 * own[0]), (1.0, "seconds"))
+
+
+def comparison(curves: Sequence[tuple[str, Sequence["Result"]]], metric: str) -> Figure:
+    """The held-out metric of several variants by round: the mean over seeds, and their range as a band."""
+    figure, (axes,) = _figure(8, 4)
+    for number, (label, results) in enumerate(curves):
+        colour = COLOURS[number % len(COLOURS)]
+        length = min(len(own.rows) for own in results)
+        rounds = _values(results[0].rows[:length], "round")
+        values = np.stack([_values(own.rows[:length], f"test_{metric}") for own in results])
+        axes.plot(rounds, values.mean(0), color=colour, linewidth=1.8, label=label)
+        if len(results) > 1:
+            axes.fill_between(rounds, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+    _as_share(axes, metric)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    _name(axes, f"Held-out {metric.replace('_', ' ')}", "round", "")
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG; without a date, so the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+ALL: dict[str, Callable[["Result"], Figure]] = {
+    "learning": learning,
+    "devices": devices,
+    "participation": participation,
+    "work": work,
+    "duration": duration,
+    "data": data,
+}
+"""The pictures of one simulation, by the name of their file."""

@@ -1,0 +1,335 @@
+"""The command `umbel simulate`."""
+
+import functools
+import inspect
+import json as jsonlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from inspect import Parameter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from umbel.errors import UmbelError
+from umbel_server.cli import policy_options
+from umbel_server.cli.run_options import budget, goal, number_pair, pair, parameter
+from umbel_server.cli.show import console, print_json
+
+if TYPE_CHECKING:
+    from umbel_sim.fleet_data import Spread, Statistics
+    from umbel_sim.simulation.api import Variant
+    from umbel_sim.simulation.result import Result
+
+FLEET, TRAINING, MACHINE = "Virtual devices", "Training", "This machine"
+_NOT_IN_VIRTUAL_TIME = ("max_rejections",)
+
+OPTIONS: tuple[tuple[str, Any, str, str, str, dict[str, Any]], ...] = (
+    ("devices", int, FLEET, "how many", "100", {"metavar": "N", "min": 1}),
+    (
+        "partition",
+        str,
+        FLEET,
+        "how examples are split: iid, dirichlet:ALPHA, shards:LABELS, quantity:SIGMA, natural, shift:SIZE",
+        "iid",
+        {"metavar": "HOW"},
+    ),
+    ("min_examples", int, FLEET, "refuse a split that gives a device fewer", "1", {"metavar": "N", "min": 1}),
+    (
+        "mix",
+        list[str],
+        FLEET,
+        "a device class, changes to it and its share: phone-low:drop_out=0.1=0.7; may be repeated. There are phone-low, "
+        "phone-high, vehicle, gateway, even",
+        "phone-high",
+        {"names": ("--class",), "metavar": "CLASS[=SHARE]"},
+    ),
+    ("availability", str, FLEET, "always, diurnal, or a trace in CSV", "always", {"metavar": "HOW"}),
+    (
+        "conditions",
+        list[str],
+        FLEET,
+        "a rule of the devices' owners, such as charging=true; may be repeated",
+        "",
+        {"names": ("--condition",), "metavar": "NAME=VALUE"},
+    ),
+    ("strategy", str, TRAINING, "a Flower strategy, for example fedavg, fedadam, krum", "fedavg", {"metavar": "NAME"}),
+    (
+        "option",
+        list[str],
+        TRAINING,
+        "of the strategy; may be repeated",
+        "",
+        {"names": ("--option", "-o"), "metavar": "NAME=NUMBER"},
+    ),
+    ("rounds", int, TRAINING, "rounds to train", "10", {"metavar": "N", "min": 1}),
+    ("epochs", int, TRAINING, "passes over a device's examples in a round", "1", {"metavar": "N", "min": 1}),
+    ("max_steps", int, TRAINING, "end a device's round after N steps (0: no limit)", "", {"metavar": "N", "min": 0}),
+    ("learning_rate", float, TRAINING, "of a local step (0: the task's)", "", {"metavar": "X", "min": 0}),
+    ("seed", int, TRAINING, "for everything that is left to chance", "0", {"metavar": "N", "min": 0}),
+    ("until", str, TRAINING, "end early, by the held-out examples", "", {"metavar": "METRIC>=VALUE"}),
+    (
+        "budget",
+        list[str],
+        TRAINING,
+        "end when it is spent: hours=2 (virtual), bytes=500MB; may be repeated",
+        "",
+        {"metavar": "NAME=AMOUNT"},
+    ),
+)
+
+TaskArgument = Annotated[Path, typer.Argument(help="a task: a Python file with a Keras model")]
+DataOption = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="digits, mnist (or another of keras.datasets), shakespeare, a .npz or .parquet file, a folder of images",
+        metavar="DATA",
+    ),
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        metavar="FOLDER",
+        help="where the result goes; an interrupted simulation goes on there [default: simulation-TASK-SEED]",
+        show_default=False,
+    ),
+]
+EngineOption = Annotated[
+    str, typer.Option(metavar="ENGINE", help="auto (the fastest for the plan) or litert", rich_help_panel=MACHINE)
+]
+WorkersOption = Annotated[int, typer.Option(metavar="N", min=0, help="threads (0: the cores)", rich_help_panel=MACHINE)]
+SweepOption = Annotated[
+    list[str] | None,
+    typer.Option("--sweep", metavar="NAME=A,B,...", help="compare values of a setting; may be repeated"),
+]
+SeedsOption = Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="with --sweep: seeds of each variant")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
+
+
+def _takes_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace the parameter `settings` by an option a setting of a simulation and a field of its round policy."""
+    own = [
+        parameter(name, kind, help, panel, "" if "(0:" in help else default, **more)
+        for name, kind, panel, help, default, more in OPTIONS
+    ]
+    policy = [option for option in policy_options.parameters(False) if option.name not in _NOT_IN_VIRTUAL_TIME]
+
+    @functools.wraps(command)
+    def called(**given: Any) -> None:
+        chosen = {option.name: given.pop(option.name) for option in own}
+        fields = {option.name: given.pop(option.name) for option in policy}
+        rules = policy_options.policy_of(fields.pop(policy_options.FILE), fields, changes=True)
+        command(**given, settings={**_settings(chosen), **rules})
+
+    kept = [option for option in inspect.signature(command).parameters.values() if option.name != "settings"]
+    needed = [option for option in kept if option.default is Parameter.empty]
+    every = [*needed, *own, *(option for option in kept if option not in needed), *policy]
+    called.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
+    called.__annotations__ = {option.name: option.annotation for option in every}
+    return called
+
+
+def _settings(chosen: dict[str, Any]) -> dict[str, Any]:
+    import msgspec
+
+    from umbel.conditions import Rules
+
+    option, until, spend = chosen.pop("option") or (), chosen.pop("until"), budget(chosen.pop("budget") or ())
+    rules = dict(pair(text, "--condition") for text in chosen.pop("conditions") or ())
+    settings = {name: value for name, value in chosen.items() if value is not None}
+    if option:
+        settings["options"] = dict(number_pair(text, "--option") for text in option)
+    if until is not None:
+        settings |= goal(until)
+    if rules:
+        try:
+            settings["conditions"] = msgspec.convert(rules, Rules, strict=False)
+        except msgspec.ValidationError as error:
+            raise typer.BadParameter(str(error), param_hint="--condition") from error
+    return settings | spend
+
+
+@_takes_settings
+def simulate(
+    settings: dict[str, Any],
+    task: TaskArgument,
+    data: DataOption,
+    output: OutputOption = None,
+    engine: EngineOption = "auto",
+    workers: WorkersOption = 0,
+    sweep: SweepOption = None,
+    seeds: SeedsOption = 1,
+    json: JsonOption = False,
+) -> None:
+    """Train a task on virtual devices: the plan, trainer, round policy and strategies of a real fleet, in virtual time."""
+    from umbel_sim.simulation.api import simulate as run
+
+    if sweep:
+        _sweep(task, data, settings, sweep, seeds, output, engine, workers, json)
+        return
+    folder = output or Path(f"simulation-{task.stem}-{settings.get('seed', 0)}")
+    rounds = int(settings.get("rounds", 10))
+    with _progress(rounds, quiet=json) as (told, stage):
+        try:
+            result = run(
+                task,
+                data,
+                engine=engine,
+                workers=workers,
+                folder=folder,
+                told=told,
+                stage=stage,
+                split=_show_split if not json else lambda statistics: None,
+                **settings,
+            )
+        except KeyboardInterrupt as error:
+            sentence = f"interrupted; the same command goes on from its newest checkpoint in {folder}"
+            raise UmbelError(sentence) from error
+    if json:
+        print_json(result.summary())
+    else:
+        _show(result, folder)
+    if result.state != "finished":
+        raise UmbelError(f"the simulation {result.state}: {result.reason}; what it had is in {folder}")
+
+
+@contextmanager
+def _progress(rounds: int, quiet: bool) -> Iterator[tuple[Callable[[dict[str, Any]], None], Callable[[str], None]]]:
+    """A live line on a terminal's stderr: the round, metrics, updates a second, what is left."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+        TextColumn("[dim]left[/]"),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as progress:
+        bar = progress.add_task("starting", total=rounds, figures="")
+        folded = began = 0.0
+
+        def told(row: dict[str, Any]) -> None:
+            nonlocal folded, began
+            elapsed = progress.tasks[0].elapsed or 0.0
+            if not began:
+                began = elapsed
+            folded += row.get("folded", 0)
+            rate = folded / (elapsed - began) if elapsed > began else 0.0
+            figures = [f"{name[5:]} [bold]{row[name]:.4f}[/]" for name in row if name.startswith("test_")]
+            progress.update(
+                bar,
+                completed=row["round"],
+                description=f"round [bold]{row['round']}[/]/{rounds}",
+                figures="  ".join([*reversed(figures[:3]), f"{rate:,.0f} updates/s"]),
+            )
+
+        def stage(text: str) -> None:
+            if text:
+                progress.update(bar, description=text)
+
+        yield told, stage
+
+
+def _show_split(statistics: "Statistics") -> None:
+    def spread(own: "Spread") -> str:
+        if own.min == own.max:
+            return f"{own.min:,}"
+        return f"{own.min:,} to {own.max:,} (median {own.median:,.0f})"
+
+    console.print(
+        f"{statistics.devices:,} devices with {spread(statistics.sizes)} examples of {spread(statistics.labels)} "
+        f"of {len(statistics.classes)} labels each",
+        highlight=False,
+    )
+
+
+def _show(result: "Result", folder: Path) -> None:
+    from umbel_sim.report.numbers import shown
+
+    summary = result.summary()
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    names = ["reason", "rounds", *(name for name in summary if name.startswith("test_"))]
+    names += [name for name in ("goal", "rounds_to_goal", "virtual_hours_to_goal") if name in summary]
+    names += ["virtual_hours", "updates", "bytes_down", "bytes_up", "wasted_share", "joules", "devices_that_took_part"]
+    names += ["wall_seconds", "engine"]
+    for name in names:
+        table.add_row(f"[dim]{_LABELS.get(name, name.replace('_', ' '))}[/]", shown(name, summary[name]))
+    console.print(
+        f"[bold]{result.task}[/] on {result.data}, {result.settings.devices:,} virtual devices", highlight=False
+    )
+    console.print(table, highlight=False)
+    console.print(f"report: {folder / 'report.html'}", highlight=False)
+
+
+_LABELS = {
+    "reason": "ended because",
+    "bytes_down": "to devices",
+    "bytes_up": "from devices",
+    "wasted_share": "training wasted",
+    "joules": "energy",
+    "virtual_hours": "virtual time",
+    "virtual_hours_to_goal": "virtual time to it",
+    "rounds_to_goal": "rounds to it",
+    "wall_seconds": "took",
+}
+
+
+def _sweep(
+    task: Path,
+    data: str,
+    settings: dict[str, Any],
+    sweeps: Sequence[str],
+    seeds: int,
+    output: Path | None,
+    engine: str,
+    workers: int,
+    json: bool,
+) -> None:
+    from umbel_sim.report import comparison
+    from umbel_sim.simulation.api import sweep, variants
+
+    grid = dict(_values(text) for text in sweeps)
+    count = len(list(variants(grid))) * seeds
+    folder = output or Path(f"sweep-{task.stem}")
+    seen: dict[str, int] = {}
+    with _progress(int(settings.get("rounds", 10)), quiet=json) as (told, stage):
+
+        def heard(label: str, row: dict[str, Any]) -> None:
+            seen.setdefault(label, len(seen) + 1)
+            told(row)
+            stage(f"{seen[label]}/{count} {label}, round {row['round']}")
+
+        found = sweep(task, data, grid, seeds=seeds, told=heard, engine=engine, workers=workers, **settings)
+    rows = comparison.save(found, folder)
+    if json:
+        print_json(rows)
+        return
+    _show_comparison(found, rows)
+    console.print(f"plot: {folder / 'comparison.png'}", highlight=False)
+
+
+def _values(text: str) -> tuple[str, list[Any]]:
+    name, values = pair(text, "--sweep")
+    found: list[Any] = []
+    for value in values.split(","):
+        try:
+            found.append(jsonlib.loads(value))
+        except ValueError:
+            found.append(value)
+    return name.replace("-", "_"), found
+
+
+def _show_comparison(found: "Sequence[Variant]", rows: Sequence[dict[str, Any]]) -> None:
+    from umbel_sim.report.numbers import shown
+
+    columns = list(rows[0])
+    table = Table(*(column.replace("_", " ") for column in columns), box=None, padding=(0, 2), header_style="dim")
+    for row in rows:
+        table.add_row(*(shown(name, row[name]) for name in columns))
+    console.print(table, highlight=False)

@@ -1,0 +1,147 @@
+"""The Python API: a simulation in a line, and a comparison of variants."""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from numpy.typing import NDArray
+
+from umbel.errors import UmbelError
+from umbel.task import Task, load_task
+from umbel_server.rounds.policy import RoundPolicy
+from umbel_sim import data as sources
+from umbel_sim.data import Dataset
+from umbel_sim.fleet_data import Fleet, Statistics
+from umbel_sim.simulation.journal import Row
+from umbel_sim.simulation.result import Result
+from umbel_sim.simulation.settings import IN_A_DAY, Settings
+from umbel_sim.simulation.simulating import data_of, data_of_fleet, run
+
+POLICY = tuple(field.name for field in msgspec.structs.fields(RoundPolicy))
+OWN = tuple(field.name for field in fields(Settings) if field.name not in ("policy", "options"))
+
+
+def simulate(
+    task: Task | Path | str,
+    data: Dataset | Fleet | str,
+    *,
+    test: Mapping[str, NDArray[Any]] | None = None,
+    policy: RoundPolicy | None = None,
+    engine: str = "auto",
+    workers: int = 0,
+    folder: Path | str | None = None,
+    told: Callable[[Row], None] = lambda row: None,
+    stage: Callable[[str], None] = lambda text: None,
+    split: Callable[[Statistics], None] = lambda statistics: None,
+    **settings: Any,
+) -> Result:
+    """Train virtual devices and return what came of it.
+
+    `task` is a Task or its file, `data` a name, a file or a Dataset (umbel_sim.data), or a
+    FunctionFleet, whose held-out examples are `test`.
+    `settings` are fields of Settings and of RoundPolicy by their names, and options of the strategy: devices=100,
+    partition="shards:2", fraction=0.1, strategy="fedadam", eta=0.01. With a `folder` the result is saved there, and a
+    simulation that was interrupted goes on. `told` hears of every checkpoint, `stage` of what comes before the first one,
+    `split` of how the examples lie. Raises UmbelError.
+    """
+    loaded = task if isinstance(task, Task) else load_task(Path(task))
+    if isinstance(data, str | Path):
+        data = sources.load(str(data), loaded)
+    if isinstance(data, Dataset):
+        chosen = settings_of(settings, policy)
+        stage("splitting the data")
+        made = data_of(data, chosen)
+    else:
+        chosen = settings_of({**settings, "devices": data.devices, "partition": "function"}, policy)
+        made = data_of_fleet(data, test or {})
+    split(made.fleet.statistics())
+    place = Path(folder) if folder is not None else None
+    result = run(loaded, made, chosen, engine=engine, workers=workers, folder=place, told=told, stage=stage)
+    if place is not None:
+        stage("drawing")
+        result.save(place)
+    return result
+
+
+def settings_of(given: Mapping[str, Any], policy: RoundPolicy | None = None) -> Settings:
+    """Settings of flat names: those of Settings, of RoundPolicy, and else of the strategy; raises UmbelError."""
+    own = {name: value for name, value in given.items() if name in OWN}
+    rules = {name: value for name, value in given.items() if name in POLICY}
+    options = {name: value for name, value in given.items() if name not in OWN and name not in POLICY}
+    try:
+        changed = msgspec.convert(
+            {**msgspec.to_builtins(policy or IN_A_DAY), **msgspec.to_builtins(rules)}, RoundPolicy
+        )
+    except (msgspec.ValidationError, TypeError) as error:
+        raise UmbelError(f"the round policy cannot be used: {error}") from error
+    wrong = {name: value for name, value in options.items() if name != "options" and not isinstance(value, int | float)}
+    if wrong:
+        name = next(iter(wrong))
+        raise UmbelError(f"a simulation has no setting {name!r}; it has {', '.join([*OWN, *POLICY])}")
+    more = options.pop("options", {})
+    if "mix" in own:
+        own["mix"] = (own["mix"],) if isinstance(own["mix"], str) else tuple(own["mix"])
+    try:
+        return Settings(**own, options={**more, **options}, policy=_sized(changed, own))
+    except TypeError as error:
+        raise UmbelError(f"a setting of the simulation is of the wrong kind: {error}") from error
+
+
+def _sized(policy: RoundPolicy, own: Mapping[str, Any]) -> RoundPolicy:
+    """A fraction of devices that can all be had at any time is a number of them: nobody needs to look at each."""
+    if (
+        policy.target
+        or policy.mode == "async"
+        or own.get("availability", "always") != "always"
+        or policy.select != "random"
+    ):
+        return policy
+    return msgspec.structs.replace(policy, target=policy.wanted(int(own.get("devices", Settings.devices))))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What was changed, and a result a seed."""
+
+    changes: Mapping[str, Any]
+    results: tuple[Result, ...]
+
+    @property
+    def label(self) -> str:
+        """The changes in words."""
+        return ", ".join(f"{name}={value}" for name, value in self.changes.items()) or "as it is"
+
+
+def variants(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """Every combination of the grid's values."""
+    for values in itertools.product(*grid.values()):
+        yield dict(zip(grid, values, strict=True))
+
+
+def sweep(
+    task: Task | Path | str,
+    data: Dataset | str,
+    grid: Mapping[str, Sequence[Any]],
+    *,
+    seeds: int = 1,
+    told: Callable[[str, Row], None] = lambda label, row: None,
+    **settings: Any,
+) -> tuple[Variant, ...]:
+    """Simulate every combination of `grid` with `seeds` seeds each, from `seed` on; raises UmbelError."""
+    loaded = task if isinstance(task, Task) else load_task(Path(task))
+    dataset = sources.load(data, loaded) if isinstance(data, str) else data
+    first, found = int(settings.pop("seed", 0)), []
+    for changes in variants(grid):
+        results = []
+        for seed in range(first, first + seeds):
+            label = ", ".join(f"{name}={value}" for name, value in changes.items())
+
+            def heard(row: Row, label: str = f"{label}, seed {seed}") -> None:
+                told(label, row)
+
+            results.append(simulate(loaded, dataset, told=heard, **{**settings, **changes, "seed": seed}))
+        found.append(Variant(changes, tuple(results)))
+    return tuple(found)

@@ -1,0 +1,107 @@
+"""Flower's Grid over virtual devices: a facade of the port through which rounds reach them."""
+
+from collections.abc import Iterable
+
+from flwr.app import Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from umbel.errors import UmbelError
+from umbel_server import flower_messages
+from umbel_server.rounds.events import Ended, Finish, Offer, Uploaded
+from umbel_sim.simulation.port import SimulationPort
+
+UNFINISHED = 2
+"""The code of the error replies that a strategy sees."""
+
+
+class SimulationGrid(Grid):
+    """Virtual devices as Flower nodes. Umbel's ServerApp drives rounds through `port`; another pushes and pulls messages.
+
+    Time is virtual: it passes in `pull_messages` and `send_and_receive`, which return when something has happened.
+    """
+
+    def __init__(self, port: SimulationPort) -> None:
+        self.port = port
+        self._run = flower_messages.empty_run(1)
+        self._pending: dict[str, tuple[Message, str, float]] = {}
+        self._ready: dict[str, Message] = {}
+        port.belong_to(self)
+
+    def set_run(self, run: Run) -> None:
+        """Set the Flower run that messages name."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The Flower run that messages name."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """A message to one node; see flwr.serverapp.Grid."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """The node ids of the devices that are connected, in order."""
+        return sorted(self.port.node(candidate.device) for candidate in self.port.candidates() if candidate.online)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Offer one assignment for each message; returns the messages' ids."""
+        batch = list(messages)
+        return self._push(batch, [self.port.now + message.metadata.ttl for message in batch])
+
+    def _push(self, batch: list[Message], closes: list[float]) -> list[str]:
+        if other := [message for message in batch if message.metadata.message_type != MessageType.TRAIN]:
+            raise UmbelError(f"a simulation's nodes train; a {other[0].metadata.message_type} message was sent")
+        ids = [flower_messages.give_id(message) for message in batch]
+        for id, message, until in zip(ids, batch, closes, strict=True):
+            (record,) = message.content.array_records.values()
+            offer = Offer(id, self.port.name(message.metadata.dst_node_id), 0, until)
+            self.port.assign(offer, message, flower_messages.tensors_of(record))
+            self._pending[id] = message, offer.device, until
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """The replies that are here, each once; the next thing that happens is waited for when there is none."""
+        wanted = [id for id in message_ids if id in self._pending or id in self._ready]
+        if not any(id in self._ready for id in wanted) and wanted:
+            self._pass(min(self._pending[id][2] for id in wanted))
+        return [self._ready.pop(id) for id in wanted if id in self._ready]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Offer assignments and wait until each is settled or `timeout` virtual seconds passed; then the rest expire."""
+        batch = list(messages)
+        closes = [self.port.now + (message.metadata.ttl if timeout is None else timeout) for message in batch]
+        ids = self._push(batch, closes)
+        while any(id in self._pending for id in ids):
+            self._pass(max(closes))
+        replies = [self._ready.pop(id) for id in ids if id in self._ready]
+        return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
+
+    def _pass(self, until: float) -> None:
+        """Let the next thing happen, at the latest at `until`; what has not come by its time expires."""
+        for event in self.port.wait(until) or ():
+            match event:
+                case Uploaded(id=id) if id in self._pending:
+                    self._settle(id)
+                case Ended(id=id, reason=reason) if id in self._pending:
+                    self._answer(id, flower_messages.error_reply(self._pending[id][0], UNFINISHED, reason))
+        for id, (message, device, closes) in list(self._pending.items()):
+            if closes <= self.port.now:
+                self.port.finish(Finish(id, "expired", "not finished by the deadline", tell=True))
+                self._answer(id, flower_messages.error_reply(message, UNFINISHED, f"{device}: expired"))
+
+    def _settle(self, id: str) -> None:
+        message, _, _ = self._pending[id]
+        arrival = self.port.arrival(id)
+        base = flower_messages.tensors_of(next(iter(message.content.array_records.values())))
+        weights = {name: weight + arrival.update.delta[name] for name, weight in base.items()}
+        metrics = {"num-examples": float(arrival.examples), **arrival.metrics}
+        self.port.finish(Finish(id, "folded", "", tell=False))
+        self._answer(id, flower_messages.reply(message, weights, metrics))
+
+    def _answer(self, id: str, reply: Message) -> None:
+        del self._pending[id]
+        self._ready[id] = reply

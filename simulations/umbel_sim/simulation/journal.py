@@ -1,0 +1,155 @@
+"""What a simulation remembers: in memory, and in one file of its folder from which it goes on."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from umbel.atomic import write_atomically
+from umbel.errors import UmbelError
+from umbel.tensors import Tensors, dump, load
+from umbel_sim.simulation.tally import Tally
+from umbel_sim.simulation.work import Given, Standing
+
+FILE = "checkpoint.umbel"
+SAVE_SECONDS = 3.0
+"""The least time between two saved checkpoints: rounds take milliseconds, a disk does not."""
+
+Row = dict[str, Any]
+
+
+class _Saved(msgspec.Struct):
+    """The file: msgpack; weights are safetensors bytes, `participation` int32 little-endian."""
+
+    identity: str
+    version: int
+    now: float
+    made: int
+    weights: bytes
+    strategy: bytes
+    bases: dict[int, bytes]
+    work: list[Given]
+    assigned: list[tuple[int, float]]
+    participation: bytes
+    rows: list[Row]
+    wall: float
+
+
+class Journal:
+    """Rows of rounds and the newest checkpoint of one simulation.
+
+    `evaluate` gives the held-out metrics of weights, `on_devices` those of each of some devices. With a `folder` the newest
+    checkpoint is saved every SAVE_SECONDS and by `save`; a folder that holds one of the same `identity` is gone on with.
+    Raises UmbelError on a folder of another identity, or a damaged file.
+    """
+
+    def __init__(
+        self,
+        identity: str,
+        tally: Tally,
+        evaluate: Callable[[Tensors], dict[str, float]],
+        on_devices: Callable[[Tensors, list[int]], list[dict[str, float]]],
+        folder: Path | None = None,
+        told: Callable[[Row], None] = lambda row: None,
+    ) -> None:
+        self._identity, self._tally, self._evaluate, self._on_devices = identity, tally, evaluate, on_devices
+        self._path, self._told = folder / FILE if folder is not None else None, told
+        self._standing: Standing | None = None
+        self._saved_at, self._earlier, self._began = time.monotonic(), 0.0, time.monotonic()
+        self._is_saved = True
+        self.rows: list[Row] = []
+        if self._path is not None and self._path.exists():
+            self._load(self._path)
+
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds that the simulation has taken, interruptions left out."""
+        return self._earlier + time.monotonic() - self._began
+
+    def standing(self) -> Standing | None:
+        """What to go on from; None when there is nothing."""
+        return self._standing
+
+    def metrics(self) -> dict[str, float]:
+        """The newest checkpoint's held-out metrics."""
+        return {name.removeprefix("test_"): value for name, value in self.rows[-1].items() if name.startswith("test_")}
+
+    def begin(self, standing: Standing) -> None:
+        """Note the weights that a simulation begins with."""
+        self._take(standing, {"round": 0, "virtual_hours": 0.0})
+
+    def committed(self, standing: Standing, row: Row) -> dict[str, float]:
+        """Note a checkpoint; returns its held-out metrics."""
+        metrics = self._take(standing, row)
+        if time.monotonic() - self._saved_at > SAVE_SECONDS:
+            self.save()
+        return metrics
+
+    def _take(self, standing: Standing, row: Row) -> dict[str, float]:
+        metrics = self._evaluate(standing.weights)
+        self.rows.append(row | {f"test_{name}": value for name, value in metrics.items()})
+        self._standing, self._is_saved = standing, False
+        self._told(self.rows[-1])
+        return metrics
+
+    def evaluated(self, number: int, devices: list[int], weights: Tensors) -> None:
+        """Let devices evaluate checkpoint `number`, whose row is the newest."""
+        found = self._on_devices(weights, devices)
+        examples = sum(one["examples"] for one in found)
+        for name in found[0]:
+            if name != "examples":
+                self.rows[-1][f"device_{name}"] = sum(one[name] * one["examples"] for one in found) / examples
+
+    def save(self) -> None:
+        """Write the newest checkpoint, unless it is written."""
+        self._saved_at = time.monotonic()
+        standing = self._standing
+        if self._path is None or standing is None or self._is_saved:
+            return
+        saved = _Saved(
+            self._identity,
+            standing.version,
+            standing.now,
+            standing.made,
+            dump(standing.weights),
+            dump(standing.strategy) if standing.strategy else b"",
+            {base: dump(weights) for base, weights in standing.bases.items()},
+            list(standing.work),
+            list(standing.assigned),
+            self._tally.participation.astype("<i4").tobytes(),
+            self.rows,
+            self.wall_seconds,
+        )
+        try:
+            write_atomically(self._path, msgspec.msgpack.encode(saved))
+        except OSError as error:
+            raise UmbelError(f"{self._path}: the checkpoint cannot be written: {error.strerror or error}") from error
+        self._is_saved = True
+
+    def _load(self, path: Path) -> None:
+        try:
+            saved = msgspec.msgpack.decode(path.read_bytes(), type=_Saved)
+        except (OSError, msgspec.MsgspecError) as error:
+            raise UmbelError(
+                f"{path}: expected a simulation's checkpoint, could not read one ({error}); name another output folder"
+            ) from error
+        if saved.identity != self._identity:
+            raise UmbelError(
+                f"{path.parent} holds another simulation (another task, data, settings or Umbel); name another output folder, "
+                "or remove it"
+            )
+        self._standing = Standing(
+            saved.version,
+            saved.now,
+            saved.made,
+            load(saved.weights),
+            load(saved.strategy) if saved.strategy else {},
+            {base: load(weights) for base, weights in saved.bases.items()},
+            tuple(saved.work),
+            tuple(saved.assigned),
+        )
+        self.rows, self._earlier = saved.rows, saved.wall
+        self._tally.restore(saved.rows, saved.made, np.frombuffer(saved.participation, "<i4"))

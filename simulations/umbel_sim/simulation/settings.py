@@ -1,0 +1,74 @@
+"""Everything that a simulation's result depends on, beside the task and the data."""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from umbel.conditions import Rules
+from umbel.errors import UmbelError
+from umbel_server.rounds.policy import RoundPolicy
+
+IN_A_DAY = RoundPolicy(over_selection=1.0, deadline=86400.0)
+"""A simulation's policy unless it says otherwise: every device that is asked counts, and has a virtual day."""
+
+NO_RULES = Rules()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How virtual devices are trained.
+
+    `learning_rate` 0 is the plan's; `until` names a held-out metric and `at_least` its goal (for `loss` and errors, where
+    less is better, `at_most`); budgets are virtual hours and bytes that travel, 0: none. `mix` are device classes with
+    their shares (umbel_sim.virtual.classes.mix); `availability` is "always", "diurnal" or the path of a trace; `conditions`
+    are the rules of the devices' owners.
+    """
+
+    devices: int = 100
+    partition: str = "iid"
+    min_examples: int = 1
+    strategy: str = "fedavg"
+    options: Mapping[str, float] = field(default_factory=dict)
+    rounds: int = 10
+    epochs: int = 1
+    max_steps: int = 0
+    learning_rate: float = 0.0
+    seed: int = 0
+    until: str = ""
+    at_least: float = 0.0
+    budget_hours: float = 0.0
+    budget_bytes: int = 0
+    policy: RoundPolicy = IN_A_DAY
+    mix: tuple[str, ...] = ()
+    availability: str = "always"
+    conditions: Rules = NO_RULES
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("devices", 1),
+            ("min_examples", 1),
+            ("rounds", 1),
+            ("epochs", 1),
+            ("max_steps", 0),
+            ("seed", 0),
+        ):
+            value = getattr(self, name)
+            if not least <= value < 2**62:
+                raise UmbelError(f"{name.replace('_', ' ')} should be at least {least}, got {value}")
+        if not 0 <= self.learning_rate < math.inf:
+            raise UmbelError(f"the learning rate should be positive, got {self.learning_rate}")
+        target = self.policy.target
+        if target > self.devices:
+            raise UmbelError(
+                f"a round wants {target} updates and there are {self.devices} devices; lower --target or raise --devices"
+            )
+        if self.policy.quorum > self.devices:
+            raise UmbelError(
+                f"the quorum is {self.policy.quorum} updates and there are {self.devices} devices; lower --quorum or raise --devices"
+            )
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,231 @@
+"""Simulating a run: the ServerApp of a real fleet on a grid of virtual devices."""
+
+import hashlib
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from flwr.app import UserConfig
+from numpy.typing import NDArray
+
+from umbel import __version__
+from umbel.errors import UmbelError
+from umbel.examples import fit
+from umbel.litert import runtime_name
+from umbel.plan import Plan
+from umbel.task import Task
+from umbel_server import flower_messages
+from umbel_server.compiler import compile_task
+from umbel_server.flower_app import END, app
+from umbel_sim.data import Dataset
+from umbel_sim.engines.choice import make_engine
+from umbel_sim.fleet_data import Fleet
+from umbel_sim.partitions import partition
+from umbel_sim.simulation.grid import SimulationGrid
+from umbel_sim.simulation.held_out import HeldOut, OnDevices
+from umbel_sim.simulation.journal import Journal, Row
+from umbel_sim.simulation.port import SimulationPort
+from umbel_sim.simulation.result import Result
+from umbel_sim.simulation.settings import Settings, cores
+from umbel_sim.simulation.tally import Tally
+from umbel_sim.simulation.world import World
+from umbel_sim.virtual.availability import Always, Availability, Diurnal
+from umbel_sim.virtual.classes import mix
+from umbel_sim.virtual.trace import Trace
+
+EVALUATION_BATCH = 200
+"""Examples that are evaluated at once on the server's side: fewer calls than with a device's small batches."""
+
+SPREAD_DEVICES = 200
+"""Devices whose own accuracy is looked at in the end."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What devices have, what is held out on the server (may be empty), and a name and fingerprint of both."""
+
+    name: str
+    fleet: Fleet
+    test: Mapping[str, NDArray[Any]]
+    fingerprint: str
+
+
+def data_of(dataset: Dataset, settings: Settings) -> Data:
+    """A data set, split as the settings say."""
+    fleet = partition(settings.partition, dataset, settings.devices, settings.seed, settings.min_examples)
+    return Data(dataset.name, fleet, dataset.test, f"{dataset.count} {_digest({'labels': dataset.labels})}")
+
+
+def data_of_fleet(fleet: Fleet, test: Mapping[str, NDArray[Any]]) -> Data:
+    """A fleet whose examples a function makes."""
+    return Data("a function", fleet, test, f"{fleet.devices} {_digest(fleet.examples(0))}")
+
+
+def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
+    made = hashlib.sha256()
+    for name in sorted(arrays):
+        made.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
+    return made.hexdigest()
+
+
+def run(
+    task: Task,
+    data: Data,
+    settings: Settings,
+    *,
+    engine: str = "auto",
+    workers: int = 0,
+    folder: Path | None = None,
+    told: Callable[[Row], None] = lambda row: None,
+    stage: Callable[[str], None] = lambda text: None,
+) -> Result:
+    """Train virtual devices until the run ends; goes on where `folder` left off.
+
+    `told` hears of every committed round, `stage` of what is done before the first. After a
+    KeyboardInterrupt, and whatever else ends it early, the newest checkpoint is in `folder`. Raises UmbelError.
+    """
+    workers = workers or cores()
+    with tempfile.TemporaryDirectory(prefix="umbel-simulation-") as name:
+        work = Path(name)
+        stage("compiling the task")
+        compile_task(task, work / "task.plan", seed=settings.seed, check=False)
+        plan = Plan.open(work / "task.plan")
+        large = plan
+        if plan.manifest.batch_size < EVALUATION_BATCH and data.test:
+            stage("compiling the evaluation")
+            large_file = work / "evaluation.plan"
+            compile_task(replace(task, batch_size=EVALUATION_BATCH), large_file, seed=settings.seed, check=False)
+            large = Plan.open(large_file)
+        return _train(plan, large, data, settings, engine, workers, folder, told, stage)
+
+
+def _train(
+    plan: Plan,
+    large: Plan,
+    data: Data,
+    settings: Settings,
+    engine: str,
+    workers: int,
+    folder: Path | None,
+    told: Callable[[Row], None],
+    stage: Callable[[str], None],
+) -> Result:
+    manifest, fleet = plan.manifest, data.fleet
+    _check_until(plan, settings)
+    specs = {**manifest.inputs, **manifest.targets}
+    fit(fleet.examples(0), specs, f"{data.name}, device 0")
+    held_out = HeldOut(large, fit(data.test, specs, f"{data.name}, held out"), workers) if data.test else None
+    tally = Tally(settings.devices, tuple(manifest.metrics))
+    on_devices = OnDevices(plan, fleet)
+    journal = Journal(identity(plan, data, settings), tally, held_out or (lambda weights: {}), on_devices, folder, told)
+    chosen = make_engine(engine, plan, fleet, workers, stage)
+    world = World(settings.seed, settings.devices, mix(settings.mix), availability(settings), settings.conditions)
+    port = SimulationPort(world, fleet, plan, chosen.engine, journal, tally)
+    stage("")
+    try:
+        flower_messages.set_identity()
+        called = flower_messages.context(1, _run_config(plan, settings))
+        with _quiet_flower():
+            app(SimulationGrid(port), called)
+    finally:
+        chosen.engine.close()
+        port.close()
+        if held_out is not None:
+            held_out.close()
+        journal.save()
+    if port.trouble is not None:
+        state, reason = "failed", str(port.trouble)
+    else:
+        ended = called.state.config_records[END]
+        state, reason = str(ended["state"]), str(ended["reason"])
+    standing = journal.standing()
+    assert standing is not None
+    sampled = np.unique(np.linspace(0, settings.devices - 1, min(settings.devices, SPREAD_DEVICES)).astype(int))
+    spread = on_devices(standing.weights, sampled)
+    return Result(
+        settings=settings,
+        task=manifest.task,
+        data=data.name,
+        state=state,
+        reason=reason,
+        rows=tuple(journal.rows),
+        weights=standing.weights,
+        participation=tally.participation,
+        statistics=fleet.statistics(),
+        on_devices=tuple({"device": int(device), **own} for device, own in zip(sampled, spread, strict=True)),
+        engine=chosen.engine.name,
+        why_engine=chosen.why,
+        workers=workers,
+        wall_seconds=journal.wall_seconds,
+        metrics=tuple(spec.name for spec in manifest.metrics),
+    )
+
+
+@contextmanager
+def _quiet_flower() -> Iterator[None]:
+    """Flower's strategies log every round; a simulation has hundreds of them a minute."""
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def availability(settings: Settings) -> Availability:
+    """When devices can be had."""
+    match settings.availability:
+        case "always":
+            return Always()
+        case "diurnal":
+            return Diurnal(settings.seed)
+        case path:
+            return Trace(Path(path))
+
+
+def identity(plan: Plan, data: Data, settings: Settings) -> str:
+    """What a checkpoint belongs to: the same plan, data, settings, Umbel and interpreter give the same rounds.
+
+    How long a simulation goes on - rounds, goal, budgets - may change.
+    """
+    ends = {"rounds": 1, "until": "", "at_least": 0.0, "budget_hours": 0.0, "budget_bytes": 0}
+    how = msgspec.to_builtins(replace(settings, **ends))  # type: ignore[arg-type]
+    text = json.dumps([plan.sha256, __version__, runtime_name(), data.name, data.fingerprint, how], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_until(plan: Plan, settings: Settings) -> None:
+    known = ["loss", *(spec.name for spec in plan.manifest.metrics)]
+    if settings.until and settings.until not in known:
+        raise UmbelError(f"the plan has no metric {settings.until!r} to train until; it has {', '.join(known)}")
+
+
+def _run_config(plan: Plan, settings: Settings) -> UserConfig:
+    """The settings as the ServerApp reads them from any Flower run's configuration."""
+    config: UserConfig = {
+        "plan": plan.path.as_posix(),
+        "policy": msgspec.json.encode(settings.policy).decode(),
+        "strategy": settings.strategy,
+        **{f"strategy.{name}": value for name, value in settings.options.items()},
+    }
+    for name in (
+        "rounds",
+        "epochs",
+        "max_steps",
+        "learning_rate",
+        "seed",
+        "until",
+        "at_least",
+        "budget_hours",
+        "budget_bytes",
+    ):
+        config[name.replace("_", "-")] = getattr(settings, name)
+    return config

@@ -1,0 +1,66 @@
+"""Updates that a round may read again: in memory as long as they are few, then in a temporary folder."""
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from umbel.tensors import Tensors
+from umbel_server.aggregation import Update
+
+
+class DeltaPieces:
+    """A weight delta, as umbel_server.aggregation.Pieces."""
+
+    def __init__(self, delta: Mapping[str, NDArray[Any]]) -> None:
+        self._delta = {name: tensor.reshape(-1) for name, tensor in delta.items()}
+
+    def weights(self, name: str, start: int, stop: int, base: NDArray[Any]) -> NDArray[Any]:
+        """As Pieces."""
+        weights: NDArray[Any] = np.add(base, self._delta[name][start:stop], dtype=base.dtype)
+        return weights
+
+    def deltas(self, name: str, index: NDArray[np.intp]) -> NDArray[Any]:
+        """As Pieces."""
+        return self._delta[name][index]
+
+
+class Kept:
+    """The updates of the rounds under way: up to `memory` bytes of them in memory, the others in files."""
+
+    def __init__(self, memory: int = 1 << 28) -> None:
+        self._memory, self._held = memory, 0
+        self._sizes: dict[str, int] = {}
+        self._folder: Path | None = None
+
+    def update(self, id: str, delta: Tensors) -> Update:
+        """An update of `delta` that can be read until it is dropped."""
+        size = sum(tensor.nbytes for tensor in delta.values())
+        if self._held + size <= self._memory:
+            self._held, self._sizes[id] = self._held + size, size
+            return Update(delta, DeltaPieces(delta))
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="umbel-updates-"))
+        mapped = {}
+        for number, (name, tensor) in enumerate(delta.items()):
+            path = self._folder / f"{id}.{number}"
+            tensor.tofile(path)
+            mapped[name] = np.memmap(path, tensor.dtype, "r", shape=tensor.shape) if tensor.size else tensor
+        return Update(delta, DeltaPieces(mapped))
+
+    def drop(self, id: str) -> None:
+        """Forget an update."""
+        self._held -= self._sizes.pop(id, 0)
+        if self._folder is not None:
+            for path in self._folder.glob(f"{id}.*"):
+                path.unlink()
+
+    def close(self) -> None:
+        """Remove the files."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None

@@ -1,0 +1,1 @@
+"""Devices that exist in virtual time: how fast they are, and when they can be had."""
