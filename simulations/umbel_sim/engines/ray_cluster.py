@@ -1,7 +1,6 @@
 """The Ray that trains: a cluster that is there already, or one on this machine that ends with the simulation."""
 
 import contextlib
-import importlib.util
 import os
 import secrets
 import shutil
@@ -21,7 +20,6 @@ from umbel_sim.simulation.settings import cores
 LOCAL, AUTO = "local", "auto"
 CONNECT_SECONDS = 20.0
 """Longest time for a cluster to answer. Ray itself tries for nearly two minutes, and then ends the process."""
-PORT_SECONDS = 5.0
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -55,22 +53,23 @@ class Cluster:
     leave: Callable[[], None]
 
 
-def join(address: str, workers: int) -> Cluster:
+def join(address: str, workers: int, seconds: float = CONNECT_SECONDS) -> Cluster:
     """Join the Ray at `address`: `local` starts one here, `auto` finds the one that this machine belongs to, or host:port.
 
     `workers` 0 are as many as the cluster has processor cores. A Ray that this process has joined before is used as it is.
-    Raises UmbelError when there is no Ray, the address does not answer within 20 seconds, or there are fewer cores.
+    Raises UmbelError when there is no Ray, the cluster does not answer within `seconds`, or has fewer cores.
     """
     _check(address)
-    if importlib.util.find_spec("ray") is None:
-        raise UmbelError("--engine ray needs Ray, which is not installed; pip install 'umbel[ray]'")
     global _guarded
     _guarded = _guarded or (address == LOCAL and "ray" not in sys.modules)
-    with _environment(_variables()):
-        import ray
+    try:
+        with _environment(_variables()):
+            import ray
+    except ImportError as error:
+        raise UmbelError("--engine ray needs Ray, which is not installed; pip install 'umbel[ray]'") from error
     if ray.is_initialized():
         return _sized(Cluster(address, workers, lambda: None))
-    return _sized(_start(workers or cores()) if address == LOCAL else _connect(address, workers))
+    return _sized(_start(workers or cores()) if address == LOCAL else _connect(address, workers, seconds))
 
 
 def _check(address: str) -> None:
@@ -85,8 +84,7 @@ def _check(address: str) -> None:
 def _start(workers: int) -> Cluster:
     import ray
 
-    # A socket's path has about 100 characters, of which Ray takes 60; macOS's own temporary folder leaves too few.
-    folder = tempfile.mkdtemp(prefix="umbel-ray-", dir="/tmp" if sys.platform == "darwin" else None)  # noqa: S108
+    folder = new_folder()
 
     def leave() -> None:
         ray.shutdown()
@@ -111,32 +109,38 @@ def _start(workers: int) -> Cluster:
     return Cluster(LOCAL, workers, leave)
 
 
-def _connect(address: str, workers: int) -> Cluster:
+def new_folder() -> str:
+    """A temporary folder for a Ray's log and sockets, whose paths may have about 100 characters: Ray takes 60 of them."""
+    # macOS's own temporary folder leaves too few.
+    return tempfile.mkdtemp(prefix="umbel-ray-", dir="/tmp" if sys.platform == "darwin" else None)  # noqa: S108
+
+
+def _connect(address: str, workers: int, seconds: float) -> Cluster:
     import ray
 
-    _probe(address)
+    _probe(address, seconds)
     with _environment(_variables()), _own_signals():
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     return Cluster(address, workers, ray.shutdown)
 
 
-def _probe(address: str) -> None:
+def _probe(address: str, seconds: float) -> None:
     """Ray ends a process whose cluster does not answer: let that be another one."""
     what = "there is no Ray on this machine" if address == AUTO else f"no Ray answers at {address}"
     advice = "ray start --head starts one, and --address local one for this simulation alone"
     if address != AUTO:
         host, _, port = address.rpartition(":")
         try:
-            socket.create_connection((host, int(port)), PORT_SECONDS).close()
+            socket.create_connection((host, int(port)), seconds).close()
         except (OSError, OverflowError) as error:
             raise UmbelError(f"{what} ({error}); {advice}") from error
     command = [sys.executable, "-c", PROBE, address]
     try:
         tried = subprocess.run(
-            command, env=os.environ | QUIET, capture_output=True, text=True, timeout=CONNECT_SECONDS, check=False
+            command, env=os.environ | QUIET, capture_output=True, text=True, timeout=seconds, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise UmbelError(f"{what} within {CONNECT_SECONDS:.0f} seconds; {advice}") from error
+        raise UmbelError(f"{what} within {seconds:.0f} seconds; {advice}") from error
     if tried.returncode != 0:
         said = [line for line in tried.stderr.splitlines() if line.startswith("umbel: ")]
         reason = _line(said[0].removeprefix("umbel: ")) if said else f"exit code {tried.returncode}"
