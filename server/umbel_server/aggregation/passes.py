@@ -24,6 +24,7 @@ ROWS = 4
 
 LIBRARY = Path(__file__).with_name("libpasses.so")
 
+_CORES = min(2, os.cpu_count() or 1)
 _WORTH_A_THREAD = 1 << 17
 _TINY = 2.0**-90
 """Sums of float32 squares below this may have lost some to underflow."""
@@ -48,7 +49,7 @@ _library = _load()
 def squares(values: NDArray[Any]) -> float:
     """The sum of squares of real `values`; not finite exactly when one is not, or its square is none in float64."""
     flat = values.reshape(-1)
-    if flat.dtype == np.float32 and flat.flags.c_contiguous and _library is not None:
+    if _library is not None and _is_plain(flat):
         return float(_library.umbel_squares(flat.size, flat.ctypes.data, _threads(flat.size)))
     if flat.dtype in (np.float32, np.float64):
         # One pass that BLAS makes at the speed of memory; NaN and infinity cannot leave it finite.
@@ -73,8 +74,7 @@ def fold(
     Products and additions are float64, in any order. The squares of float32 may be summed in float32, and overflow.
     """
     blocks = -(-sums.size // BLOCK)
-    plain = all(values.dtype == np.float32 and values.flags.c_contiguous for values in addends)
-    if _library is None or not plain:
+    if _library is None or not all(map(_is_plain, addends)):
         return _fold(addends, weights, sums, blocks)
     found, factors = np.empty((ROWS, blocks)), np.zeros(ROWS)
     factors[: len(addends)] = weights
@@ -84,6 +84,11 @@ def fold(
         sums.size, BLOCK, pointers, factors.ctypes.data, sums.ctypes.data, found.ctypes.data, _threads(sums.size)
     )
     return found[: len(addends)]
+
+
+def _is_plain(values: NDArray[Any]) -> bool:
+    flags = values.flags
+    return values.dtype == np.float32 and flags.c_contiguous and flags.aligned
 
 
 def _fold(
@@ -107,4 +112,4 @@ def _fold(
 
 
 def _threads(size: int) -> int:
-    return min(2, os.cpu_count() or 1) if size >= _WORTH_A_THREAD else 1
+    return _CORES if size >= _WORTH_A_THREAD else 1
