@@ -100,7 +100,8 @@ OutputOption = Annotated[
     ),
 ]
 EngineOption = Annotated[
-    str, typer.Option(metavar="ENGINE", help="auto (the fastest for the plan) or litert", rich_help_panel=MACHINE)
+    str,
+    typer.Option(metavar="ENGINE", help="auto (the faster one for the plan), litert or xla", rich_help_panel=MACHINE),
 ]
 WorkersOption = Annotated[int, typer.Option(metavar="N", min=0, help="threads (0: the cores)", rich_help_panel=MACHINE)]
 SweepOption = Annotated[

@@ -10,6 +10,7 @@ import msgspec
 from numpy.typing import NDArray
 
 from umbel.errors import UmbelError
+from umbel.keras_import import import_keras
 from umbel.task import Task, load_task
 from umbel_server.rounds.policy import RoundPolicy
 from umbel_sim import data as sources
@@ -47,6 +48,7 @@ def simulate(
     simulation that was interrupted goes on. `told` hears of every checkpoint, `stage` of what comes before the first one,
     `split` of how the examples lie. Raises UmbelError.
     """
+    import_keras()
     loaded = task if isinstance(task, Task) else load_task(Path(task))
     if isinstance(data, str | Path):
         data = sources.load(str(data), loaded)
@@ -131,6 +133,7 @@ def sweep(
     **settings: Any,
 ) -> tuple[Variant, ...]:
     """Simulate every combination of `grid` with `seeds` seeds each, from `seed` on; raises UmbelError."""
+    import_keras()
     loaded = task if isinstance(task, Task) else load_task(Path(task))
     dataset = sources.load(data, loaded) if isinstance(data, str) else data
     first, found = int(settings.pop("seed", 0)), []

@@ -25,6 +25,7 @@ class _Saved(msgspec.Struct):
     """The file: msgpack; weights are safetensors bytes, `participation` int32 little-endian."""
 
     identity: str
+    engine: str
     version: int
     now: float
     made: int
@@ -43,7 +44,8 @@ class Journal:
 
     `evaluate` gives the held-out metrics of weights, `on_devices` those of each of some devices. With a `folder` the newest
     checkpoint is saved every SAVE_SECONDS and by `save`; a folder that holds one of the same `identity` is gone on with.
-    Raises UmbelError on a folder of another identity, or a damaged file.
+    `engine` names what trains, whose last bits are its own. Raises UmbelError on a folder of another identity, or a
+    damaged file.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Journal:
         self._standing: Standing | None = None
         self._saved_at, self._earlier, self._began = time.monotonic(), 0.0, time.monotonic()
         self._is_saved = True
+        self.engine = ""
         self.rows: list[Row] = []
         if self._path is not None and self._path.exists():
             self._load(self._path)
@@ -111,6 +114,7 @@ class Journal:
             return
         saved = _Saved(
             self._identity,
+            self.engine,
             standing.version,
             standing.now,
             standing.made,
@@ -151,5 +155,5 @@ class Journal:
             tuple(saved.work),
             tuple(saved.assigned),
         )
-        self.rows, self._earlier = saved.rows, saved.wall
+        self.engine, self.rows, self._earlier = saved.engine, saved.rows, saved.wall
         self._tally.restore(saved.rows, saved.made, np.frombuffer(saved.participation, "<i4"))

@@ -68,6 +68,11 @@ class Settings:
                 f"the quorum is {self.policy.quorum} updates and there are {self.devices} devices; lower --quorum or raise --devices"
             )
 
+    @property
+    def wanted(self) -> int:
+        """Updates that a round wants when all devices can train."""
+        return self.policy.wanted(self.devices)
+
 
 def cores() -> int:
     """The processor cores that this process may use."""

@@ -103,10 +103,11 @@ def run(
             large_file = work / "evaluation.plan"
             compile_task(replace(task, batch_size=EVALUATION_BATCH), large_file, seed=settings.seed, check=False)
             large = Plan.open(large_file)
-        return _train(plan, large, data, settings, engine, workers, folder, told, stage)
+        return _train(task, plan, large, data, settings, engine, workers, folder, told, stage)
 
 
 def _train(
+    task: Task,
     plan: Plan,
     large: Plan,
     data: Data,
@@ -125,7 +126,8 @@ def _train(
     tally = Tally(settings.devices, tuple(manifest.metrics))
     on_devices = OnDevices(plan, fleet)
     journal = Journal(identity(plan, data, settings), tally, held_out or (lambda weights: {}), on_devices, folder, told)
-    chosen = make_engine(engine, plan, fleet, workers, stage)
+    chosen = make_engine(_same(engine, journal), task, plan, fleet, workers, settings.rounds * settings.wanted, stage)
+    journal.engine = chosen.engine.name
     world = World(settings.seed, settings.devices, mix(settings.mix), availability(settings), settings.conditions)
     port = SimulationPort(world, fleet, plan, chosen.engine, journal, tally)
     stage("")
@@ -166,6 +168,11 @@ def _train(
         wall_seconds=journal.wall_seconds,
         metrics=tuple(spec.name for spec in manifest.metrics),
     )
+
+
+def _same(engine: str, journal: Journal) -> str:
+    """The engine to use: a simulation goes on with the one that it began with, unless another is asked for."""
+    return journal.engine if engine == "auto" and journal.engine else engine
 
 
 @contextmanager
