@@ -250,8 +250,10 @@ class _Turn:
         room = math.inf
         if self.state.policy.mode == "async":
             room = self.state.policy.buffer - self.state.count("folding", "folded")
-        for work in list(self.state.work.values()):
-            if work.state == "arrived" and room > 0:
+        if not self.state.count("arrived"):
+            return
+        for work in [work for work in self.state.work.values() if work.state == "arrived"]:
+            if room > 0:
                 room -= 1
                 weight = self.state.policy.weight(work.examples, self.state.version - work.base)
                 self._put(replace(work, state="folding", weight=weight))
