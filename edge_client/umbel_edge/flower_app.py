@@ -4,7 +4,7 @@ import math
 from functools import lru_cache
 from pathlib import Path
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
 from umbel.errors import UmbelError
@@ -17,13 +17,20 @@ from umbel_edge.litert_trainer import LiteRTTrainer
 
 app = ClientApp()
 
+ID, COUNT = "partition-id", "num-partitions"
+PARTITION = {ID, COUNT}
+"""All that Flower configures a simulated node with."""
+PLACE = "{partition}"
+
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the node's plan on the node's examples; the reply holds `arrays` (all weights) and `metrics`.
 
     The node's configuration: `plan` (path of a bundle), `examples` (path of an `.npz`), and optionally `device` (a name
-    that tells nodes apart: it enters the order of the examples) and `threads`. The message's: `server-round`,
+    that tells nodes apart: it enters the order of the examples) and `threads`. A node of a Flower simulation has none of
+    them, but a `partition-id`: its plan and examples are the run's, whose `examples` has `{partition}` where the number
+    belongs; its name is device-<number>, with as many digits as the last one. The message's: `server-round`,
     `learning-rate` (default: the plan's), `epochs`, `max-steps`, `seed`, `proximal-mu`. The metrics are `num-examples`,
     `loss` and the plan's own, means over the examples trained on. Raises UmbelError, which Flower sends as an error.
     """
@@ -58,23 +65,40 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def _prepare(context: Context) -> tuple[Plan, Examples, LiteRTTrainer]:
-    plan, examples = (_path(context, name) for name in ("plan", "examples"))
-    device = str(context.node_config.get("device", "node"))
-    threads = int(_number(context.node_config, "threads", 1))
-    return _local(plan, plan.stat().st_mtime_ns, examples, examples.stat().st_mtime_ns, device, threads)
+    node = context.node_config
+    if node.keys() == PARTITION:
+        node = _simulated(int(node[ID]), int(node[COUNT]), context.run_config)
+    plan, examples = (_path(node, name) for name in ("plan", "examples"))
+    opened, trainer = _trainer(plan, plan.stat().st_mtime_ns, int(_number(node, "threads", 1)))
+    trainer.device = str(node.get("device", "node"))
+    return opened, _examples(examples, examples.stat().st_mtime_ns, opened), trainer
+
+
+def _simulated(number: int, count: int, run: UserConfig) -> UserConfig:
+    """What a node is configured with that Flower simulates: it can have no files but those that the run names."""
+    pattern = str(run.get("examples", ""))
+    if PLACE not in pattern:
+        raise UmbelError(
+            f"""simulated nodes need --run-config 'examples="FOLDER/{PLACE}.npz"', a file for each of {count} partitions; """
+            f"got {pattern!r}"
+        )
+    device = f"device-{number:0{len(str(count - 1))}}"
+    return {"plan": run.get("plan", ""), "examples": pattern.replace(PLACE, str(number)), "device": device}
 
 
 @lru_cache(maxsize=1)
-def _local(
-    plan: Path, plan_changed: int, examples: Path, examples_changed: int, device: str, threads: int
-) -> tuple[Plan, Examples, LiteRTTrainer]:
-    """What a process that answers several messages keeps, until a file changes."""
-    opened = Plan.open(plan)
-    return opened, load_examples(examples, opened.manifest), LiteRTTrainer(device, threads)
+def _trainer(plan: Path, changed: int, threads: int) -> tuple[Plan, LiteRTTrainer]:
+    """What a process that answers several messages keeps, until the file changes."""
+    return Plan.open(plan), LiteRTTrainer("", threads)
 
 
-def _path(context: Context, name: str) -> Path:
-    value = context.node_config.get(name)
+@lru_cache(maxsize=1)
+def _examples(path: Path, changed: int, plan: Plan) -> Examples:
+    return load_examples(path, plan.manifest)
+
+
+def _path(node: UserConfig, name: str) -> Path:
+    value = node.get(name)
     if not isinstance(value, str):
         raise UmbelError(f"""the node's {name} is missing: start it with --node-config 'plan="PLAN" examples="NPZ"'""")
     path = Path(value)

@@ -7,13 +7,15 @@ from typing import Annotated
 import typer
 
 from umbel_sim.simulate_command import simulate
+from umbel_sim.split_command import split
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Add demo and simulate, when the `sim` extra is installed."""
+    """Add demo, simulate and split, when the `sim` extra is installed."""
     if importlib.util.find_spec("sklearn") is not None:
         app.command()(demo)
         app.command(no_args_is_help=True)(simulate)
+        app.command(no_args_is_help=True)(split)
 
 
 def demo(

@@ -101,9 +101,22 @@ OutputOption = Annotated[
 ]
 EngineOption = Annotated[
     str,
-    typer.Option(metavar="ENGINE", help="auto (the faster one for the plan), litert or xla", rich_help_panel=MACHINE),
+    typer.Option(
+        metavar="ENGINE", help="auto (the faster one for the plan), litert, xla or ray", rich_help_panel=MACHINE
+    ),
 ]
-WorkersOption = Annotated[int, typer.Option(metavar="N", min=0, help="threads (0: the cores)", rich_help_panel=MACHINE)]
+AddressOption = Annotated[
+    str,
+    typer.Option(
+        metavar="ADDRESS",
+        help="of Ray: local (one that ends with the simulation), auto (this machine's) or host:port [default: local]",
+        show_default=False,
+        rich_help_panel=MACHINE,
+    ),
+]
+WorkersOption = Annotated[
+    int, typer.Option(metavar="N", min=0, help="threads, or actors of Ray (0: the cores)", rich_help_panel=MACHINE)
+]
 SweepOption = Annotated[
     list[str] | None,
     typer.Option("--sweep", metavar="NAME=A,B,...", help="compare values of a setting; may be repeated"),
@@ -163,6 +176,7 @@ def simulate(
     output: OutputOption = None,
     engine: EngineOption = "auto",
     workers: WorkersOption = 0,
+    address: AddressOption = "",
     sweep: SweepOption = None,
     seeds: SeedsOption = 1,
     json: JsonOption = False,
@@ -171,7 +185,8 @@ def simulate(
     from umbel_sim.simulation.api import simulate as run
 
     if sweep:
-        _sweep(task, data, settings, sweep, seeds, output, engine, workers, json)
+        where = {"engine": engine, "workers": workers, "address": address}
+        _sweep(task, data, settings, sweep, seeds, output, where, json)
         return
     folder = output or Path(f"simulation-{task.stem}-{settings.get('seed', 0)}")
     rounds = int(settings.get("rounds", 10))
@@ -182,6 +197,7 @@ def simulate(
                 data,
                 engine=engine,
                 workers=workers,
+                address=address,
                 folder=folder,
                 told=told,
                 stage=stage,
@@ -288,8 +304,7 @@ def _sweep(
     sweeps: Sequence[str],
     seeds: int,
     output: Path | None,
-    engine: str,
-    workers: int,
+    where: dict[str, Any],
     json: bool,
 ) -> None:
     from umbel_sim.report import comparison
@@ -306,7 +321,7 @@ def _sweep(
             told(row)
             stage(f"{seen[label]}/{count} {label}, round {row['round']}")
 
-        found = sweep(task, data, grid, seeds=seeds, told=heard, engine=engine, workers=workers, **settings)
+        found = sweep(task, data, grid, seeds=seeds, told=heard, **where, **settings)
     rows = comparison.save(found, folder)
     if json:
         print_json(rows)

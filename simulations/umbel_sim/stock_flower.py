@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import tomli_w
 
 from umbel.errors import UmbelError
 from umbel_sim.demo.processes import Processes, free_port, program
+from umbel_sim.engines import ray_cluster
 
 START_SECONDS, END_SECONDS = 30.0, 5.0
 HOST = "127.0.0.1"
@@ -21,14 +23,20 @@ Scalar = str | int | float | bool
 
 
 class StockFlower:
-    """A SuperLink and one SuperNode for each of `nodes`, whose entries are the nodes' configurations.
+    """A SuperLink and one SuperNode for each of `nodes`, whose entries are the nodes' configurations; or, with none,
+    Flower's own simulation, configured by `simulation` ("num-supernodes", ...), which runs nodes in a Ray on this machine.
 
-    Everything they write is under `folder`: their logs, and Flower's home. Nothing is installed at run time and nothing
-    is sent to Flower's maker. Leaving the block ends every process.
+    Everything they write is under `folder`: their logs, and Flower's home; Ray's own files end with the block, as every
+    process does. Nothing is installed at run time and nothing is sent to Flower's and Ray's makers.
     """
 
-    def __init__(self, folder: Path, nodes: Sequence[Mapping[str, Scalar]]) -> None:
-        self._folder, self._nodes = folder, nodes
+    def __init__(
+        self,
+        folder: Path,
+        nodes: Sequence[Mapping[str, Scalar]] = (),
+        simulation: Mapping[str, Scalar] | None = None,
+    ) -> None:
+        self._folder, self._nodes, self._simulation = folder, nodes, simulation
         self._processes = Processes(folder)
         self._variables = {
             "FLWR_HOME": str(folder / "flower"),
@@ -37,6 +45,9 @@ class StockFlower:
             # Flower starts its own programs by name.
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         }
+        self._ray = ray_cluster.new_folder() if simulation else None
+        if self._ray is not None:
+            self._variables |= {"RAY_TMPDIR": self._ray, **ray_cluster.QUIET, **ray_cluster.GUARDED}
 
     def __enter__(self) -> "StockFlower":
         self._processes.__enter__()
@@ -69,6 +80,8 @@ class StockFlower:
             str(overrides),
             "--stream",
         ]
+        if self._simulation:
+            command += ["--federation-config", _pairs(self._simulation)]
         try:
             ended = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
         except subprocess.TimeoutExpired as error:
@@ -87,14 +100,14 @@ class StockFlower:
         connections = {"superlink": {"default": "loopback", "loopback": {"address": address, "insecure": True}}}
         (home / "config.toml").write_text(tomli_w.dumps(connections))
         superlink = [program("flower-superlink"), "--insecure", "--host", HOST, "--port", str(port)]
-        superlink += ["--disable-runtime-dependency-installation"]
+        superlink += ["--disable-runtime-dependency-installation", *(["--simulation"] if self._simulation else [])]
         self._processes.start("superlink", 0, *self._env(), *superlink)
         self._processes.until(lambda: _answers(port), START_SECONDS, "starting the SuperLink", "superlink")
         for number, node in enumerate(self._nodes):
             supernode = [program("flower-supernode"), "--insecure", "--superlink", address]
             supernode += ["--host", HOST, "--port", str(free_port())]
             if node:
-                supernode += ["--node-config", " ".join(f"{name}={_toml(value)}" for name, value in node.items())]
+                supernode += ["--node-config", _pairs(node)]
             self._processes.start(f"supernode-{number}", 1, *self._env(), *supernode)
 
     def _stop(self) -> None:
@@ -106,6 +119,8 @@ class StockFlower:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(left, timeout=END_SECONDS)
+        if self._ray is not None:
+            shutil.rmtree(self._ray, ignore_errors=True)
 
     def _is_ours(self, process: psutil.Process) -> bool:
         try:
@@ -123,6 +138,10 @@ def _answers(port: int) -> bool:
             return True
     except OSError:
         return False
+
+
+def _pairs(entries: Mapping[str, Scalar]) -> str:
+    return " ".join(f"{name}={_toml(value)}" for name, value in entries.items())
 
 
 def _toml(value: Scalar) -> str:

@@ -11,8 +11,9 @@ from umbel.task import Task
 from umbel_sim.engines import Engine, Job
 from umbel_sim.engines.litert import LiteRTEngine
 from umbel_sim.fleet_data import Fleet
+from umbel_sim.simulation.settings import cores
 
-ENGINES = ("auto", "litert", "xla")
+ENGINES = ("auto", "litert", "xla", "ray")
 
 WORTH_MEASURING = 60.0
 """Seconds that the simulation should take on interpreters before another engine is compiled and tried."""
@@ -29,20 +30,32 @@ class Chosen:
 
 
 def make_engine(
-    name: str, task: Task, plan: Plan, fleet: Fleet, workers: int, updates: int, stage: Callable[[str], None]
+    name: str,
+    task: Task,
+    plan: Plan,
+    fleet: Fleet,
+    workers: int,
+    updates: int,
+    stage: Callable[[str], None],
+    address: str = "",
 ) -> Chosen:
-    """The engine `name`, to train about `updates` updates; raises UmbelError on an unknown one.
+    """The engine `name` with `workers` (0: as many as there are processor cores), to train about `updates` updates.
 
-    "auto" measures: the interpreters, and when the whole would take them long, XLA too. Which engine it takes shows in the
-    last bits of weights.
+    "auto" measures: the interpreters, and when the whole would take them long, XLA too. Whether it is XLA shows in the last
+    bits of weights. `address` is that of Ray, see umbel_sim.engines.ray_cluster; "" is one on this machine. Raises UmbelError
+    on an unknown engine, or when Ray cannot be had.
     """
+    if address and name != "ray":
+        raise UmbelError(f"the address {address} is that of a Ray; say --engine ray as well")
     match name:
         case "litert":
-            return Chosen(LiteRTEngine(plan, fleet, workers), "asked for")
+            return Chosen(LiteRTEngine(plan, fleet, workers or cores()), "asked for")
         case "xla":
             return Chosen(_xla(task, plan, fleet), "asked for")
+        case "ray":
+            return _ray(plan, fleet, workers, stage, address or "local")
         case "auto":
-            return _faster(task, plan, fleet, workers, updates, stage)
+            return _faster(task, plan, fleet, workers or cores(), updates, stage)
     raise UmbelError(f"there is no engine {name!r}; there are {', '.join(ENGINES)}")
 
 
@@ -85,3 +98,13 @@ def _seconds(engine: Engine, plan: Plan, fleet: Fleet) -> float:
     for future in [engine.submit(job) for job in jobs]:
         future.result()
     return (time.perf_counter() - began) / _TRIED
+
+
+def _ray(plan: Plan, fleet: Fleet, workers: int, stage: Callable[[str], None], address: str) -> Chosen:
+    from umbel_sim.engines.ray_cluster import join
+
+    stage("starting Ray" if address == "local" else f"joining the Ray at {address}")
+    cluster = join(address, workers)
+    from umbel_sim.engines.ray_workers import RayEngine  # Ray is imported as `join` wants it
+
+    return Chosen(RayEngine(plan, fleet, cluster), f"the agent's own trainer, in actors of the Ray at {address}")

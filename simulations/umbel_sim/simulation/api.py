@@ -33,6 +33,7 @@ def simulate(
     policy: RoundPolicy | None = None,
     engine: str = "auto",
     workers: int = 0,
+    address: str = "",
     folder: Path | str | None = None,
     told: Callable[[Row], None] = lambda row: None,
     stage: Callable[[str], None] = lambda text: None,
@@ -44,7 +45,8 @@ def simulate(
     `task` is a Task or its file, `data` a name, a file or a Dataset (umbel_sim.data), or a
     FunctionFleet, whose held-out examples are `test`.
     `settings` are fields of Settings and of RoundPolicy by their names, and options of the strategy: devices=100,
-    partition="shards:2", fraction=0.1, strategy="fedadam", eta=0.01. With a `folder` the result is saved there, and a
+    partition="shards:2", fraction=0.1, strategy="fedadam", eta=0.01. `engine`, `workers` and `address` are those of
+    umbel_sim.engines.choice.make_engine; none of them changes the result. With a `folder` the result is saved there, and a
     simulation that was interrupted goes on. `told` hears of every checkpoint, `stage` of what comes before the first one,
     `split` of how the examples lie. Raises UmbelError.
     """
@@ -61,7 +63,9 @@ def simulate(
         made = data_of_fleet(data, test or {})
     split(made.fleet.statistics())
     place = Path(folder) if folder is not None else None
-    result = run(loaded, made, chosen, engine=engine, workers=workers, folder=place, told=told, stage=stage)
+    result = run(
+        loaded, made, chosen, engine=engine, workers=workers, address=address, folder=place, told=told, stage=stage
+    )
     if place is not None:
         stage("drawing")
         result.save(place)

@@ -25,7 +25,7 @@ from umbel_server import flower_messages
 from umbel_server.compiler import compile_task
 from umbel_server.flower_app import END, app
 from umbel_sim.data import Dataset
-from umbel_sim.engines.choice import make_engine
+from umbel_sim.engines.choice import Chosen, make_engine
 from umbel_sim.fleet_data import Fleet
 from umbel_sim.partitions import partition
 from umbel_sim.simulation.grid import SimulationGrid
@@ -82,16 +82,17 @@ def run(
     *,
     engine: str = "auto",
     workers: int = 0,
+    address: str = "",
     folder: Path | None = None,
     told: Callable[[Row], None] = lambda row: None,
     stage: Callable[[str], None] = lambda text: None,
 ) -> Result:
     """Train virtual devices until the run ends; goes on where `folder` left off.
 
-    `told` hears of every committed round, `stage` of what is done before the first. After a
-    KeyboardInterrupt, and whatever else ends it early, the newest checkpoint is in `folder`. Raises UmbelError.
+    `engine`, `workers` and `address` are those of make_engine. `told` hears of every committed round, `stage` of what is
+    done before the first. After a KeyboardInterrupt, and whatever else ends it early, the newest checkpoint is in `folder`.
+    Raises UmbelError.
     """
-    workers = workers or cores()
     with tempfile.TemporaryDirectory(prefix="umbel-simulation-") as name:
         work = Path(name)
         stage("compiling the task")
@@ -103,7 +104,12 @@ def run(
             large_file = work / "evaluation.plan"
             compile_task(replace(task, batch_size=EVALUATION_BATCH), large_file, seed=settings.seed, check=False)
             large = Plan.open(large_file)
-        return _train(task, plan, large, data, settings, engine, workers, folder, told, stage)
+
+        def engined(name: str) -> Chosen:
+            updates = settings.rounds * settings.wanted
+            return make_engine(name, task, plan, data.fleet, workers, updates, stage, address)
+
+        return _train(plan, large, data, settings, engine, engined, workers or cores(), folder, told, stage)
 
 
 def _train(
@@ -113,7 +119,8 @@ def _train(
     data: Data,
     settings: Settings,
     engine: str,
-    workers: int,
+    engined: Callable[[str], Chosen],
+    threads: int,
     folder: Path | None,
     told: Callable[[Row], None],
     stage: Callable[[str], None],
@@ -122,12 +129,13 @@ def _train(
     _check_until(plan, settings)
     specs = {**manifest.inputs, **manifest.targets}
     fit(fleet.examples(0), specs, f"{data.name}, device 0")
-    held_out = HeldOut(large, fit(data.test, specs, f"{data.name}, held out"), workers) if data.test else None
+    held_out = HeldOut(large, fit(data.test, specs, f"{data.name}, held out"), threads) if data.test else None
     tally = Tally(settings.devices, tuple(manifest.metrics))
     on_devices = OnDevices(plan, fleet)
     journal = Journal(identity(plan, data, settings), tally, held_out or (lambda weights: {}), on_devices, folder, told)
-    chosen = make_engine(_same(engine, journal), task, plan, fleet, workers, settings.rounds * settings.wanted, stage)
-    journal.engine = chosen.engine.name
+    chosen = engined(_same(engine, journal))
+    # The actors of Ray have interpreters too: their bits are the same.
+    journal.engine = "litert" if chosen.engine.name == "ray" else chosen.engine.name
     world = World(settings.seed, settings.devices, mix(settings.mix), availability(settings), settings.conditions)
     port = SimulationPort(world, fleet, plan, chosen.engine, journal, tally)
     stage("")
@@ -164,7 +172,7 @@ def _train(
         on_devices=tuple({"device": int(device), **own} for device, own in zip(sampled, spread, strict=True)),
         engine=chosen.engine.name,
         why_engine=chosen.why,
-        workers=workers,
+        workers=chosen.engine.workers,
         wall_seconds=journal.wall_seconds,
         metrics=tuple(spec.name for spec in manifest.metrics),
     )

@@ -1,0 +1,31 @@
+"""The command `umbel split`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from umbel_server.cli.show import console
+
+
+def split(
+    data: Annotated[str, typer.Argument(help="digits, mnist, a .npz or .parquet file, a folder of images, ...")],
+    output: Annotated[Path, typer.Option(metavar="FOLDER", help="where 0.npz, 1.npz, ... go")],
+    devices: Annotated[int, typer.Option(metavar="N", min=1, help="how many files")] = 10,
+    partition: Annotated[
+        str, typer.Option(metavar="HOW", help="as in `umbel simulate`: iid, dirichlet:ALPHA, shards:LABELS, ...")
+    ] = "iid",
+    min_examples: Annotated[int, typer.Option(metavar="N", min=1, help="refuse a split that gives a file fewer")] = 1,
+    seed: Annotated[int, typer.Option(metavar="N", min=0)] = 0,
+    task: Annotated[Path | None, typer.Option(metavar="FILE", help="the task that the examples should fit")] = None,
+) -> None:
+    """Split a data set into a file of examples for each device, for agents and Flower's simulated nodes."""
+    from umbel.task import load_task
+    from umbel_sim import data as sources
+    from umbel_sim.example_files import write_examples
+    from umbel_sim.partitions import partition as split_by
+
+    dataset = sources.load(data, None if task is None else load_task(task))
+    fleet = split_by(partition, dataset, devices, seed, min_examples)
+    written = write_examples(fleet, output)
+    console.print(f"{len(written):,} files of {dataset.name} in {output}, {written[0].name} to {written[-1].name}")
