@@ -1,6 +1,7 @@
 """People's days: what holds on a device, and until when."""
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -72,6 +73,6 @@ def test_about_a_third_of_devices_charge_and_more_at_night() -> None:
 def test_a_battery_falls_through_the_day() -> None:
     world = Diurnal(1)
     day = [world.at(0, 3 * DAY + quarter * HOUR / 4) for quarter in range(96)]
-    for before, after in zip(day, day[1:], strict=False):
+    for before, after in pairwise(day):
         if not before.charging and not after.charging:
             assert after.battery <= before.battery
