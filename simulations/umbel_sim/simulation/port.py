@@ -188,6 +188,7 @@ class SimulationPort:
 
     def offer(self, opened: Open | None, offers: Sequence[tuple[Offer, Message]]) -> None:
         """Tell the devices; what becomes of it is known from now on."""
+        self._journal.save_when_due()  # after what the checkpoint's evaluation on devices adds to it
         if opened is not None:
             self._wanted, self._came = opened.wanted, 0
             self._round, self._attempt = opened.number, opened.attempt
