@@ -9,7 +9,7 @@ from flwr.supercore.run import Run
 from umbel.errors import UmbelError
 from umbel_server import flower_messages
 from umbel_server.rounds.events import Ended, Finish, Offer, Uploaded
-from umbel_sim.simulation.port import SimulationPort
+from umbel_sim.simulation.port import NotFinite, SimulationPort
 
 UNFINISHED = 2
 """The code of the error replies that a strategy sees."""
@@ -90,7 +90,7 @@ class SimulationGrid(Grid):
         """Let the next thing happen, at the latest at `until`; what has not come by its time expires."""
         happened = self.port.wait(until)
         if happened is None:
-            raise UmbelError(str(self.port.trouble or "the simulation was left"))
+            raise UmbelError("the simulation was left")
         for event in happened:
             match event:
                 case Uploaded(id=assignment) if assignment in self._messages:
@@ -106,7 +106,10 @@ class SimulationGrid(Grid):
 
     def _settle(self, assignment: str) -> None:
         message, _, _ = self._pending[self._messages[assignment]]
-        arrival = self.port.arrival(assignment)
+        try:
+            arrival = self.port.arrival(assignment)
+        except NotFinite as error:
+            raise UmbelError(str(error)) from error
         base = flower_messages.tensors_of(next(iter(message.content.array_records.values())))
         weights = {name: weight + arrival.update.delta[name] for name, weight in base.items()}
         metrics = {"num-examples": float(arrival.examples), **arrival.metrics}

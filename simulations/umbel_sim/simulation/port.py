@@ -41,7 +41,10 @@ LOOKS_A_SECOND = 20.0
 
 
 class NotFinite(Exception):
-    """A device's loss is not a number any more: which device, in which round, and what to do."""
+    """A device's loss is not a number any more: which device, in which round, and what to do.
+
+    No UmbelError: with one, rounds go on without the update.
+    """
 
 
 @dataclass
@@ -76,13 +79,12 @@ class SimulationPort:
         self._policy = RoundPolicy()
         self._version, self._weights = 0, plan.initial_weights()
         self._wanted, self._came = math.inf, 0
-        self._round = self._attempt = 0
+        self._attempt = 0
         self._assigned: dict[int, float] = {}
         self._changes = math.inf
         self._grid: Grid | None = None
         self._left = False
         self.now = 0.0
-        self.trouble: NotFinite | None = None
 
     @property
     def grid(self) -> Grid:
@@ -181,7 +183,7 @@ class SimulationPort:
         self._changes = min(self._changes, changes)
         size = self._fleet.size(device) if rules.min_examples or self._policy.select == "most-examples" else 0
         reasons = () if rules.ask_nothing else world.why_not(device, self.now, rules, size)
-        assigned = self._assigned.get(device, 0.0)
+        assigned = self._assigned.get(device, -math.inf)  # virtual time begins at 0: that is no word for never
         return Candidate(
             world.name(device), now.online, {"class": world.kind(device).name}, size, reasons, "", assigned
         )
@@ -191,7 +193,7 @@ class SimulationPort:
         self._journal.save_when_due()  # after what the checkpoint's evaluation on devices adds to it
         if opened is not None:
             self._wanted, self._came = opened.wanted, 0
-            self._round, self._attempt = opened.number, opened.attempt
+            self._attempt = opened.attempt
             self._tally.open(opened.number, opened.attempt, self.now)
         for offer, message in offers:
             self.assign(offer, message, self._weights)
@@ -224,7 +226,7 @@ class SimulationPort:
 
     def wait(self, until: float) -> list[Event] | None:
         """The next thing that happens to an assignment, at the latest at `until`."""
-        if self._left or self.trouble is not None:
+        if self._left:
             return None
         while self._events and self._events[0][3] not in self._work:
             heapq.heappop(self._events)  # it has its final state
@@ -261,7 +263,7 @@ class SimulationPort:
                 most -= 1
 
     def arrival(self, id: str) -> Arrival:
-        """The update of an assignment, as soon as it is computed."""
+        """The update of an assignment, as soon as it is computed; raises NotFinite, which ends the rounds."""
         work = self._work[id]
         self._begin(work)
         assert work.future is not None
@@ -269,8 +271,8 @@ class SimulationPort:
         work.future = None
         loss = done.metrics["loss"]
         if not isinstance(loss, float) or not math.isfinite(loss):
-            self.trouble = NotFinite(
-                f"round {self._round}: the loss of {work.given.name} is {loss}; lower the learning rate "
+            raise NotFinite(
+                f"round {work.given.how.round}: the loss of {work.given.name} is {loss}; lower the learning rate "
                 f"({work.given.how.learning_rate:g}) or look at its {done.examples} examples"
             )
         update = self._kept.update(id, done.delta)

@@ -34,7 +34,7 @@ from umbel_sim.partitions import partition
 from umbel_sim.simulation.grid import SimulationGrid
 from umbel_sim.simulation.held_out import HeldOut, OnDevices
 from umbel_sim.simulation.journal import Journal, Row
-from umbel_sim.simulation.port import SimulationPort
+from umbel_sim.simulation.port import NotFinite, SimulationPort
 from umbel_sim.simulation.result import Result
 from umbel_sim.simulation.settings import Settings, cores
 from umbel_sim.simulation.tally import Tally
@@ -154,6 +154,10 @@ def train(
         called = flower_messages.context(1, _run_config(plan, settings))
         with _quiet_flower():
             app(SimulationGrid(port), called)
+        ended = called.state.config_records[END]
+        state, reason = str(ended["state"]), str(ended["reason"])
+    except NotFinite as error:
+        state, reason = "failed", str(error)
     except OSError as error:
         raise UmbelError(f"the simulation's files cannot be written: {error}; what it had is in its folder") from error
     finally:
@@ -162,11 +166,6 @@ def train(
         if held_out is not None:
             held_out.close()
         journal.save()
-    if port.trouble is not None:
-        state, reason = "failed", str(port.trouble)
-    else:
-        ended = called.state.config_records[END]
-        state, reason = str(ended["state"]), str(ended["reason"])
     standing = journal.standing()
     assert standing is not None
     sampled = np.unique(np.linspace(0, settings.devices - 1, min(settings.devices, SPREAD_DEVICES)).astype(int))
