@@ -18,7 +18,7 @@ from umbel_server.rounds.engine import Record
 from umbel_server.rounds.events import Abandon, Ended, Event, Finish, Offer, Open, Uploaded
 from umbel_server.rounds.policy import RoundPolicy
 from umbel_server.rounds.port import Arrival, Checkpointing, Spent, Start
-from umbel_server.rounds.selection import Candidate
+from umbel_server.rounds.selection import Candidate, available
 from umbel_sim.engines import Done, Engine, Job
 from umbel_sim.fleet_data import Fleet
 from umbel_sim.simulation.journal import Journal
@@ -35,6 +35,9 @@ RUN = "simulation"
 
 SHORTLIST = 2.0
 """Devices that are looked at first, for each that a round wants."""
+
+LOOKS_A_SECOND = 20.0
+"""Devices that are looked at in a virtual second, at most, while a round waits for devices that can be had."""
 
 
 class NotFinite(Exception):
@@ -75,6 +78,7 @@ class SimulationPort:
         self._wanted, self._came = math.inf, 0
         self._round = self._attempt = 0
         self._assigned: dict[int, float] = {}
+        self._changes = math.inf
         self._grid: Grid | None = None
         self._left = False
         self.now = 0.0
@@ -141,7 +145,8 @@ class SimulationPort:
             needed = policy.concurrency if policy.mode == "async" else policy.offers(world.devices, policy.target)
             needed += len(self._work)
         if needed >= world.devices:
-            return tuple(self._candidate(device) for device in range(world.devices))
+            return self._every_candidate()
+        self._changes = -math.inf  # not every device is looked at
         draw = generator(world.seed, "shortlist", self._version, self._attempt, self.now)
         found: list[Candidate] = []
         count = min(world.devices, math.ceil(needed * SHORTLIST))
@@ -149,18 +154,31 @@ class SimulationPort:
         while True:
             for device in looked:
                 candidate = self._candidate(device)
-                if candidate.online and not candidate.reasons:
+                if available(policy, (candidate,), (), self.now).candidates:
                     found.append(candidate)
                     if len(found) >= needed:
                         return tuple(found)
             if count == world.devices:
-                return tuple(self._candidate(device) for device in range(world.devices))
+                return self._every_candidate()
             count = world.devices if count * 16 > world.devices else count * 8
             found, looked = [], draw.sample(range(world.devices), count)
+
+    def _every_candidate(self) -> tuple[Candidate, ...]:
+        self._changes = math.inf
+        return tuple(self._candidate(device) for device in range(self._world.devices))
+
+    def next_look(self, now: float) -> float:
+        """When a round that found too few devices at `now` should look again: once something has changed for one."""
+        return max(self._changes, now + max(1.0, min(3600.0, self._world.devices / LOOKS_A_SECOND)))
 
     def _candidate(self, device: int) -> Candidate:
         world, rules = self._world, self._world.conditions
         now = world.availability.at(device, self.now)
+        changes = world.changes(now, self.now, rules)
+        if self._policy.minimum_gap and device in self._assigned:
+            rested = self._assigned[device] + self._policy.minimum_gap
+            changes = min(changes, rested if rested > self.now else math.inf)
+        self._changes = min(self._changes, changes)
         size = self._fleet.size(device) if rules.min_examples or self._policy.select == "most-examples" else 0
         reasons = () if rules.ask_nothing else world.why_not(device, self.now, rules, size)
         assigned = self._assigned.get(device, 0.0)
@@ -185,9 +203,10 @@ class SimulationPort:
         assert isinstance(how, Train)
         given = Given(offer.id, self._world.number(offer.device), offer.device, offer.base, offer.closes, self.now, how)
         self._put(given, weights)
+        declines = self._work[given.id].story.outcome == "declined"
         if self._policy.select == "least-recent" or self._policy.minimum_gap:
             self._assigned[given.device] = self.now
-        self._tally.offered(given.device, self._load.down)
+        self._tally.offered(given.device, 0 if declines else self._load.down)
 
     def _put(self, given: Given, weights: Tensors) -> None:
         size = self._fleet.size(given.device)
@@ -271,7 +290,8 @@ class SimulationPort:
         trained = work.story.trained(self.now)
         sent = self._load.up if self.now >= work.story.ends and work.story.outcome == "uploaded" else 0
         watts = kind.training_watts, kind.network_watts
-        network = self._load.down / kind.download + sent / kind.upload
+        fetched = 0 if state == "declined" else self._load.down
+        network = fetched / kind.download + sent / kind.upload
         self._tally.settled(work.given.device, state, trained, sent, trained * watts[0] + network * watts[1])
 
     def abandon(self, abandon: Abandon) -> None:
