@@ -91,7 +91,9 @@ def _start(workers: int) -> Cluster:
         shutil.rmtree(folder, ignore_errors=True)
 
     try:
-        with _environment(_variables()), _own_signals():
+        # A fleet's function may come from any module that this process can import.
+        modules = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+        with _environment({**_variables(), **modules}), _own_signals():
             ray.init(
                 address=LOCAL,
                 num_cpus=workers,
@@ -167,14 +169,17 @@ def _variables() -> Mapping[str, str]:
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """With these variables, where the user has not set them."""
-    ours = {name: value for name, value in variables.items() if name not in os.environ}
-    os.environ.update(ours)
+    """With these variables, and then as it was."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        for name in ours:
-            os.environ.pop(name, None)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

@@ -129,7 +129,7 @@ class RayEngine:
         except RayError as error:
             raise UmbelError(
                 f"a worker could not begin on the Ray at {self._cluster.address}: {_last_line(error)}; its machines need the "
-                "same umbel[sim,ray] as this one"
+                "same umbel[sim,ray] as this one, and the modules of the fleet's functions"
             ) from error
 
     def _train(self, job: Job, weights: Any) -> Done:

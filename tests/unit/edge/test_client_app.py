@@ -31,12 +31,14 @@ def store(path: Path, points: list[float]) -> None:
     np.savez(path, x=x, y=2 * x - 1)
 
 
-def ask(kind: str, node: Config, weights: Tensors, config: Mapping[str, float] | None = None) -> RecordDict:
+def ask(
+    kind: str, node: Config, weights: Tensors, config: Mapping[str, float] | None = None, run: Config | None = None
+) -> RecordDict:
     flower_messages.set_identity()
     content = RecordDict({"arrays": flower_messages.array_record(weights), "config": ConfigRecord(dict(config or {}))})
     message = Message(content, 7, kind)
     flower_messages.give_id(message)
-    reply = app(message, Context(1, 7, node, RecordDict(), {}))
+    reply = app(message, Context(1, 7, node, RecordDict(), run or {}))
     assert reply.metadata.reply_to_message_id == message.metadata.message_id
     return reply.content
 
@@ -101,3 +103,41 @@ def test_what_is_missing_or_wrong_is_one_sentence(plan: Plan, node: Config, tmp_
         ask(MessageType.TRAIN, node | {"threads": "two"}, weights)
     with pytest.raises(UmbelError, match="is missing"):
         ask(MessageType.TRAIN, node, dict(list(weights.items())[:1]))
+
+
+def test_a_simulated_node_has_the_runs_plan_and_its_partition_of_the_examples(plan: Plan, tmp_path: Path) -> None:
+    for number in range(2):
+        store(tmp_path / f"{number}.npz", [1.0] * (number + 1))
+    run: Config = {"plan": str(plan.path), "examples": str(tmp_path / "{partition}.npz")}
+    weights = plan.initial_weights()
+    for number in (1, 0, 1):
+        node: Config = {"partition-id": number, "num-partitions": 2}
+        content = ask(MessageType.TRAIN, node, weights, run=run)
+        assert content.metric_records["metrics"]["num-examples"] == number + 1
+        own: Config = {
+            "plan": str(plan.path),
+            "examples": str(tmp_path / f"{number}.npz"),
+            "device": f"device-{number}",
+        }
+        assert trained(content) == trained(ask(MessageType.TRAIN, own, weights))
+
+
+def test_a_run_chooses_files_of_simulated_nodes_alone_and_one_for_each(
+    plan: Plan, node: Config, tmp_path: Path
+) -> None:
+    weights = plan.initial_weights()
+    run: Config = {"plan": "another.plan", "examples": str(tmp_path / "{partition}.npz")}
+    content = ask(MessageType.TRAIN, node | {"partition-id": 1, "num-partitions": 2}, weights, run=run)
+    assert content.metric_records["metrics"]["num-examples"] == 3
+    with pytest.raises(UmbelError, match="the node's examples is missing"):
+        ask(MessageType.TRAIN, {"plan": node["plan"], "partition-id": 1, "num-partitions": 2}, weights, run=run)
+    simulated: Config = {"partition-id": 1, "num-partitions": 2}
+    with pytest.raises(
+        UmbelError, match=r"simulated nodes need --run-config .* a file for each of 2 partitions; got ''"
+    ):
+        ask(MessageType.TRAIN, simulated, weights, run={"plan": node["plan"], "examples": ""})
+
+
+def trained(content: RecordDict) -> dict[str, bytes]:
+    weights = flower_messages.tensors_of(content.array_records["arrays"])
+    return {name: weight.tobytes() for name, weight in weights.items()}

@@ -1,0 +1,36 @@
+"""What joining a Ray says when there is none: no Ray is started here."""
+
+import socket
+import sys
+
+import pytest
+
+from umbel.errors import UmbelError
+from umbel_sim.engines.choice import make_engine
+from umbel_sim.engines.ray_cluster import join
+
+
+@pytest.mark.parametrize("address", ["", "nowhere", "ray://head:10001", ":6379", "head:port"])
+def test_what_is_no_address_is_refused_with_what_would_be(address: str) -> None:
+    with pytest.raises(UmbelError, match="a Ray's address is local, auto or host:port, got"):
+        join(address, 1)
+
+
+def test_a_machine_without_ray_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UmbelError, match=r"not installed; pip install 'umbel\[ray\]'"):
+        join("local", 1)
+
+
+def test_a_port_where_nobody_is_and_one_that_stays_silent_are_given_up_in_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(UmbelError, match=f"no Ray answers at {address} within 2 seconds; ray start --head"):
+            join(address, 1, seconds=2.0)
+    with pytest.raises(UmbelError, match=rf"no Ray answers at {address} \(.*refused\); ray start --head"):
+        join(address, 1, seconds=2.0)
+
+
+def test_an_address_belongs_to_ray() -> None:
+    with pytest.raises(UmbelError, match="say --engine ray as well"):
+        make_engine("litert", None, None, 1, lambda text: None, "auto")  # type: ignore[arg-type]
