@@ -12,7 +12,7 @@ def shown(name: str, value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         if isinstance(value, dict):
             return ", ".join(f"{key}={shown(key, own)}" for key, own in value.items()) or "-"
-        return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value) or "-"
+        return (", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)) or "-"
     if name.startswith("bytes"):
         return size(value)
     if name.endswith("seconds"):

@@ -84,7 +84,8 @@ def learning(result: "Result") -> Figure:
         one.set_xlim(left=0)
         if label == "round":
             one.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    axes[2].legend(frameon=False, fontsize=8, labelcolor=INK)
+    if axes[2].lines:
+        axes[2].legend(frameon=False, fontsize=8, labelcolor=INK)
     return figure
 
 
