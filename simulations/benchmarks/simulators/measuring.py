@@ -49,7 +49,7 @@ def watch(command: Sequence[str], environment: Mapping[str, str], log: Path, sec
         root = psutil.Process(process.pid)
         while process.poll() is None:
             if time.monotonic() - began > seconds:
-                raise Failed(f"it took over {seconds:.0f} s{_tail(log)}")
+                raise Failed(f"it took over {seconds:g} s{_tail(log)}")
             peak = max(peak, _sample(root, seen, used))
             time.sleep(SAMPLE_SECONDS)
         took = time.monotonic() - began
