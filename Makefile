@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test faults check bench bench-step bench-fold bench-round clean
+.PHONY: install demo test faults check bench bench-step bench-fold bench-round bench-sim clean
 
 install: $(STAMP)
 
@@ -42,6 +42,9 @@ bench-fold: install
 
 bench-round: install
 	$(BIN)/python simulations/benchmarks/fleet_round.py $(ARGS)
+
+bench-sim: install
+	$(BIN)/python simulations/benchmarks/simulation.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist

@@ -14,7 +14,7 @@ from umbel_server import flower_messages
 from umbel_server.folder_journal import FolderJournal
 from umbel_server.rounds import bounds
 from umbel_server.rounds.grid_port import GridPort
-from umbel_server.rounds.loop import LoopConfig, run_rounds
+from umbel_server.rounds.loop import LoopConfig, run_rounds, soon
 from umbel_server.rounds.policy import RoundPolicy, scalar_fields
 from umbel_server.rounds.port import Port
 from umbel_server.strategies import make_strategy
@@ -59,6 +59,7 @@ def main(grid: Grid, context: Context) -> None:
             budget_bytes=int(_number(config, "budget-bytes", 0)),
         ),
         getattr(port, "clock", time.time),
+        getattr(port, "next_look", soon),
     )
     if end is None:
         return

@@ -18,6 +18,7 @@ from umbel.errors import UmbelError
 from umbel_server.cli import policy_options
 from umbel_server.cli.run_options import budget, goal, number_pair, pair, parameter
 from umbel_server.cli.show import console, print_json
+from umbel_sim.simulation.settings import IN_A_DAY
 
 if TYPE_CHECKING:
     from umbel_sim.fleet_data import Spread, Statistics
@@ -100,7 +101,10 @@ OutputOption = Annotated[
     ),
 ]
 EngineOption = Annotated[
-    str, typer.Option(metavar="ENGINE", help="auto (the fastest for the plan), litert or ray", rich_help_panel=MACHINE)
+    str,
+    typer.Option(
+        metavar="ENGINE", help="auto (the faster one for the plan), litert, xla or ray", rich_help_panel=MACHINE
+    ),
 ]
 AddressOption = Annotated[
     str,
@@ -128,7 +132,9 @@ def _takes_settings(command: Callable[..., None]) -> Callable[..., None]:
         parameter(name, kind, help, panel, "" if "(0:" in help else default, **more)
         for name, kind, panel, help, default, more in OPTIONS
     ]
-    policy = [option for option in policy_options.parameters(False) if option.name not in _NOT_IN_VIRTUAL_TIME]
+    policy = [
+        option for option in policy_options.parameters(False, IN_A_DAY) if option.name not in _NOT_IN_VIRTUAL_TIME
+    ]
 
     @functools.wraps(command)
     def called(**given: Any) -> None:
@@ -306,12 +312,13 @@ def _sweep(
 ) -> None:
     from umbel_sim.report import comparison
     from umbel_sim.simulation.api import sweep, variants
+    from umbel_sim.simulation.folder import claimed
 
     grid = dict(_values(text) for text in sweeps)
     count = len(list(variants(grid))) * seeds
     folder = output or Path(f"sweep-{task.stem}")
     seen: dict[str, int] = {}
-    with _progress(int(settings.get("rounds", 10)), quiet=json) as (told, stage):
+    with claimed(folder), _progress(int(settings.get("rounds", 10)), quiet=json) as (told, stage):
 
         def heard(label: str, row: dict[str, Any]) -> None:
             seen.setdefault(label, len(seen) + 1)
@@ -319,7 +326,8 @@ def _sweep(
             stage(f"{seen[label]}/{count} {label}, round {row['round']}")
 
         found = sweep(task, data, grid, seeds=seeds, told=heard, **where, **settings)
-    rows = comparison.save(found, folder)
+        stage("drawing")
+        rows = comparison.save(found, folder)
     if json:
         print_json(rows)
         return
@@ -335,14 +343,18 @@ def _values(text: str) -> tuple[str, list[Any]]:
             found.append(jsonlib.loads(value))
         except ValueError:
             found.append(value)
-    return name.replace("-", "_"), found
+    return _NAMES.get(name, name.replace("-", "_")), found
+
+
+_NAMES = {"class": "mix", "condition": "conditions"}
+"""Settings whose options are called otherwise."""
 
 
 def _show_comparison(found: "Sequence[Variant]", rows: Sequence[dict[str, Any]]) -> None:
     from umbel_sim.report.numbers import shown
 
-    columns = list(rows[0])
+    columns = list(dict.fromkeys(name for row in rows for name in row))
     table = Table(*(column.replace("_", " ") for column in columns), box=None, padding=(0, 2), header_style="dim")
     for row in rows:
-        table.add_row(*(shown(name, row[name]) for name in columns))
+        table.add_row(*(shown(name, row.get(name)) for name in columns))
     console.print(table, highlight=False)

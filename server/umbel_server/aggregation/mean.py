@@ -1,11 +1,17 @@
 """The weighted mean of updates as they come, in memory of one model (FedAvg: McMahan et al., arXiv 1602.05629)."""
 
+import math
 from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
 
-from umbel.errors import UmbelError
+from numpy.typing import NDArray
+
+from umbel.errors import TensorError, UmbelError
 from umbel.tensors import Tensors, WeightSpec
 from umbel_server.aggregation.exact_float import ExactFloat
 from umbel_server.aggregation.rounded_sum import MOST_ROWS, RoundedSum
+from umbel_server.aggregation.safetensors_layout import joined
 from umbel_server.aggregation.updates import Pieces, Update
 
 
@@ -16,13 +22,16 @@ class Mean:
     """
 
     def __init__(self, specs: Sequence[WeightSpec]) -> None:
-        self._sums = {spec.name: RoundedSum(spec.shape) for spec in specs}
+        # In the order of names, as in a file of safetensors.
+        self._shapes = {spec.name: spec.shape for spec in sorted(specs, key=lambda spec: spec.name)}
+        sizes = [math.prod(shape) for shape in self._shapes.values()]
+        self._starts = dict(zip(self._shapes, accumulate([0, *sizes]), strict=False))
+        self._sum = RoundedSum(sum(sizes))
         self.clear()
 
     def clear(self) -> None:
         """Forget every update."""
-        for total in self._sums.values():
-            total.clear()
+        self._sum.clear()
         self._waiting: list[tuple[Update, float]] = []
         self._folded: list[tuple[Pieces, float]] = []
         self._weight = ExactFloat()
@@ -49,8 +58,13 @@ class Mean:
     def _fold(self) -> None:
         waiting, self._waiting = self._waiting, []
         if waiting:
-            for name, total in self._sums.items():
-                total.add_all([update.delta[name] for update, _ in waiting], [weight for _, weight in waiting])
+            self._sum.add_all([self._joined(update.delta) for update, _ in waiting], [weight for _, weight in waiting])
+
+    def _joined(self, delta: Tensors) -> NDArray[Any]:
+        for name, shape in self._shapes.items():
+            if delta[name].shape != shape:
+                raise TensorError(f"tensor {name!r} should have shape {list(shape)}, got {list(delta[name].shape)}")
+        return joined([delta[name] for name in self._shapes])
 
     def moved(self, base: Tensors, scale: float | None = None) -> Tensors:
         """base + scale * sum(weight * update) in the dtypes and order of `base`; `scale` is 1 / sum(weight) if not given.
@@ -61,4 +75,7 @@ class Mean:
             raise UmbelError("a mean of at least one update was expected, none was folded")
         self._fold()
         factor = 1.0 / self.total_weight if scale is None else scale
-        return {name: self._sums[name].moved(weight, factor, self._folded, name) for name, weight in base.items()}
+        return {
+            name: self._sum.moved(self._starts[name], weight, factor, self._folded, name)
+            for name, weight in base.items()
+        }

@@ -24,14 +24,15 @@ ROWS = 4
 
 LIBRARY = Path(__file__).with_name("libpasses.so")
 
+_CORES = min(2, os.cpu_count() or 1)
 _WORTH_A_THREAD = 1 << 17
 _TINY = 2.0**-90
 """Sums of float32 squares below this may have lost some to underflow."""
 
 
-def _load() -> ctypes.CDLL | None:
+def _load(kind: type[ctypes.CDLL]) -> ctypes.CDLL | None:
     try:
-        library = ctypes.CDLL(str(LIBRARY))
+        library = kind(str(LIBRARY))
     except OSError:  # not compiled, or for another machine
         return None
     size, pointer = ctypes.c_size_t, ctypes.c_void_p
@@ -42,14 +43,16 @@ def _load() -> ctypes.CDLL | None:
     return library
 
 
-_library = _load()
+_library = _load(ctypes.CDLL)
+_holding = _load(ctypes.PyDLL)
+"""The same, which keeps the interpreter's lock: to get it back from busy threads would take longer than a small pass."""
 
 
 def squares(values: NDArray[Any]) -> float:
     """The sum of squares of real `values`; not finite exactly when one is not, or its square is none in float64."""
     flat = values.reshape(-1)
-    if flat.dtype == np.float32 and flat.flags.c_contiguous and _library is not None:
-        return float(_library.umbel_squares(flat.size, flat.ctypes.data, _threads(flat.size)))
+    if _library is not None and _is_plain(flat):
+        return float(_for(flat.size).umbel_squares(flat.size, flat.ctypes.data, _threads(flat.size)))
     if flat.dtype in (np.float32, np.float64):
         # One pass that BLAS makes at the speed of memory; NaN and infinity cannot leave it finite.
         with np.errstate(over="ignore", invalid="ignore"):
@@ -73,17 +76,21 @@ def fold(
     Products and additions are float64, in any order. The squares of float32 may be summed in float32, and overflow.
     """
     blocks = -(-sums.size // BLOCK)
-    plain = all(values.dtype == np.float32 and values.flags.c_contiguous for values in addends)
-    if _library is None or not plain:
+    if _library is None or not all(map(_is_plain, addends)):
         return _fold(addends, weights, sums, blocks)
     found, factors = np.empty((ROWS, blocks)), np.zeros(ROWS)
     factors[: len(addends)] = weights
     rows = [addends[min(row, len(addends) - 1)].ctypes.data for row in range(ROWS)]
     pointers = (ctypes.c_void_p * ROWS)(*rows)
-    _library.umbel_fold(
+    _for(sums.size).umbel_fold(
         sums.size, BLOCK, pointers, factors.ctypes.data, sums.ctypes.data, found.ctypes.data, _threads(sums.size)
     )
     return found[: len(addends)]
+
+
+def _is_plain(values: NDArray[Any]) -> bool:
+    flags = values.flags
+    return values.dtype == np.float32 and flags.c_contiguous and flags.aligned
 
 
 def _fold(
@@ -106,5 +113,9 @@ def _fold(
     return found
 
 
+def _for(size: int) -> Any:
+    return _library if size >= _WORTH_A_THREAD else _holding
+
+
 def _threads(size: int) -> int:
-    return min(2, os.cpu_count() or 1) if size >= _WORTH_A_THREAD else 1
+    return _CORES if size >= _WORTH_A_THREAD else 1

@@ -50,13 +50,13 @@ _HALF = 134217729.0  # 2^27 + 1
 
 
 class RoundedSum:
-    """The sum of weighted arrays of `shape`, to be scaled and added to weights.
+    """The sum of weighted vectors of `size` elements, to be scaled and added to weights.
 
-    It holds two float64 arrays of the shape: the sum, and what is not yet carried to it.
+    It holds two float64 vectors of that size: the sum, and what is not yet carried to it.
     """
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self._shape, self._size = shape, math.prod(shape)
+    def __init__(self, size: int) -> None:
+        self._size = size
         self._sums, self._recent = np.zeros(self._size), np.zeros(self._size)
         blocks = -(-self._size // BLOCK)
         # By block: a bound of the recent sums, and one of all errors in units of UNIT.
@@ -70,30 +70,34 @@ class RoundedSum:
         self._groups = self._addends = 0
 
     def add_all(self, addends: Sequence[NDArray[Any]], weights: Sequence[float]) -> None:
-        """Add weight * values for each of at most MOST_ROWS addends of the sum's shape, real and finite.
+        """Add weight * values for each of at most MOST_ROWS addends of the sum's size, real and finite.
 
-        Raises TensorError on another shape, on weights outside WEIGHTS, and on values that are not finite: after that
+        Raises TensorError on another size, on weights outside WEIGHTS, and on values that are not finite: after that
         last one the sum is good for nothing until it is cleared, so look at values before.
         """
         for values, weight in zip(addends, weights, strict=True):
-            if values.shape != self._shape:
-                raise TensorError(f"an addend of shape {list(self._shape)} was expected, got {list(values.shape)}")
+            if values.shape != (self._size,):
+                raise TensorError(f"an addend of {self._size} elements was expected, got {list(values.shape)}")
             if not WEIGHTS[0] <= weight <= WEIGHTS[1]:
                 raise TensorError(f"the weight of an addend should be in 2**-400..2**400, got {weight}")
-        flat, factors = [values.reshape(-1) for values in addends], np.array(weights)
-        squares = passes.fold(flat, factors, self._recent)
-        self._bound(flat, factors, squares)
-        self._addends += len(flat)
+        factors = np.array(weights)
+        squares = passes.fold(addends, factors, self._recent)
+        self._bound(addends, factors, squares)
+        self._addends += len(addends)
         self._groups += 1
         if self._groups == CARRY_AFTER:
             self._carry()
 
-    def _bound(self, flat: Sequence[NDArray[Any]], weights: NDArray[np.float64], squares: NDArray[np.float64]) -> None:
+    def _bound(
+        self, addends: Sequence[NDArray[Any]], weights: NDArray[np.float64], squares: NDArray[np.float64]
+    ) -> None:
         """Count the errors of a group: of MOST_ROWS products and their sum in any order, and of adding that."""
         # No element is above the root of its block's squares, of which 2**14 float32 additions lose 2**-10 at most.
         peaks = np.sqrt(squares) * (1.0 + 2.0**-9)
-        for index, values in enumerate(flat):
+        for index, values in enumerate(addends):
             low, high = _SQUARES.get(values.dtype, _SQUARES[np.dtype(np.float64)])
+            if low < squares[index].min() and squares[index].max() < high:
+                continue
             for number in np.flatnonzero(~((squares[index] > low) & (squares[index] < high))):
                 block = values[number * BLOCK : (number + 1) * BLOCK]
                 peaks[index, number] = max(float(block.max()), -float(block.min()))
@@ -104,7 +108,7 @@ class RoundedSum:
         self._errors += MOST_ROWS * group + self._reach
 
     def _carry(self) -> None:
-        for number, part in self._blocks():
+        for number, part in self._blocks(0, self._size):
             sums, recent = self._sums[part], self._recent[part]
             np.add(sums, recent, out=sums)
             self._errors[number] += max(float(sums.max()), -float(sums.min()))
@@ -113,27 +117,28 @@ class RoundedSum:
         self._groups = 0
 
     def moved(
-        self, base: NDArray[Any], scale: float, folded: Sequence[tuple[Pieces, float]], name: str
+        self, start: int, base: NDArray[Any], scale: float, folded: Sequence[tuple[Pieces, float]], name: str
     ) -> NDArray[Any]:
-        """base + scale * sum in the dtype of `base`, as the exact sum, rounded once to float64, would give it.
+        """base + scale * sum in shape and dtype of `base`, as the exact sum, rounded once to float64, would give it.
 
-        `scale` is positive. `folded` are all addends, as pieces to read tensor `name` again from, with their weights;
-        raises what they raise.
+        `base` is tensor `name`, whose elements are those of the sum from `start` on. `scale` is positive. `folded` are all
+        addends, as pieces to read the tensor again from, with their weights; raises what they raise.
         """
         if self._groups:
             self._carry()
         flat = base.reshape(-1)
-        result = np.empty(self._size, base.dtype)
+        result = np.empty(flat.size, base.dtype)
         unsure = [np.empty(0, np.intp)]
-        for number, part in self._blocks():
+        for number, part in self._blocks(start, start + flat.size):
             error = CAUTION * (UNIT * self._errors[number] + LOST * self._addends)
-            result[part], sure = _between(self._sums[part], error, scale, flat[part])
-            unsure.append(part.start + np.flatnonzero(~sure))
+            own = slice(part.start - start, part.stop - start)
+            result[own], sure = _between(self._sums[part], error, scale, flat[own])
+            unsure.append(own.start + np.flatnonzero(~sure))
         index = np.concatenate(unsure)
-        for start in range(0, index.size, AGAIN):
-            part_index = index[start : start + AGAIN]
-            result[part_index] = self._again(part_index, flat[part_index], scale, folded, name)
-        return result.reshape(self._shape)
+        for first in range(0, index.size, AGAIN):
+            some = index[first : first + AGAIN]
+            result[some] = self._again(some, flat[some], scale, folded, name)
+        return result.reshape(base.shape)
 
     def _again(
         self,
@@ -163,9 +168,10 @@ class RoundedSum:
             values[some] = _scaled(_exact(index[some], folded, name), scale, base[some])
         return values
 
-    def _blocks(self) -> Iterator[tuple[int, slice]]:
-        for number in range(len(self._reach)):
-            yield number, slice(number * BLOCK, min(self._size, (number + 1) * BLOCK))
+    def _blocks(self, start: int, stop: int) -> Iterator[tuple[int, slice]]:
+        """The numbers of the blocks that elements `start` to before `stop` lie in, and which of these."""
+        for number in range(start // BLOCK, -(-stop // BLOCK)):
+            yield number, slice(max(start, number * BLOCK), min(stop, (number + 1) * BLOCK))
 
 
 def _between(

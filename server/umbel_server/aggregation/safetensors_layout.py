@@ -5,8 +5,10 @@ The format is that of https://huggingface.co/docs/safetensors: eight bytes of le
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from umbel.errors import TensorError
 from umbel.tensors import Tensors
 
 PREFIX = 8
+CACHED_HEADER = 1 << 16
 LARGEST_HEADER = 100_000_000
 """The limit of the reference implementation."""
 
@@ -80,16 +83,43 @@ def parse_header(header: bytes, size: int) -> dict[str, Place]:
     return dict(sorted(found.items()))
 
 
+@lru_cache(maxsize=16)
+def _parse_again(header: bytes, size: int) -> Mapping[str, Place]:
+    """The updates of a round have the same header."""
+    return MappingProxyType(parse_header(header, size))
+
+
 def views(data: bytes | bytearray | memoryview) -> Tensors:
     """The tensors of a whole file without a copy, in the order of names; raises TensorError as `parse_header` does."""
     view = memoryview(data).cast("B")
     length = header_length(bytes(view[:PREFIX]), view.nbytes)
-    places = parse_header(bytes(view[PREFIX : PREFIX + length]), view.nbytes)
-    return {name: _view(view, place) for name, place in places.items()}
+    parse = _parse_again if length <= CACHED_HEADER else parse_header
+    places = parse(bytes(view[PREFIX : PREFIX + length]), view.nbytes)
+    file = np.frombuffer(view, np.uint8)
+    return {
+        name: file[place.start : place.stop].view(place.dtype).reshape(place.shape) for name, place in places.items()
+    }
 
 
-def _view(data: memoryview, place: Place) -> NDArray[Any]:
-    return np.frombuffer(data[place.start : place.stop], place.dtype).reshape(place.shape)
+def neighbours(tensors: Sequence[NDArray[Any]]) -> NDArray[Any] | None:
+    """The tensors of one file as one vector in place, when `views` made them and they lie one after the other; else None."""
+    first = tensors[0]
+    file, end = first.base, first.ctypes.data
+    if not isinstance(file, np.ndarray) or file.dtype != np.uint8 or file.ndim != 1:
+        return None
+    for tensor in tensors:
+        if tensor.base is not file or tensor.ctypes.data != end or tensor.dtype != first.dtype:
+            return None
+        end += tensor.nbytes
+    start = first.ctypes.data - file.ctypes.data
+    vector: NDArray[Any] = file[start : start + end - first.ctypes.data].view(first.dtype)
+    return vector
+
+
+def joined(tensors: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """The elements of at least one tensor as one vector: a copy unless they lie one after the other."""
+    vector = neighbours(tensors)
+    return np.concatenate([tensor.reshape(-1) for tensor in tensors]) if vector is None else vector
 
 
 def _place(entry: Mapping[str, Any], begin: int) -> Place:

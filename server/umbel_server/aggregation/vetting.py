@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from umbel.errors import TensorError, UmbelError
 from umbel.tensors import Tensors, WeightSpec
 from umbel_server.aggregation.passes import squares
-from umbel_server.aggregation.safetensors_layout import views
+from umbel_server.aggregation.safetensors_layout import neighbours, views
 
 ENOUGH = 5
 """Accepted updates whose median norm says what is usual."""
@@ -33,6 +33,7 @@ class Vetting:
 
     def __init__(self, specs: Sequence[WeightSpec], max_norm: float = 0.0, norm_multiple: float = 0.0) -> None:
         self._specs = {spec.name: spec for spec in specs}
+        self._dtypes = {spec.name: np.dtype(spec.dtype) for spec in specs}
         self._max_norm, self._norm_multiple = max_norm, norm_multiple
         self._accepted: list[float] = []
 
@@ -59,10 +60,11 @@ class Vetting:
             expected = f"1 to {reported} examples were expected" if reported > 0 else "at least 1 example was expected"
             raise RefusedUpdate(f"the update of {who}: {expected}, it claims {examples:g}")
         self._check_specs(who, update)
-        parts = [squares(tensor) for tensor in update.values()]
-        norm = math.sqrt(math.fsum(parts))
+        tensors = [update[name] for name in sorted(update)]
+        whole = neighbours(tensors) if tensors else None
+        norm = math.sqrt(math.fsum(map(squares, tensors if whole is None else [whole])))
         if not math.isfinite(norm):
-            broken = next((name for name, square in zip(update, parts, strict=True) if not math.isfinite(square)), "")
+            broken = next((name for name in update if not math.isfinite(squares(update[name]))), "")
             finite = broken in update and np.isfinite(update[broken]).all()
             what = "numbers too large to square" if finite else "NaN or infinity"
             raise RefusedUpdate(f"the update of {who}: tensor {broken!r} holds {what}")
@@ -81,7 +83,7 @@ class Vetting:
             )
         for name, spec in self._specs.items():
             tensor = update[name]
-            if tensor.shape != spec.shape or tensor.dtype.name != spec.dtype:
+            if tensor.shape != spec.shape or tensor.dtype != self._dtypes[name]:
                 raise RefusedUpdate(
                     f"the update of {who}: tensor {name!r} should be {spec.dtype}{list(spec.shape)}, "
                     f"got {tensor.dtype.name}{list(tensor.shape)}"

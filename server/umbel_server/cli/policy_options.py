@@ -51,8 +51,8 @@ _PAIRS = {"labels": "--label", "requires": "--require"}
 _METAVARS = {int: "N", float: "X"}
 
 
-def parameters(changes: bool) -> list[Parameter]:
-    """The options as a command's parameters; without defaults when they are `changes` to another policy."""
+def parameters(changes: bool, defaults: RoundPolicy = RoundPolicy()) -> list[Parameter]:  # noqa: B008 (it is frozen)
+    """The options as a command's parameters; without `defaults` when they are `changes` to another policy."""
     help = "all of it: its fields in a TOML or JSON file; options win"
     made = [parameter(FILE, Path, help, ROUND, names=("--policy",), metavar="FILE")]
     fields = {field.name: field for field in msgspec.structs.fields(RoundPolicy)}
@@ -64,7 +64,7 @@ def parameters(changes: bool) -> list[Parameter]:
                 list[str] if pairs else kind,
                 help,
                 panel,
-                "" if changes or pairs or "(0:" in help else _text(fields[name].default),
+                "" if changes or pairs or "(0:" in help else _text(getattr(defaults, name)),
                 names=(_option(name),),
                 metavar="NAME=VALUE" if pairs else _METAVARS.get(kind, "HOW"),
             )

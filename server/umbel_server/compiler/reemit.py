@@ -84,10 +84,13 @@ class Program:
         handles = {name for name, handle in self._captures.items() if id(handle) == key}
         return sum(tensor.name in handles for op in self._ops for tensor in op.inputs)
 
-    def __call__(self, arguments: Sequence[Any], values: Mapping[int, Any]) -> tuple[list[Any], dict[int, Any]]:
+    def __call__(
+        self, arguments: Sequence[Any], values: Mapping[int, Any], lowered: bool = True
+    ) -> tuple[list[Any], dict[int, Any]]:
         """Emit the ops for `arguments` (one a flat input) and the variables' `values` by `key`.
 
-        Returns the flat outputs, and the values of the variables after them.
+        Returns the flat outputs, and the values of the variables after them. Where TensorFlow itself executes the ops they
+        need not be `lowered`.
         """
         state = dict(values)
         known: dict[str, Any] = {}
@@ -96,7 +99,8 @@ class Program:
         for name, capture in self._captures.items():
             known[name] = _Handle(id(capture)) if capture.dtype == tf.resource else tf.constant(capture.numpy())
         try:
-            return _emit(self._ops, known, state, self._concrete.outputs), state
+            table = load_table() if lowered else {}
+            return _emit(self._ops, known, state, self._concrete.outputs, table), state
         except _Unlowered as refusal:
             raise CompileError(
                 f"{_place(refusal.op, self._layers)}: op {refusal.op.type} ({refusal.op.name}) {refusal}"
@@ -139,8 +143,13 @@ def key(variable: Any) -> int:
     return id((variable if isinstance(variable, tf.Variable) else variable.value).handle)
 
 
-def _emit(ops: Sequence[Any], known: dict[str, Any], state: dict[int, Any], wanted: Sequence[Any]) -> list[Any]:
-    table = load_table()
+def _emit(
+    ops: Sequence[Any],
+    known: dict[str, Any],
+    state: dict[int, Any],
+    wanted: Sequence[Any],
+    table: Mapping[str, Lowering],
+) -> list[Any]:
     for op in ops:
         if op.type in _SKIP:
             continue
@@ -173,10 +182,10 @@ def _emit(ops: Sequence[Any], known: dict[str, Any], state: dict[int, Any], want
         elif op.type in _PASS:
             outputs = inputs
         elif op.type in _CALLS:
-            outputs = _call(_bodies(op)[0], inputs, state)
+            outputs = _call(_bodies(op)[0], inputs, state, table)
         elif op.type in _BRANCHES:
             # Every branch is computed: a device chooses between values, not between graphs.
-            *branches, outputs = [_call(body, inputs[1:], state) for body in _bodies(op)]
+            *branches, outputs = [_call(body, inputs[1:], state, table) for body in _bodies(op)]
             for number, branch in reversed(list(enumerate(branches))):
                 chosen = inputs[0] if op.type.endswith("If") else tf.equal(inputs[0], number)
                 outputs = [tf.where(chosen, own, other) for own, other in zip(branch, outputs, strict=True)]
@@ -260,9 +269,9 @@ def _bodies(op: Any) -> list[Any]:
     return [function_def_to_graph(op.graph._get_function(each.name).cached_definition) for each in called]
 
 
-def _call(body: Any, inputs: Sequence[Any], state: dict[int, Any]) -> list[Any]:
+def _call(body: Any, inputs: Sequence[Any], state: dict[int, Any], table: Mapping[str, Lowering]) -> list[Any]:
     known = {placeholder.name: value for placeholder, value in zip(body.inputs, inputs, strict=True)}
-    return _emit(_needed(body, body.outputs), known, state, body.outputs)
+    return _emit(_needed(body, body.outputs), known, state, body.outputs, table)
 
 
 def _scattered(value: Any, indices: Any, updates: Any) -> Any:

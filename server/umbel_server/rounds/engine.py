@@ -6,7 +6,6 @@ a `Record`: what the database knows of a run. `recover` makes a state of it afte
 
 import hashlib
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -15,25 +14,9 @@ from umbel_server.rounds.assignments import WITH_DEVICE, FinalState
 from umbel_server.rounds.events import Effect, Event, Offer
 from umbel_server.rounds.policy import RoundPolicy
 from umbel_server.rounds.selection import Candidate, available, choose
+from umbel_server.rounds.works import Work, Works
 
 Phase = Literal["selecting", "collecting", "committing", "resting", "ended"]
-
-
-@dataclass(frozen=True)
-class Work:
-    """An assignment that has no final state yet.
-
-    It trains from checkpoint `base` until `closes`. `offered` and `accepted` ones are with their device; `arrived` ones
-    are uploaded; `folding` ones are being vetted; `folded` ones are in the sum with their `weight`.
-    """
-
-    id: str
-    device: str
-    base: int
-    closes: float
-    state: Literal["offered", "accepted", "arrived", "folding", "folded"] = "offered"
-    examples: int = 0
-    weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -89,7 +72,7 @@ class State:
     opened: float
     closes: float
     wanted: int = 0
-    work: Mapping[str, Work] = field(default_factory=dict)
+    work: Works = field(default_factory=Works)
     trouble: str = ""
     again: bool = False
 
@@ -100,15 +83,14 @@ class State:
 
     def count(self, *states: str) -> int:
         """How many assignments are in one of `states`."""
-        return sum(work.state in states for work in self.work.values())
+        return self.work.count(*states)
 
     @property
     def wake(self) -> float:
         """When to send a Tick if nothing else happens; infinity when time changes nothing."""
         if self.phase in ("committing", "ended"):
             return math.inf
-        answers = (work.closes for work in self.work.values() if work.state in WITH_DEVICE)
-        return min((self.closes, *answers))
+        return min(self.closes, self.work.soonest)
 
     @property
     def wants_devices(self) -> bool:
@@ -138,7 +120,7 @@ def recover(record: Record, now: float) -> tuple[State, tuple[Effect, ...]]:
         opened=opened.opened if opened else now,
         closes=opened.closes if opened else now + record.policy.deadline,
         wanted=opened.wanted if opened else 0,
-        work={work.id: work for work in record.work},
+        work=Works(record.work),
         again=opened is not None and opened.resumed,
     )
     turn = _Turn(state, now)
@@ -257,8 +239,8 @@ class _Turn:
         for device in devices:
             id = hashlib.sha256(f"{state.run}/{state.made + len(offers)}".encode()).hexdigest()[:16]
             offers.append(Offer(id, device, state.version, closes))
-        work = {offer.id: Work(offer.id, offer.device, offer.base, offer.closes) for offer in offers}
-        self.state = replace(state, made=state.made + len(offers), work={**state.work, **work})
+        work = state.work.put(*(Work(offer.id, offer.device, offer.base, offer.closes) for offer in offers))
+        self.state = replace(state, made=state.made + len(offers), work=work)
         return tuple(offers)
 
     def fold_arrived(self) -> None:
@@ -268,8 +250,10 @@ class _Turn:
         room = math.inf
         if self.state.policy.mode == "async":
             room = self.state.policy.buffer - self.state.count("folding", "folded")
-        for work in list(self.state.work.values()):
-            if work.state == "arrived" and room > 0:
+        if not self.state.count("arrived"):
+            return
+        for work in [work for work in self.state.work.values() if work.state == "arrived"]:
+            if room > 0:
                 room -= 1
                 weight = self.state.policy.weight(work.examples, self.state.version - work.base)
                 self._put(replace(work, state="folding", weight=weight))
@@ -277,9 +261,11 @@ class _Turn:
 
     def expire(self) -> None:
         """End what devices have not finished in time."""
-        for work in list(self.state.work.values()):
-            if work.state in WITH_DEVICE and work.closes <= self.now:
-                self.finish(work.id, "expired", "not finished by the deadline")
+        if self.now < self.state.work.soonest:
+            return
+        for work in self.state.work.overdue(self.now):
+            self.finish(work.id, "expired", "not finished by the deadline")
+        self.state = replace(self.state, work=Works(self.state.work.values()))
 
     def decide(self) -> None:
         """Commit, abandon or wait."""
@@ -291,7 +277,7 @@ class _Turn:
         if state.phase != "collecting" or state.count("folding"):
             return
         folded, over = state.count("folded"), self.now >= state.closes
-        coming = sum(work.state in WITH_DEVICE and work.base == state.version for work in state.work.values())
+        coming = state.work.coming(state.version)
         if policy.mode == "async":
             coming = policy.buffer  # more are assigned as devices come, so a few of them can send all that is wanted
         if folded >= state.wanted or (folded >= policy.quorum and (over or not coming)):
@@ -306,7 +292,7 @@ class _Turn:
 
     def committed(self, done: str) -> None:
         state = self.state
-        kept = {id: work for id, work in state.work.items() if work.state != "folded"}
+        kept = Works(work for work in state.work.values() if work.state != "folded")
         self.state = replace(state, version=state.number, attempt=0, failures=0, work=kept, again=False)
         if state.policy.evaluate:
             self.effects.append(events.Evaluate(self.state.version))
@@ -374,7 +360,7 @@ class _Turn:
         return id in self.state.work and self.state.work[id].state in states
 
     def _put(self, work: Work) -> None:
-        self.state = replace(self.state, work={**self.state.work, work.id: work})
+        self.state = replace(self.state, work=self.state.work.put(work))
 
     def _drop(self, id: str) -> None:
-        self.state = replace(self.state, work={key: work for key, work in self.state.work.items() if key != id})
+        self.state = replace(self.state, work=self.state.work.without(id))

@@ -27,11 +27,12 @@ from umbel_server.instructions import instruction
 from umbel_server.outbox import OPEN, Addressed
 from umbel_server.quarantine import count_rejection
 from umbel_server.rounds.assignments import LIVE, WITH_DEVICE, may_follow
-from umbel_server.rounds.engine import OpenRound, Record, Work
+from umbel_server.rounds.engine import OpenRound, Record
 from umbel_server.rounds.events import Abandon, Accepted, Ended, Event, Finish, Offer, Open, Order, Uploaded
 from umbel_server.rounds.policy import RoundPolicy
 from umbel_server.rounds.port import Arrival, Checkpointing, Spent, Start
 from umbel_server.rounds.selection import Candidate
+from umbel_server.rounds.works import Work
 
 if TYPE_CHECKING:
     from umbel_server.fleet_grid import FleetGrid

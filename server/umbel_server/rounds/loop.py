@@ -58,18 +58,38 @@ class LoopConfig:
         return ""
 
 
+def soon(now: float) -> float:
+    """When a fleet's devices are looked for again."""
+    return now + LOOK_SECONDS
+
+
 def run_rounds(
-    strategy: FedAvg, port: Port, policy: RoundPolicy, config: LoopConfig, clock: Callable[[], float] = time.time
+    strategy: FedAvg,
+    port: Port,
+    policy: RoundPolicy,
+    config: LoopConfig,
+    clock: Callable[[], float] = time.time,
+    next_look: Callable[[float], float] = soon,
 ) -> End | None:
-    """Train until the run ends or pauses; returns how, or None when the port says to leave."""
-    return _Loop(strategy, port, policy, config, clock).run()
+    """Train until the run ends or pauses; returns how, or None when the port says to leave.
+
+    `next_look` says when a round that waits for devices since a time looks for them again.
+    """
+    return _Loop(strategy, port, policy, config, clock, next_look).run()
 
 
 class _Loop:
     def __init__(
-        self, strategy: FedAvg, port: Port, policy: RoundPolicy, config: LoopConfig, clock: Callable[[], float]
+        self,
+        strategy: FedAvg,
+        port: Port,
+        policy: RoundPolicy,
+        config: LoopConfig,
+        clock: Callable[[], float],
+        next_look: Callable[[float], float],
     ) -> None:
-        self._strategy, self._port, self._policy, self._config, self._clock = strategy, port, policy, config, clock
+        self._strategy, self._port, self._policy, self._config = strategy, port, policy, config
+        self._clock, self._next_look = clock, next_look
         start = port.start(config.seed, config.rounds, policy)
         self._weights = start.weights
         strategies.restore(strategy, start.strategy, list(start.weights))
@@ -94,7 +114,7 @@ class _Loop:
             now = self._clock()
             wake = self._state.wake
             if self._state.wants_devices:
-                wake = min(wake, now + LOOK_SECONDS)
+                wake = min(wake, self._next_look(now))
             happened = self._port.wait(max(wake, now))
             if happened is None:
                 return None

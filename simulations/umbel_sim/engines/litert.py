@@ -5,7 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from umbel.plan import Plan
 from umbel_edge.litert_trainer import LiteRTTrainer
-from umbel_sim.engines import Done, Job
+from umbel_sim.engines import Done, Job, delta_of
 from umbel_sim.fleet_data import Fleet, examples_of
 
 
@@ -22,8 +22,7 @@ class Device:
         self._trainer.device = job.name
         examples = examples_of(self._fleet, job.device, self._specs)
         outcome = self._trainer.train(self._plan, job.weights, examples, job.how, _go_on)
-        delta = {name: outcome.weights[name] - weight for name, weight in job.weights.items()}
-        return Done(delta, outcome.metrics, examples.count)
+        return Done(delta_of(outcome.weights, job.weights), outcome.metrics, examples.count)
 
 
 class LiteRTEngine:

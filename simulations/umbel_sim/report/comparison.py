@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from umbel.atomic import write_atomically
+from umbel.errors import UmbelError
 from umbel_sim.report import plots
 from umbel_sim.simulation.api import Variant
 
@@ -41,15 +42,21 @@ def _median(values: Sequence[float | None]) -> float | None:
 
 
 def save(variants: Sequence[Variant], folder: Path) -> list[dict[str, Any]]:
-    """Write comparison.json, comparison.png and a folder for each simulation; returns the rows."""
+    """Write comparison.json, comparison.png and a folder for each simulation; returns the rows.
+
+    Raises UmbelError when the folder cannot be written.
+    """
     table = rows(variants)
     for variant in variants:
         for result in variant.results:
             name = "_".join(f"{key}={value}" for key, value in variant.changes.items()).replace("/", "-")
             result.save(folder / f"{name}_seed={result.settings.seed}")
-    write_atomically(folder / "comparison.json", (json.dumps(table, indent=1) + "\n").encode())
     picture = plots.comparison(
         [(variant.label, variant.results) for variant in variants], variants[0].results[0].metric
     )
-    write_atomically(folder / "comparison.png", plots.png(picture))
+    try:
+        write_atomically(folder / "comparison.json", (json.dumps(table, indent=1) + "\n").encode())
+        write_atomically(folder / "comparison.png", plots.png(picture))
+    except OSError as error:
+        raise UmbelError(f"{folder}: the comparison cannot be written: {error.strerror or error}") from error
     return table

@@ -84,7 +84,8 @@ def learning(result: "Result") -> Figure:
         one.set_xlim(left=0)
         if label == "round":
             one.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    axes[2].legend(frameon=False, fontsize=8, labelcolor=INK)
+    if axes[2].lines:
+        axes[2].legend(frameon=False, fontsize=8, labelcolor=INK)
     return figure
 
 
@@ -199,6 +200,55 @@ def comparison(curves: Sequence[tuple[str, Sequence["Result"]]], metric: str) ->
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
     _name(axes, f"Held-out {metric.replace('_', ' ')}", "round", "")
+    return figure
+
+
+def lines(
+    curves: Sequence[tuple[str, Sequence[float], Sequence[float]]],
+    title: str,
+    x: str,
+    metric: str,
+    *,
+    log: bool = False,
+) -> Figure:
+    """Curves of (label, x, y): any figure by any other; with `log` both axes are logarithmic."""
+    figure, (axes,) = _figure(8, 4)
+    for number, (label, xs, ys) in enumerate(curves):
+        marker = "o" if len(xs) <= 12 else None
+        axes.plot(xs, ys, color=COLOURS[number % len(COLOURS)], linewidth=1.8, marker=marker, markersize=4, label=label)
+    if log:
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+    _as_share(axes, metric)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    _name(axes, title, x, metric)
+    return figure
+
+
+def stacks(layers: Sequence[tuple[str, Sequence[float]]], title: str, x: str, y: str) -> Figure:
+    """Bars of (label, heights) on top of each other, one at each of 0, 1, 2, ..."""
+    figure, (axes,) = _figure(8, 4)
+    bottom = np.zeros(len(layers[0][1]))
+    for number, (label, heights) in enumerate(layers):
+        colour = ENDS.get(label, COLOURS[number % len(COLOURS)])
+        axes.bar(np.arange(len(bottom)), heights, 0.9, bottom=bottom, color=colour, label=label, linewidth=0)
+        bottom = bottom + np.asarray(heights, float)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False, fontsize=9, ncols=4, labelcolor=INK)
+    _name(axes, title, x, y)
+    return figure
+
+
+def histogram(values: Sequence[float], title: str, x: str, y: str, *, at: float | None = None) -> Figure:
+    """How often values lie where, with a line at `at`."""
+    figure, (axes,) = _figure(6, 3.6)
+    axes.hist(values, bins=24, color=BLUE, edgecolor="white", linewidth=0.6)
+    if at is not None:
+        axes.axvline(at, color=INK, linewidth=1)
+    if _is_share(x):
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    _name(axes, title, x, y)
     return figure
 
 

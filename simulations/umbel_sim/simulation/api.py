@@ -2,25 +2,37 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import msgspec
+import numpy as np
 from numpy.typing import NDArray
 
 from umbel.errors import UmbelError
+from umbel.keras_import import import_keras
 from umbel.task import Task, load_task
 from umbel_server.rounds.policy import RoundPolicy
 from umbel_sim import data as sources
 from umbel_sim.data import Dataset
 from umbel_sim.fleet_data import Fleet, Statistics
+from umbel_sim.simulation.folder import claimed
 from umbel_sim.simulation.journal import Row
 from umbel_sim.simulation.result import Result
-from umbel_sim.simulation.settings import IN_A_DAY, Settings
-from umbel_sim.simulation.simulating import data_of, data_of_fleet, run
+from umbel_sim.simulation.settings import IN_A_DAY, NO_RULES, Settings
+from umbel_sim.simulation.simulating import check, data_of, data_of_fleet, run
 
 POLICY = tuple(field.name for field in msgspec.structs.fields(RoundPolicy))
+NO_SETTINGS = {
+    "seed": "give the first seed and how many",
+    **dict.fromkeys(("policy", "options"), "name one of its fields"),
+    **dict.fromkeys(("task", "data", "test", "folder", "told", "stage", "split"), "simulate one after the other"),
+    **dict.fromkeys(("engine", "workers"), "a simulation's result does not depend on it"),
+}
+"""Names that are no setting of a simulation whose values a sweep compares, and what to do instead."""
+
 OWN = tuple(field.name for field in fields(Settings) if field.name not in ("policy", "options"))
 
 
@@ -49,7 +61,28 @@ def simulate(
     simulation that was interrupted goes on. `told` hears of every checkpoint, `stage` of what comes before the first one,
     `split` of how the examples lie. Raises UmbelError.
     """
-    loaded = task if isinstance(task, Task) else load_task(Path(task))
+    place = Path(folder) if folder is not None else None
+    with ExitStack() as held:
+        if place is not None:
+            held.enter_context(claimed(place))
+        return _simulate(task, data, test, policy, engine, workers, address, place, told, stage, split, settings)
+
+
+def _simulate(
+    task: Task | Path | str,
+    data: Dataset | Fleet | str,
+    test: Mapping[str, NDArray[Any]] | None,
+    policy: RoundPolicy | None,
+    engine: str,
+    workers: int,
+    address: str,
+    place: Path | None,
+    told: Callable[[Row], None],
+    stage: Callable[[str], None],
+    split: Callable[[Statistics], None],
+    settings: Mapping[str, Any],
+) -> Result:
+    loaded = _loaded(task)
     if isinstance(data, str | Path):
         data = sources.load(str(data), loaded)
     if isinstance(data, Dataset):
@@ -60,7 +93,6 @@ def simulate(
         chosen = settings_of({**settings, "devices": data.devices, "partition": "function"}, policy)
         made = data_of_fleet(data, test or {})
     split(made.fleet.statistics())
-    place = Path(folder) if folder is not None else None
     result = run(
         loaded, made, chosen, engine=engine, workers=workers, address=address, folder=place, told=told, stage=stage
     )
@@ -68,6 +100,13 @@ def simulate(
         stage("drawing")
         result.save(place)
     return result
+
+
+def _loaded(task: Task | Path | str) -> Task:
+    if isinstance(task, Task):
+        return task
+    import_keras()  # before the task's file does, whose TensorFlow would not be silent
+    return load_task(Path(task))
 
 
 def settings_of(given: Mapping[str, Any], policy: RoundPolicy | None = None) -> Settings:
@@ -88,10 +127,19 @@ def settings_of(given: Mapping[str, Any], policy: RoundPolicy | None = None) -> 
     more = options.pop("options", {})
     if "mix" in own:
         own["mix"] = (own["mix"],) if isinstance(own["mix"], str) else tuple(own["mix"])
+    own = {name: _of_its_kind(name, value) for name, value in own.items()}
+    return Settings(**own, options={**more, **options}, policy=_sized(changed, own))
+
+
+def _of_its_kind(name: str, value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, Path):
+        value = str(value)
     try:
-        return Settings(**own, options={**more, **options}, policy=_sized(changed, own))
-    except TypeError as error:
-        raise UmbelError(f"a setting of the simulation is of the wrong kind: {error}") from error
+        return msgspec.convert(value, get_type_hints(Settings)[name])
+    except msgspec.ValidationError as error:
+        raise UmbelError(f"the simulation's {name.replace('_', ' ')} cannot be {value!r}: {error}") from error
 
 
 def _sized(policy: RoundPolicy, own: Mapping[str, Any]) -> RoundPolicy:
@@ -100,7 +148,10 @@ def _sized(policy: RoundPolicy, own: Mapping[str, Any]) -> RoundPolicy:
         policy.target
         or policy.mode == "async"
         or own.get("availability", "always") != "always"
+        or own.get("conditions", NO_RULES) != NO_RULES
         or policy.select != "random"
+        or policy.labels
+        or policy.minimum_gap
     ):
         return policy
     return msgspec.structs.replace(policy, target=policy.wanted(int(own.get("devices", Settings.devices))))
@@ -134,8 +185,16 @@ def sweep(
     told: Callable[[str, Row], None] = lambda label, row: None,
     **settings: Any,
 ) -> tuple[Variant, ...]:
-    """Simulate every combination of `grid` with `seeds` seeds each, from `seed` on; raises UmbelError."""
-    loaded = task if isinstance(task, Task) else load_task(Path(task))
+    """Simulate every combination of `grid` with `seeds` seeds each, from `seed` on; raises UmbelError.
+
+    All of them are checked before the first one is trained.
+    """
+    if unknown := [name for name in grid if name in NO_SETTINGS]:
+        raise UmbelError(f"{unknown[0]} is not a setting whose values can be compared; {NO_SETTINGS[unknown[0]]}")
+    for changes in variants(grid):
+        chosen = {name: value for name, value in settings.items() if name not in NO_SETTINGS}
+        check(settings_of({**chosen, **changes}, settings.get("policy")))
+    loaded = _loaded(task)
     dataset = sources.load(data, loaded) if isinstance(data, str) else data
     first, found = int(settings.pop("seed", 0)), []
     for changes in variants(grid):

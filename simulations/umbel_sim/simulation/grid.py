@@ -9,7 +9,7 @@ from flwr.supercore.run import Run
 from umbel.errors import UmbelError
 from umbel_server import flower_messages
 from umbel_server.rounds.events import Ended, Finish, Offer, Uploaded
-from umbel_sim.simulation.port import SimulationPort
+from umbel_sim.simulation.port import NotFinite, SimulationPort
 
 UNFINISHED = 2
 """The code of the error replies that a strategy sees."""
@@ -25,6 +25,8 @@ class SimulationGrid(Grid):
         self.port = port
         self._run = flower_messages.empty_run(1)
         self._pending: dict[str, tuple[Message, str, float]] = {}
+        self._messages: dict[str, str] = {}
+        self._pushed = 0
         self._ready: dict[str, Message] = {}
         port.belong_to(self)
 
@@ -58,9 +60,13 @@ class SimulationGrid(Grid):
         ids = [flower_messages.give_id(message) for message in batch]
         for id, message, until in zip(ids, batch, closes, strict=True):
             (record,) = message.content.array_records.values()
-            offer = Offer(id, self.port.name(message.metadata.dst_node_id), 0, until)
+            # Message ids are drawn anew in every process; what becomes of an assignment is drawn by its own.
+            assignment = f"pushed-{self._pushed}"
+            self._pushed += 1
+            offer = Offer(assignment, self.port.name(message.metadata.dst_node_id), 0, until)
             self.port.assign(offer, message, flower_messages.tensors_of(record))
-            self._pending[id] = message, offer.device, until
+            self._messages[assignment] = id
+            self._pending[id] = message, assignment, until
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -82,26 +88,35 @@ class SimulationGrid(Grid):
 
     def _pass(self, until: float) -> None:
         """Let the next thing happen, at the latest at `until`; what has not come by its time expires."""
-        for event in self.port.wait(until) or ():
+        happened = self.port.wait(until)
+        if happened is None:
+            raise UmbelError("the simulation was left")
+        for event in happened:
             match event:
-                case Uploaded(id=id) if id in self._pending:
-                    self._settle(id)
-                case Ended(id=id, reason=reason) if id in self._pending:
-                    self._answer(id, flower_messages.error_reply(self._pending[id][0], UNFINISHED, reason))
-        for id, (message, device, closes) in list(self._pending.items()):
+                case Uploaded(id=assignment) if assignment in self._messages:
+                    self._settle(assignment)
+                case Ended(id=assignment, reason=reason) if assignment in self._messages:
+                    message, _, _ = self._pending[self._messages[assignment]]
+                    self._answer(assignment, flower_messages.error_reply(message, UNFINISHED, reason))
+        for message, assignment, closes in list(self._pending.values()):
             if closes <= self.port.now:
-                self.port.finish(Finish(id, "expired", "not finished by the deadline", tell=True))
-                self._answer(id, flower_messages.error_reply(message, UNFINISHED, f"{device}: expired"))
+                self.port.finish(Finish(assignment, "expired", "not finished by the deadline", tell=True))
+                device = self.port.name(message.metadata.dst_node_id)
+                self._answer(assignment, flower_messages.error_reply(message, UNFINISHED, f"{device}: expired"))
 
-    def _settle(self, id: str) -> None:
-        message, _, _ = self._pending[id]
-        arrival = self.port.arrival(id)
+    def _settle(self, assignment: str) -> None:
+        message, _, _ = self._pending[self._messages[assignment]]
+        try:
+            arrival = self.port.arrival(assignment)
+        except NotFinite as error:
+            raise UmbelError(str(error)) from error
         base = flower_messages.tensors_of(next(iter(message.content.array_records.values())))
         weights = {name: weight + arrival.update.delta[name] for name, weight in base.items()}
         metrics = {"num-examples": float(arrival.examples), **arrival.metrics}
-        self.port.finish(Finish(id, "folded", "", tell=False))
-        self._answer(id, flower_messages.reply(message, weights, metrics))
+        self.port.finish(Finish(assignment, "folded", "", tell=False))
+        self._answer(assignment, flower_messages.reply(message, weights, metrics))
 
-    def _answer(self, id: str, reply: Message) -> None:
+    def _answer(self, assignment: str, reply: Message) -> None:
+        id = self._messages.pop(assignment)
         del self._pending[id]
         self._ready[id] = reply

@@ -69,12 +69,10 @@ class OnDevices:
 
     def __init__(self, plan: Plan, fleet: Fleet) -> None:
         self._plan, self._fleet = plan, fleet
-        self._trainable: Trainable | None = None
+        self._trainable = Trainable(plan.read(TRAIN), plan.manifest)
 
     def __call__(self, weights: Tensors, devices: list[int] | NDArray[Any]) -> list[dict[str, float]]:
         """`loss` and the plan's metrics of each device, and its `examples`."""
-        if self._trainable is None:
-            self._trainable = Trainable(self._plan.read(TRAIN), self._plan.manifest)
         self._trainable.set_weights(weights)
         manifest, found = self._plan.manifest, []
         for device in devices:

@@ -1,5 +1,6 @@
 """What a simulation remembers: in memory, and in one file of its folder from which it goes on."""
 
+import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from umbel.atomic import write_atomically
 from umbel.errors import UmbelError
@@ -22,9 +24,11 @@ Row = dict[str, Any]
 
 
 class _Saved(msgspec.Struct):
-    """The file: msgpack; weights are safetensors bytes, `participation` int32 little-endian."""
+    """The file: a SHA-256 of what follows, and this in msgpack; weights are safetensors bytes, `participation` int32
+    little-endian."""
 
     identity: str
+    engine: str
     version: int
     now: float
     made: int
@@ -42,8 +46,9 @@ class Journal:
     """Rows of rounds and the newest checkpoint of one simulation.
 
     `evaluate` gives the held-out metrics of weights, `on_devices` those of each of some devices. With a `folder` the newest
-    checkpoint is saved every SAVE_SECONDS and by `save`; a folder that holds one of the same `identity` is gone on with.
-    Raises UmbelError on a folder of another identity, or a damaged file.
+    checkpoint is saved at the beginning, every SAVE_SECONDS by `save_when_due`, and by `save`; a folder that holds one of the
+    same `identity` is gone on with. `engine` names what trains, whose last bits are its own. Raises UmbelError on a folder of
+    another identity, or a damaged file.
     """
 
     def __init__(
@@ -57,9 +62,10 @@ class Journal:
     ) -> None:
         self._identity, self._tally, self._evaluate, self._on_devices = identity, tally, evaluate, on_devices
         self._path, self._told = folder / FILE if folder is not None else None, told
-        self._standing: Standing | None = None
+        self._newest: tuple[Standing, int, NDArray[np.int32]] | None = None
         self._saved_at, self._earlier, self._began = time.monotonic(), 0.0, time.monotonic()
         self._is_saved = True
+        self.engine = ""
         self.rows: list[Row] = []
         if self._path is not None and self._path.exists():
             self._load(self._path)
@@ -71,7 +77,7 @@ class Journal:
 
     def standing(self) -> Standing | None:
         """What to go on from; None when there is nothing."""
-        return self._standing
+        return None if self._newest is None else self._newest[0]
 
     def metrics(self) -> dict[str, float]:
         """The newest checkpoint's held-out metrics."""
@@ -80,18 +86,18 @@ class Journal:
     def begin(self, standing: Standing) -> None:
         """Note the weights that a simulation begins with."""
         self._take(standing, {"round": 0, "virtual_hours": 0.0})
+        self.save()  # a folder that cannot be written is found before anything is trained
 
     def committed(self, standing: Standing, row: Row) -> dict[str, float]:
         """Note a checkpoint; returns its held-out metrics."""
-        metrics = self._take(standing, row)
-        if time.monotonic() - self._saved_at > SAVE_SECONDS:
-            self.save()
-        return metrics
+        return self._take(standing, row)
 
     def _take(self, standing: Standing, row: Row) -> dict[str, float]:
         metrics = self._evaluate(standing.weights)
         self.rows.append(row | {f"test_{name}": value for name, value in metrics.items()})
-        self._standing, self._is_saved = standing, False
+        # One assignment: whenever this is interrupted, what is saved then belongs to one checkpoint.
+        self._newest = standing, len(self.rows), self._tally.participation.copy()
+        self._is_saved = False
         self._told(self.rows[-1])
         return metrics
 
@@ -99,18 +105,25 @@ class Journal:
         """Let devices evaluate checkpoint `number`, whose row is the newest."""
         found = self._on_devices(weights, devices)
         examples = sum(one["examples"] for one in found)
+        self._is_saved = False
         for name in found[0]:
             if name != "examples":
                 self.rows[-1][f"device_{name}"] = sum(one[name] * one["examples"] for one in found) / examples
 
+    def save_when_due(self) -> None:
+        """Write the newest checkpoint if the last one was written SAVE_SECONDS ago."""
+        if time.monotonic() - self._saved_at > SAVE_SECONDS:
+            self.save()
+
     def save(self) -> None:
         """Write the newest checkpoint, unless it is written."""
         self._saved_at = time.monotonic()
-        standing = self._standing
-        if self._path is None or standing is None or self._is_saved:
+        if self._path is None or self._newest is None or self._is_saved:
             return
+        standing, rows, participation = self._newest
         saved = _Saved(
             self._identity,
+            self.engine,
             standing.version,
             standing.now,
             standing.made,
@@ -119,20 +132,25 @@ class Journal:
             {base: dump(weights) for base, weights in standing.bases.items()},
             list(standing.work),
             list(standing.assigned),
-            self._tally.participation.astype("<i4").tobytes(),
-            self.rows,
+            participation.astype("<i4").tobytes(),
+            self.rows[:rows],
             self.wall_seconds,
         )
         try:
-            write_atomically(self._path, msgspec.msgpack.encode(saved))
+            data = msgspec.msgpack.encode(saved)
+            write_atomically(self._path, hashlib.sha256(data).digest() + data)
         except OSError as error:
             raise UmbelError(f"{self._path}: the checkpoint cannot be written: {error.strerror or error}") from error
         self._is_saved = True
 
     def _load(self, path: Path) -> None:
         try:
-            saved = msgspec.msgpack.decode(path.read_bytes(), type=_Saved)
-        except (OSError, msgspec.MsgspecError) as error:
+            whole = path.read_bytes()
+            digest, data = whole[:32], whole[32:]
+            if hashlib.sha256(data).digest() != digest:
+                raise ValueError("its bytes do not have the digest that they begin with")
+            saved = msgspec.msgpack.decode(data, type=_Saved)
+        except (OSError, ValueError) as error:
             raise UmbelError(
                 f"{path}: expected a simulation's checkpoint, could not read one ({error}); name another output folder"
             ) from error
@@ -141,7 +159,7 @@ class Journal:
                 f"{path.parent} holds another simulation (another task, data, settings or Umbel); name another output folder, "
                 "or remove it"
             )
-        self._standing = Standing(
+        standing = Standing(
             saved.version,
             saved.now,
             saved.made,
@@ -151,5 +169,6 @@ class Journal:
             tuple(saved.work),
             tuple(saved.assigned),
         )
-        self.rows, self._earlier = saved.rows, saved.wall
+        self.engine, self.rows, self._earlier = saved.engine, saved.rows, saved.wall
         self._tally.restore(saved.rows, saved.made, np.frombuffer(saved.participation, "<i4"))
+        self._newest = standing, len(saved.rows), self._tally.participation.copy()

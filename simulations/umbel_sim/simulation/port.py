@@ -18,7 +18,7 @@ from umbel_server.rounds.engine import Record
 from umbel_server.rounds.events import Abandon, Ended, Event, Finish, Offer, Open, Uploaded
 from umbel_server.rounds.policy import RoundPolicy
 from umbel_server.rounds.port import Arrival, Checkpointing, Spent, Start
-from umbel_server.rounds.selection import Candidate
+from umbel_server.rounds.selection import Candidate, available
 from umbel_sim.engines import Done, Engine, Job
 from umbel_sim.fleet_data import Fleet
 from umbel_sim.simulation.journal import Journal
@@ -36,9 +36,15 @@ RUN = "simulation"
 SHORTLIST = 2.0
 """Devices that are looked at first, for each that a round wants."""
 
+LOOKS_A_SECOND = 20.0
+"""Devices that are looked at in a virtual second, at most, while a round waits for devices that can be had."""
+
 
 class NotFinite(Exception):
-    """A device's loss is not a number any more: which device, in which round, and what to do."""
+    """A device's loss is not a number any more: which device, in which round, and what to do.
+
+    No UmbelError: with one, rounds go on without the update.
+    """
 
 
 @dataclass
@@ -73,12 +79,12 @@ class SimulationPort:
         self._policy = RoundPolicy()
         self._version, self._weights = 0, plan.initial_weights()
         self._wanted, self._came = math.inf, 0
-        self._round = self._attempt = 0
+        self._attempt = 0
         self._assigned: dict[int, float] = {}
+        self._changes = math.inf
         self._grid: Grid | None = None
         self._left = False
         self.now = 0.0
-        self.trouble: NotFinite | None = None
 
     @property
     def grid(self) -> Grid:
@@ -141,7 +147,8 @@ class SimulationPort:
             needed = policy.concurrency if policy.mode == "async" else policy.offers(world.devices, policy.target)
             needed += len(self._work)
         if needed >= world.devices:
-            return tuple(self._candidate(device) for device in range(world.devices))
+            return self._every_candidate()
+        self._changes = -math.inf  # not every device is looked at
         draw = generator(world.seed, "shortlist", self._version, self._attempt, self.now)
         found: list[Candidate] = []
         count = min(world.devices, math.ceil(needed * SHORTLIST))
@@ -149,30 +156,44 @@ class SimulationPort:
         while True:
             for device in looked:
                 candidate = self._candidate(device)
-                if candidate.online and not candidate.reasons:
+                if available(policy, (candidate,), (), self.now).candidates:
                     found.append(candidate)
                     if len(found) >= needed:
                         return tuple(found)
             if count == world.devices:
-                return tuple(self._candidate(device) for device in range(world.devices))
+                return self._every_candidate()
             count = world.devices if count * 16 > world.devices else count * 8
             found, looked = [], draw.sample(range(world.devices), count)
+
+    def _every_candidate(self) -> tuple[Candidate, ...]:
+        self._changes = math.inf
+        return tuple(self._candidate(device) for device in range(self._world.devices))
+
+    def next_look(self, now: float) -> float:
+        """When a round that found too few devices at `now` should look again: once something has changed for one."""
+        return max(self._changes, now + max(1.0, min(3600.0, self._world.devices / LOOKS_A_SECOND)))
 
     def _candidate(self, device: int) -> Candidate:
         world, rules = self._world, self._world.conditions
         now = world.availability.at(device, self.now)
+        changes = world.changes(now, self.now, rules)
+        if self._policy.minimum_gap and device in self._assigned:
+            rested = self._assigned[device] + self._policy.minimum_gap
+            changes = min(changes, rested if rested > self.now else math.inf)
+        self._changes = min(self._changes, changes)
         size = self._fleet.size(device) if rules.min_examples or self._policy.select == "most-examples" else 0
         reasons = () if rules.ask_nothing else world.why_not(device, self.now, rules, size)
-        assigned = self._assigned.get(device, 0.0)
+        assigned = self._assigned.get(device, -math.inf)  # virtual time begins at 0: that is no word for never
         return Candidate(
             world.name(device), now.online, {"class": world.kind(device).name}, size, reasons, "", assigned
         )
 
     def offer(self, opened: Open | None, offers: Sequence[tuple[Offer, Message]]) -> None:
         """Tell the devices; what becomes of it is known from now on."""
+        self._journal.save_when_due()  # after what the checkpoint's evaluation on devices adds to it
         if opened is not None:
             self._wanted, self._came = opened.wanted, 0
-            self._round, self._attempt = opened.number, opened.attempt
+            self._attempt = opened.attempt
             self._tally.open(opened.number, opened.attempt, self.now)
         for offer, message in offers:
             self.assign(offer, message, self._weights)
@@ -185,9 +206,10 @@ class SimulationPort:
         assert isinstance(how, Train)
         given = Given(offer.id, self._world.number(offer.device), offer.device, offer.base, offer.closes, self.now, how)
         self._put(given, weights)
+        declines = self._work[given.id].story.outcome == "declined"
         if self._policy.select == "least-recent" or self._policy.minimum_gap:
             self._assigned[given.device] = self.now
-        self._tally.offered(given.device, self._load.down)
+        self._tally.offered(given.device, 0 if declines else self._load.down)
 
     def _put(self, given: Given, weights: Tensors) -> None:
         size = self._fleet.size(given.device)
@@ -204,7 +226,7 @@ class SimulationPort:
 
     def wait(self, until: float) -> list[Event] | None:
         """The next thing that happens to an assignment, at the latest at `until`."""
-        if self._left or self.trouble is not None:
+        if self._left:
             return None
         while self._events and self._events[0][3] not in self._work:
             heapq.heappop(self._events)  # it has its final state
@@ -241,7 +263,7 @@ class SimulationPort:
                 most -= 1
 
     def arrival(self, id: str) -> Arrival:
-        """The update of an assignment, as soon as it is computed."""
+        """The update of an assignment, as soon as it is computed; raises NotFinite, which ends the rounds."""
         work = self._work[id]
         self._begin(work)
         assert work.future is not None
@@ -249,8 +271,8 @@ class SimulationPort:
         work.future = None
         loss = done.metrics["loss"]
         if not isinstance(loss, float) or not math.isfinite(loss):
-            self.trouble = NotFinite(
-                f"round {self._round}: the loss of {work.given.name} is {loss}; lower the learning rate "
+            raise NotFinite(
+                f"round {work.given.how.round}: the loss of {work.given.name} is {loss}; lower the learning rate "
                 f"({work.given.how.learning_rate:g}) or look at its {done.examples} examples"
             )
         update = self._kept.update(id, done.delta)
@@ -271,7 +293,8 @@ class SimulationPort:
         trained = work.story.trained(self.now)
         sent = self._load.up if self.now >= work.story.ends and work.story.outcome == "uploaded" else 0
         watts = kind.training_watts, kind.network_watts
-        network = self._load.down / kind.download + sent / kind.upload
+        fetched = 0 if state == "declined" else self._load.down
+        network = fetched / kind.download + sent / kind.upload
         self._tally.settled(work.given.device, state, trained, sent, trained * watts[0] + network * watts[1])
 
     def abandon(self, abandon: Abandon) -> None:

@@ -58,15 +58,20 @@ class Settings:
                 raise UmbelError(f"{name.replace('_', ' ')} should be at least {least}, got {value}")
         if not 0 <= self.learning_rate < math.inf:
             raise UmbelError(f"the learning rate should be positive, got {self.learning_rate}")
+        if self.policy.quorum > self.devices:
+            raise UmbelError(
+                f"the quorum is {self.policy.quorum} updates and there are {self.devices} devices; lower --quorum or raise --devices"
+            )
         target = self.policy.target
         if target > self.devices:
             raise UmbelError(
                 f"a round wants {target} updates and there are {self.devices} devices; lower --target or raise --devices"
             )
-        if self.policy.quorum > self.devices:
-            raise UmbelError(
-                f"the quorum is {self.policy.quorum} updates and there are {self.devices} devices; lower --quorum or raise --devices"
-            )
+
+    @property
+    def wanted(self) -> int:
+        """Updates that a round wants when all devices can train."""
+        return self.policy.wanted(self.devices)
 
 
 def cores() -> int:

@@ -18,20 +18,23 @@ from numpy.typing import NDArray
 from umbel import __version__
 from umbel.errors import UmbelError
 from umbel.examples import fit
+from umbel.keras_import import native_stderr_silenced
 from umbel.litert import runtime_name
 from umbel.plan import Plan
 from umbel.task import Task
+from umbel.tensors import digest
 from umbel_server import flower_messages
 from umbel_server.compiler import compile_task
 from umbel_server.flower_app import END, app
+from umbel_server.strategies import make_strategy
 from umbel_sim.data import Dataset
-from umbel_sim.engines.choice import Chosen, make_engine
+from umbel_sim.engines.choice import make_engine
 from umbel_sim.fleet_data import Fleet
 from umbel_sim.partitions import partition
 from umbel_sim.simulation.grid import SimulationGrid
 from umbel_sim.simulation.held_out import HeldOut, OnDevices
 from umbel_sim.simulation.journal import Journal, Row
-from umbel_sim.simulation.port import SimulationPort
+from umbel_sim.simulation.port import NotFinite, SimulationPort
 from umbel_sim.simulation.result import Result
 from umbel_sim.simulation.settings import Settings, cores
 from umbel_sim.simulation.tally import Tally
@@ -42,6 +45,9 @@ from umbel_sim.virtual.trace import Trace
 
 EVALUATION_BATCH = 200
 """Examples that are evaluated at once on the server's side: fewer calls than with a device's small batches."""
+
+NAMED = ("always", "diurnal")
+"""Availabilities that are no trace."""
 
 SPREAD_DEVICES = 200
 """Devices whose own accuracy is looked at in the end."""
@@ -60,7 +66,8 @@ class Data:
 def data_of(dataset: Dataset, settings: Settings) -> Data:
     """A data set, split as the settings say."""
     fleet = partition(settings.partition, dataset, settings.devices, settings.seed, settings.min_examples)
-    return Data(dataset.name, fleet, dataset.test, f"{dataset.count} {_digest({'labels': dataset.labels})}")
+    fingerprint = " ".join(_digest(arrays) for arrays in (dataset.train, dataset.test, {"labels": dataset.labels}))
+    return Data(dataset.name, fleet, dataset.test, fingerprint)
 
 
 def data_of_fleet(fleet: Fleet, test: Mapping[str, NDArray[Any]]) -> Data:
@@ -71,7 +78,8 @@ def data_of_fleet(fleet: Fleet, test: Mapping[str, NDArray[Any]]) -> Data:
 def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
     made = hashlib.sha256()
     for name in sorted(arrays):
-        made.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
+        made.update(f"{name} {arrays[name].dtype} {arrays[name].shape} ".encode())
+        made.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data)
     return made.hexdigest()
 
 
@@ -93,6 +101,7 @@ def run(
     done before the first. After a KeyboardInterrupt, and whatever else ends it early, the newest checkpoint is in `folder`.
     Raises UmbelError.
     """
+    check(settings)
     with tempfile.TemporaryDirectory(prefix="umbel-simulation-") as name:
         work = Path(name)
         stage("compiling the task")
@@ -104,33 +113,47 @@ def run(
             large_file = work / "evaluation.plan"
             compile_task(replace(task, batch_size=EVALUATION_BATCH), large_file, seed=settings.seed, check=False)
             large = Plan.open(large_file)
-
-        def engined() -> Chosen:
-            return make_engine(engine, plan, data.fleet, workers, stage, address)
-
-        return _train(plan, large, data, settings, engined, workers or cores(), folder, told, stage)
+        return train(task, plan, large, data, settings, engine, workers, address, folder, told, stage)
 
 
-def _train(
+def check(settings: Settings) -> None:
+    """Raise UmbelError when there is no such strategy, option, device class or trace."""
+    with _quiet_flower():
+        make_strategy(settings.strategy, settings.options, settings.learning_rate or 1.0)
+    mix(settings.mix)
+    availability(settings)
+
+
+def train(
+    task: Task,
     plan: Plan,
     large: Plan,
     data: Data,
     settings: Settings,
-    engined: Callable[[], Chosen],
-    threads: int,
-    folder: Path | None,
-    told: Callable[[Row], None],
-    stage: Callable[[str], None],
+    engine: str = "auto",
+    workers: int = 0,
+    address: str = "",
+    folder: Path | None = None,
+    told: Callable[[Row], None] = lambda row: None,
+    stage: Callable[[str], None] = lambda text: None,
 ) -> Result:
+    """As `run`, with the task's `plan` compiled already, and `large`, the same for larger batches or itself."""
     manifest, fleet = plan.manifest, data.fleet
     _check_until(plan, settings)
     specs = {**manifest.inputs, **manifest.targets}
     fit(fleet.examples(0), specs, f"{data.name}, device 0")
-    held_out = HeldOut(large, fit(data.test, specs, f"{data.name}, held out"), threads) if data.test else None
     tally = Tally(settings.devices, tuple(manifest.metrics))
-    on_devices = OnDevices(plan, fleet)
+    with native_stderr_silenced():  # the first interpreter of a process tells which kernels it uses
+        on_devices = OnDevices(plan, fleet)
+        on_devices(plan.initial_weights(), [0])
+    held_out = (
+        HeldOut(large, fit(data.test, specs, f"{data.name}, held out"), workers or cores()) if data.test else None
+    )
     journal = Journal(identity(plan, data, settings), tally, held_out or (lambda weights: {}), on_devices, folder, told)
-    chosen = engined()
+    updates = settings.rounds * settings.wanted
+    chosen = make_engine(_same(engine, journal), task, plan, fleet, workers, updates, stage, address)
+    # The actors of Ray have interpreters too: their bits are the same.
+    journal.engine = "litert" if chosen.engine.name == "ray" else chosen.engine.name
     world = World(settings.seed, settings.devices, mix(settings.mix), availability(settings), settings.conditions)
     port = SimulationPort(world, fleet, plan, chosen.engine, journal, tally)
     stage("")
@@ -139,17 +162,18 @@ def _train(
         called = flower_messages.context(1, _run_config(plan, settings))
         with _quiet_flower():
             app(SimulationGrid(port), called)
+        ended = called.state.config_records[END]
+        state, reason = str(ended["state"]), str(ended["reason"])
+    except NotFinite as error:
+        state, reason = "failed", str(error)
+    except OSError as error:
+        raise UmbelError(f"the simulation's files cannot be written: {error}; what it had is in its folder") from error
     finally:
         chosen.engine.close()
         port.close()
         if held_out is not None:
             held_out.close()
         journal.save()
-    if port.trouble is not None:
-        state, reason = "failed", str(port.trouble)
-    else:
-        ended = called.state.config_records[END]
-        state, reason = str(ended["state"]), str(ended["reason"])
     standing = journal.standing()
     assert standing is not None
     sampled = np.unique(np.linspace(0, settings.devices - 1, min(settings.devices, SPREAD_DEVICES)).astype(int))
@@ -173,6 +197,11 @@ def _train(
     )
 
 
+def _same(engine: str, journal: Journal) -> str:
+    """The engine to use: a simulation goes on with the one that it began with, unless another is asked for."""
+    return journal.engine if engine == "auto" and journal.engine else engine
+
+
 @contextmanager
 def _quiet_flower() -> Iterator[None]:
     """Flower's strategies log every round; a simulation has hundreds of them a minute."""
@@ -193,6 +222,8 @@ def availability(settings: Settings) -> Availability:
         case "diurnal":
             return Diurnal(settings.seed)
         case path:
+            if not Path(path).exists() and not Path(path).suffix:
+                raise UmbelError(f"availability is {', '.join(NAMED)} or a trace in CSV; there is no file {path!r}")
             return Trace(Path(path))
 
 
@@ -203,7 +234,10 @@ def identity(plan: Plan, data: Data, settings: Settings) -> str:
     """
     ends = {"rounds": 1, "until": "", "at_least": 0.0, "budget_hours": 0.0, "budget_bytes": 0}
     how = msgspec.to_builtins(replace(settings, **ends))  # type: ignore[arg-type]
-    text = json.dumps([plan.sha256, __version__, runtime_name(), data.name, data.fingerprint, how], sort_keys=True)
+    trace = "" if settings.availability in NAMED else digest(Path(settings.availability).read_bytes())
+    text = json.dumps(
+        [plan.sha256, __version__, runtime_name(), data.name, data.fingerprint, trace, how], sort_keys=True
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -35,6 +35,7 @@ class Kept:
     def __init__(self, memory: int = 1 << 28) -> None:
         self._memory, self._held = memory, 0
         self._sizes: dict[str, int] = {}
+        self._files: dict[str, list[Path]] = {}
         self._folder: Path | None = None
 
     def update(self, id: str, delta: Tensors) -> Update:
@@ -45,9 +46,10 @@ class Kept:
             return Update(delta, DeltaPieces(delta))
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="umbel-updates-"))
-        mapped = {}
+        mapped, files = {}, self._files.setdefault(id, [])
         for number, (name, tensor) in enumerate(delta.items()):
             path = self._folder / f"{id}.{number}"
+            files.append(path)
             tensor.tofile(path)
             mapped[name] = np.memmap(path, tensor.dtype, "r", shape=tensor.shape) if tensor.size else tensor
         return Update(delta, DeltaPieces(mapped))
@@ -55,9 +57,8 @@ class Kept:
     def drop(self, id: str) -> None:
         """Forget an update."""
         self._held -= self._sizes.pop(id, 0)
-        if self._folder is not None:
-            for path in self._folder.glob(f"{id}.*"):
-                path.unlink()
+        for path in self._files.pop(id, ()):
+            path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Remove the files."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from umbel.messages import Train
 from umbel.tensors import Tensors
-from umbel_server.rounds.engine import Work
+from umbel_server.rounds.works import Work
 
 
 @dataclass(frozen=True)

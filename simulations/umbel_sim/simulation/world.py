@@ -8,8 +8,11 @@ from umbel_sim.virtual.availability import HOUR, Availability, Condition
 from umbel_sim.virtual.classes import DeviceClass, Mix
 from umbel_sim.virtual.seeds import generator
 
-LONGEST_LOOK = 400
+LONGEST_LOOK = 5000
 """Changes of a device's conditions that are looked through for the end of an assignment; later ones count as never."""
+
+CENTURY = 3.2e9
+"""Seconds after which nobody waits for a device any more."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,11 @@ class World:
         """Which of `rules` a device breaks, as phrases."""
         return self._broken(device, self.availability.at(device, time), time, rules, examples)
 
+    @staticmethod
+    def changes(now: Condition, time: float, rules: Rules) -> float:
+        """When what holds at `time`, or the hour that the rules ask about, is another."""
+        return min(now.until, (time // HOUR + 1) * HOUR) if rules.hours else now.until
+
     def _broken(self, device: int, now: Condition, time: float, rules: Rules, examples: int) -> tuple[str, ...]:
         if rules.ask_nothing:
             return ()
@@ -97,6 +105,8 @@ class World:
         trains = accepts + load.down / kind.download
         computes = trains + steps * self.seconds_per_step(device, load)
         ends = computes + load.up / kind.upload + kind.latency
+        if not ends - start < CENTURY:
+            return Story(accepts, trains, computes, math.inf, "vanished", "the device would take a century")
         chance = generator(self.seed, "fate", assignment)
         if kind.drop_out and chance.random() < kind.drop_out:
             gone = accepts + chance.random() * (ends - accepts)
@@ -106,14 +116,15 @@ class World:
             now = self.availability.at(device, time)
             if time < computes and (broken := self._broken(device, now, time, rules, examples)):
                 return Story(accepts, trains, computes, time, "failed", "; ".join(broken))
-            if time >= computes and now.online:
-                # What is trained is sent as soon as the device is connected again.
+            if time >= computes and now.online and not (rules.unmetered and now.metered):
+                # What is trained is sent as soon as the device is connected again, and unmetered if it must be.
                 ends = max(ends, time + load.up / kind.upload + kind.latency)
                 return Story(accepts, trains, computes, ends, "uploaded")
-            if now.until >= computes and time < computes:
+            until = self.changes(now, time, rules)
+            if until >= computes and time < computes:
                 time = computes
-            elif now.until == math.inf:
+            elif until == math.inf:
                 break
             else:
-                time = now.until
+                time = until
         return Story(accepts, trains, computes, math.inf, "vanished", "the device was not connected again")

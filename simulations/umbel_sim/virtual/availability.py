@@ -43,7 +43,8 @@ class Diurnal:
     A device has a habit - when it is put on its charger (a normal of mean 22.5 h and sigma 1.5 h, in a time zone drawn
     from `zones` hours around that of virtual second 0) and for how long (7.5 h, sigma 1 h) - and every day differs a
     little from it. Online it is `online` of the time while charging and half of that else. On the charger it is
-    unmetered with the habit's probability. Its battery falls from full to a fifth over the hours off the charger.
+    unmetered with the habit's probability. Its battery falls from full to a fifth over the hours off the charger, by a
+    step an hour.
     """
 
     seed: int
@@ -54,18 +55,20 @@ class Diurnal:
         """As Availability."""
         habit = _habit(self.seed, device, self.zones)
         day = math.floor((time - habit.noon) / DAY)
+        if habit.noon + (day + 1) * DAY <= time:
+            day += 1  # it is noon, and the division was rounded down
         plugged, unplugged = _night(self.seed, device, self.zones, day)
-        noon, next_noon = habit.noon + day * DAY, habit.noon + (day + 1) * DAY
+        next_noon = habit.noon + (day + 1) * DAY
         charging = plugged <= time < unplugged
         change = plugged if time < plugged else unplugged if charging else next_noon
         share = self.online if charging else self.online / 2
         slot = math.floor(time / HOUR)
         online = generator(self.seed, "online", device, slot).random() < share
-        if charging:
-            battery = 1.0
-        else:
-            drained = (time - noon + DAY / 6 if time < plugged else time - unplugged) / (DAY * 0.7)
-            battery = min(1.0, max(0.05, 1.0 - 0.8 * drained))
+        battery = 1.0
+        if not charging:
+            full = unplugged if time >= plugged else _night(self.seed, device, self.zones, day - 1)[1]
+            drained = (max(full, slot * HOUR) - full) / (DAY * 0.7)
+            battery = max(0.05, 1.0 - 0.8 * drained)
         return Condition(online, charging, not (charging and habit.unmetered), battery, min(change, (slot + 1) * HOUR))
 
 

@@ -7,6 +7,7 @@ beyond those of the trace take turns with them.
 
 import bisect
 import csv
+import math
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
@@ -43,18 +44,24 @@ class Trace:
     def at(self, device: int, time: float) -> Condition:
         """As Availability."""
         own = device % len(self._starts)
-        laps, within = divmod(time - self._first[own], self._period[own])
-        index = bisect.bisect_right(self._starts[own], within + self._first[own]) - 1
-        found = self._conditions[own][max(0, index)]
-        return Condition(
-            found.online, found.charging, found.metered, found.battery, found.until + laps * self._period[own]
-        )
+        conditions, period = self._conditions[own], self._period[own]
+        laps, within = divmod(time - self._first[own], period)
+        # The division is rounded: about the second of a change it may name the interval before or after.
+        index = bisect.bisect_right(self._starts[own], within + self._first[own]) - 2
+        if index < 0:
+            index, laps = index % len(conditions), laps - 1
+        while (until := conditions[index].until + laps * period) <= time:
+            index += 1
+            if index == len(conditions):
+                index, laps = 0, laps + 1
+        found = conditions[index]
+        return Condition(found.online, found.charging, found.metered, found.battery, until)
 
 
 def _read(path: Path) -> dict[int, list[tuple[float, int, Condition]]]:
     rows: dict[int, list[tuple[float, int, Condition]]] = defaultdict(list)
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             table = csv.DictReader(file)
             if missing := [name for name in COLUMNS if name not in (table.fieldnames or ())]:
                 raise UmbelError(f"{path}: column {missing[0]!r} is missing; a trace has {','.join(COLUMNS)}[,battery]")
@@ -65,7 +72,7 @@ def _read(path: Path) -> dict[int, list[tuple[float, int, Condition]]]:
                     raise UmbelError(
                         f"{path}, line {line}: expected {','.join(COLUMNS)} as numbers: {error}"
                     ) from error
-                if device < 0 or not start < condition.until < float("inf"):
+                if device < 0 or not -math.inf < start < condition.until < math.inf:
                     raise UmbelError(
                         f"{path}, line {line}: expected a device from 0 on and start < end, got {dict(row)}"
                     )

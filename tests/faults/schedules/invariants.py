@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from tests.faults.schedules.store import AssignmentRow
 from umbel_server.rounds import events
 from umbel_server.rounds.assignments import FINAL, LIVE, WITH_DEVICE
-from umbel_server.rounds.engine import Record, State, Work
+from umbel_server.rounds.engine import Record, State
+from umbel_server.rounds.works import Work
 
 if TYPE_CHECKING:
     from tests.faults.schedules.world import World

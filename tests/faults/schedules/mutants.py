@@ -66,10 +66,10 @@ MUTANTS: dict[str, tuple[str, str]] = {
         "pass",
     ),
     "what is committed stays in the sum": (
-        'items() if work.state != "folded"}',
-        "items()}",
+        'state.work.values() if work.state != "folded")',
+        "state.work.values())",
     ),
-    "a commit forgets who is still at work": ('items() if work.state != "folded"}', "items() if False}"),
+    "a commit forgets who is still at work": ('values() if work.state != "folded")', "values() if False)"),
     "an abandoned attempt's folded updates stay": (
         '            ("offered", "accepted", "arrived", "folding", "folded"), "cancelled", f"the round',
         '            ("offered", "accepted"), "cancelled", f"the round',
@@ -89,11 +89,14 @@ MUTANTS: dict[str, tuple[str, str]] = {
     "a commit does not end the row of failures": ("attempt=0, failures=0, work=kept", "attempt=0, work=kept"),
     "the open round is forgotten at recovery": ("if record.open is not None and", "if False and"),
     "nothing wakes a resting run": ('in ("committing", "ended"):', 'in ("committing", "ended", "resting"):'),
-    "devices never run out of time": ("and work.closes <= self.now:", "and False:"),
-    "the deadline passes one instant late": ("and work.closes <= self.now:", "and work.closes < self.now:"),
+    "devices never run out of time": ("work.overdue(self.now)", "work.overdue(-math.inf)"),
+    "the deadline passes one instant late": (
+        "work.overdue(self.now)",
+        "work.overdue(math.nextafter(self.now, -math.inf))",
+    ),
     "states are changed in place": (
-        "self.state = replace(self.state, work={**self.state.work, work.id: work})",
-        "self.state.work[work.id] = work",
+        "self.state = replace(self.state, work=self.state.work.put(work))",
+        "self.state.work._by_id[work.id] = work",
     ),
     "a paused run's devices go on": ('self.finish_all(WITH_DEVICE, "cancelled", "the run was paused")', "pass"),
     "a finished run's devices go on": (

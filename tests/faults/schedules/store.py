@@ -4,10 +4,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from umbel_server.rounds.assignments import LIVE, WITH_DEVICE, may_follow
-from umbel_server.rounds.engine import OpenRound, Record, Work
+from umbel_server.rounds.engine import OpenRound, Record
 from umbel_server.rounds.events import Abandon, Commit, Finish, Offer, Open
 from umbel_server.rounds.policy import RoundPolicy
 from umbel_server.rounds.selection import Candidate
+from umbel_server.rounds.works import Work
 
 OPEN = ("pending", "accepted")
 

@@ -114,9 +114,9 @@ def test_many_updates_of_a_tensor_of_several_blocks() -> None:
     np.testing.assert_allclose(ours["large"], plain, rtol=2e-7, atol=0)
 
 
-def test_an_addend_of_another_shape_is_refused() -> None:
-    with pytest.raises(TensorError, match=r"shape \[3\] was expected, got \[4\]"):
-        RoundedSum((3,)).add_all([np.zeros(4, np.float32)], [1.0])
+def test_an_addend_of_another_size_is_refused() -> None:
+    with pytest.raises(TensorError, match=r"3 elements was expected, got \[4\]"):
+        RoundedSum(3).add_all([np.zeros(4, np.float32)], [1.0])
 
 
 CAUTIONS = [rounded_sum.CAUTION, 2.0**20, 2.0**60]
@@ -233,11 +233,11 @@ def test_what_is_read_before_the_end_changes_nothing() -> None:
 
 
 def test_the_bound_holds() -> None:
-    rng, specs = np.random.default_rng(8), (BLOCK + 5,)
+    rng, size = np.random.default_rng(8), BLOCK + 5
     for scale in (1e-30, 1e-3, 1e15):
-        total, addends = RoundedSum(specs), []
+        total, addends = RoundedSum(size), []
         for _ in range(50):
-            group = [(rng.normal(0, scale, specs).astype(np.float32), float(rng.uniform(0.1, 900))) for _ in range(4)]
+            group = [(rng.normal(0, scale, size).astype(np.float32), float(rng.uniform(0.1, 900))) for _ in range(4)]
             total.add_all([values for values, _ in group], [weight for _, weight in group])
             addends += group
         total._carry()
@@ -252,7 +252,7 @@ def test_what_is_not_finite_and_weights_out_of_range_are_refused(broken: float) 
     values = np.zeros(5, np.float32)
     values[3] = broken
     with pytest.raises(TensorError, match="NaN, infinity"):
-        RoundedSum((5,)).add_all([values], [1.0])
+        RoundedSum(5).add_all([values], [1.0])
     for weight in (0.0, -1.0, broken):
         with pytest.raises(TensorError, match="weight"):
-            RoundedSum((2,)).add_all([np.ones(2)], [weight])
+            RoundedSum(2).add_all([np.ones(2)], [weight])

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from umbel_server.rounds import engine, events
 from umbel_server.rounds.assignments import WITH_DEVICE
-from umbel_server.rounds.engine import OpenRound, Record, State, Work
+from umbel_server.rounds.engine import OpenRound, Record, State
 from umbel_server.rounds.events import Effect, End, Event, Finish, Look, Offer
 from umbel_server.rounds.policy import RoundPolicy
 from umbel_server.rounds.selection import Candidate
+from umbel_server.rounds.works import Work
 
 POLICY = RoundPolicy(over_selection=1.0, quorum=2, deadline=10.0, attempts=3, backoff=1.0)
 ABC = ("a", "b", "c")

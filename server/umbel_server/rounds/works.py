@@ -1,0 +1,90 @@
+"""The assignments of a run that have no final state yet, as an immutable collection that knows its sums."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from umbel_server.rounds.assignments import WITH_DEVICE
+
+
+@dataclass(frozen=True)
+class Work:
+    """An assignment that has no final state yet.
+
+    It trains from checkpoint `base` until `closes`. `offered` and `accepted` ones are with their device; `arrived` ones
+    are uploaded; `folding` ones are being vetted; `folded` ones are in the sum with their `weight`.
+    """
+
+    id: str
+    device: str
+    base: int
+    closes: float
+    state: Literal["offered", "accepted", "arrived", "folding", "folded"] = "offered"
+    examples: int = 0
+    weight: float = 0.0
+
+
+class Works(Mapping[str, Work]):
+    """Assignments by id. A round of thousands asks for their numbers at every event, so they are counted as they change."""
+
+    __slots__ = ("_by_id", "_counts", "_soonest")
+
+    def __init__(self, works: Iterable[Work] = ()) -> None:
+        self._by_id = {work.id: work for work in works}
+        self._counts: Counter[tuple[str, int]] = Counter((work.state, work.base) for work in self._by_id.values())
+        self._soonest = min((w.closes for w in self._by_id.values() if w.state in WITH_DEVICE), default=math.inf)
+
+    def __getitem__(self, id: str) -> Work:
+        return self._by_id[id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_id)
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def put(self, *works: Work) -> "Works":
+        """These with `works`, in place of those of the same ids."""
+        made = self._copy()
+        for work in works:
+            if (before := made._by_id.get(work.id)) is not None:
+                made._counts[before.state, before.base] -= 1
+            made._by_id[work.id] = work
+            made._counts[work.state, work.base] += 1
+            if work.state in WITH_DEVICE:
+                made._soonest = min(made._soonest, work.closes)
+        return made
+
+    def without(self, *ids: str) -> "Works":
+        """These but for those of `ids`."""
+        made = self._copy()
+        for id in ids:
+            gone = made._by_id.pop(id)
+            made._counts[gone.state, gone.base] -= 1
+        return made
+
+    def count(self, *states: str) -> int:
+        """How many are in one of `states`."""
+        return sum(count for (state, _), count in self._counts.items() if state in states)
+
+    def coming(self, base: int) -> int:
+        """How many devices are at work on checkpoint `base`."""
+        return sum(self._counts[state, base] for state in WITH_DEVICE)
+
+    @property
+    def soonest(self) -> float:
+        """No device's work closes before this."""
+        return self._soonest
+
+    def overdue(self, now: float) -> list[Work]:
+        """Those with devices that close at `now` or before."""
+        if now < self._soonest:
+            return []
+        return [work for work in self._by_id.values() if work.state in WITH_DEVICE and work.closes <= now]
+
+    def _copy(self) -> "Works":
+        made = Works.__new__(Works)
+        made._by_id, made._counts, made._soonest = self._by_id.copy(), self._counts.copy(), self._soonest
+        return made
