@@ -33,4 +33,4 @@ def test_a_port_where_nobody_is_and_one_that_stays_silent_are_given_up_in_time()
 
 def test_an_address_belongs_to_ray() -> None:
     with pytest.raises(UmbelError, match="say --engine ray as well"):
-        make_engine("litert", None, None, 1, lambda text: None, "auto")  # type: ignore[arg-type]
+        make_engine("litert", None, None, None, 1, 1, lambda text: None, "auto")  # type: ignore[arg-type]
