@@ -4,7 +4,7 @@ import heapq
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -38,6 +38,9 @@ SHORTLIST = 2.0
 
 LOOKS_A_SECOND = 20.0
 """Devices that are looked at in a virtual second, at most, while a round waits for devices that can be had."""
+
+REMEMBERED = 20_000
+"""Devices whose candidates are kept until something changes for them, at most: looking at a device costs 0.1 ms."""
 
 
 class NotFinite(Exception):
@@ -82,6 +85,7 @@ class SimulationPort:
         self._attempt = 0
         self._assigned: dict[int, float] = {}
         self._changes = math.inf
+        self._seen: dict[int, tuple[Candidate, float]] = {}
         self._grid: Grid | None = None
         self._left = False
         self.now = 0.0
@@ -174,19 +178,31 @@ class SimulationPort:
         return max(self._changes, now + max(1.0, min(3600.0, self._world.devices / LOOKS_A_SECOND)))
 
     def _candidate(self, device: int) -> Candidate:
+        seen, changes = self._seen.get(device, (None, -math.inf))
+        if seen is None or self.now >= changes:
+            seen, changes = self._look_at(device)
+            if len(self._seen) >= REMEMBERED:
+                self._seen.clear()
+            self._seen[device] = seen, changes
+        if device in self._assigned:
+            assigned = self._assigned[device]
+            seen = replace(seen, assigned=assigned)
+            rested = assigned + self._policy.minimum_gap
+            if self._policy.minimum_gap and rested > self.now:
+                changes = min(changes, rested)
+        self._changes = min(self._changes, changes)
+        return seen
+
+    def _look_at(self, device: int) -> tuple[Candidate, float]:
+        """A device that was never assigned, and until when it stays what it is."""
         world, rules = self._world, self._world.conditions
         now = world.availability.at(device, self.now)
-        changes = world.changes(now, self.now, rules)
-        if self._policy.minimum_gap and device in self._assigned:
-            rested = self._assigned[device] + self._policy.minimum_gap
-            changes = min(changes, rested if rested > self.now else math.inf)
-        self._changes = min(self._changes, changes)
         size = self._fleet.size(device) if rules.min_examples or self._policy.select == "most-examples" else 0
         reasons = () if rules.ask_nothing else world.why_not(device, self.now, rules, size)
-        assigned = self._assigned.get(device, -math.inf)  # virtual time begins at 0: that is no word for never
-        return Candidate(
-            world.name(device), now.online, {"class": world.kind(device).name}, size, reasons, "", assigned
-        )
+        labels = {"class": world.kind(device).name}
+        never = -math.inf  # virtual time begins at 0: that is no word for never
+        seen = Candidate(world.name(device), now.online, labels, size, reasons, "", never)
+        return seen, world.changes(now, self.now, rules)
 
     def offer(self, opened: Open | None, offers: Sequence[tuple[Offer, Message]]) -> None:
         """Tell the devices; what becomes of it is known from now on."""
