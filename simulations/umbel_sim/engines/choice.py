@@ -20,8 +20,13 @@ class Chosen:
     why: str
 
 
-def make_engine(name: str, plan: Plan, fleet: Fleet, workers: int, stage: Callable[[str], None]) -> Chosen:
-    """The engine `name`; raises UmbelError on an unknown one."""
+def check_engine(name: str) -> None:
+    """Raise UmbelError when there is no engine `name`."""
     if name not in ENGINES:
         raise UmbelError(f"there is no engine {name!r}; there are {', '.join(ENGINES)}")
+
+
+def make_engine(name: str, plan: Plan, fleet: Fleet, workers: int, stage: Callable[[str], None]) -> Chosen:
+    """The engine `name`; raises UmbelError on an unknown one."""
+    check_engine(name)
     return Chosen(LiteRTEngine(plan, fleet, workers), "the agent's own trainer")

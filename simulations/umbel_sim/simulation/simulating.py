@@ -28,13 +28,13 @@ from umbel_server.compiler import compile_task
 from umbel_server.flower_app import END, app
 from umbel_server.strategies import make_strategy
 from umbel_sim.data import Dataset
-from umbel_sim.engines.choice import make_engine
+from umbel_sim.engines.choice import check_engine, make_engine
 from umbel_sim.fleet_data import Fleet
 from umbel_sim.partitions import partition
 from umbel_sim.simulation.grid import SimulationGrid
 from umbel_sim.simulation.held_out import HeldOut, OnDevices
 from umbel_sim.simulation.journal import Journal, Row
-from umbel_sim.simulation.port import NotFinite, SimulationPort
+from umbel_sim.simulation.port import SimulationPort, Untrained
 from umbel_sim.simulation.result import Result
 from umbel_sim.simulation.settings import Settings, cores
 from umbel_sim.simulation.tally import Tally
@@ -101,6 +101,7 @@ def run(
     """
     workers = workers or cores()
     check(settings)
+    check_engine(engine)
     with tempfile.TemporaryDirectory(prefix="umbel-simulation-") as name:
         work = Path(name)
         stage("compiling the task")
@@ -156,7 +157,7 @@ def train(
             app(SimulationGrid(port), called)
         ended = called.state.config_records[END]
         state, reason = str(ended["state"]), str(ended["reason"])
-    except NotFinite as error:
+    except Untrained as error:
         state, reason = "failed", str(error)
     except OSError as error:
         raise UmbelError(f"the simulation's files cannot be written: {error}; what it had is in its folder") from error
