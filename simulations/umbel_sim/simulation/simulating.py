@@ -46,6 +46,9 @@ from umbel_sim.virtual.trace import Trace
 EVALUATION_BATCH = 200
 """Examples that are evaluated at once on the server's side: fewer calls than with a device's small batches."""
 
+MANY_BATCHES = 200
+"""Held-out batches of a device's size from which on compiling for EVALUATION_BATCH pays: it takes seconds."""
+
 NAMED = ("always", "diurnal")
 """Availabilities that are no trace."""
 
@@ -83,6 +86,32 @@ def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
     return made.hexdigest()
 
 
+class Plans:
+    """Plans of one task in `folder`, each compiled once: that of a seed, and one for the evaluation of many examples."""
+
+    def __init__(self, task: Task, folder: Path) -> None:
+        self._task, self._folder = task, folder
+
+    def of_seed(self, seed: int, stage: Callable[[str], None]) -> Plan:
+        """The plan whose initial weights are drawn by `seed`."""
+        return self._compiled(self._task, seed, f"{seed}.plan", "compiling the task", stage)
+
+    def for_evaluation(self, plan: Plan, held_out: int, stage: Callable[[str], None]) -> Plan:
+        """`plan`, or one for larger batches that evaluates `held_out` examples sooner."""
+        size = plan.manifest.batch_size
+        if size >= EVALUATION_BATCH or held_out <= MANY_BATCHES * size:
+            return plan
+        large = replace(self._task, batch_size=EVALUATION_BATCH)
+        return self._compiled(large, 0, "evaluation.plan", "compiling the evaluation", stage)
+
+    def _compiled(self, task: Task, seed: int, name: str, what: str, stage: Callable[[str], None]) -> Plan:
+        path = self._folder / name
+        if not path.exists():
+            stage(what)
+            compile_task(task, path, seed=seed, check=False)
+        return Plan.open(path)
+
+
 def run(
     task: Task,
     data: Data,
@@ -93,26 +122,22 @@ def run(
     folder: Path | None = None,
     told: Callable[[Row], None] = lambda row: None,
     stage: Callable[[str], None] = lambda text: None,
+    plans: Plans | None = None,
 ) -> Result:
     """Train virtual devices until the run ends; goes on where `folder` left off.
 
     `told` hears of every committed round, `stage` of what is done before the first. After a
-    KeyboardInterrupt, and whatever else ends it early, the newest checkpoint is in `folder`. Raises UmbelError.
+    KeyboardInterrupt, and whatever else ends it early, the newest checkpoint is in `folder`. Runs of one
+    task may share their `plans`. Raises UmbelError.
     """
     workers = workers or cores()
     check(settings)
     check_engine(engine)
     with tempfile.TemporaryDirectory(prefix="umbel-simulation-") as name:
-        work = Path(name)
-        stage("compiling the task")
-        compile_task(task, work / "task.plan", seed=settings.seed, check=False)
-        plan = Plan.open(work / "task.plan")
-        large = plan
-        if plan.manifest.batch_size < EVALUATION_BATCH and data.test:
-            stage("compiling the evaluation")
-            large_file = work / "evaluation.plan"
-            compile_task(replace(task, batch_size=EVALUATION_BATCH), large_file, seed=settings.seed, check=False)
-            large = Plan.open(large_file)
+        plans = plans or Plans(task, Path(name))
+        plan = plans.of_seed(settings.seed, stage)
+        held_out = len(next(iter(data.test.values()))) if data.test else 0
+        large = plans.for_evaluation(plan, held_out, stage)
         return train(plan, large, data, settings, engine, workers, folder, told, stage)
 
 
