@@ -24,7 +24,6 @@ from umbel.errors import UmbelError
 from umbel.examples import Examples
 from umbel.messages import Blob, Train
 from umbel.plan import Plan
-from umbel.task import load_task
 from umbel.tensors import Tensors
 from umbel_edge.config import AgentConfig
 from umbel_edge.litert_trainer import LiteRTTrainer
@@ -61,7 +60,7 @@ def plan(plan_of: PlanOf) -> Plan:
 
 @pytest.fixture(scope="module")
 def dataset() -> sources.Dataset:
-    return sources.load("digits", load_task(TASKS / "digits.py"))
+    return sources.load("digits")
 
 
 def simulated(plan: Plan, dataset: sources.Dataset, **more: Any) -> Result:
@@ -143,16 +142,14 @@ import sys
 from pathlib import Path
 
 from tests.contract.test_simulation import POLICIES, simulated
-from tests.conftest import TASKS
 from umbel.plan import Plan
-from umbel.task import load_task
 from umbel_sim import data
 from umbel_sim.simulation import journal
 
 journal.SAVE_SECONDS = -1.0
 told = lambda row: print(row["round"], flush=True)
 plan, folder, name = Plan.open(Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[3]
-simulated(plan, data.load("digits", load_task(TASKS / "digits.py")), workers=2, folder=folder, told=told, **POLICIES[name])
+simulated(plan, data.load("digits"), workers=2, folder=folder, told=told, **POLICIES[name])
 """
 
 
