@@ -32,7 +32,7 @@ NO_SETTINGS = {
     **dict.fromkeys(
         ("task", "data", "test", "folder", "told", "stage", "split", "plans"), "simulate one after the other"
     ),
-    **dict.fromkeys(("engine", "workers"), "a simulation's result does not depend on it"),
+    **dict.fromkeys(("engine", "workers", "address"), "a simulation's result does not depend on it"),
 }
 """Names that are no setting of a simulation whose values a sweep compares, and what to do instead."""
 
