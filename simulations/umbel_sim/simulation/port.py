@@ -36,6 +36,9 @@ RUN = "simulation"
 SHORTLIST = 2.0
 """Devices that are looked at first, for each that a round wants."""
 
+MOST_SEEN = 100_000
+"""Devices of which it is remembered how they were found until that changes."""
+
 LOOKS_A_SECOND = 20.0
 """Devices that are looked at in a virtual second, at most, while a round waits for devices that can be had."""
 
@@ -82,6 +85,7 @@ class SimulationPort:
         self._attempt = 0
         self._assigned: dict[int, float] = {}
         self._changes = math.inf
+        self._seen: dict[int, tuple[float, Candidate]] = {}
         self._grid: Grid | None = None
         self._left = False
         self.now = 0.0
@@ -155,7 +159,7 @@ class SimulationPort:
         looked = draw.sample(range(world.devices), count)
         while True:
             for device in looked:
-                candidate = self._candidate(device)
+                _, candidate = self._look_at(device)
                 if available(policy, (candidate,), (), self.now).candidates:
                     found.append(candidate)
                     if len(found) >= needed:
@@ -166,27 +170,33 @@ class SimulationPort:
             found, looked = [], draw.sample(range(world.devices), count)
 
     def _every_candidate(self) -> tuple[Candidate, ...]:
-        self._changes = math.inf
-        return tuple(self._candidate(device) for device in range(self._world.devices))
+        seen, found = self._seen, []
+        for device in range(self._world.devices):
+            if device not in seen or seen[device][0] <= self.now:
+                seen[device] = self._look_at(device)
+            found.append(seen[device][1])
+        self._changes = min(changes for changes, _ in seen.values())
+        if len(seen) > MOST_SEEN:
+            seen.clear()
+        return tuple(found)
 
     def next_look(self, now: float) -> float:
         """When a round that found too few devices at `now` should look again: once something has changed for one."""
         return max(self._changes, now + max(1.0, min(3600.0, self._world.devices / LOOKS_A_SECOND)))
 
-    def _candidate(self, device: int) -> Candidate:
+    def _look_at(self, device: int) -> tuple[float, Candidate]:
+        """When what is said of a device changes, and what that is now."""
         world, rules = self._world, self._world.conditions
         now = world.availability.at(device, self.now)
         changes = world.changes(now, self.now, rules)
-        if self._policy.minimum_gap and device in self._assigned:
-            rested = self._assigned[device] + self._policy.minimum_gap
-            changes = min(changes, rested if rested > self.now else math.inf)
-        self._changes = min(self._changes, changes)
+        gap = self._policy.minimum_gap
+        if gap and device in self._assigned and self.now - self._assigned[device] < gap:
+            changes = min(changes, max(self._assigned[device] + gap, self.now + 0.001))  # the sum is rounded
         size = self._fleet.size(device) if rules.min_examples or self._policy.select == "most-examples" else 0
         reasons = () if rules.ask_nothing else world.why_not(device, self.now, rules, size)
         assigned = self._assigned.get(device, -math.inf)  # virtual time begins at 0: that is no word for never
-        return Candidate(
-            world.name(device), now.online, {"class": world.kind(device).name}, size, reasons, "", assigned
-        )
+        labels = {"class": world.kind(device).name}
+        return changes, Candidate(world.name(device), now.online, labels, size, reasons, "", assigned)
 
     def offer(self, opened: Open | None, offers: Sequence[tuple[Offer, Message]]) -> None:
         """Tell the devices; what becomes of it is known from now on."""
@@ -209,6 +219,7 @@ class SimulationPort:
         declines = self._work[given.id].story.outcome == "declined"
         if self._policy.select == "least-recent" or self._policy.minimum_gap:
             self._assigned[given.device] = self.now
+            self._seen.pop(given.device, None)
         self._tally.offered(given.device, 0 if declines else self._load.down)
 
     def _put(self, given: Given, weights: Tensors) -> None:
