@@ -4,7 +4,7 @@ import heapq
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -36,11 +36,11 @@ RUN = "simulation"
 SHORTLIST = 2.0
 """Devices that are looked at first, for each that a round wants."""
 
+MOST_SEEN = 100_000
+"""Devices of which it is remembered how they were found until that changes."""
+
 LOOKS_A_SECOND = 20.0
 """Devices that are looked at in a virtual second, at most, while a round waits for devices that can be had."""
-
-REMEMBERED = 20_000
-"""Devices whose candidates are kept until something changes for them, at most: looking at a device costs 0.1 ms."""
 
 
 class Untrained(Exception):
@@ -85,7 +85,7 @@ class SimulationPort:
         self._attempt = 0
         self._assigned: dict[int, float] = {}
         self._changes = math.inf
-        self._seen: dict[int, tuple[Candidate, float]] = {}
+        self._seen: dict[int, tuple[float, Candidate]] = {}
         self._grid: Grid | None = None
         self._left = False
         self.now = 0.0
@@ -159,7 +159,7 @@ class SimulationPort:
         looked = draw.sample(range(world.devices), count)
         while True:
             for device in looked:
-                candidate = self._candidate(device)
+                _, candidate = self._look_at(device)
                 if available(policy, (candidate,), (), self.now).candidates:
                     found.append(candidate)
                     if len(found) >= needed:
@@ -170,39 +170,33 @@ class SimulationPort:
             found, looked = [], draw.sample(range(world.devices), count)
 
     def _every_candidate(self) -> tuple[Candidate, ...]:
-        self._changes = math.inf
-        return tuple(self._candidate(device) for device in range(self._world.devices))
+        seen, found = self._seen, []
+        for device in range(self._world.devices):
+            if device not in seen or seen[device][0] <= self.now:
+                seen[device] = self._look_at(device)
+            found.append(seen[device][1])
+        self._changes = min(changes for changes, _ in seen.values())
+        if len(seen) > MOST_SEEN:
+            seen.clear()
+        return tuple(found)
 
     def next_look(self, now: float) -> float:
         """When a round that found too few devices at `now` should look again: once something has changed for one."""
         return max(self._changes, now + max(1.0, min(3600.0, self._world.devices / LOOKS_A_SECOND)))
 
-    def _candidate(self, device: int) -> Candidate:
-        seen, changes = self._seen.get(device, (None, -math.inf))
-        if seen is None or self.now >= changes:
-            seen, changes = self._look_at(device)
-            if len(self._seen) >= REMEMBERED:
-                self._seen.clear()
-            self._seen[device] = seen, changes
-        if device in self._assigned:
-            assigned = self._assigned[device]
-            seen = replace(seen, assigned=assigned)
-            rested = assigned + self._policy.minimum_gap
-            if self._policy.minimum_gap and rested > self.now:
-                changes = min(changes, rested)
-        self._changes = min(self._changes, changes)
-        return seen
-
-    def _look_at(self, device: int) -> tuple[Candidate, float]:
-        """A device that was never assigned, and until when it stays what it is."""
+    def _look_at(self, device: int) -> tuple[float, Candidate]:
+        """When what is said of a device changes, and what that is now."""
         world, rules = self._world, self._world.conditions
         now = world.availability.at(device, self.now)
+        changes = world.changes(now, self.now, rules)
+        gap = self._policy.minimum_gap
+        if gap and device in self._assigned and self.now - self._assigned[device] < gap:
+            changes = min(changes, max(self._assigned[device] + gap, self.now + 0.001))  # the sum is rounded
         size = self._fleet.size(device) if rules.min_examples or self._policy.select == "most-examples" else 0
         reasons = () if rules.ask_nothing else world.why_not(device, self.now, rules, size)
+        assigned = self._assigned.get(device, -math.inf)  # virtual time begins at 0: that is no word for never
         labels = {"class": world.kind(device).name}
-        never = -math.inf  # virtual time begins at 0: that is no word for never
-        seen = Candidate(world.name(device), now.online, labels, size, reasons, "", never)
-        return seen, world.changes(now, self.now, rules)
+        return changes, Candidate(world.name(device), now.online, labels, size, reasons, "", assigned)
 
     def offer(self, opened: Open | None, offers: Sequence[tuple[Offer, Message]]) -> None:
         """Tell the devices; what becomes of it is known from now on."""
@@ -225,6 +219,7 @@ class SimulationPort:
         declines = self._work[given.id].story.outcome == "declined"
         if self._policy.select == "least-recent" or self._policy.minimum_gap:
             self._assigned[given.device] = self.now
+            self._seen.pop(given.device, None)
         self._tally.offered(given.device, 0 if declines else self._load.down)
 
     def _put(self, given: Given, weights: Tensors) -> None:

@@ -143,7 +143,7 @@ def run(
 
 def check(settings: Settings) -> None:
     """Raise UmbelError when there is no such strategy, option, device class or trace."""
-    with _quiet_flower():
+    with _quiet_rounds():
         make_strategy(settings.strategy, settings.options, settings.learning_rate or 1.0)
     mix(settings.mix)
     availability(settings)
@@ -188,7 +188,7 @@ def train(
     try:
         flower_messages.set_identity()
         called = flower_messages.context(1, _run_config(plan, settings))
-        with _quiet_flower():
+        with _quiet_rounds():
             app(SimulationGrid(port), called)
         ended = called.state.config_records[END]
         state, reason = str(ended["state"]), str(ended["reason"])
@@ -231,15 +231,17 @@ def _same(engine: str, journal: Journal) -> str:
 
 
 @contextmanager
-def _quiet_flower() -> Iterator[None]:
-    """Flower's strategies log every round; a simulation has hundreds of them a minute."""
-    logger = logging.getLogger("flwr")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _quiet_rounds() -> Iterator[None]:
+    """Flower's strategies and our rounds log what happens in each; a simulation has hundreds of them a minute, and rows."""
+    loggers = [logging.getLogger(name) for name in ("flwr", "umbel.rounds")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def availability(settings: Settings) -> Availability:

@@ -154,6 +154,14 @@ def test_a_rest_between_assignments_is_kept(tmp_path: Path) -> None:
     assert len(run.port.times) < 200
 
 
+@pytest.mark.parametrize("gap", [0.1, 33.3, 1e-3, 7777.7])
+def test_a_rest_ends_however_its_seconds_are_rounded(tmp_path: Path, gap: float) -> None:
+    policy = RoundPolicy(over_selection=1.0, target=4, quorum=4, deadline=DAY, minimum_gap=fate() + gap)
+    run = VirtualRun(tmp_path, 4, replace(EVEN, latency=0.1), policy)
+    run.run(10)
+    assert run.rows[-1]["virtual_hours"] * 3600 < 10 * (policy.minimum_gap + fate())
+
+
 def test_a_round_finds_the_devices_that_have_its_labels(tmp_path: Path) -> None:
     """A list of random devices is no list of those that a round can have."""
     kinds = Mix((EVEN, replace(EVEN, name="rare")), (0.95, 0.05))
