@@ -222,6 +222,8 @@ def main() -> int:
     if min(arguments.rounds, arguments.turns, arguments.cohort) < 1 or arguments.devices < arguments.cohort:
         parser.error("--rounds, --turns and --cohort should be at least 1, and --devices at least the cohort")
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
     turns = Turns(console, arguments.venvs.resolve(), arguments.limit)
     rounds = WARM_UP + arguments.rounds
     for turn in range(arguments.turns):
@@ -238,7 +240,7 @@ def main() -> int:
         table = Table(*(name.replace("_", " ") for name in rows[0]), title="one client's update")
         for row in rows:
             table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
-        console.print(table, width=max(console.width, 120), crop=False)
+        console.print(table)
     for bar in bars(rows):
         verdict = {True: "holds", False: "does not hold", None: "unknown"}[bar.holds]
         console.print(f"{bar.text}: {bar.found}: {verdict}", soft_wrap=True)

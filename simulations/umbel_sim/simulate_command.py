@@ -230,7 +230,8 @@ def _progress(rounds: int, quiet: bool) -> Iterator[tuple[Callable[[dict[str, An
         TextColumn("[dim]left[/]"),
         TimeRemainingColumn(compact=True),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as progress:
+    terminal = Console(stderr=True)
+    with Progress(*columns, console=terminal, transient=True, disable=quiet or not terminal.is_terminal) as progress:
         bar = progress.add_task("starting", total=rounds, figures="")
         folded = began = 0.0
 

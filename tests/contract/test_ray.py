@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -190,6 +191,7 @@ def test_umbel_simulate_joins_a_cluster_and_leaves_it_running(tmp_path: Path) ->
     finally:
         ray.terminate()
         ray.wait(30)
+        shutil.rmtree(folder, ignore_errors=True)
     assert ended(started) == []
     with_ray = json.loads(done.stdout)
     assert (with_ray["engine"], with_ray["workers"]) == ("ray", 1)

@@ -29,9 +29,15 @@ class Chosen:
     why: str
 
 
+def check_engine(name: str) -> None:
+    """Raise UmbelError when there is no engine `name`."""
+    if name not in ENGINES:
+        raise UmbelError(f"there is no engine {name!r}; there are {', '.join(ENGINES)}")
+
+
 def make_engine(
     name: str,
-    task: Task,
+    task: Task | None,
     plan: Plan,
     fleet: Fleet,
     workers: int,
@@ -45,6 +51,7 @@ def make_engine(
     bits of weights. `address` is that of Ray, see umbel_sim.engines.ray_cluster; "" is one on this machine. Raises UmbelError
     on an unknown engine, or when Ray cannot be had.
     """
+    check_engine(name)
     if address and name != "ray":
         raise UmbelError(f"the address {address} is that of a Ray; say --engine ray as well")
     match name:
@@ -54,18 +61,20 @@ def make_engine(
             return Chosen(_xla(task, plan, fleet), "asked for")
         case "ray":
             return _ray(plan, fleet, workers, stage, address or "local")
-        case "auto":
-            return _faster(task, plan, fleet, workers or cores(), updates, stage)
-    raise UmbelError(f"there is no engine {name!r}; there are {', '.join(ENGINES)}")
+    return _faster(task, plan, fleet, workers or cores(), updates, stage)
 
 
-def _xla(task: Task, plan: Plan, fleet: Fleet) -> Engine:
+def _xla(task: Task | None, plan: Plan, fleet: Fleet) -> Engine:
+    if task is None:
+        raise UmbelError("XLA compiles the task itself, and there is only its plan")
     from umbel_sim.engines.xla import XLAEngine
 
     return XLAEngine(task, plan, fleet)
 
 
-def _faster(task: Task, plan: Plan, fleet: Fleet, workers: int, updates: int, stage: Callable[[str], None]) -> Chosen:
+def _faster(
+    task: Task | None, plan: Plan, fleet: Fleet, workers: int, updates: int, stage: Callable[[str], None]
+) -> Chosen:
     stage("measuring the interpreters")
     interpreters = LiteRTEngine(plan, fleet, workers)
     own = _seconds(interpreters, plan, fleet)

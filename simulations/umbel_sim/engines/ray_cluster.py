@@ -1,6 +1,5 @@
 """The Ray that trains: a cluster that is there already, or one on this machine that ends with the simulation."""
 
-import contextlib
 import os
 import secrets
 import shutil
@@ -189,9 +188,8 @@ def _own_signals() -> Iterator[None]:
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread():
-            with contextlib.suppress(TypeError):  # it was not set from Python
-                signal.signal(signal.SIGTERM, before)
+        if threading.current_thread() is threading.main_thread() and before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _line(text: str) -> str:

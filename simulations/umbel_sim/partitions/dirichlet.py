@@ -61,7 +61,7 @@ def of_labels(
             return cut(order[np.lexsort((order, owner))], sizes)
     raise UmbelError(
         f"no Dirichlet({alpha:g}) split of {len(labels)} rows gives each of {devices} devices {minimum} rows; "
-        "take fewer devices, a larger alpha or a smaller minimum"
+        "take fewer devices, a larger alpha or a lower --min-examples"
     )
 
 

@@ -1,6 +1,7 @@
 """The Python API: a simulation in a line, and a comparison of variants."""
 
 import itertools
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
@@ -22,14 +23,16 @@ from umbel_sim.simulation.folder import claimed
 from umbel_sim.simulation.journal import Row
 from umbel_sim.simulation.result import Result
 from umbel_sim.simulation.settings import IN_A_DAY, NO_RULES, Settings
-from umbel_sim.simulation.simulating import check, data_of, data_of_fleet, run
+from umbel_sim.simulation.simulating import Plans, check, data_of, data_of_fleet, run
 
 POLICY = tuple(field.name for field in msgspec.structs.fields(RoundPolicy))
 NO_SETTINGS = {
     "seed": "give the first seed and how many",
     **dict.fromkeys(("policy", "options"), "name one of its fields"),
-    **dict.fromkeys(("task", "data", "test", "folder", "told", "stage", "split"), "simulate one after the other"),
-    **dict.fromkeys(("engine", "workers"), "a simulation's result does not depend on it"),
+    **dict.fromkeys(
+        ("task", "data", "test", "folder", "told", "stage", "split", "plans"), "simulate one after the other"
+    ),
+    **dict.fromkeys(("engine", "workers", "address"), "a simulation's result does not depend on it"),
 }
 """Names that are no setting of a simulation whose values a sweep compares, and what to do instead."""
 
@@ -49,6 +52,7 @@ def simulate(
     told: Callable[[Row], None] = lambda row: None,
     stage: Callable[[str], None] = lambda text: None,
     split: Callable[[Statistics], None] = lambda statistics: None,
+    plans: Plans | None = None,
     **settings: Any,
 ) -> Result:
     """Train virtual devices and return what came of it.
@@ -59,13 +63,14 @@ def simulate(
     partition="shards:2", fraction=0.1, strategy="fedadam", eta=0.01. `engine`, `workers` and `address` are those of
     umbel_sim.engines.choice.make_engine; none of them changes the result. With a `folder` the result is saved there, and a
     simulation that was interrupted goes on. `told` hears of every checkpoint, `stage` of what comes before the first one,
-    `split` of how the examples lie. Raises UmbelError.
+    `split` of how the examples lie. Simulations of one task may share their `plans`. Raises UmbelError.
     """
     place = Path(folder) if folder is not None else None
     with ExitStack() as held:
         if place is not None:
             held.enter_context(claimed(place))
-        return _simulate(task, data, test, policy, engine, workers, address, place, told, stage, split, settings)
+        where = engine, workers, address
+        return _simulate(task, data, test, policy, where, place, told, stage, split, plans, settings)
 
 
 def _simulate(
@@ -73,16 +78,15 @@ def _simulate(
     data: Dataset | Fleet | str,
     test: Mapping[str, NDArray[Any]] | None,
     policy: RoundPolicy | None,
-    engine: str,
-    workers: int,
-    address: str,
+    where: tuple[str, int, str],
     place: Path | None,
     told: Callable[[Row], None],
     stage: Callable[[str], None],
     split: Callable[[Statistics], None],
+    plans: Plans | None,
     settings: Mapping[str, Any],
 ) -> Result:
-    loaded = _loaded(task)
+    loaded, (engine, workers, address) = _loaded(task), where
     if isinstance(data, str | Path):
         data = sources.load(str(data), loaded)
     if isinstance(data, Dataset):
@@ -94,7 +98,16 @@ def _simulate(
         made = data_of_fleet(data, test or {})
     split(made.fleet.statistics())
     result = run(
-        loaded, made, chosen, engine=engine, workers=workers, address=address, folder=place, told=told, stage=stage
+        loaded,
+        made,
+        chosen,
+        engine=engine,
+        workers=workers,
+        address=address,
+        folder=place,
+        told=told,
+        stage=stage,
+        plans=plans,
     )
     if place is not None:
         stage("drawing")
@@ -197,14 +210,17 @@ def sweep(
     loaded = _loaded(task)
     dataset = sources.load(data, loaded) if isinstance(data, str) else data
     first, found = int(settings.pop("seed", 0)), []
-    for changes in variants(grid):
-        results = []
-        for seed in range(first, first + seeds):
-            label = ", ".join(f"{name}={value}" for name, value in changes.items())
+    with tempfile.TemporaryDirectory(prefix="umbel-sweep-") as name:
+        plans = Plans(loaded, Path(name))
+        for changes in variants(grid):
+            results = []
+            for seed in range(first, first + seeds):
+                label = ", ".join(f"{name}={value}" for name, value in changes.items())
 
-            def heard(row: Row, label: str = f"{label}, seed {seed}") -> None:
-                told(label, row)
+                def heard(row: Row, label: str = f"{label}, seed {seed}") -> None:
+                    told(label, row)
 
-            results.append(simulate(loaded, dataset, told=heard, **{**settings, **changes, "seed": seed}))
-        found.append(Variant(changes, tuple(results)))
+                chosen = {**settings, **changes, "seed": seed}
+                results.append(simulate(loaded, dataset, told=heard, plans=plans, **chosen))
+            found.append(Variant(changes, tuple(results)))
     return tuple(found)

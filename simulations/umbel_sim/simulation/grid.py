@@ -9,7 +9,7 @@ from flwr.supercore.run import Run
 from umbel.errors import UmbelError
 from umbel_server import flower_messages
 from umbel_server.rounds.events import Ended, Finish, Offer, Uploaded
-from umbel_sim.simulation.port import NotFinite, SimulationPort
+from umbel_sim.simulation.port import SimulationPort, Untrained
 
 UNFINISHED = 2
 """The code of the error replies that a strategy sees."""
@@ -108,7 +108,7 @@ class SimulationGrid(Grid):
         message, _, _ = self._pending[self._messages[assignment]]
         try:
             arrival = self.port.arrival(assignment)
-        except NotFinite as error:
+        except Untrained as error:
             raise UmbelError(str(error)) from error
         base = flower_messages.tensors_of(next(iter(message.content.array_records.values())))
         weights = {name: weight + arrival.update.delta[name] for name, weight in base.items()}

@@ -43,8 +43,8 @@ REMEMBERED = 20_000
 """Devices whose candidates are kept until something changes for them, at most: looking at a device costs 0.1 ms."""
 
 
-class NotFinite(Exception):
-    """A device's loss is not a number any more: which device, in which round, and what to do.
+class Untrained(Exception):
+    """A device's loss is not a number any more, or its examples cannot be had: which device, in which round, what to do.
 
     No UmbelError: with one, rounds go on without the update.
     """
@@ -279,20 +279,24 @@ class SimulationPort:
                 most -= 1
 
     def arrival(self, id: str) -> Arrival:
-        """The update of an assignment, as soon as it is computed; raises NotFinite, which ends the rounds."""
+        """The update of an assignment, as soon as it is computed; raises Untrained, which ends the rounds."""
         work = self._work[id]
         self._begin(work)
         assert work.future is not None
-        done = work.future.result()
+        number, name = work.given.how.round, work.given.name
+        try:
+            done = work.future.result()
+        except UmbelError as error:
+            raise Untrained(f"round {number}: {name} cannot train: {error}") from error
         work.future = None
         loss = done.metrics["loss"]
         if not isinstance(loss, float) or not math.isfinite(loss):
-            raise NotFinite(
-                f"round {work.given.how.round}: the loss of {work.given.name} is {loss}; lower the learning rate "
+            raise Untrained(
+                f"round {number}: the loss of {name} is {loss}; lower the learning rate "
                 f"({work.given.how.learning_rate:g}) or look at its {done.examples} examples"
             )
         update = self._kept.update(id, done.delta)
-        return Arrival(work.given.name, update, done.examples, done.metrics, done.examples)
+        return Arrival(name, update, done.examples, done.metrics, done.examples)
 
     def finish(self, finish: Finish) -> None:
         """An assignment has its final state."""

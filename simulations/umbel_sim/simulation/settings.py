@@ -1,18 +1,20 @@
 """Everything that a simulation's result depends on, beside the task and the data."""
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from umbel.conditions import Rules
 from umbel.errors import UmbelError
+from umbel_server.rounds import bounds
 from umbel_server.rounds.policy import RoundPolicy
 
 IN_A_DAY = RoundPolicy(over_selection=1.0, deadline=86400.0)
 """A simulation's policy unless it says otherwise: every device that is asked counts, and has a virtual day."""
 
 NO_RULES = Rules()
+
+_FLEET = {"devices": bounds.Bounds(1, 10**9), "min_examples": bounds.Bounds(1, 10**9)}
 
 
 @dataclass(frozen=True)
@@ -45,19 +47,11 @@ class Settings:
     conditions: Rules = NO_RULES
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("devices", 1),
-            ("min_examples", 1),
-            ("rounds", 1),
-            ("epochs", 1),
-            ("max_steps", 0),
-            ("seed", 0),
-        ):
-            value = getattr(self, name)
-            if not least <= value < 2**62:
-                raise UmbelError(f"{name.replace('_', ' ')} should be at least {least}, got {value}")
-        if not 0 <= self.learning_rate < math.inf:
-            raise UmbelError(f"the learning rate should be positive, got {self.learning_rate}")
+        for name, allowed in {**bounds.SETTINGS, **_FLEET}.items():
+            try:
+                bounds.check(f"the simulation's {name.replace('_', ' ')}", getattr(self, name), allowed)
+            except ValueError as error:
+                raise UmbelError(str(error)) from error
         if self.policy.quorum > self.devices:
             raise UmbelError(
                 f"the quorum is {self.policy.quorum} updates and there are {self.devices} devices; lower --quorum or raise --devices"

@@ -28,13 +28,13 @@ from umbel_server.compiler import compile_task
 from umbel_server.flower_app import END, app
 from umbel_server.strategies import make_strategy
 from umbel_sim.data import Dataset
-from umbel_sim.engines.choice import make_engine
+from umbel_sim.engines.choice import check_engine, make_engine
 from umbel_sim.fleet_data import Fleet
 from umbel_sim.partitions import partition
 from umbel_sim.simulation.grid import SimulationGrid
 from umbel_sim.simulation.held_out import HeldOut, OnDevices
 from umbel_sim.simulation.journal import Journal, Row
-from umbel_sim.simulation.port import NotFinite, SimulationPort
+from umbel_sim.simulation.port import SimulationPort, Untrained
 from umbel_sim.simulation.result import Result
 from umbel_sim.simulation.settings import Settings, cores
 from umbel_sim.simulation.tally import Tally
@@ -45,6 +45,9 @@ from umbel_sim.virtual.trace import Trace
 
 EVALUATION_BATCH = 200
 """Examples that are evaluated at once on the server's side: fewer calls than with a device's small batches."""
+
+MANY_BATCHES = 200
+"""Held-out batches of a device's size from which on compiling for EVALUATION_BATCH pays: it takes seconds."""
 
 NAMED = ("always", "diurnal")
 """Availabilities that are no trace."""
@@ -83,6 +86,32 @@ def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
     return made.hexdigest()
 
 
+class Plans:
+    """Plans of one task in `folder`, each compiled once: that of a seed, and one for the evaluation of many examples."""
+
+    def __init__(self, task: Task, folder: Path) -> None:
+        self._task, self._folder = task, folder
+
+    def of_seed(self, seed: int, stage: Callable[[str], None]) -> Plan:
+        """The plan whose initial weights are drawn by `seed`."""
+        return self._compiled(self._task, seed, f"{seed}.plan", "compiling the task", stage)
+
+    def for_evaluation(self, plan: Plan, held_out: int, stage: Callable[[str], None]) -> Plan:
+        """`plan`, or one for larger batches that evaluates `held_out` examples sooner."""
+        size = plan.manifest.batch_size
+        if size >= EVALUATION_BATCH or held_out <= MANY_BATCHES * size:
+            return plan
+        large = replace(self._task, batch_size=EVALUATION_BATCH)
+        return self._compiled(large, 0, "evaluation.plan", "compiling the evaluation", stage)
+
+    def _compiled(self, task: Task, seed: int, name: str, what: str, stage: Callable[[str], None]) -> Plan:
+        path = self._folder / name
+        if not path.exists():
+            stage(what)
+            compile_task(task, path, seed=seed, check=False)
+        return Plan.open(path)
+
+
 def run(
     task: Task,
     data: Data,
@@ -94,26 +123,22 @@ def run(
     folder: Path | None = None,
     told: Callable[[Row], None] = lambda row: None,
     stage: Callable[[str], None] = lambda text: None,
+    plans: Plans | None = None,
 ) -> Result:
     """Train virtual devices until the run ends; goes on where `folder` left off.
 
     `engine`, `workers` and `address` are those of make_engine. `told` hears of every committed round, `stage` of what is
     done before the first. After a KeyboardInterrupt, and whatever else ends it early, the newest checkpoint is in `folder`.
-    Raises UmbelError.
+    Runs of one task may share their `plans`. Raises UmbelError.
     """
     check(settings)
+    check_engine(engine)
     with tempfile.TemporaryDirectory(prefix="umbel-simulation-") as name:
-        work = Path(name)
-        stage("compiling the task")
-        compile_task(task, work / "task.plan", seed=settings.seed, check=False)
-        plan = Plan.open(work / "task.plan")
-        large = plan
-        if plan.manifest.batch_size < EVALUATION_BATCH and data.test:
-            stage("compiling the evaluation")
-            large_file = work / "evaluation.plan"
-            compile_task(replace(task, batch_size=EVALUATION_BATCH), large_file, seed=settings.seed, check=False)
-            large = Plan.open(large_file)
-        return train(task, plan, large, data, settings, engine, workers, address, folder, told, stage)
+        plans = plans or Plans(task, Path(name))
+        plan = plans.of_seed(settings.seed, stage)
+        held_out = len(next(iter(data.test.values()))) if data.test else 0
+        large = plans.for_evaluation(plan, held_out, stage)
+        return train(plan, large, data, settings, engine, workers, address, folder, told, stage, task)
 
 
 def check(settings: Settings) -> None:
@@ -125,7 +150,6 @@ def check(settings: Settings) -> None:
 
 
 def train(
-    task: Task,
     plan: Plan,
     large: Plan,
     data: Data,
@@ -136,8 +160,12 @@ def train(
     folder: Path | None = None,
     told: Callable[[Row], None] = lambda row: None,
     stage: Callable[[str], None] = lambda text: None,
+    task: Task | None = None,
 ) -> Result:
-    """As `run`, with the task's `plan` compiled already, and `large`, the same for larger batches or itself."""
+    """As `run`, with the task's `plan` compiled already, and `large`, the same for larger batches or itself.
+
+    XLA compiles the `task` itself.
+    """
     manifest, fleet = plan.manifest, data.fleet
     _check_until(plan, settings)
     specs = {**manifest.inputs, **manifest.targets}
@@ -164,7 +192,7 @@ def train(
             app(SimulationGrid(port), called)
         ended = called.state.config_records[END]
         state, reason = str(ended["state"]), str(ended["reason"])
-    except NotFinite as error:
+    except Untrained as error:
         state, reason = "failed", str(error)
     except OSError as error:
         raise UmbelError(f"the simulation's files cannot be written: {error}; what it had is in its folder") from error

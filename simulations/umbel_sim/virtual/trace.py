@@ -78,10 +78,14 @@ def _read(path: Path) -> dict[int, list[tuple[float, int, Condition]]]:
                     )
                 rows[device].append((start, line, condition))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UmbelError(f"{path}: expected a trace in CSV, could not read one: {error}") from error
+        raise UmbelError(f"{path}: expected a trace in CSV, could not read one: {_reason(error)}") from error
     if not rows:
         raise UmbelError(f"{path}: expected a trace of at least one interval, got none")
     return rows
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _condition(row: dict[str, str]) -> Condition:

@@ -13,7 +13,7 @@ from umbel.conditions import Rules
 from umbel.errors import UmbelError
 from umbel_server.rounds.policy import RoundPolicy
 from umbel_sim.engines import Job
-from umbel_sim.simulation.port import NotFinite
+from umbel_sim.simulation.port import Untrained
 from umbel_sim.virtual.availability import DAY, HOUR, Condition, Diurnal
 from umbel_sim.virtual.classes import Mix
 
@@ -206,7 +206,7 @@ def test_a_loss_that_is_not_a_number_ends_the_run_with_round_and_device(
         return loss if job.name == device and job.how.round == 2 else 1.0
 
     run = VirtualRun(tmp_path, engine=NumbersEngine(bad))
-    with pytest.raises(NotFinite) as caught:
+    with pytest.raises(Untrained) as caught:
         run.run(5)
     assert f"round 2: the loss of {device} is {loss}" in str(caught.value)
     assert "lower the learning rate (0.25) or look at its 10 examples" in str(caught.value)
