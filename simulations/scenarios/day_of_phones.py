@@ -3,7 +3,7 @@
 The system of Bonawitz et al.: Towards Federated Learning at Scale: System Design, MLSys 2019 (arXiv 1902.01046), whose
 figures show the same: most devices can be had at night, rounds follow the day, and devices that are taken off their chargers
 fail. Here people have habits and nights differ from each other (umbel_sim.virtual.availability.Diurnal); a round wants 100
-updates, offers 130 assignments and makes do with 60 after ten minutes; a phone trains at most once in six hours.
+updates, offers 130 assignments and makes do with 60 after ten minutes; a phone trains at most once an hour.
 
     python simulations/scenarios/day_of_phones.py --plot day.png
 """
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             quorum=wanted * 6 // 10,
             deadline=600.0,
             attempts=1000,
-            minimum_gap=6 * HOUR,
+            minimum_gap=HOUR,
             rounds=100_000,
             budget_hours=float(HOURS),
             learning_rate=0.1,
@@ -91,11 +91,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         status.update("counting who can train")
         able = who_can_train(given.seed, devices)
     rows = [{**who, **what} for who, what in zip(able, by_hour(result), strict=True)]
-    shown = Table("hour", "online", "can train", "rounds", *ENDS, "wasted", "accuracy", title=f"{devices:,} phones")
+    ends = [end for end in ENDS if any(row[end] for row in rows)]
+    shown = Table("hour", "online", "able", "rounds", *ends, "wasted", "accuracy", title=f"{devices:,} phones")
     for row in rows:
         trained = row["trained_seconds"]
         shown.add_row(
-            *(str(row[name]) for name in ("hour", "online", "can_train", "rounds", *ENDS)),
+            *(str(row[name]) for name in ("hour", "online", "can_train", "rounds", *ends)),
             f"{row['wasted_seconds'] / trained:.0%}" if trained else "-",
             "-" if row["accuracy"] is None else f"{row['accuracy']:.1%}",
         )
