@@ -75,7 +75,7 @@ class Experiment:
 def experiment(given: argparse.Namespace) -> Experiment:
     """What the arguments ask for."""
     if given.small:
-        paper = {("iid", 0.2): 20, ("noniid", 0.2): 60}
+        paper = {("iid", 0.2): 20, ("noniid", 0.2): 60}  # no paper's: what these digits are given
         rates = {"iid": (0.2, 0.1), "noniid": (0.1, 0.2)}
         return Experiment(SMALL, load("digits", SMALL), 20, 1, 0.9, paper, rates)
     if given.cnn:
