@@ -17,7 +17,7 @@ import math
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -75,7 +75,7 @@ class Experiment:
 def experiment(given: argparse.Namespace) -> Experiment:
     """What the arguments ask for."""
     if given.small:
-        paper = {("iid", 0.2): 20, ("noniid", 0.2): 60}
+        paper = {("iid", 0.2): 20, ("noniid", 0.2): 60}  # no paper's: what these digits are given
         rates = {"iid": (0.2, 0.1), "noniid": (0.1, 0.2)}
         return Experiment(SMALL, load("digits", SMALL), 20, 1, 0.9, paper, rates)
     if given.cnn:
@@ -191,8 +191,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="seeds a cell, from --seed on (default: 3)")
     parser.add_argument("--cnn", action="store_true", help="the CNN instead, E=5, to 99%%")
     parser.add_argument("--resume", action="store_true", help="keep the cells that the --json file has")
+    parser.add_argument("--learning-rate", type=float, action="append", help="instead of the grid; may be repeated")
     given = parser.parse_args(argv)
     asked = experiment(given)
+    if given.learning_rate:
+        asked = replace(asked, learning_rates=dict.fromkeys(PARTITIONS, tuple(given.learning_rate)))
     wanted = [
         key
         for key in asked.paper
