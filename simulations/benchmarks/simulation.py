@@ -18,6 +18,7 @@ that need it are not looked at.
 import argparse
 import json
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -65,6 +66,9 @@ ENGINES = {
 }
 NAMES = ("umbel", "flower-ray", "pfl", "keras-loop", "torch-loop", "scale")
 """What --only takes: `scale` are Umbel's other numbers of devices."""
+
+BUSY = 0.3
+"""Cores that other programs may use before figures are not to be compared."""
 
 SCALE = ((100, 50), (10_000, 50), (100_000, 50), (10_000, 1000))
 """Devices and cohort."""
@@ -221,6 +225,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if min(arguments.rounds, arguments.turns, arguments.cohort) < 1 or arguments.devices < arguments.cohort:
         parser.error("--rounds, --turns and --cohort should be at least 1, and --devices at least the cohort")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the children end too
     console = Console()
     if not console.is_terminal:
         console = Console(width=140)
@@ -244,6 +249,10 @@ def main() -> int:
     for bar in bars(rows):
         verdict = {True: "holds", False: "does not hold", None: "unknown"}[bar.holds]
         console.print(f"{bar.text}: {bar.found}: {verdict}", soft_wrap=True)
+    if any(row["elsewhere"] > BUSY for row in rows):
+        console.print(
+            f"Other programs kept more than {BUSY} cores busy: measure again on a machine with nothing else to do."
+        )
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
     return int(turns.failed or not rows)
