@@ -21,8 +21,8 @@ _FLEET = {"devices": bounds.Bounds(1, 10**9), "min_examples": bounds.Bounds(1, 1
 class Settings:
     """How virtual devices are trained.
 
-    `learning_rate` 0 is the plan's; `until` names a held-out metric and `at_least` its goal (for `loss` and errors, where
-    less is better, `at_most`); budgets are virtual hours and bytes that travel, 0: none. `mix` are device classes with
+    `learning_rate` 0 is the plan's; `until` names a held-out metric and `at_least` its goal, of those of
+    which more is better; budgets are virtual hours and bytes that travel, 0: none. `mix` are device classes with
     their shares (umbel_sim.virtual.classes.mix); `availability` is "always", "diurnal" or the path of a trace; `conditions`
     are the rules of the devices' owners.
     """
