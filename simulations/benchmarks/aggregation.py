@@ -85,7 +85,8 @@ class Stopwatch:
 def umbel_half(shapes: dict[str, tuple[int, ...]], updates: int, folder: Path) -> dict[str, float]:
     """Read, vet and fold every blob, and finish the round."""
     from umbel_server import flower_messages
-    from umbel_server.aggregation import BlobPieces, Update, Vetting, aggregator_of
+    from umbel_server.aggregation import Vetting, aggregator_of
+    from umbel_server.aggregation.updates import of_bytes
     from umbel_server.blobs import Blobs
     from umbel_server.strategies import make_strategy
 
@@ -99,11 +100,10 @@ def umbel_half(shapes: dict[str, tuple[int, ...]], updates: int, folder: Path) -
         with reading:
             data = blobs.get(digests[number])
         with clock:
-            delta = vetting.parse(f"device {number}", data)
-            vetting.accept(f"device {number}", delta, examples(number))
-            update = Update(delta, BlobPieces(blobs, digests[number]))
+            update = of_bytes(blobs, digests[number], data)
+            vetting.accept(f"device {number}", update.delta, examples(number))
             aggregator.fold(str(number), update, examples(number), {"loss": 1.0})
-            del data, delta, update
+            del data, update
     with clock:
         weights, _ = aggregator.finish(1, base)
     (folder / "umbel.result").write_bytes(dump(weights))

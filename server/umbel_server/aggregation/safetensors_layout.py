@@ -89,12 +89,17 @@ def _parse_again(header: bytes, size: int) -> Mapping[str, Place]:
     return MappingProxyType(parse_header(header, size))
 
 
-def views(data: bytes | bytearray | memoryview) -> Tensors:
-    """The tensors of a whole file without a copy, in the order of names; raises TensorError as `parse_header` does."""
+def places_of(data: bytes | bytearray | memoryview) -> Mapping[str, Place]:
+    """The tensors of a whole file by name, in the order of names; raises TensorError as `parse_header` does."""
     view = memoryview(data).cast("B")
     length = header_length(bytes(view[:PREFIX]), view.nbytes)
     parse = _parse_again if length <= CACHED_HEADER else parse_header
-    places = parse(bytes(view[PREFIX : PREFIX + length]), view.nbytes)
+    return parse(bytes(view[PREFIX : PREFIX + length]), view.nbytes)
+
+
+def views(data: bytes | bytearray | memoryview) -> Tensors:
+    """The tensors of a whole file without a copy, in the order of names; raises TensorError as `parse_header` does."""
+    view, places = memoryview(data).cast("B"), places_of(data)
     file = np.frombuffer(view, np.uint8)
     return {
         name: file[place.start : place.stop].view(place.dtype).reshape(place.shape) for name, place in places.items()

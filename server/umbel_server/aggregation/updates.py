@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umbel.tensors import Tensors, WeightSpec
-from umbel_server.aggregation.safetensors_layout import PREFIX, Place, header_length, parse_header, views
+from umbel_server.aggregation.safetensors_layout import PREFIX, Place, header_length, parse_header, places_of, views
 from umbel_server.blobs import Blobs
 
 NEAR = 1 << 12
@@ -50,9 +50,10 @@ class Update:
 class BlobPieces:
     """A weight delta in a safetensors blob, read by byte ranges; its digest was checked when it was vetted."""
 
-    def __init__(self, blobs: Blobs, sha256: str) -> None:
+    def __init__(self, blobs: Blobs, sha256: str, places: Mapping[str, Place] | None = None) -> None:
+        """`places` are where its tensors lie, if that is known."""
         self._blobs, self._sha256 = blobs, sha256
-        self._places: dict[str, Place] = {}
+        self._places = places or {}
 
     def weights(self, name: str, start: int, stop: int, base: NDArray[Any]) -> NDArray[Any]:
         """As `Pieces`: base + delta. Raises MissingBlob and TensorError."""
@@ -103,7 +104,12 @@ class WeightPieces:
 
 def from_blob(blobs: Blobs, sha256: str) -> Update:
     """The update of a blob that holds a delta; raises MissingBlob, BlobError on changed bytes, TensorError."""
-    return Update(views(blobs.get(sha256)), BlobPieces(blobs, sha256))
+    return of_bytes(blobs, sha256, blobs.get(sha256))
+
+
+def of_bytes(blobs: Blobs, sha256: str, data: bytes) -> Update:
+    """The update of a blob whose bytes were read already; raises TensorError."""
+    return Update(views(data), BlobPieces(blobs, sha256, places_of(data)))
 
 
 def from_weights(weights: Mapping[str, NDArray[Any]], base: Mapping[str, NDArray[Any]]) -> Update:
