@@ -43,6 +43,8 @@ def running(tmp_path: Path, broker: EmbeddedProcess) -> Iterator[RunningServer]:
 
 
 def give(running: RunningServer, device: str, body: Body) -> str:
+    """Note a command once its device can be heard: what it says before is lost."""
+    eventually(lambda: running.server.devices.get(POPULATION, device).online)
     with running.server.database.transaction() as session:
         return running.server.outbox.add(session, POPULATION, device, body, 60.0).id
 
