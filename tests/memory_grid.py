@@ -3,12 +3,11 @@
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, RecordDict
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
+from flwr.app import ConfigRecord, Message
 
 from umbel.tensors import Tensors
 from umbel_server import flower_messages
+from umbel_server.plain_grid import PlainGrid
 
 Node = Callable[[Message], Message | None]
 """A device: it answers a message, or does not."""
@@ -16,27 +15,15 @@ Node = Callable[[Message], Message | None]
 flower_messages.set_identity()
 
 
-class MemoryGrid(Grid):
+class MemoryGrid(PlainGrid):
     """The nodes by id, all online; replies come in the reverse order of nodes, as from a fleet that owes no order."""
 
     def __init__(self, nodes: Mapping[int, Node]) -> None:
+        super().__init__(1)
         self.nodes = dict(nodes)
         self.asked: list[list[int]] = []
         self.configs: list[dict[str, object]] = []
         self._waiting: dict[str, Message] = {}
-        self._run = flower_messages.empty_run(1)
-
-    def set_run(self, run: Run) -> None:
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        return self._run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self.nodes)

@@ -3,14 +3,13 @@
 import secrets
 from collections.abc import Iterable
 
-from flwr.app import Message, MessageType, RecordDict
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run as FlowerRun
+from flwr.app import Message, MessageType
 
 from umbel import tensors
 from umbel.errors import UmbelError
 from umbel.messages import Blob
 from umbel_server import flower_messages
+from umbel_server.plain_grid import PlainGrid
 from umbel_server.rounds.assignments import WITH_DEVICE
 from umbel_server.rounds.events import Finish, Offer
 from umbel_server.rounds.fleet_port import FleetPort
@@ -19,7 +18,7 @@ REJECTED, UNFINISHED = 1, 2
 """Codes of the error replies that a strategy sees."""
 
 
-class FleetGrid(Grid):
+class FleetGrid(PlainGrid):
     """The devices of one population as Flower nodes, for one run; nodes are the devices that are online.
 
     Umbel's own ServerApp drives rounds through `port`. Another one pushes and pulls messages as on any grid: each becomes
@@ -27,25 +26,10 @@ class FleetGrid(Grid):
     """
 
     def __init__(self, port: FleetPort) -> None:
+        super().__init__(int(port.run, 16))
         self.port = port
         self._pending: dict[str, tuple[Message, str, str]] = {}
-        self._run = flower_messages.empty_run(int(port.run, 16))
         port.belong_to(self)
-
-    def set_run(self, run: FlowerRun) -> None:
-        """Set the Flower run that messages name."""
-        self._run = run
-
-    @property
-    def run(self) -> FlowerRun:
-        """The Flower run that messages name."""
-        return self._run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """A message to one node; see flwr.serverapp.Grid."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """The node ids of the devices that are online, in order."""

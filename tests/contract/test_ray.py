@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 from numpy.typing import NDArray
+from tests.waiting import eventually
 
 from umbel import Plan, tensors
 from umbel.errors import UmbelError
@@ -163,7 +163,7 @@ def test_umbel_simulate_joins_a_cluster_and_leaves_it_running(tmp_path: Path) ->
         ray = subprocess.Popen([*head, "--include-dashboard", "false"], env=clean, stdout=log, stderr=log)
     started: set[psutil.Process] = set()
     try:
-        wait_for(lambda: "Ray runtime started" in (tmp_path / "ray.log").read_text(), 60)
+        eventually(lambda: "Ray runtime started" in (tmp_path / "ray.log").read_text(), 60)
         command = [
             program("umbel"),
             "simulate",
@@ -224,10 +224,3 @@ def test_flowers_own_simulation_trains_the_plan_on_partitions(plan: Plan, tmp_pa
     for name, weight in plan.initial_weights().items():
         mean = weight + sum(done.examples / total * done.delta[name].astype(np.float64) for done in updates)
         np.testing.assert_allclose(committed[name], mean, rtol=1e-6, atol=1e-7, err_msg=name)
-
-
-def wait_for(happened: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pandas as pd
 import pytest
 from tests.conftest import TASKS
 from tests.faults.small_disk import SmallDisk, can_mount
+from tests.waiting import eventually
 
 from umbel import tensors
 from umbel_server.cli import main
@@ -220,7 +220,7 @@ def test_a_full_disk_is_a_sentence(umbel: Callable[..., Done], tmp_path: Path) -
         disk.free()
         assert umbel(*words, "--output", disk.folder / "out").code == 0
     finally:
-        subprocess.run(["umount", str(disk.folder)], check=False)
+        disk.unmount()
 
 
 def test_ctrl_c_keeps_the_newest_checkpoint_and_the_same_command_goes_on(
@@ -231,10 +231,10 @@ def test_ctrl_c_keeps_the_newest_checkpoint_and_the_same_command_goes_on(
     process = subprocess.Popen(
         [program("umbel"), *words, "--rounds", "1000000"], stdout=log, stderr=log, start_new_session=True
     )
-    began = time.monotonic()
-    while not Path("out/checkpoint.umbel").exists() and time.monotonic() - began < 60:
-        time.sleep(0.05)
-    time.sleep(0.3)
+    saved = Path("out/checkpoint.umbel")
+    eventually(saved.exists, 60)
+    first = saved.stat().st_mtime_ns
+    eventually(lambda: saved.stat().st_mtime_ns != first, 30)  # of a later round
     os.kill(process.pid, signal.SIGINT)
     assert process.wait(30) == 1
     log.close()

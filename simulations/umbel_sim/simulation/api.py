@@ -32,7 +32,7 @@ NO_SETTINGS = {
     **dict.fromkeys(
         ("task", "data", "test", "folder", "told", "stage", "split", "plans"), "simulate one after the other"
     ),
-    **dict.fromkeys(("engine", "workers", "address"), "a simulation's result does not depend on it"),
+    **dict.fromkeys(("engine", "workers", "address"), "a simulation's result depends on it in its last bits at most"),
 }
 """Names that are no setting of a simulation whose values a sweep compares, and what to do instead."""
 
@@ -61,7 +61,7 @@ def simulate(
     FunctionFleet, whose held-out examples are `test`.
     `settings` are fields of Settings and of RoundPolicy by their names, and options of the strategy: devices=100,
     partition="shards:2", fraction=0.1, strategy="fedadam", eta=0.01. `engine`, `workers` and `address` are those of
-    umbel_sim.engines.choice.make_engine; none of them changes the result. With a `folder` the result is saved there, and a
+    umbel_sim.engines.choice.make_engine; they change the result in its last bits at most. With a `folder` the result is saved there, and a
     simulation that was interrupted goes on. `told` hears of every checkpoint, `stage` of what comes before the first one,
     `split` of how the examples lie. Simulations of one task may share their `plans`. Raises UmbelError.
     """

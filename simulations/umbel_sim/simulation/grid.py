@@ -2,12 +2,11 @@
 
 from collections.abc import Iterable
 
-from flwr.app import Message, MessageType, RecordDict
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
+from flwr.app import Message, MessageType
 
 from umbel.errors import UmbelError
 from umbel_server import flower_messages
+from umbel_server.plain_grid import PlainGrid
 from umbel_server.rounds.events import Ended, Finish, Offer, Uploaded
 from umbel_sim.simulation.port import SimulationPort, Untrained
 
@@ -15,35 +14,20 @@ UNFINISHED = 2
 """The code of the error replies that a strategy sees."""
 
 
-class SimulationGrid(Grid):
+class SimulationGrid(PlainGrid):
     """Virtual devices as Flower nodes. Umbel's ServerApp drives rounds through `port`; another pushes and pulls messages.
 
     Time is virtual: it passes in `pull_messages` and `send_and_receive`, which return when something has happened.
     """
 
     def __init__(self, port: SimulationPort) -> None:
+        super().__init__(1)
         self.port = port
-        self._run = flower_messages.empty_run(1)
         self._pending: dict[str, tuple[Message, str, float]] = {}
         self._messages: dict[str, str] = {}
         self._pushed = 0
         self._ready: dict[str, Message] = {}
         port.belong_to(self)
-
-    def set_run(self, run: Run) -> None:
-        """Set the Flower run that messages name."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """The Flower run that messages name."""
-        return self._run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """A message to one node; see flwr.serverapp.Grid."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """The node ids of the devices that are connected, in order."""

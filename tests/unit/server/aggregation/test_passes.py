@@ -6,15 +6,13 @@ from hypothesis import strategies as st
 from umbel_server.aggregation import passes
 from umbel_server.aggregation.passes import BLOCK, ROWS, fold, squares
 
-needs_library = pytest.mark.skipif(passes._library is None, reason="Umbel was installed without a C compiler")
-
 
 @pytest.fixture(params=["compiled", "numpy"])
 def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "numpy":
         monkeypatch.setattr(passes, "_library", None)
-    elif passes._library is None:
-        pytest.skip("Umbel was installed without a C compiler")
+    else:
+        request.getfixturevalue("library")
     return str(request.param)
 
 
@@ -66,7 +64,7 @@ def test_other_dtypes_and_strides_are_folded_too(ways: str) -> None:
     assert squares(rows[2]) == pytest.approx(squares(np.ascontiguousarray(rows[2])), rel=1e-6)
 
 
-@needs_library
+@pytest.mark.usefixtures("library")
 @settings(deadline=None, max_examples=50)
 @given(st.integers(1, 5000), st.integers(1, ROWS), st.integers(0, 2**32 - 1))
 def test_compiled_and_numpy_differ_in_the_last_bits_alone(size: int, count: int, seed: int) -> None:

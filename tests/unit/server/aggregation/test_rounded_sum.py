@@ -29,8 +29,8 @@ def ways(request: pytest.FixtureRequest) -> Iterator[None]:
     library = passes._library
     if request.param == "numpy":
         passes._library = None
-    elif library is None:
-        pytest.skip("Umbel was installed without a C compiler")
+    else:
+        request.getfixturevalue("library")
     yield
     passes._library = library
 
