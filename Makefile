@@ -3,12 +3,13 @@ SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+C := $(wildcard server/umbel_server/aggregation/*.c simulations/umbel_sim/engines/native/*.[ch])
 
 .PHONY: install demo test faults check bench bench-step bench-fold bench-round bench-sim clean
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt server/umbel_server/aggregation/passes.c
+$(STAMP): pyproject.toml constraints.txt $(C)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Umbel needs Python 3.11 or newer; set PYTHON=python3.x"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

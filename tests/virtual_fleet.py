@@ -16,7 +16,7 @@ from umbel_server.rounds.loop import LoopConfig, run_rounds
 from umbel_server.rounds.policy import RoundPolicy
 from umbel_server.strategies import make_strategy
 from umbel_sim.data import FunctionFleet
-from umbel_sim.engines import Done, Job
+from umbel_sim.engines import Done, Job, done
 from umbel_sim.simulation.grid import SimulationGrid
 from umbel_sim.simulation.journal import Journal, Row
 from umbel_sim.simulation.port import SimulationPort
@@ -50,7 +50,7 @@ class NumbersEngine:
         rng = np.random.default_rng([job.device, job.how.round])
         delta = {name: rng.normal(0, 0.1, weight.shape).astype(weight.dtype) for name, weight in job.weights.items()}
         future: Future[Done] = Future()
-        future.set_result(Done(delta, {"loss": self._loss(job), "accuracy": 0.5}, EXAMPLES))
+        future.set_result(done(delta, {"loss": self._loss(job), "accuracy": 0.5}, EXAMPLES))
         return future
 
     def close(self) -> None:

@@ -42,14 +42,18 @@ MODELS = {"mnist-cnn": CNN, "small": SMALL}
 HALVES = ("umbel", "flower", "stream")
 
 
-def update(number: int, shapes: dict[str, tuple[int, ...]], noise: np.ndarray) -> Tensors:
-    """One device's delta: normal, 1e-2 wide, another one for every number."""
+def trained(number: int, base: Tensors, noise: np.ndarray) -> Tensors:
+    """One device's weights: normal, 1e-2 wide around the base, other ones for every number."""
     position, tensors = number * 7919 % (noise.size // 2), {}
-    for name, shape in shapes.items():
-        size = math.prod(shape)
-        tensors[name] = noise[position : position + size].reshape(shape)
-        position += size
+    for name, weight in base.items():
+        tensors[name] = weight + noise[position : position + weight.size].reshape(weight.shape)
+        position += weight.size
     return tensors
+
+
+def update(number: int, base: Tensors, noise: np.ndarray) -> Tensors:
+    """What that device sends: its weights less the base, as float32."""
+    return {name: weight - base[name] for name, weight in trained(number, base, noise).items()}
 
 
 def noise_for(shapes: dict[str, tuple[int, ...]]) -> np.ndarray:
@@ -119,8 +123,7 @@ def flower_half(shapes: dict[str, tuple[int, ...]], updates: int, folder: Path) 
     base, noise, replies = base_of(shapes), noise_for(shapes), []
     memory = rss_mb("VmRSS")
     for number in range(updates):
-        delta = update(number, shapes, noise)
-        weights = {name: weight + delta[name] for name, weight in base.items()}
+        weights = trained(number, base, noise)
         replies.append(flower_messages.own_reply(weights, {"num-examples": examples(number), "loss": 1.0}))
     strategy = make_strategy("fedavg", {}, 0.1)
     clock = Stopwatch()
@@ -191,12 +194,12 @@ def main() -> int:
         return 0
     from umbel_server.blobs import Blobs
 
-    console, noise = Console(), noise_for(shapes)
+    console, noise, base = Console(), noise_for(shapes), base_of(shapes)
     with tempfile.TemporaryDirectory(prefix="umbel-fold-") as name:
         folder = Path(name)
         with console.status(f"writing {updates} updates"):
             blobs = Blobs((folder / "blobs").as_uri())
-            digests = [blobs.put(dump(update(number, shapes, noise))).sha256 for number in range(updates)]
+            digests = [blobs.put(dump(update(number, base, noise))).sha256 for number in range(updates)]
             (folder / "digests.json").write_text(json.dumps(digests))
         turns: dict[str, list[dict[str, float]]] = {half: [] for half in HALVES}
         for turn in range(arguments.turns):

@@ -14,7 +14,9 @@ from umbel.plan import Plan
 from umbel.task import Task
 from umbel_sim import data as sources
 from umbel_sim.engines import Done, Job, choice
-from umbel_sim.engines.litert import LiteRTEngine
+from umbel_sim.engines.litert import litert_engine
+from umbel_sim.engines.native import library
+from umbel_sim.engines.threads import ThreadsEngine
 from umbel_sim.engines.xla import CLIENTS, XLAEngine
 from umbel_sim.fleet_data import Fleet
 from umbel_sim.partitions import partition
@@ -35,8 +37,8 @@ def fleet() -> Fleet:
 
 
 @pytest.fixture(scope="module")
-def engines(plan: Plan, fleet: Fleet) -> Iterator[tuple[LiteRTEngine, XLAEngine]]:
-    made = LiteRTEngine(plan, fleet, 2), XLAEngine(digits.task, plan, fleet)
+def engines(plan: Plan, fleet: Fleet) -> Iterator[tuple[ThreadsEngine, XLAEngine]]:
+    made = litert_engine(plan, fleet, 2), XLAEngine(digits.task, plan, fleet)
     yield made
     for engine in made:
         engine.close()
@@ -56,7 +58,7 @@ def done(futures: "list[Future[Done]]") -> list[Done]:
 
 @pytest.mark.parametrize("how", [{"epochs": 2}, {"max_steps": 3}, {"proximal_mu": 0.5, "max_steps": 4}])
 def test_xla_makes_the_updates_of_the_interpreters(
-    engines: tuple[LiteRTEngine, XLAEngine], plan: Plan, how: dict[str, float]
+    engines: tuple[ThreadsEngine, XLAEngine], plan: Plan, how: dict[str, float]
 ) -> None:
     given = jobs(plan, range(CLIENTS + 3), **how)
     shared = [replace(job, weights=given[0].weights) for job in given]
@@ -72,7 +74,7 @@ def test_xla_makes_the_updates_of_the_interpreters(
 
 
 def test_the_same_jobs_give_the_same_bytes_in_whatever_company(
-    engines: tuple[LiteRTEngine, XLAEngine], plan: Plan
+    engines: tuple[ThreadsEngine, XLAEngine], plan: Plan
 ) -> None:
     xla = engines[1]
     given = jobs(plan, range(6), max_steps=2)
@@ -84,7 +86,7 @@ def test_the_same_jobs_give_the_same_bytes_in_whatever_company(
 
 
 def test_what_goes_wrong_in_training_is_raised_by_its_job_alone(
-    engines: tuple[LiteRTEngine, XLAEngine], plan: Plan
+    engines: tuple[ThreadsEngine, XLAEngine], plan: Plan
 ) -> None:
     good, bad = jobs(plan, range(1), max_steps=1)[0], replace(jobs(plan, range(1))[0], device=10**6)
     for engine in engines:
@@ -99,13 +101,26 @@ def choose(task: Task | None, plan: Plan, fleet: Fleet, updates: int) -> choice.
     return made
 
 
-def test_auto_measures_a_second_engine_where_it_could_pay(plan: Plan, fleet: Fleet) -> None:
+def test_auto_measures_what_could_pay(plan: Plan, fleet: Fleet) -> None:
     short = choose(digits.task, plan, fleet, 10)
-    assert (short.engine.name, "before another engine were compiled" in short.why) == ("litert", True)
+    assert "before XLA had compiled" in short.why
+    assert "on 2 interpreters" in short.why
+    assert "ms compiled" in short.why
     long = choose(digits.task, plan, fleet, 10**9)
-    assert "on 2 interpreters" in long.why
     assert "with XLA" in long.why
-    assert long.engine.name in ("litert", "xla")
+    assert short.engine.name in ("native", "litert")
+    assert long.engine.name in ("native", "litert", "xla")
+
+
+def test_auto_says_why_a_task_is_not_trained_by_compiled_code(
+    plan: Plan, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "_library", None)
+    chosen = choose(digits.task, plan, fleet, 10)
+    assert chosen.engine.name == "litert"
+    assert "the native engine was not compiled" in chosen.why
+    with pytest.raises(UmbelError, match="install a C compiler"):
+        choice.make_engine("native", digits.task, plan, fleet, 2, 1, lambda text: None)
 
 
 def test_without_its_task_a_plan_is_for_the_interpreters(plan: Plan, fleet: Fleet) -> None:

@@ -23,7 +23,7 @@ from umbel_sim.data import FunctionFleet
 from umbel_sim.data.dataset import Dataset
 from umbel_sim.demo.processes import free_port, program
 from umbel_sim.engines import Done, Job
-from umbel_sim.engines.litert import LiteRTEngine
+from umbel_sim.engines.litert import litert_engine
 from umbel_sim.engines.ray_cluster import GUARDED, QUIET, Cluster, join, new_folder
 from umbel_sim.example_files import write_examples
 from umbel_sim.fleet_data import Fleet
@@ -102,7 +102,7 @@ def test_actors_send_what_the_agents_trainer_makes_bit_for_bit(plan: Plan, clust
 
     engine = RayEngine(plan, fleet, cluster)
     assert engine.workers == 2
-    assert trained(engine, plan) == trained(LiteRTEngine(plan, fleet, 2), plan)
+    assert trained(engine, plan) == trained(litert_engine(plan, fleet, 2), plan)
 
 
 def test_a_worker_that_dies_is_replaced_and_one_that_always_dies_is_given_up(
@@ -125,7 +125,7 @@ def test_a_worker_that_dies_is_replaced_and_one_that_always_dies_is_given_up(
             raise UmbelError("device 2 has no examples")
         return line(device)
 
-    expected = trained(LiteRTEngine(plan, FunctionFleet(line, DEVICES), 1), plan)
+    expected = trained(litert_engine(plan, FunctionFleet(line, DEVICES), 1), plan)
     assert trained(RayEngine(plan, FunctionFleet(dies, DEVICES), cluster), plan) == expected
     assert (tmp_path / "died").exists()
 
@@ -216,7 +216,7 @@ def test_flowers_own_simulation_trains_the_plan_on_partitions(plan: Plan, tmp_pa
 
     rounds = json.loads((output / "rounds.json").read_bytes())
     assert [(entry["round"], entry["contributors"]) for entry in rounds] == [(1, DEVICES)], log
-    engine = LiteRTEngine(plan, fleet, 1)
+    engine = litert_engine(plan, fleet, 1)
     updates = [engine.submit(job).result(60) for job in jobs(plan)]
     engine.close()
     total = sum(done.examples for done in updates)

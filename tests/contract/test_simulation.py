@@ -30,7 +30,7 @@ from umbel_edge.litert_trainer import LiteRTTrainer
 from umbel_server import flower_messages
 from umbel_server.runs import RunSettings
 from umbel_sim import data as sources
-from umbel_sim.engines.litert import LiteRTEngine
+from umbel_sim.engines.litert import litert_engine
 from umbel_sim.fleet_data import Fleet
 from umbel_sim.simulation.api import settings_of
 from umbel_sim.simulation.grid import SimulationGrid
@@ -321,7 +321,7 @@ def foreign(plan: Plan, dataset: sources.Dataset) -> Iterator[Callable[..., Simu
     def made(*classes: str, rate: float = 0.1) -> SimulationGrid:
         settings = settings_of({"devices": 4, "mix": classes, "learning_rate": rate})
         own = data_of(dataset, settings)
-        engine = LiteRTEngine(plan, own.fleet, 2)
+        engine = litert_engine(plan, own.fleet, 2)
         engines.append(engine)
         tally = Tally(4, tuple(plan.manifest.metrics))
         world = World(0, 4, mix(classes), Always(), Rules())

@@ -3,7 +3,7 @@
 #include <pthread.h>
 #include <stddef.h>
 
-#ifdef UMBEL_CLONES
+#ifdef UMBEL_WIDE
 #define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define CLONES
@@ -40,8 +40,14 @@ typedef struct {
     size_t start, stop, block, blocks;
     const float *const *rows;
     const double *weights;
-    double *sums, *squares;
+    double *sums, *squares, *lost;
 } Fold;
+
+/* What rounding takes from a + b (Knuth, The Art of Computer Programming 2, 4.2.2). */
+static inline double loss(double a, double b, double sum) {
+    double kept = sum - a;
+    return __builtin_fabs((a - (sum - kept)) + (b - kept));
+}
 
 CLONES static void fold_blocks(Fold *task) {
     const float *a = task->rows[0], *b = task->rows[1], *c = task->rows[2], *d = task->rows[3];
@@ -49,11 +55,14 @@ CLONES static void fold_blocks(Fold *task) {
     double *sums = task->sums;
     for (size_t start = task->start; start < task->stop; start += task->block) {
         size_t stop = start + task->block < task->stop ? start + task->block : task->stop;
-        double qa = 0.0, qb = 0.0, qc = 0.0, qd = 0.0;
-#pragma omp simd reduction(+ : qa, qb, qc, qd)
+        double qa = 0.0, qb = 0.0, qc = 0.0, qd = 0.0, lost = 0.0;
+#pragma omp simd reduction(+ : qa, qb, qc, qd, lost)
         for (size_t i = start; i < stop; i++) {
             double va = a[i], vb = b[i], vc = c[i], vd = d[i];
-            sums[i] += (wa * va + wb * vb) + (wc * vc + wd * vd);
+            double pa = wa * va, pb = wb * vb, pc = wc * vc, pd = wd * vd;
+            double low = pa + pb, high = pc + pd, group = low + high, before = sums[i], sum = before + group;
+            sums[i] = sum;
+            lost += (loss(pa, pb, low) + loss(pc, pd, high)) + (loss(low, high, group) + loss(before, group, sum));
             qa += va * va;
             qb += vb * vb;
             qc += vc * vc;
@@ -64,6 +73,7 @@ CLONES static void fold_blocks(Fold *task) {
         squares[task->blocks] = qb;
         squares[2 * task->blocks] = qc;
         squares[3 * task->blocks] = qd;
+        task->lost[start / task->block] = lost;
     }
 }
 
@@ -96,9 +106,9 @@ double umbel_squares(size_t size, const float *values, int threads) {
 }
 
 void umbel_fold(size_t size, size_t block, const float *const *rows, const double *weights, double *sums,
-                double *squares, int threads) {
+                double *squares, double *lost, int threads) {
     size_t blocks = (size + block - 1) / block, half = blocks / 2 * block;
-    Fold first = {0, half, block, blocks, rows, weights, sums, squares};
-    Fold second = {half, size, block, blocks, rows, weights, sums, squares};
+    Fold first = {0, half, block, blocks, rows, weights, sums, squares, lost};
+    Fold second = {half, size, block, blocks, rows, weights, sums, squares, lost};
     both(run_fold, &first, &second, threads);
 }

@@ -24,7 +24,9 @@ ROWS = 4
 
 LIBRARY = Path(__file__).with_name("libpasses.so")
 
-_CORES = min(2, os.cpu_count() or 1)
+CORES = min(2, os.cpu_count() or 1)
+"""Threads that a pass over much makes."""
+
 _WORTH_A_THREAD = 1 << 17
 _TINY = 2.0**-90
 """Sums of float32 squares below this may have lost some to underflow."""
@@ -38,7 +40,7 @@ def _load(kind: type[ctypes.CDLL]) -> ctypes.CDLL | None:
     size, pointer = ctypes.c_size_t, ctypes.c_void_p
     library.umbel_squares.argtypes = [size, pointer, ctypes.c_int]
     library.umbel_squares.restype = ctypes.c_double
-    library.umbel_fold.argtypes = [size, size, pointer, pointer, pointer, pointer, ctypes.c_int]
+    library.umbel_fold.argtypes = [size, size, pointer, pointer, pointer, pointer, pointer, ctypes.c_int]
     library.umbel_fold.restype = None
     return library
 
@@ -48,11 +50,11 @@ _holding = _load(ctypes.PyDLL)
 """The same, which keeps the interpreter's lock: to get it back from busy threads would take longer than a small pass."""
 
 
-def squares(values: NDArray[Any]) -> float:
-    """The sum of squares of real `values`; not finite exactly when one is not, or its square is none in float64."""
+def squares(values: NDArray[Any], threads: int = CORES) -> float:
+    """The sum of squares of real `values`, by at most `threads`; not finite exactly when one is not, or its square is none in float64."""
     flat = values.reshape(-1)
     if _library is not None and _is_plain(flat):
-        return float(_for(flat.size).umbel_squares(flat.size, flat.ctypes.data, _threads(flat.size)))
+        return float(_for(flat.size).umbel_squares(flat.size, flat.ctypes.data, min(threads, _threads(flat.size))))
     if flat.dtype in (np.float32, np.float64):
         # One pass that BLAS makes at the speed of memory; NaN and infinity cannot leave it finite.
         with np.errstate(over="ignore", invalid="ignore"):
@@ -70,22 +72,30 @@ def _squares_of_block(block: NDArray[Any]) -> float:
 
 def fold(
     addends: Sequence[NDArray[Any]], weights: NDArray[np.float64], sums: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Add weight * values of one to ROWS flat addends to `sums`; returns the sums of squares, float64[addends, blocks].
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Add weight * values of one to ROWS flat addends to `sums`, in float64 and in any order.
 
-    Products and additions are float64, in any order. The squares of float32 may be summed in float32, and overflow.
+    Returns the sums of squares, float64[addends, blocks] (those of float32 may be summed in float32, and overflow), and
+    where every addition was exact, bool[blocks]: never where that was not looked at.
     """
     blocks = -(-sums.size // BLOCK)
     if _library is None or not all(map(_is_plain, addends)):
-        return _fold(addends, weights, sums, blocks)
-    found, factors = np.empty((ROWS, blocks)), np.zeros(ROWS)
+        return _fold(addends, weights, sums, blocks), np.zeros(blocks, np.bool_)
+    found, lost, factors = np.empty((ROWS, blocks)), np.empty(blocks), np.zeros(ROWS)
     factors[: len(addends)] = weights
     rows = [addends[min(row, len(addends) - 1)].ctypes.data for row in range(ROWS)]
     pointers = (ctypes.c_void_p * ROWS)(*rows)
     _for(sums.size).umbel_fold(
-        sums.size, BLOCK, pointers, factors.ctypes.data, sums.ctypes.data, found.ctypes.data, _threads(sums.size)
+        sums.size,
+        BLOCK,
+        pointers,
+        factors.ctypes.data,
+        sums.ctypes.data,
+        found.ctypes.data,
+        lost.ctypes.data,
+        _threads(sums.size),
     )
-    return found[: len(addends)]
+    return found[: len(addends)], lost == 0.0
 
 
 def _is_plain(values: NDArray[Any]) -> bool:
@@ -118,4 +128,4 @@ def _for(size: int) -> Any:
 
 
 def _threads(size: int) -> int:
-    return _CORES if size >= _WORTH_A_THREAD else 1
+    return CORES if size >= _WORTH_A_THREAD else 1

@@ -1,10 +1,12 @@
 """Weighted sums of updates whose rounded results do not depend on the order in which the updates came.
 
-Float64 sums depend on their order in their last bits only, and weights are float32: almost always every order rounds to the
-same float32. How far a sum can be from the exact one is known (Higham, Accuracy and Stability of Numerical Algorithms,
-2nd ed. 2002, sections 3.1 and 4.2); where that leaves two results possible - a few elements in a million, more where
-weights are near 0 - the sum is made again from the updates: in twice the precision (Ogita, Rump and Oishi, Accurate Sum
-and Dot Product, SIAM J. Sci. Comput. 26(6), 2005), and where even that leaves two, exactly.
+Weights have few digits, so that weight deltas are multiples of some power of two, and float64 often sums them without any
+rounding: that is seen, and then there is no order. Elsewhere float64 sums depend on their order in their last bits only,
+and weights are float32: almost always every order rounds to the same one. How far a sum can be from the exact one is
+known (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed. 2002, sections 3.1 and 4.2); where that leaves two
+results possible - a few elements in a million, more where weights are near 0 - the sum is made again from the updates: in
+twice the precision (Ogita, Rump and Oishi, Accurate Sum and Dot Product, SIAM J. Sci. Comput. 26(6), 2005), and where even
+that leaves two, exactly.
 """
 
 import math
@@ -31,14 +33,14 @@ UNIT = 2.0**-53
 CAUTION = 1.0 + 2.0**-10
 """The bound is taken this many times, which covers the roundings of the bound itself and second-order terms."""
 
-AGAIN = 1 << 16
-"""Elements that are made again at once; a handful of arrays of them are held."""
-
-TERMS = 1 << 20
-"""Products that are held at once for exact sums."""
+TERMS = 1 << 18
+"""Products that are held at once when elements are made again; a handful of arrays of them are."""
 
 WEIGHTS = (2.0**-400, 2.0**400)
 """Weights whose products with float32 and with float64 that can be squared neither overflow nor lose more than LOST."""
+
+WHOLE = 2.0**29
+"""Whole weights below this times any float32 have no more digits than float64."""
 
 LOST = 2.0**-1070
 """What underflow can take from one product and its parts."""
@@ -61,12 +63,14 @@ class RoundedSum:
         blocks = -(-self._size // BLOCK)
         # By block: a bound of the recent sums, and one of all errors in units of UNIT.
         self._reach, self._errors = np.zeros(blocks), np.zeros(blocks)
+        self._exact = np.ones(blocks, np.bool_)
         self._groups = self._addends = 0
 
     def clear(self) -> None:
         """Back to zero."""
         for array in (self._sums, self._recent, self._reach, self._errors):
             array[:] = 0.0
+        self._exact[:] = True
         self._groups = self._addends = 0
 
     def add_all(self, addends: Sequence[NDArray[Any]], weights: Sequence[float]) -> None:
@@ -81,7 +85,9 @@ class RoundedSum:
             if not WEIGHTS[0] <= weight <= WEIGHTS[1]:
                 raise TensorError(f"the weight of an addend should be in 2**-400..2**400, got {weight}")
         factors = np.array(weights)
-        squares = passes.fold(addends, factors, self._recent)
+        squares, exact = passes.fold(addends, factors, self._recent)
+        # A float32 has 24 digits: times a whole number of 29 it has no more than float64.
+        self._exact &= exact & bool(((factors == np.rint(factors)) & (factors < WHOLE)).all())
         self._bound(addends, factors, squares)
         self._addends += len(addends)
         self._groups += 1
@@ -110,7 +116,9 @@ class RoundedSum:
     def _carry(self) -> None:
         for number, part in self._blocks(0, self._size):
             sums, recent = self._sums[part], self._recent[part]
-            np.add(sums, recent, out=sums)
+            total = sums + recent
+            self._exact[number] &= not self._exact[number] or not _lost(sums, recent, total).any()
+            sums[:] = total
             self._errors[number] += max(float(sums.max()), -float(sums.min()))
             recent[:] = 0.0
         self._reach[:] = 0.0
@@ -130,13 +138,17 @@ class RoundedSum:
         result = np.empty(flat.size, base.dtype)
         unsure = [np.empty(0, np.intp)]
         for number, part in self._blocks(start, start + flat.size):
-            error = CAUTION * (UNIT * self._errors[number] + LOST * self._addends)
             own = slice(part.start - start, part.stop - start)
+            if self._exact[number]:
+                result[own] = _scaled(self._sums[part], scale, flat[own])
+                continue
+            error = CAUTION * (UNIT * self._errors[number] + LOST * self._addends)
             result[own], sure = _between(self._sums[part], error, scale, flat[own])
             unsure.append(own.start + np.flatnonzero(~sure))
         index = np.concatenate(unsure)
-        for first in range(0, index.size, AGAIN):
-            some = index[first : first + AGAIN]
+        most = max(1, TERMS // max(1, len(folded)))
+        for first in range(0, index.size, most):
+            some = index[first : first + most]
             result[some] = self._again(some, flat[some], scale, folded, name)
         return result.reshape(base.shape)
 
@@ -149,23 +161,18 @@ class RoundedSum:
         name: str,
     ) -> NDArray[Any]:
         """`moved` of the elements at `index`, from sums in twice the precision, or exact ones."""
-        high, low, sizes = np.zeros(index.size), np.zeros(index.size), np.zeros(index.size)
-        for pieces, weight in folded:
-            product, rest = _product(weight, pieces.deltas(name, index).astype(np.float64, copy=False))
-            sizes += np.abs(product)
-            total = high + product
-            before = total - product
-            low += ((high - before) + (product - (total - before))) + rest
-            high = total
+        terms = np.array([pieces.deltas(name, index) for pieces, _ in folded], np.float64)
+        products, rests = _product(np.array([weight for _, weight in folded])[:, np.newaxis], terms)
+        sizes, count = np.abs(products).sum(axis=0), len(folded)
+        high, low = _sum(products, rests)
         # Section 5 there: n terms and n rests, rounded as they are added up. Zeros alone have no error at all.
-        error = (2.0 * len(folded) + 4.0) ** 2 * UNIT**2 * sizes + UNIT * np.abs(low)
-        error = CAUTION * 2.0 * (error + np.where(sizes > 0.0, LOST * len(folded), 0.0))
+        error = (2.0 * count + 4.0) ** 2 * UNIT**2 * sizes + UNIT * np.abs(low)
+        error = CAUTION * 2.0 * (error + np.where(sizes > 0.0, LOST * count, 0.0))
         values, sure = _between(high, error, scale, base, low)
         left = np.flatnonzero(~sure)
-        most = max(1, TERMS // (2 * max(1, len(folded))))
-        for start in range(0, left.size, most):
-            some = left[start : start + most]
-            values[some] = _scaled(_exact(index[some], folded, name), scale, base[some])
+        if left.size:
+            exact = np.concatenate((products[:, left], rests[:, left])).T.tolist()
+            values[left] = _scaled(np.array([math.fsum(own) for own in exact]), scale, base[left])
         return values
 
     def _blocks(self, start: int, stop: int) -> Iterator[tuple[int, slice]]:
@@ -194,17 +201,26 @@ def _scaled(sums: NDArray[np.float64], scale: float, base: NDArray[Any]) -> NDAr
         return moved + np.zeros((), base.dtype) if base.dtype.kind == "f" else moved
 
 
-def _exact(index: NDArray[np.intp], folded: Sequence[tuple[Pieces, float]], name: str) -> NDArray[np.float64]:
-    """The sums at `index`, each rounded once."""
-    terms = [
-        part
-        for pieces, weight in folded
-        for part in _product(weight, pieces.deltas(name, index).astype(np.float64, copy=False))
-    ]
-    return np.array([math.fsum(own) for own in np.array(terms).T.tolist()])
+def _sum(high: NDArray[np.float64], low: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The sums of the rows of high + low, in twice the precision, by halves."""
+    rest = low.sum(axis=0)
+    while len(high) > 1:
+        half = len(high) // 2
+        a, b = high[:half], high[half : 2 * half]
+        total = a + b
+        rest += _lost(a, b, total).sum(axis=0)
+        high = np.concatenate((total, high[2 * half :]))
+    return high[0], rest
 
 
-def _product(a: float, b: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _lost(a: NDArray[np.float64], b: NDArray[np.float64], total: NDArray[np.float64]) -> NDArray[np.float64]:
+    """a + b - total, exactly, where total = a + b as rounded (Knuth, The Art of Computer Programming 2, 4.2.2)."""
+    kept = total - a
+    rest: NDArray[np.float64] = (a - (total - kept)) + (b - kept)
+    return rest
+
+
+def _product(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """a * b as a sum of two floats, exactly but for underflow (Dekker, Numerische Mathematik 18, 1971)."""
     product = a * b
     a_high = _HALF * a - (_HALF * a - a)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from umbel.errors import TensorError, UmbelError
 from umbel.tensors import Tensors, WeightSpec
-from umbel_server.aggregation.passes import squares
+from umbel_server.aggregation import passes
 from umbel_server.aggregation.safetensors_layout import neighbours, views
 
 ENOUGH = 5
@@ -48,23 +48,29 @@ class Vetting:
         except TensorError as error:
             raise RefusedUpdate(f"the update of {who}: {error}") from error
 
-    def accept(self, who: str, update: Mapping[str, NDArray[Any]], examples: float, reported: int = 0) -> float:
+    def accept(
+        self,
+        who: str,
+        update: Mapping[str, NDArray[Any]],
+        examples: float,
+        reported: int = 0,
+        squares: float | None = None,
+    ) -> float:
         """The L2 norm of an update that may be folded, which counts among the accepted from now on.
 
         `update` is a weight delta by name, `examples` what the device says it trained on, `reported` what it said
-        before to have (0: nothing). Raises RefusedUpdate on other names, shapes or dtypes than the specs', numbers that
-        are not finite, examples outside 1..reported, or a norm above the bound.
+        before to have (0: nothing); `squares` is the sum of the delta's squares, if that was computed. Raises
+        RefusedUpdate on other names, shapes or dtypes than the specs', numbers that are not finite, examples outside
+        1..reported, or a norm above the bound.
         """
         most = reported if reported > 0 else math.inf
         if not 1 <= examples <= most or examples == math.inf:
             expected = f"1 to {reported} examples were expected" if reported > 0 else "at least 1 example was expected"
             raise RefusedUpdate(f"the update of {who}: {expected}, it claims {examples:g}")
         self._check_specs(who, update)
-        tensors = [update[name] for name in sorted(update)]
-        whole = neighbours(tensors) if tensors else None
-        norm = math.sqrt(math.fsum(map(squares, tensors if whole is None else [whole])))
+        norm = math.sqrt(squares_of(update) if squares is None else squares)
         if not math.isfinite(norm):
-            broken = next((name for name in update if not math.isfinite(squares(update[name]))), "")
+            broken = next((name for name in update if not math.isfinite(passes.squares(update[name]))), "")
             finite = broken in update and np.isfinite(update[broken]).all()
             what = "numbers too large to square" if finite else "NaN or infinity"
             raise RefusedUpdate(f"the update of {who}: tensor {broken!r} holds {what}")
@@ -101,3 +107,10 @@ class Vetting:
                     f"the update of {who}: a norm of at most {self._norm_multiple:g} times the round's median of "
                     f"{usual:g} was expected, it is {norm:g}"
                 )
+
+
+def squares_of(update: Mapping[str, NDArray[Any]], threads: int = passes.CORES) -> float:
+    """The sum of squares of an update's elements, by at most `threads`; not finite when one is not, or overflows."""
+    tensors = [update[name] for name in sorted(update)]
+    whole = neighbours(tensors) if tensors else None
+    return math.fsum(passes.squares(tensor, threads) for tensor in (tensors if whole is None else [whole]))

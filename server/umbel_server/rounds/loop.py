@@ -200,7 +200,8 @@ class _Loop:
             with self._timed("read"):
                 arrival = self._port.arrival(id)
             with self._timed("vet"):
-                self._vetting.accept(arrival.device, arrival.update.delta, arrival.examples, arrival.reported)
+                delta, squares = arrival.update.delta, arrival.squares
+                self._vetting.accept(arrival.device, delta, arrival.examples, arrival.reported, squares)
             with self._timed("fold"):
                 self._aggregator.fold(id, arrival.update, weight, arrival.metrics)
         except UmbelError as error:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from umbel.messages import Train
 from umbel.metrics import Sums
 from umbel.tensors import Tensors
+from umbel_server.aggregation.vetting import squares_of
 
 
 @dataclass(frozen=True)
@@ -25,22 +26,38 @@ class Job:
 
 @dataclass(frozen=True)
 class Done:
-    """What a device would send: the weight delta by name, `per_example` sums of loss and metrics, its examples."""
+    """What a device would send: the weight delta by name, `per_example` sums of loss and metrics, its examples.
+
+    `squares` is the sum of the delta's squares, which a worker computes while the delta is in its cache.
+    """
 
     delta: Tensors
     metrics: Sums
     examples: int
+    squares: float
+
+
+def done(delta: Tensors, metrics: Sums, examples: int) -> Done:
+    """What a worker makes of a trained device."""
+    return Done(delta, metrics, examples, squares_of(delta, 1))
+
+
+def empty_delta(weights: Tensors) -> Tensors:
+    """Tensors like `weights`, one after the other in memory as in a file, which is read fastest; not set."""
+    file = np.empty(sum(weight.nbytes for weight in weights.values()), np.uint8)
+    delta, end = {}, 0
+    for name in sorted(weights):
+        weight = weights[name]
+        delta[name] = file[end : end + weight.nbytes].view(weight.dtype).reshape(weight.shape)
+        end += weight.nbytes
+    return delta
 
 
 def delta_of(after: Mapping[str, NDArray[Any]], before: Tensors) -> Tensors:
-    """What a device sends: after - before, one tensor after the other in memory as in a file, which is read fastest."""
-    file = np.empty(sum(weight.nbytes for weight in before.values()), np.uint8)
-    delta, end = {}, 0
-    for name in sorted(before):
-        weight = before[name]
-        delta[name] = file[end : end + weight.nbytes].view(weight.dtype).reshape(weight.shape)
-        np.subtract(after[name], weight, out=delta[name])
-        end += weight.nbytes
+    """What a device sends: after - before."""
+    delta = empty_delta(before)
+    for name, difference in delta.items():
+        np.subtract(after[name], before[name], out=difference)
     return delta
 
 

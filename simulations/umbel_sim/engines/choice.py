@@ -9,16 +9,18 @@ from umbel.messages import Blob, Train
 from umbel.plan import Plan
 from umbel.task import Task
 from umbel_sim.engines import Engine, Job
-from umbel_sim.engines.litert import LiteRTEngine
+from umbel_sim.engines.litert import litert_engine
+from umbel_sim.engines.native import native_engine
+from umbel_sim.engines.native.layers import Unsupported
 from umbel_sim.fleet_data import Fleet
 from umbel_sim.simulation.settings import cores
 
-ENGINES = ("auto", "litert", "xla", "ray")
+ENGINES = ("auto", "native", "litert", "xla", "ray")
 
 WORTH_MEASURING = 60.0
 """Seconds that the simulation should take on interpreters before another engine is compiled and tried."""
 
-_TRIED, _STEPS = 32, 10
+_EACH, _STEPS = 3, 10
 
 
 @dataclass(frozen=True)
@@ -47,21 +49,30 @@ def make_engine(
 ) -> Chosen:
     """The engine `name` with `workers` (0: as many as there are processor cores), to train about `updates` updates.
 
-    "auto" measures: the interpreters, and when the whole would take them long, XLA too. Whether it is XLA shows in the last
-    bits of weights. `address` is that of Ray, see umbel_sim.engines.ray_cluster; "" is one on this machine. Raises UmbelError
-    on an unknown engine, or when Ray cannot be had.
+    "auto" measures: the interpreters, compiled code where the task is a chain of layers that it knows, and when the whole
+    would take long, XLA too. Which it is shows in the last bits of weights. `address` is that of Ray, see
+    umbel_sim.engines.ray_cluster; "" is one on this machine. Raises UmbelError on an unknown engine, one that does not
+    train this task, or when Ray cannot be had.
     """
     check_engine(name)
     if address and name != "ray":
         raise UmbelError(f"the address {address} is that of a Ray; say --engine ray as well")
     match name:
+        case "native":
+            return Chosen(_native(task, plan, fleet, workers or cores()), "asked for")
         case "litert":
-            return Chosen(LiteRTEngine(plan, fleet, workers or cores()), "asked for")
+            return Chosen(litert_engine(plan, fleet, workers or cores()), "asked for")
         case "xla":
             return Chosen(_xla(task, plan, fleet), "asked for")
         case "ray":
             return _ray(plan, fleet, workers, stage, address or "local")
     return _faster(task, plan, fleet, workers or cores(), updates, stage)
+
+
+def _native(task: Task | None, plan: Plan, fleet: Fleet, workers: int) -> Engine:
+    if task is None:
+        raise Unsupported("the native engine trains a task's layers, and there is only its plan")
+    return native_engine(task, plan, fleet, workers)
 
 
 def _xla(task: Task | None, plan: Plan, fleet: Fleet) -> Engine:
@@ -76,37 +87,44 @@ def _faster(
     task: Task | None, plan: Plan, fleet: Fleet, workers: int, updates: int, stage: Callable[[str], None]
 ) -> Chosen:
     stage("measuring the interpreters")
-    interpreters = LiteRTEngine(plan, fleet, workers)
-    own = _seconds(interpreters, plan, fleet)
-    if own * updates < WORTH_MEASURING:
-        took = f"{own * 1e3:.3g} ms for {_STEPS} steps of a device on {workers} interpreters"
-        return Chosen(interpreters, f"{took}: all is done before another engine were compiled")
+    best: Engine = litert_engine(plan, fleet, workers)
+    least = _seconds(best, plan, fleet)
+    told = f"{_STEPS} steps of a device take {least * 1e3:.3g} ms on {workers} interpreters"
+    try:
+        compiled = _native(task, plan, fleet, workers)
+    except UmbelError as error:
+        told += f" ({error})"
+    else:
+        took = _seconds(compiled, plan, fleet)
+        told += f", {took * 1e3:.3g} ms compiled"
+        best, other, least = (compiled, best, took) if took < least else (best, compiled, least)
+        other.close()
+    if least * updates < WORTH_MEASURING:
+        return Chosen(best, f"{told}; all is done before XLA had compiled")
     stage("measuring XLA")
     try:
-        compiled = _xla(task, plan, fleet)
-        other = _seconds(compiled, plan, fleet)
+        cohorts = _xla(task, plan, fleet)
+        took = _seconds(cohorts, plan, fleet)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        return Chosen(interpreters, f"XLA cannot train this plan: {reason}")
-    text = f"{own * 1e3:.3g} ms for {_STEPS} steps of a device on {workers} interpreters, {other * 1e3:.3g} ms with XLA"
-    if other < own:
-        interpreters.close()
-        return Chosen(compiled, text)
-    compiled.close()
-    return Chosen(interpreters, text)
+        return Chosen(best, f"{told}; XLA cannot train this plan: {reason}")
+    best, other = (cohorts, best) if took < least else (best, cohorts)
+    other.close()
+    return Chosen(best, f"{told}, {took * 1e3:.3g} ms with XLA")
 
 
 def _seconds(engine: Engine, plan: Plan, fleet: Fleet) -> float:
     """Seconds a device takes for a few steps, with all workers busy, after a first time."""
     weights, nowhere = plan.initial_weights(), Blob("0" * 64, 1)
     how = Train("0" * 16, "measure", 1, nowhere, nowhere, 0.0, learning_rate=1e-6, epochs=1, max_steps=_STEPS, seed=0)
-    jobs = [Job(number % fleet.devices, f"device-{number}", weights, how) for number in range(_TRIED)]
+    tried = _EACH * engine.workers
+    jobs = [Job(number % fleet.devices, f"device-{number}", weights, how) for number in range(tried)]
     for future in [engine.submit(job) for job in jobs]:
         future.result()
     began = time.perf_counter()
     for future in [engine.submit(job) for job in jobs]:
         future.result()
-    return (time.perf_counter() - began) / _TRIED
+    return (time.perf_counter() - began) / tried
 
 
 def _ray(plan: Plan, fleet: Fleet, workers: int, stage: Callable[[str], None], address: str) -> Chosen:

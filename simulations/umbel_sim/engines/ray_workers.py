@@ -4,7 +4,7 @@ import contextlib
 import queue
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import PicklingError
 from typing import Any
@@ -19,7 +19,7 @@ from umbel.plan import TRAIN, Manifest, Plan
 from umbel.tensors import Tensors
 from umbel_sim.engines import Done, Job
 from umbel_sim.engines.checkpoints import Checkpoints
-from umbel_sim.engines.litert import Device
+from umbel_sim.engines.litert import LiteRTDevice
 from umbel_sim.engines.ray_cluster import Cluster
 from umbel_sim.fleet_data import Fleet
 
@@ -55,7 +55,7 @@ class Worker:
     """An actor: one interpreter, one job at a time. Plan, fleet and weights are read from its machine's object store."""
 
     def __init__(self, plan: Carried, fleet: Fleet) -> None:
-        self._device = Device(CarriedPlan(plan), fleet)
+        self._device = LiteRTDevice(CarriedPlan(plan), fleet)
 
     def ready(self) -> None:
         """Answer, once the worker has begun."""
@@ -146,7 +146,7 @@ class RayEngine:
                 else:
                     # What Ray gives are views of its object store, which has to be free for the next updates.
                     delta = {name: np.array(tensor) for name, tensor in done.delta.items()}
-                    return Done(delta, done.metrics, done.examples)
+                    return replace(done, delta=delta)
         finally:
             self._idle.put(actor)
         raise UmbelError(

@@ -17,7 +17,7 @@ from umbel.plan import Plan
 from umbel.task import Task
 from umbel_edge.trainers import next_order, shuffles
 from umbel_server.compiler.cohort import Cohort
-from umbel_sim.engines import Done, Job, delta_of
+from umbel_sim.engines import Done, Job, delta_of, done
 from umbel_sim.fleet_data import Fleet, examples_of
 
 CLIENTS = 16
@@ -101,7 +101,7 @@ class XLAEngine:
         found = []
         for (_, _, _, count), (after, sums) in zip(courses, trained, strict=False):
             # What training does not change stays as it came.
-            found.append(Done(delta_of({**base, **after}, base), per_example(sums), count))
+            found.append(done(delta_of({**base, **after}, base), per_example(sums), count))
         return found
 
     def _course(self, job: Job) -> tuple[dict[str, Any], Any, list[int], int]:

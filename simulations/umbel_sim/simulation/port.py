@@ -291,7 +291,7 @@ class SimulationPort:
                 f"({work.given.how.learning_rate:g}) or look at its {done.examples} examples"
             )
         update = self._kept.update(id, done.delta)
-        return Arrival(name, update, done.examples, done.metrics, done.examples)
+        return Arrival(name, update, done.examples, done.metrics, done.examples, done.squares)
 
     def finish(self, finish: Finish) -> None:
         """An assignment has its final state."""

@@ -1,0 +1,66 @@
+"""Virtual devices whose whole training is one call of compiled code: for chains of common layers, several times as fast.
+
+The arithmetic of an interpreter is general: every operation reads and writes memory. Here a device's weights are updated
+where its gradients are computed, and a kernel keeps its sums in registers.
+"""
+
+import numpy as np
+
+from umbel.metrics import Sums
+from umbel.plan import Plan
+from umbel.task import Task
+from umbel_edge.trainers import next_order, shuffles
+from umbel_sim.engines import Done, Job, done, empty_delta
+from umbel_sim.engines.native.layers import Chain, chain_of
+from umbel_sim.engines.native.library import WIDEST, Net
+from umbel_sim.engines.threads import ThreadsEngine
+from umbel_sim.fleet_data import Fleet, examples_of
+
+
+class NativeDevice:
+    """One net that is one device after another. See umbel_sim.engines.threads.Device."""
+
+    def __init__(self, chain: Chain, plan: Plan, fleet: Fleet) -> None:
+        self._chain, self._fleet, self._batch = chain, fleet, plan.manifest.batch_size
+        self._specs = {**plan.manifest.inputs, **plan.manifest.targets}
+        self._net = Net(chain, self._batch, WIDEST)
+
+    def train(self, job: Job) -> Done:
+        """As Device."""
+        how, chain = job.how, self._chain
+        examples = examples_of(self._fleet, job.device, self._specs)
+        order = self._order(job, examples.count)
+        delta = empty_delta(job.weights)
+        classes = np.ascontiguousarray(examples.tensors[chain.y].reshape(-1), np.int32)
+        loss, seen, right = self._net.train(
+            job.weights,
+            delta,
+            examples.tensors[chain.x],
+            classes,
+            order,
+            how.max_steps,
+            how.learning_rate,
+            how.proximal_mu,
+        )
+        metrics: Sums = {"loss": loss / seen}
+        if chain.accuracy:
+            metrics[chain.accuracy] = right / seen
+        return done(delta, metrics, examples.count)
+
+    def _order(self, job: Job, count: int) -> "np.ndarray[tuple[int, int], np.dtype[np.int64]]":
+        """The rows of every epoch that is trained, as a trainer shuffles them."""
+        rng, batches = shuffles(job.how.seed, job.name), -(-count // self._batch)
+        wanted = min(job.how.epochs, -(-job.how.max_steps // batches)) if job.how.max_steps else job.how.epochs
+        order = np.empty((wanted, count), np.int64)
+        for epoch in range(wanted):
+            order[epoch] = next_order(rng, count)
+            for _ in range(batches):
+                rng.getrandbits(31)  # the seeds of a trainer's batches
+        return order
+
+
+def native_engine(task: Task, plan: Plan, fleet: Fleet, workers: int) -> ThreadsEngine:
+    """Nets in `workers` threads; raises Unsupported when the task is no chain of layers that it knows."""
+    chain = chain_of(task)
+    Net(chain, 1, WIDEST)  # says now that it was not compiled
+    return ThreadsEngine("native", workers, lambda: NativeDevice(chain, plan, fleet))
