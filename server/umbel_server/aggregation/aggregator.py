@@ -15,7 +15,7 @@ from umbel.errors import UmbelError
 from umbel.metrics import Sums
 from umbel.tensors import Tensors, WeightSpec
 from umbel_server import flower_messages
-from umbel_server.aggregation import robust
+from umbel_server.aggregation import passes, robust
 from umbel_server.aggregation.fair import FairSum
 from umbel_server.aggregation.mean import Mean
 from umbel_server.aggregation.metrics import MetricsMean
@@ -51,15 +51,15 @@ class Aggregator(Protocol):
         """
 
 
-def aggregator_of(strategy: FedAvg, specs: Sequence[WeightSpec]) -> Aggregator:
-    """The aggregator of one of `strategies.STRATEGIES`, for updates of weights of `specs`."""
+def aggregator_of(strategy: FedAvg, specs: Sequence[WeightSpec], threads: int = passes.CORES) -> Aggregator:
+    """The aggregator of one of `strategies.STRATEGIES`, for updates of weights of `specs`; `threads` sum them."""
     match strategy:
         case flower.QFedAvg():
-            return _Fair(strategy, specs)
+            return _Fair(strategy, specs, threads)
         case flower.FedMedian() | flower.FedTrimmedAvg() | flower.MultiKrum() | flower.Bulyan():
             return _Robust(strategy)
         case _:
-            return _Averaging(strategy, specs)
+            return _Averaging(strategy, specs, threads)
 
 
 class _Folded:
@@ -82,8 +82,8 @@ class _Folded:
 class _Averaging:
     """FedAvg and those that take its mean as a gradient: FedProx, FedAvgM, FedAdam, FedYogi, FedAdagrad."""
 
-    def __init__(self, strategy: FedAvg, specs: Sequence[WeightSpec]) -> None:
-        self._strategy, self._mean, self._folded = strategy, Mean(specs), _Folded()
+    def __init__(self, strategy: FedAvg, specs: Sequence[WeightSpec], threads: int) -> None:
+        self._strategy, self._mean, self._folded = strategy, Mean(specs, threads), _Folded()
 
     @property
     def count(self) -> int:
@@ -114,9 +114,9 @@ class _Averaging:
 class _Fair:
     """q-FedAvg, whose weights come from losses."""
 
-    def __init__(self, strategy: flower.QFedAvg, specs: Sequence[WeightSpec]) -> None:
+    def __init__(self, strategy: flower.QFedAvg, specs: Sequence[WeightSpec], threads: int) -> None:
         self._strategy, self._folded = strategy, _Folded()
-        self._sum = FairSum(specs, strategy.q, strategy.client_learning_rate)
+        self._sum = FairSum(specs, threads, strategy.q, strategy.client_learning_rate)
 
     @property
     def count(self) -> int:

@@ -28,8 +28,8 @@ class FairSum:
     `count` is how many updates it holds. The order of updates does not show.
     """
 
-    def __init__(self, specs: Sequence[WeightSpec], q: float, learning_rate: float) -> None:
-        self._mean, self._h = Mean(specs), ExactFloat()
+    def __init__(self, specs: Sequence[WeightSpec], threads: int, q: float, learning_rate: float) -> None:
+        self._mean, self._h = Mean(specs, threads), ExactFloat()
         self._q, self._lipschitz = q, 1.0 / learning_rate
 
     @property

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from umbel.errors import TensorError, UmbelError
 from umbel.tensors import Tensors, WeightSpec
 from umbel_server.aggregation.exact_float import ExactFloat
+from umbel_server.aggregation.passes import CORES
 from umbel_server.aggregation.rounded_sum import MOST_ROWS, RoundedSum
 from umbel_server.aggregation.safetensors_layout import joined
 from umbel_server.aggregation.updates import Pieces, Update
@@ -21,12 +22,12 @@ class Mean:
     `count` is how many updates it holds. Of each it keeps where it can be read again.
     """
 
-    def __init__(self, specs: Sequence[WeightSpec]) -> None:
+    def __init__(self, specs: Sequence[WeightSpec], threads: int = CORES) -> None:
         # In the order of names, as in a file of safetensors.
         self._shapes = {spec.name: spec.shape for spec in sorted(specs, key=lambda spec: spec.name)}
         sizes = [math.prod(shape) for shape in self._shapes.values()]
         self._starts = dict(zip(self._shapes, accumulate([0, *sizes]), strict=False))
-        self._sum = RoundedSum(sum(sizes))
+        self._sum = RoundedSum(sum(sizes), threads)
         self.clear()
 
     def clear(self) -> None:

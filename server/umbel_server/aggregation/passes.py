@@ -71,9 +71,9 @@ def _squares_of_block(block: NDArray[Any]) -> float:
 
 
 def fold(
-    addends: Sequence[NDArray[Any]], weights: NDArray[np.float64], sums: NDArray[np.float64]
+    addends: Sequence[NDArray[Any]], weights: NDArray[np.float64], sums: NDArray[np.float64], threads: int = CORES
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Add weight * values of one to ROWS flat addends to `sums`, in float64 and in any order.
+    """Add weight * values of one to ROWS flat addends to `sums`, in float64 and in any order, by at most `threads`.
 
     Returns the sums of squares, float64[addends, blocks] (those of float32 may be summed in float32, and overflow), and
     where every addition was exact, bool[blocks]: never where that was not looked at.
@@ -93,7 +93,7 @@ def fold(
         sums.ctypes.data,
         found.ctypes.data,
         lost.ctypes.data,
-        _threads(sums.size),
+        min(threads, _threads(sums.size)),
     )
     return found[: len(addends)], lost == 0.0
 

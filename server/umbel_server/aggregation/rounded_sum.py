@@ -54,11 +54,11 @@ _HALF = 134217729.0  # 2^27 + 1
 class RoundedSum:
     """The sum of weighted vectors of `size` elements, to be scaled and added to weights.
 
-    It holds two float64 vectors of that size: the sum, and what is not yet carried to it.
+    It holds two float64 vectors of that size: the sum, and what is not yet carried to it. `threads` add to them.
     """
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, size: int, threads: int = passes.CORES) -> None:
+        self._size, self._threads = size, threads
         self._sums, self._recent = np.zeros(self._size), np.zeros(self._size)
         blocks = -(-self._size // BLOCK)
         # By block: a bound of the recent sums, and one of all errors in units of UNIT.
@@ -85,7 +85,7 @@ class RoundedSum:
             if not WEIGHTS[0] <= weight <= WEIGHTS[1]:
                 raise TensorError(f"the weight of an addend should be in 2**-400..2**400, got {weight}")
         factors = np.array(weights)
-        squares, exact = passes.fold(addends, factors, self._recent)
+        squares, exact = passes.fold(addends, factors, self._recent, self._threads)
         # A float32 has 24 digits: times a whole number of 29 it has no more than float64.
         self._exact &= exact & bool(((factors == np.rint(factors)) & (factors < WHOLE)).all())
         self._bound(addends, factors, squares)

@@ -28,13 +28,20 @@ class Vetting:
     `max_norm` bounds the L2 norm over all tensors of an update (0: it does not). `norm_multiple` bounds it by that many
     medians of the norms accepted before in this round, once there are ENOUGH (0: it does not). The median follows the
     order in which updates come, so of two runs with the same updates one may refuse what the other accepts;
-    `max_norm` does not depend on order.
+    `max_norm` does not depend on order. `threads` look at an update.
     """
 
-    def __init__(self, specs: Sequence[WeightSpec], max_norm: float = 0.0, norm_multiple: float = 0.0) -> None:
+    def __init__(
+        self,
+        specs: Sequence[WeightSpec],
+        max_norm: float = 0.0,
+        norm_multiple: float = 0.0,
+        threads: int = passes.CORES,
+    ) -> None:
         self._specs = {spec.name: spec for spec in specs}
         self._dtypes = {spec.name: np.dtype(spec.dtype) for spec in specs}
         self._max_norm, self._norm_multiple = max_norm, norm_multiple
+        self._threads = threads
         self._accepted: list[float] = []
 
     def clear(self) -> None:
@@ -68,7 +75,7 @@ class Vetting:
             expected = f"1 to {reported} examples were expected" if reported > 0 else "at least 1 example was expected"
             raise RefusedUpdate(f"the update of {who}: {expected}, it claims {examples:g}")
         self._check_specs(who, update)
-        norm = math.sqrt(squares_of(update) if squares is None else squares)
+        norm = math.sqrt(squares_of(update, self._threads) if squares is None else squares)
         if not math.isfinite(norm):
             broken = next((name for name in update if not math.isfinite(passes.squares(update[name]))), "")
             finite = broken in update and np.isfinite(update[broken]).all()
@@ -109,7 +116,7 @@ class Vetting:
                 )
 
 
-def squares_of(update: Mapping[str, NDArray[Any]], threads: int = passes.CORES) -> float:
+def squares_of(update: Mapping[str, NDArray[Any]], threads: int) -> float:
     """The sum of squares of an update's elements, by at most `threads`; not finite when one is not, or overflows."""
     tensors = [update[name] for name in sorted(update)]
     whole = neighbours(tensors) if tensors else None

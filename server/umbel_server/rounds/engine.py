@@ -247,17 +247,13 @@ class _Turn:
         """Fold what has arrived, each with its examples as weight, less the staler it is."""
         if self.state.phase == "committing":
             return  # the sum is being committed; these belong to the next one, or to none
-        room = math.inf
-        if self.state.policy.mode == "async":
-            room = self.state.policy.buffer - self.state.count("folding", "folded")
-        if not self.state.count("arrived"):
-            return
-        for work in [work for work in self.state.work.values() if work.state == "arrived"]:
-            if room > 0:
-                room -= 1
-                weight = self.state.policy.weight(work.examples, self.state.version - work.base)
-                self._put(replace(work, state="folding", weight=weight))
-                self.effects.append(events.Fold(work.id, weight))
+        arrived = self.state.work.arrived
+        if arrived and self.state.policy.mode == "async":
+            arrived = arrived[: max(0, self.state.policy.buffer - self.state.count("folding", "folded"))]
+        for work in arrived:
+            weight = self.state.policy.weight(work.examples, self.state.version - work.base)
+            self._put(replace(work, state="folding", weight=weight))
+            self.effects.append(events.Fold(work.id, weight))
 
     def expire(self) -> None:
         """End what devices have not finished in time."""

@@ -19,7 +19,7 @@ from umbel.metrics import finite, results
 from umbel.plan import Plan
 from umbel.tensors import Tensors, check, dump, load
 from umbel_server import devices, moments
-from umbel_server.aggregation import Update, WeightPieces, from_blob, largest_update
+from umbel_server.aggregation import Update, WeightPieces, from_blob, largest_update, passes
 from umbel_server.database import Assignment, Checkpoint, Command, Device, Round, Run
 from umbel_server.device_metrics import check_metrics
 from umbel_server.fleet import Fleet
@@ -80,6 +80,11 @@ class FleetPort:
     def now(self) -> float:
         """The time in Unix seconds."""
         return self._clock()
+
+    @property
+    def threads(self) -> int:
+        """As Port."""
+        return passes.CORES
 
     @property
     def delta_dtype(self) -> str:

@@ -13,7 +13,7 @@ from umbel.errors import UmbelError
 from umbel.metrics import Sums
 from umbel.tensors import Tensors, WeightSpec, check
 from umbel_server import flower_messages
-from umbel_server.aggregation import from_weights
+from umbel_server.aggregation import from_weights, passes
 from umbel_server.rounds.engine import Record
 from umbel_server.rounds.events import Abandon, Ended, Event, Finish, Offer, Open, Uploaded
 from umbel_server.rounds.policy import RoundPolicy
@@ -72,6 +72,11 @@ class GridPort:
     def grid(self) -> Grid:
         """The grid itself."""
         return self._grid
+
+    @property
+    def threads(self) -> int:
+        """As Port."""
+        return passes.CORES
 
     @property
     def delta_dtype(self) -> str:

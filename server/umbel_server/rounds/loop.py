@@ -94,9 +94,9 @@ class _Loop:
         self._weights = start.weights
         strategies.restore(strategy, start.strategy, list(start.weights))
         specs = [WeightSpec(name, weight.shape, weight.dtype.name) for name, weight in start.weights.items()]
-        self._aggregator = aggregator_of(strategy, specs)
+        self._aggregator = aggregator_of(strategy, specs, port.threads)
         deltas = [replace_spec(spec, dtype=port.delta_dtype or spec.dtype) for spec in specs]
-        self._vetting = Vetting(deltas, policy.max_norm, policy.norm_multiple)
+        self._vetting = Vetting(deltas, policy.max_norm, policy.norm_multiple, port.threads)
         record = replace(start.record, done=config.reached(start.metrics, port.spent()))
         self._state, effects = engine.recover(record, clock())
         self._effects = deque(effects)

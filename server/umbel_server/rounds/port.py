@@ -75,6 +75,10 @@ class Port(Protocol):
         """The grid that a strategy is shown."""
 
     @property
+    def threads(self) -> int:
+        """How many threads a pass over an update may use: one where the other cores train."""
+
+    @property
     def delta_dtype(self) -> str:
         """The dtype of updates where it is not that of the weights; else empty."""
 

@@ -101,6 +101,11 @@ class SimulationPort:
         self._grid = grid
 
     @property
+    def threads(self) -> int:
+        """One: workers have the others."""
+        return 1
+
+    @property
     def delta_dtype(self) -> str:
         """Devices send updates in the weights' own dtypes."""
         return ""

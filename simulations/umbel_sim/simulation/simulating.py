@@ -31,6 +31,7 @@ from umbel_sim.data import Dataset
 from umbel_sim.engines.choice import check_engine, make_engine
 from umbel_sim.fleet_data import Fleet
 from umbel_sim.partitions import partition
+from umbel_sim.simulation import heap
 from umbel_sim.simulation.grid import SimulationGrid
 from umbel_sim.simulation.held_out import HeldOut, OnDevices
 from umbel_sim.simulation.journal import Journal, Row
@@ -164,7 +165,7 @@ def train(
 ) -> Result:
     """As `run`, with the task's `plan` compiled already, and `large`, the same for larger batches or itself.
 
-    XLA compiles the `task` itself.
+    Some engines compile the `task` itself; without it they are not tried.
     """
     manifest, fleet = plan.manifest, data.fleet
     _check_until(plan, settings)
@@ -188,7 +189,7 @@ def train(
     try:
         flower_messages.set_identity()
         called = flower_messages.context(1, _run_config(plan, settings))
-        with _quiet_rounds():
+        with _quiet_rounds(), heap.steady():
             app(SimulationGrid(port), called)
         ended = called.state.config_records[END]
         state, reason = str(ended["state"]), str(ended["reason"])

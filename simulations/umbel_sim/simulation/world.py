@@ -107,8 +107,8 @@ class World:
         ends = computes + load.up / kind.upload + kind.latency
         if not ends - start < CENTURY:
             return Story(accepts, trains, computes, math.inf, "vanished", "the device would take a century")
-        chance = generator(self.seed, "fate", assignment)
-        if kind.drop_out and chance.random() < kind.drop_out:
+        chance = generator(self.seed, "fate", assignment) if kind.drop_out else None
+        if chance is not None and chance.random() < kind.drop_out:
             gone = accepts + chance.random() * (ends - accepts)
             return Story(accepts, trains, min(computes, gone), math.inf, "vanished", "the device vanished")
         time = accepts

@@ -10,7 +10,7 @@ from umbel.metrics import Sums
 from umbel.plan import Plan
 from umbel.task import Task
 from umbel_edge.trainers import next_order, shuffles
-from umbel_sim.engines import Done, Job, done, empty_delta
+from umbel_sim.engines import Done, Job, empty_delta
 from umbel_sim.engines.native.layers import Chain, chain_of
 from umbel_sim.engines.native.library import WIDEST, Net
 from umbel_sim.engines.threads import ThreadsEngine
@@ -32,7 +32,7 @@ class NativeDevice:
         order = self._order(job, examples.count)
         delta = empty_delta(job.weights)
         classes = np.ascontiguousarray(examples.tensors[chain.y].reshape(-1), np.int32)
-        loss, seen, right = self._net.train(
+        loss, seen, right, squares = self._net.train(
             job.weights,
             delta,
             examples.tensors[chain.x],
@@ -45,7 +45,7 @@ class NativeDevice:
         metrics: Sums = {"loss": loss / seen}
         if chain.accuracy:
             metrics[chain.accuracy] = right / seen
-        return done(delta, metrics, examples.count)
+        return Done(delta, metrics, examples.count, squares)
 
     def _order(self, job: Job, count: int) -> "np.ndarray[tuple[int, int], np.dtype[np.int64]]":
         """The rows of every epoch that is trained, as a trainer shuffles them."""

@@ -283,6 +283,8 @@ INLINE void NAME(dense_tile)(const int M, const int K, int inner, const float *g
             if (K > 1)
                 second += slope * given[i][1];
         }
+        __builtin_prefetch(w + 2 * ldw + n, 1); /* the next rows: they lie in the second cache at best */
+        __builtin_prefetch(w + 3 * ldw + n, 1);
         Vector before = load(w + n);
         if (mu != 0.0f && phase == 1)
             first += mu * (before - load(anchor + n));
@@ -551,9 +553,22 @@ static void NAME(step)(Net *net, const Course *course, const int64_t *order, siz
     }
 }
 
+/* to = after - before; returns the sum of its squares. */
+static double NAME(difference)(float *restrict to, const float *after, const float *before, size_t size) {
+    double squares = 0.0;
+#pragma omp simd reduction(+ : squares)
+    for (size_t c = 0; c < size; c++) {
+        float own = after[c] - before[c];
+        to[c] = own;
+        squares += (double)own * own;
+    }
+    return squares;
+}
+
 /* Weights as Keras keeps them, to and from the padded ones. */
 static void NAME(weights)(const Net *net, const Course *course, int back) {
     size_t number = 0;
+    double squares = 0.0;
     for (int64_t i = 0; i < net->count; i++) {
         const Layer *layer = &net->layers[i];
         if (layer->shape.kind != DENSE && layer->shape.kind != CONVOLUTION)
@@ -565,25 +580,23 @@ static void NAME(weights)(const Net *net, const Course *course, int back) {
             for (size_t k = 0; k < in; k++) {
                 const float *from = base + (tap * in + k) * out;
                 float *own = layer->weights + (tap * ldi + k) * ldo, *anchor = layer->anchor + (tap * ldi + k) * ldo;
-                if (back) {
-                    float *to = course->delta[number] + (tap * in + k) * out;
-                    for (size_t c = 0; c < out; c++)
-                        to[c] = own[c] - from[c];
-                } else {
+                if (back)
+                    squares += NAME(difference)(course->delta[number] + (tap * in + k) * out, own, from, out);
+                else {
                     memcpy(own, from, out * sizeof(float));
                     if (course->mu != 0.0f)
                         memcpy(anchor, from, out * sizeof(float));
                 }
             }
         if (layer->shape.biased && back)
-            for (size_t c = 0; c < out; c++)
-                course->delta[number + 1][c] = layer->bias[c] - bias[c];
+            squares += NAME(difference)(course->delta[number + 1], layer->bias, bias, out);
         else if (layer->shape.biased) {
             memcpy(layer->bias, bias, out * sizeof(float));
             memcpy(layer->bias_anchor, bias, out * sizeof(float));
         }
         number += 2;
     }
+    course->sums[3] = squares;
 }
 
 static void NAME(train)(Net *net, const Course *course) {

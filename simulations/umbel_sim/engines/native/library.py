@@ -84,14 +84,14 @@ class Net:
         max_steps: int,
         learning_rate: float,
         proximal_mu: float,
-    ) -> tuple[float, float, float]:
-        """Write to `delta` what training changes; returns the sums of loss, examples and right answers.
+    ) -> tuple[float, float, float, float]:
+        """Write to `delta` what training changes; returns the sums of loss, examples, right answers and the delta's squares.
 
         `x` is float32[examples, ...] and `y` int32[examples]; `order` int64[epochs, examples] are their rows; all contiguous, as
         `base` and `delta` are (float32). No more than `max_steps` batches, 0 for all.
         """
         assert _library is not None
-        sums = np.zeros(3)
+        sums = np.zeros(4)
         course = _Course(
             _addresses(base, self._names),
             _addresses(delta, self._names),
@@ -106,8 +106,8 @@ class Net:
             sums.ctypes.data,
         )
         _library.umbel_net_train(self._net, ctypes.byref(course))
-        loss, examples, right = sums.tolist()
-        return loss, examples, right
+        loss, examples, right, squares = sums.tolist()
+        return loss, examples, right, squares
 
     def __del__(self) -> None:
         if _library is not None and self._net:

@@ -42,7 +42,8 @@ typedef struct Net {
 } Net;
 
 /* What a device does: `order` are rows of `x` and `y`, `count` of them an epoch; `base` and `delta` are kernel and bias of each
-   layer that has weights, as Keras keeps them. `sums` becomes the loss's, the rows' and the right answers' sum. */
+   layer that has weights, as Keras keeps them. `sums` becomes the sums of the loss, of rows, of right answers, and of the
+   delta's squares. */
 typedef struct Course {
     const float *const *base;
     float *const *delta;
