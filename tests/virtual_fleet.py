@@ -21,7 +21,7 @@ from umbel_sim.simulation.grid import SimulationGrid
 from umbel_sim.simulation.journal import Journal, Row
 from umbel_sim.simulation.port import SimulationPort
 from umbel_sim.simulation.tally import Tally
-from umbel_sim.simulation.world import World
+from umbel_sim.simulation.world import Load, World
 from umbel_sim.virtual.availability import Always, Availability
 from umbel_sim.virtual.classes import DeviceClass, Mix
 
@@ -34,6 +34,9 @@ flower_messages.set_identity()
 
 def no_loss(job: Job) -> float:
     return 1.0
+
+
+LOAD = Load(down=68, up=68, operations=24.0)
 
 
 class NumbersEngine:
@@ -95,7 +98,7 @@ class VirtualRun:
         on_devices = lambda weights, some: [{"loss": 1.0, "examples": 10.0} for _ in some]  # noqa: E731
         self.journal = Journal(identity, self.tally, evaluate, on_devices, saved, told)
         world = World(seed, devices, kinds or Mix((kind,), (1.0,)), availability or Always(), conditions or Rules())
-        self.port = Watched(world, self.fleet, self.plan, self.engine, self.journal, self.tally)
+        self.port = Watched(world, LOAD, self.fleet, self.plan, self.engine, self.journal, self.tally)
         self.port.times = []
         self.grid = SimulationGrid(self.port)
         self.seed = seed

@@ -103,7 +103,7 @@ OutputOption = Annotated[
 EngineOption = Annotated[
     str,
     typer.Option(
-        metavar="ENGINE", help="auto (the faster one for the plan), litert, xla or ray", rich_help_panel=MACHINE
+        metavar="ENGINE", help="auto (the fastest one for the plan), native (compiled, common layers), litert, xla or ray", rich_help_panel=MACHINE
     ),
 ]
 AddressOption = Annotated[

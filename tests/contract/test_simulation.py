@@ -39,7 +39,7 @@ from umbel_sim.simulation.port import SimulationPort
 from umbel_sim.simulation.result import Result
 from umbel_sim.simulation.simulating import data_of, train
 from umbel_sim.simulation.tally import Tally
-from umbel_sim.simulation.world import World
+from umbel_sim.simulation.world import Load, World
 from umbel_sim.virtual.availability import Always
 from umbel_sim.virtual.classes import mix
 
@@ -327,7 +327,7 @@ def foreign(plan: Plan, dataset: sources.Dataset) -> Iterator[Callable[..., Simu
         world = World(0, 4, mix(classes), Always(), Rules())
         journal = Journal("", tally, lambda weights: {}, lambda weights, devices: [])
         flower_messages.set_identity()
-        return SimulationGrid(SimulationPort(world, own.fleet, plan, engine, journal, tally))
+        return SimulationGrid(SimulationPort(world, Load.of(plan), own.fleet, plan, engine, journal, tally))
 
     yield made
     for engine in engines:

@@ -67,14 +67,12 @@ class SimulationPort:
     to come, by `engine`, so what over-selected, late and vanished devices would have trained costs virtual time only.
     """
 
-    def __init__(self, world: World, fleet: Fleet, plan: Plan, engine: Engine, journal: Journal, tally: Tally) -> None:
+    def __init__(
+        self, world: World, load: Load, fleet: Fleet, plan: Plan, engine: Engine, journal: Journal, tally: Tally
+    ) -> None:
         self._world, self._fleet, self._plan = world, fleet, plan
         self._engine, self._journal, self._tally = engine, journal, tally
-        manifest = plan.manifest
-        size = sum(math.prod(spec.shape) for spec in manifest.weights)
-        # Safetensors bytes, but for a short header; what commands and answers take is not counted.
-        moved = sum(weight.nbytes for weight in plan.initial_weights().values())
-        self._load = Load(moved, moved, size, manifest.batch_size)
+        self._batch, self._load = plan.manifest.batch_size, load
         self._work: dict[str, _Work] = {}
         self._events: list[tuple[float, int, str, str]] = []
         self._order = 0
@@ -229,7 +227,7 @@ class SimulationPort:
 
     def _put(self, given: Given, weights: Tensors) -> None:
         size = self._fleet.size(given.device)
-        batches = -(-size // self._load.batch) * given.how.epochs
+        batches = -(-size // self._batch) * given.how.epochs
         steps = min(batches, given.how.max_steps) if given.how.max_steps else batches
         story = self._world.story(given.device, given.id, given.offered, self._load, steps, size, given.how.requires)
         self._work[given.id] = _Work(given, weights, story)

@@ -39,7 +39,7 @@ from umbel_sim.simulation.port import SimulationPort, Untrained
 from umbel_sim.simulation.result import Result
 from umbel_sim.simulation.settings import Settings, cores
 from umbel_sim.simulation.tally import Tally
-from umbel_sim.simulation.world import World
+from umbel_sim.simulation.world import Load, World
 from umbel_sim.virtual.availability import Always, Availability, Diurnal
 from umbel_sim.virtual.classes import mix
 from umbel_sim.virtual.trace import Trace
@@ -184,7 +184,7 @@ def train(
     # The actors of Ray have interpreters too: their bits are the same.
     journal.engine = "litert" if chosen.engine.name == "ray" else chosen.engine.name
     world = World(settings.seed, settings.devices, mix(settings.mix), availability(settings), settings.conditions)
-    port = SimulationPort(world, fleet, plan, chosen.engine, journal, tally)
+    port = SimulationPort(world, Load.of(plan), fleet, plan, chosen.engine, journal, tally)
     stage("")
     try:
         flower_messages.set_identity()

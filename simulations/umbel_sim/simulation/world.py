@@ -4,8 +4,10 @@ import math
 from dataclasses import dataclass
 
 from umbel.conditions import Readings, Rules, violations
+from umbel.plan import Plan
 from umbel_sim.virtual.availability import HOUR, Availability, Condition
 from umbel_sim.virtual.classes import DeviceClass, Mix
+from umbel_sim.virtual.operations import training_operations
 from umbel_sim.virtual.seeds import generator
 
 LONGEST_LOOK = 5000
@@ -37,12 +39,17 @@ class Story:
 
 @dataclass(frozen=True)
 class Load:
-    """What an assignment asks of a device: bytes down and up, training steps, and what a step costs."""
+    """What an assignment asks of a device: bytes down and up, and the floating-point operations of a training step."""
 
     down: int
     up: int
-    weights: int
-    batch: int
+    operations: float
+
+    @staticmethod
+    def of(plan: Plan) -> "Load":
+        """That of a plan: safetensors bytes but for a short header; what commands and answers take is not counted."""
+        moved = sum(weight.nbytes for weight in plan.initial_weights().values())
+        return Load(moved, moved, training_operations(plan) * plan.manifest.batch_size)
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class World:
 
     def seconds_per_step(self, device: int, load: Load) -> float:
         """What a training step takes on a device."""
-        return self.kind(device).step_seconds(load.weights, load.batch) * self.mix.speed_of(self.seed, device)
+        return self.kind(device).step_seconds(load.operations) * self.mix.speed_of(self.seed, device)
 
     def why_not(self, device: int, time: float, rules: Rules, examples: int) -> tuple[str, ...]:
         """Which of `rules` a device breaks, as phrases."""

@@ -63,6 +63,8 @@ class Diurnal:
         change = plugged if time < plugged else unplugged if charging else next_noon
         share = self.online if charging else self.online / 2
         slot = math.floor(time / HOUR)
+        if time < slot * HOUR:
+            slot -= 1  # just before the hour, and the quotient was rounded up
         online = generator(self.seed, "online", device, slot).random() < share
         battery = 1.0
         if not charging:

@@ -7,9 +7,6 @@ from dataclasses import dataclass, fields, replace
 from umbel.errors import UmbelError
 from umbel_sim.virtual.seeds import generator
 
-OPERATIONS_A_WEIGHT = 6.0
-"""Floating-point operations of one training step, for every weight and example: two forward, four backward."""
-
 
 @dataclass(frozen=True)
 class DeviceClass:
@@ -42,9 +39,9 @@ class DeviceClass:
         if self.drop_out > 1 or self.spread > 3:
             raise UmbelError(f"device class {self.name}: drop_out should be at most 1 and spread at most 3")
 
-    def step_seconds(self, weights: int, batch: int) -> float:
-        """Seconds of one training step of a model of that many weights, on a device of the class's own speed."""
-        return self.seconds_per_step or OPERATIONS_A_WEIGHT * weights * batch / (self.gflops * 1e9)
+    def step_seconds(self, operations: float) -> float:
+        """Seconds of a training step of so many operations, on a device of the class's own speed."""
+        return self.seconds_per_step or operations / (self.gflops * 1e9)
 
 
 CLASSES = {

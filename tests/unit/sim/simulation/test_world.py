@@ -13,7 +13,7 @@ from umbel_sim.simulation.world import Load, World
 from umbel_sim.virtual.availability import HOUR, Always, Availability, Condition, Diurnal
 from umbel_sim.virtual.classes import CLASSES, DeviceClass, Mix
 
-LOAD = Load(down=1000, up=1000, weights=100, batch=10)
+LOAD = Load(down=1000, up=1000, operations=6000.0)
 SLOW = replace(EVEN, download=100.0, upload=100.0)
 """Fetching takes 10 seconds and sending too; an assignment of n steps takes 21 + n seconds."""
 
@@ -110,7 +110,7 @@ def test_a_story_goes_forward_in_time(
     seed: int, kind: DeviceClass, own: Rules, requires: Rules, start: float, steps: int, size: int
 ) -> None:
     there = World(seed, 5, Mix((kind,), (1.0,)), Diurnal(seed), own)
-    story = there.story(3, "a", start, Load(size, size, size // 4, 16), steps, 10, requires)
+    story = there.story(3, "a", start, Load(size, size, 24.0 * size), steps, 10, requires)
     assert start <= story.accepts <= story.ends
     assert story.accepts <= story.trains <= story.computes or story.outcome == "vanished"
     assert (story.ends == math.inf) == (story.outcome == "vanished")
@@ -123,7 +123,7 @@ def test_a_story_goes_forward_in_time(
     assert trained == sorted(trained)
     assert trained[0] >= 0
     assert trained[-1] <= max(0.0, story.computes - story.trains)
-    assert story == there.story(3, "a", start, Load(size, size, size // 4, 16), steps, 10, requires)
+    assert story == there.story(3, "a", start, Load(size, size, 24.0 * size), steps, 10, requires)
 
 
 def test_names_are_in_the_order_of_numbers() -> None:

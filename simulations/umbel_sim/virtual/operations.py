@@ -1,0 +1,43 @@
+"""How much arithmetic a plan's training is, from the graph that a device runs."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from umbel.plan import INFER, Plan
+from umbel_server.tflite_file import op_name, unpack
+
+OPERATIONS_A_PRODUCT = 6.0
+"""Floating-point operations of training for every product of inference: each is a multiplication and an addition, and there
+is one for the output, one for the input's gradient and one for the weight's."""
+
+
+def training_operations(plan: Plan) -> float:
+    """Floating-point operations of a training step for every example.
+
+    Products of convolutions, dense layers and matrices are counted; what is not in one - an embedding, an LSTM that stayed a
+    loop - counts as one product a weight, at the least.
+    """
+    model = unpack(plan.read(INFER))
+    found = sum(products(model, graph, op) for graph in model.subgraphs for op in graph.operators)
+    weights = sum(math.prod(spec.shape) for spec in plan.manifest.weights)
+    return OPERATIONS_A_PRODUCT * max(found, weights)
+
+
+def products(model: Any, graph: Any, op: Any) -> int:
+    """The products of one op of a TFLite graph, for the number of rows that its tensors have; 0 of kinds without any."""
+
+    def shape(indices: Sequence[int], number: int) -> list[int]:
+        sizes = graph.tensors[indices[number]].shape
+        return [] if sizes is None else [abs(int(size)) for size in sizes]
+
+    match op_name(model, op):
+        case "CONV_2D" | "FULLY_CONNECTED":
+            return math.prod(shape(op.outputs, 0)) * math.prod(shape(op.inputs, 1)[1:])
+        case "DEPTHWISE_CONV_2D":
+            return math.prod(shape(op.outputs, 0)) * math.prod(shape(op.inputs, 1)[1:3])
+        case "TRANSPOSE_CONV":
+            return math.prod(shape(op.inputs, 2)) * math.prod(shape(op.inputs, 1)[:3])
+        case "BATCH_MATMUL":
+            return math.prod(shape(op.outputs, 0)) * shape(op.inputs, 0)[-2 if op.builtinOptions.adjX else -1]
+    return 0
