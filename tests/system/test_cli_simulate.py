@@ -128,7 +128,7 @@ REFUSED: list[tuple[list[str], int, str]] = [
     (["--availability", "nightly"], 1, "availability is always, diurnal or a trace in CSV; there is no file 'nightly'"),
     (["--availability", "gap.csv"], 1, "gap.csv: device 0 has a gap between line 2"),
     (["--condition", "charging=perhaps"], 2, "charging"),
-    (["--engine", "abacus"], 1, "there is no engine 'abacus'; there are auto, litert"),
+    (["--engine", "abacus"], 1, "there is no engine 'abacus'; there are auto, native, litert"),
     (["--learning-rate", "1e30"], 1, "learning rate should be at most 1,000,000"),
     (["--learning-rate", "nan"], 1, "learning rate should be at least 0, got nan"),
     (["--seed", str(10**20)], 1, "seed should be at most"),
