@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from umbel.errors import TensorError
 from umbel.examples import Examples
 from umbel.tensors import TensorSpec
 
@@ -67,10 +68,26 @@ class Fleet(Protocol):
 
 
 def examples_of(fleet: Fleet, device: int, specs: Mapping[str, TensorSpec]) -> Examples:
-    """The examples of `device` in the dtypes of a plan's `specs`."""
-    own = fleet.examples(device)
-    tensors = {name: np.ascontiguousarray(own[name], spec.dtype) for name, spec in specs.items()}
-    return Examples(tensors, len(next(iter(tensors.values()))))
+    """The examples of `device` in the dtypes of a plan's `specs`; raises TensorError when they do not fit them."""
+    own, tensors = fleet.examples(device), {}
+    for name, spec in specs.items():
+        if name not in own:
+            raise TensorError(f"device {device}: array {name!r} is missing; the plan wants {', '.join(sorted(specs))}")
+        try:
+            tensors[name] = np.ascontiguousarray(own[name], spec.dtype)
+        except (ValueError, TypeError) as error:
+            raise TensorError(f"device {device}: array {name!r} should be {spec.dtype}: {error}") from error
+        if tensors[name].shape[1:] != spec.shape or tensors[name].ndim == 0:
+            expected = f"[examples, {', '.join(map(str, spec.shape))}]"
+            raise TensorError(
+                f"device {device}: array {name!r} should have shape {expected}, got {list(tensors[name].shape)}"
+            )
+    counts = {name: len(tensor) for name, tensor in tensors.items()}
+    if len(set(counts.values())) != 1 or not min(counts.values()):
+        raise TensorError(
+            f"device {device}: every array should have the same number of examples, at least 1; got {counts}"
+        )
+    return Examples(tensors, next(iter(counts.values())))
 
 
 def evenly_spaced(devices: int, sampled: int) -> NDArray[np.int64]:

@@ -103,7 +103,9 @@ OutputOption = Annotated[
 EngineOption = Annotated[
     str,
     typer.Option(
-        metavar="ENGINE", help="auto (the fastest one for the plan), native (compiled, common layers), litert, xla or ray", rich_help_panel=MACHINE
+        metavar="ENGINE",
+        help="auto (the fastest one for the plan), native (compiled, common layers), litert, xla or ray",
+        rich_help_panel=MACHINE,
     ),
 ]
 AddressOption = Annotated[
@@ -167,7 +169,8 @@ def _settings(chosen: dict[str, Any]) -> dict[str, Any]:
         try:
             settings["conditions"] = msgspec.convert(rules, Rules, strict=False)
         except msgspec.ValidationError as error:
-            raise typer.BadParameter(str(error), param_hint="--condition") from error
+            known = ", ".join(Rules.__struct_fields__)
+            raise typer.BadParameter(f"{error}; conditions are {known}", param_hint="--condition") from error
     return settings | spend
 
 

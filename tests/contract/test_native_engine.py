@@ -56,6 +56,24 @@ def reshaped() -> keras.Model:
     return keras.Model(given, layers.Softmax()(layers.Dense(6)(x)))
 
 
+def pooled() -> keras.Model:
+    """Pools before anything else, of few channels."""
+    return keras.Sequential(
+        [
+            keras.Input((None, None, 3)),
+            layers.AveragePooling2D(2),
+            layers.MaxPooling2D(2, strides=1, padding="same"),
+            layers.Conv2D(10, 3, padding="same", activation="relu"),
+            layers.GlobalAveragePooling2D(),
+            layers.Reshape((1, 1, 10)),
+            layers.MaxPooling2D(1),
+            layers.Conv2D(3, 1, activation="sigmoid"),
+            layers.Flatten(),
+            layers.Dense(4, activation="softmax"),
+        ]
+    )
+
+
 def task(name: str, model: Callable[[], Any], shape: tuple[int, ...], batch: int, logits: bool = False) -> Task:
     def loss() -> Any:
         return keras.losses.SparseCategoricalCrossentropy(from_logits=logits)
@@ -68,6 +86,7 @@ def task(name: str, model: Callable[[], Any], shape: tuple[int, ...], batch: int
 TASKS = {
     "edges": (task("edges", edges, (9, 11, 3), 4, logits=True), 5),
     "reshaped": (task("reshaped", reshaped, (54,), 23), 6),
+    "pooled": (task("pooled", pooled, (9, 8, 3), 5), 4),
     "digits": (digits.task, 10),
 }
 EXAMPLES = 37
@@ -115,6 +134,24 @@ def test_updates_are_those_of_the_interpreter(
     assert_same(native.train(job), theirs)  # nothing of the first device is left
 
 
+@pytest.mark.parametrize("broken", [np.nan, np.inf, 3e38])
+def test_one_device_s_broken_numbers_are_not_the_next_one_s(
+    case: tuple[Task, Plan, FunctionFleet], broken: float
+) -> None:
+    own, plan, fleet = case
+
+    def one_is_broken(device: int) -> Mapping[str, NDArray[Any]]:
+        given = fleet.examples(device)
+        if device == 1:
+            given["x"].reshape(-1)[7] = broken
+        return given
+
+    jobs = [Job(device, f"device-{device}", plan.initial_weights(), HOW) for device in (2, 1, 2)]
+    device = NativeDevice(chain_of(own), plan, FunctionFleet(one_is_broken, 5))
+    before, _, after = (device.train(job) for job in jobs)
+    assert {n: d.tobytes() for n, d in after.delta.items()} == {n: d.tobytes() for n, d in before.delta.items()}
+
+
 def test_a_class_that_the_model_does_not_have_is_a_loss_that_is_no_number(
     case: tuple[Task, Plan, FunctionFleet],
 ) -> None:
@@ -141,6 +178,19 @@ def branching() -> keras.Model:
     return keras.Model(given, layers.Dense(2, "softmax")(layers.Add()([x, given])))
 
 
+class Tripled(keras.losses.SparseCategoricalCrossentropy):
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        return 3.0 * super().call(y_true, y_pred)
+
+
+def sparse_categorical_crossentropy(y_true: Any, y_pred: Any) -> Any:
+    return 3.0 * keras.losses.sparse_categorical_crossentropy(y_true, y_pred)
+
+
+def one_class() -> keras.Model:
+    return keras.Sequential([keras.Input((4,)), layers.Dense(1, "softmax")])
+
+
 PLAIN = Task("plain", dense(), "sparse_categorical_crossentropy", TensorSpec((4,)), TensorSpec((), "int32"))
 
 
@@ -163,6 +213,10 @@ def with_options(**options: Any) -> Callable[[], Any]:
         ({"optimizer": with_options(clipnorm=1.0)}, "SGD with clipnorm"),
         ({"loss": lambda: keras.losses.SparseCategoricalCrossentropy(from_logits=True)}, "from_logits=True"),
         ({"loss": lambda: keras.losses.SparseCategoricalCrossentropy(ignore_class=1)}, "ignore_class"),
+        ({"loss": Tripled}, "the loss"),
+        ({"loss": lambda: sparse_categorical_crossentropy}, "the loss sparse_categorical_crossentropy"),
+        ({"model": one_class}, "a single class"),
+        ({"model": dense(lambda: layers.ReLU(activity_regularizer="l2"))}, "activity_regularizer"),
         ({"loss": "mse", "targets": TensorSpec((2,))}, "one class an example"),
         ({"metrics": ("accuracy", "sparse_top_k_categorical_accuracy")}, "metrics other than accuracy"),
         ({"inputs": TensorSpec((4,), "int32")}, "inputs of int32"),

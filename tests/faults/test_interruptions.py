@@ -32,7 +32,7 @@ def test_a_round_ends_when_the_broker_goes_away_in_the_middle(tmp_path: Path, pl
     eventually(lambda: running.server.runs.get(id).state != "running", 20)
     run = running.server.runs.show(id)
     assert run["state"] == "paused"
-    assert "1 devices are needed and 0 can train (1 offline)" in run["reason"]
+    assert "1 device is needed and 0 can train (1 offline)" in run["reason"]
     assert {a["state"] for a in run["assignments"]} == {"expired"}
     device.stop()
     running.stop()

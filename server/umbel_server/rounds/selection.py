@@ -34,7 +34,9 @@ class Available:
     def shortage(self, needed: int) -> str:
         """A sentence on why `needed` devices are not to be had."""
         why = ", ".join(f"{count} {reason}" for reason, count in sorted(self.excluded.items()))
-        can = f"{needed} devices are needed and {len(self.candidates)} can train" + (f" ({why})" if why else "")
+        can = f"{needed} device{' is' if needed == 1 else 's are'} needed and {len(self.candidates)} can train" + (
+            f" ({why})" if why else ""
+        )
         if set(self.excluded) <= {"offline"}:
             return f"{can}; start more devices or lower the quorum"
         return f"{can}; wait until more of them can, start more devices, or lower the quorum"

@@ -13,6 +13,8 @@ def labels_of(targets: NDArray[Any], keys: NDArray[np.integer] | None = None) ->
     """int[n] classes of `targets`: an integer is its class, a row of several numbers that are 0 but for one 1 is its place,
     a continuous number its tenth of the sorted targets. Anything else, such as a sequence, has its owner as its class, or 0.
     """
+    if not len(targets):
+        return np.zeros(0, np.int64)
     flat = targets.reshape(len(targets), -1)
     if flat.shape[1] == 1 and flat.dtype.kind in "biu":
         return flat[:, 0].astype(np.int64)

@@ -20,7 +20,7 @@ ENGINES = ("auto", "native", "litert", "xla", "ray")
 WORTH_MEASURING = 60.0
 """Seconds that the simulation should take on interpreters before another engine is compiled and tried."""
 
-_EACH, _STEPS = 3, 10
+_EACH, _MOST, _STEPS = 3, 48, 10
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,10 @@ def _faster(
     told = f"{_STEPS} steps of a device take {least * 1e3:.3g} ms on {workers} interpreters"
     try:
         compiled = _native(task, plan, fleet, workers)
-    except UmbelError as error:
-        told += f" ({error})"
-    else:
         took = _seconds(compiled, plan, fleet)
+    except Exception as error:
+        told += f" ({_reason(error)})"
+    else:
         told += f", {took * 1e3:.3g} ms compiled"
         best, other, least = (compiled, best, took) if took < least else (best, compiled, least)
         other.close()
@@ -106,18 +106,21 @@ def _faster(
         cohorts = _xla(task, plan, fleet)
         took = _seconds(cohorts, plan, fleet)
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        return Chosen(best, f"{told}; XLA cannot train this plan: {reason}")
+        return Chosen(best, f"{told}; XLA cannot train this plan: {_reason(error)}")
     best, other = (cohorts, best) if took < least else (best, cohorts)
     other.close()
     return Chosen(best, f"{told}, {took * 1e3:.3g} ms with XLA")
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
 def _seconds(engine: Engine, plan: Plan, fleet: Fleet) -> float:
     """Seconds a device takes for a few steps, with all workers busy, after a first time."""
     weights, nowhere = plan.initial_weights(), Blob("0" * 64, 1)
     how = Train("0" * 16, "measure", 1, nowhere, nowhere, 0.0, learning_rate=1e-6, epochs=1, max_steps=_STEPS, seed=0)
-    tried = _EACH * engine.workers
+    tried = min(_EACH * engine.workers, _MOST)
     jobs = [Job(number % fleet.devices, f"device-{number}", weights, how) for number in range(tried)]
     for future in [engine.submit(job) for job in jobs]:
         future.result()

@@ -206,7 +206,12 @@ def train(
     standing = journal.standing()
     assert standing is not None
     sampled = np.unique(np.linspace(0, settings.devices - 1, min(settings.devices, SPREAD_DEVICES)).astype(int))
-    spread = on_devices(standing.weights, sampled)
+    try:
+        spread = on_devices(standing.weights, sampled)
+    except UmbelError:
+        if state != "failed":
+            raise
+        sampled, spread = sampled[:0], []  # the reason is what one of them has
     return Result(
         settings=settings,
         task=manifest.task,

@@ -48,7 +48,7 @@ def test_a_grids_own_port_is_used(plan: str, tmp_path: Path) -> None:
 
 
 def test_a_run_that_pauses_on_a_strange_grid_is_an_error(plan: str, tmp_path: Path) -> None:
-    with pytest.raises(UmbelError, match=r"1 devices are needed and 0 can train.*start the run again"):
+    with pytest.raises(UmbelError, match=r"1 device is needed and 0 can train.*start the run again"):
         train(MemoryGrid({}), plan=plan, output=str(tmp_path / "out"), deadline=0.1, attempts=1)
 
 

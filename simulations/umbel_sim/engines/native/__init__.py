@@ -16,6 +16,9 @@ from umbel_sim.engines.native.library import WIDEST, Net
 from umbel_sim.engines.threads import ThreadsEngine
 from umbel_sim.fleet_data import Fleet, examples_of
 
+NO_CLASS = 2**31 - 1
+"""Larger labels are none of a model's classes either."""
+
 
 class NativeDevice:
     """One net that is one device after another. See umbel_sim.engines.threads.Device."""
@@ -31,7 +34,7 @@ class NativeDevice:
         examples = examples_of(self._fleet, job.device, self._specs)
         order = self._order(job, examples.count)
         delta = empty_delta(job.weights)
-        classes = np.ascontiguousarray(examples.tensors[chain.y].reshape(-1), np.int32)
+        classes = np.clip(examples.tensors[chain.y].reshape(-1), -1, NO_CLASS).astype(np.int32)
         loss, seen, right, squares = self._net.train(
             job.weights,
             delta,

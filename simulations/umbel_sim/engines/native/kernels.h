@@ -422,6 +422,8 @@ static void NAME(pooling_forward)(const Layer *layer, size_t rows) {
                         value /= count;
                     store(to + c, value);
                 }
+                for (size_t c = out->c; c < out->ld; c++)
+                    to[c] = 0.0f; /* pixels that came without padding were read on into their neighbours */
             }
 }
 
@@ -494,7 +496,7 @@ static void NAME(loss)(const Net *net, const int64_t *order, const Course *cours
             total += slopes[c] = expf(logits[c] - logits[best]);
         size_t right = (size_t)course->y[order[row]];
         for (size_t c = 0; c < count; c++)
-            slopes[c] = (slopes[c] / total - (c == right ? 1.0f : 0.0f)) / (float)rows;
+            slopes[c] = right < count ? (slopes[c] / total - (c == right ? 1.0f : 0.0f)) / (float)rows : NAN;
         loss += right < count ? logf(total) - (logits[right] - logits[best]) : NAN;
         course->sums[2] += best == right;
     }
@@ -613,6 +615,8 @@ static void NAME(train)(Net *net, const Course *course) {
             }
         }
     NAME(weights)(net, course, 1);
+    if (!isfinite(course->sums[0]) || !isfinite(course->sums[3]))
+        forget(net);
 }
 
 #undef load

@@ -12,6 +12,8 @@ ACTIVATIONS = {"linear": 0, "relu": 1, "sigmoid": 2, "tanh": 3}
 
 _ACCURACY = ("accuracy", "acc", "sparse_categorical_accuracy")
 _CROSS_ENTROPY = "sparse_categorical_crossentropy"
+_CROSS_ENTROPIES = ("SparseCategoricalCrossentropy", "LossFunctionWrapper")
+_STOCK = "keras.src."
 _RESHAPING = ("Flatten", "Reshape")
 
 
@@ -65,8 +67,10 @@ def chain_of(task: Task) -> Chain:
     parts = keras_parts(task, 0)
     _check_optimizer(parts.optimizer)
     loss, factor = _only(parts.losses.values(), "outputs")
-    if getattr(loss, "fn", None) is None or loss.fn.__name__ != _CROSS_ENTROPY or factor != 1.0:
+    if type(loss).__name__ not in _CROSS_ENTROPIES or not _is_stock(loss) or factor != 1.0:
         _refuse(f"the loss {loss.name}")
+    if loss.fn.__name__ != _CROSS_ENTROPY or not loss.fn.__module__.startswith(_STOCK):
+        _refuse(f"the loss {loss.fn.__name__}")
     options = {"ignore_class": None, "axis": -1} | loss._fn_kwargs
     logits = bool(options.pop("from_logits", False))
     if options != {"ignore_class": None, "axis": -1}:
@@ -111,7 +115,7 @@ def _check_optimizer(optimizer: Any) -> None:
 
 
 def _is_stock(thing: Any) -> bool:
-    return type(thing).__module__.startswith("keras.src.")
+    return type(thing).__module__.startswith(_STOCK)
 
 
 def _layers(model: Any, shape: tuple[int, ...]) -> tuple[tuple[Layer, ...], str]:
@@ -129,9 +133,10 @@ def _layers(model: Any, shape: tuple[int, ...]) -> tuple[tuple[Layer, ...], str]
             _refuse(f"layers of its own such as {layer.name}")
         if len(layer._inbound_nodes) > 2 or layer.input is not tensor:  # Sequential calls its layers twice
             _refuse(f"models that are no chain of layers ({layer.name})")
+        if getattr(layer, "activity_regularizer", None) is not None:
+            _refuse(f"{layer.name}, which has an activity_regularizer")
         tensor = layer.output
-        after = tuple(int(size) for size in tensor.shape[1:])
-        before = tuple(int(size) for size in layer.input.shape[1:])
+        before, shape = shape, tuple(int(size) for size in layer.compute_output_shape((1, *shape))[1:])
         if pending:
             _refuse(f"{last} before the end")
         if kind in ("Activation", "ReLU", "Softmax"):
@@ -140,11 +145,13 @@ def _layers(model: Any, shape: tuple[int, ...]) -> tuple[tuple[Layer, ...], str]
             last = _activation(layer, kind)
             chain[-1] = _with_activation(chain[-1], last)
         else:
-            made, last = _layer(layer, kind, before, after)
+            made, last = _layer(layer, kind, before, shape)
             chain.append(made)
         pending = last == "softmax"
     if not chain or not chain[-1].kernel or chain[-1].kind != DENSE or tensor is not model.outputs[0]:
         _refuse("models that do not end in a Dense layer")
+    if shape[-1] < 2:
+        _refuse("models of a single class")
     return tuple(chain), last
 
 
@@ -162,7 +169,7 @@ def _activation(layer: Any, kind: str) -> str:
 
 def _name(function: Any, layer: Any) -> str:
     name = getattr(function, "__name__", type(function).__name__)
-    if (name not in ACTIVATIONS and name != "softmax") or not getattr(function, "__module__", "").startswith("keras."):
+    if (name not in ACTIVATIONS and name != "softmax") or not getattr(function, "__module__", "").startswith(_STOCK):
         _refuse(f"the activation {name} ({layer.name})")
     return str(name)
 
@@ -228,7 +235,7 @@ def _pad(
 
 
 def _weights(layer: Any) -> tuple[str, str]:
-    rules = ("kernel_regularizer", "bias_regularizer", "activity_regularizer", "kernel_constraint", "bias_constraint")
+    rules = ("kernel_regularizer", "bias_regularizer", "kernel_constraint", "bias_constraint")
     asked = [rule for rule in rules if getattr(layer, rule, None) is not None]
     if asked or not layer.trainable or getattr(layer, "lora_enabled", False) or layer.quantization_mode:
         _refuse(f"{layer.name}, which {'has a ' + asked[0] if asked else 'is frozen, or is no plain layer'}")

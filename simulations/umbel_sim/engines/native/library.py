@@ -72,7 +72,9 @@ class Net:
         self._net: Any = None
         self._net = _library.umbel_net_new(numbers.ctypes.data, len(chain.layers), batch, widest)
         if not self._net:
-            raise MemoryError(f"no memory for the native engine's {len(chain.layers)} layers and batches of {batch}")
+            raise Unsupported(
+                f"there is no memory for the native engine's nets with batches of {batch}; lower --workers"
+            )
 
     def train(
         self,

@@ -81,6 +81,33 @@ static size_t weights_of(const Layer *layer) {
     return (size_t)shape->kernel_h * (size_t)shape->kernel_w * layer->value.ld * layer[1].value.ld;
 }
 
+static void clear(float *floats, size_t count) {
+    if (floats != NULL)
+        memset(floats, 0, count * sizeof(float));
+}
+
+static size_t flipped_of(const Layer *layer, size_t lanes) {
+    return (size_t)(layer->shape.kernel_h * layer->shape.kernel_w) * layer[1].value.ld * up(layer->value.ld, lanes);
+}
+
+/* Make it as new: what is no number has got to where zeros belong, and would be the next device's too. */
+static void forget(const Net *net) {
+    for (int64_t i = 0; i <= net->count; i++) {
+        const Layer *layer = &net->layers[i];
+        clear(layer->value.data, floats_of(&layer->value, net->batch));
+        clear(layer->gradient.data, floats_of(&layer->gradient, net->batch));
+        if (layer->weights == NULL)
+            continue;
+        size_t out = layer[1].value.ld;
+        clear(layer->weights, weights_of(layer));
+        clear(layer->anchor, weights_of(layer));
+        clear(layer->flipped, flipped_of(layer, net->lanes));
+        clear(layer->bias, out);
+        clear(layer->bias_anchor, out);
+        clear(layer->bias_sums, out);
+    }
+}
+
 #if defined(UMBEL_WIDE) && defined(__x86_64__) && !defined(__clang__)
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")
@@ -221,7 +248,7 @@ Net *umbel_net_new(const Shape *shapes, int64_t count, int64_t batch, int64_t wi
         if (!layer->weights || !layer->anchor || !layer->bias || !layer->bias_anchor || !layer->bias_sums)
             goto failed;
         if (layer->shape.kind == CONVOLUTION && layer->inner) {
-            layer->flipped = zeros((size_t)(layer->shape.kernel_h * layer->shape.kernel_w) * out * up(layer->value.ld, net->lanes));
+            layer->flipped = zeros(flipped_of(layer, net->lanes));
             if (layer->flipped == NULL)
                 goto failed;
         }

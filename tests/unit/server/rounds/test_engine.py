@@ -397,7 +397,7 @@ def test_a_paused_round_that_finds_nobody_else_is_abandoned() -> None:
     play = fold_all(paused())
     play.now = 110.0
     play.see("a")
-    reason = "1 devices are needed and 0 can train; start more devices or lower the quorum"
+    reason = "1 device is needed and 0 can train; start more devices or lower the quorum"
     assert play.only(events.Abandon) == events.Abandon(1, 0, reason)
 
 
