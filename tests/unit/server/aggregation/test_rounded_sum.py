@@ -256,3 +256,56 @@ def test_what_is_not_finite_and_weights_out_of_range_are_refused(broken: float) 
     for weight in (0.0, -1.0, broken):
         with pytest.raises(TensorError, match="weight"):
             RoundedSum(2).add_all([np.ones(2)], [weight])
+
+
+class Unread(WeightPieces):
+    """Pieces that nobody asks for."""
+
+    def __init__(self) -> None:
+        super().__init__({}, {})
+
+    def deltas(self, name: str, index: np.ndarray) -> np.ndarray:
+        raise AssertionError(f"{index.size} elements of {name} were made again")
+
+
+def float32_update(rng: np.random.Generator, base: Tensors, digits: int) -> tuple[Tensors, Tensors]:
+    """A delta of multiples of 2**-digits, and the weights after it."""
+    delta = {n: (rng.integers(-99, 99, w.shape) * 2.0**-digits).astype(np.float32) for n, w in base.items()}
+    return delta, {name: weight.astype(np.float64) + delta[name] for name, weight in base.items()}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 5000), min_size=1, max_size=40), st.integers(20, 60), st.integers(0, 2**32))
+def test_sums_that_rounded_nothing_are_exact_ties_and_all(weights: list[int], digits: int, seed: int) -> None:
+    """With as many updates of the same weight half of the results lie between two floats."""
+    rng = np.random.default_rng(seed)
+    base = {"kernel": rng.normal(0, 0.05, (3, 5)).astype(np.float32), "scale": np.float32(0.5) * np.ones(())}
+    base = {name: np.asarray(weight, np.float32) for name, weight in base.items()}
+    made = [float32_update(rng, base, digits) for _ in weights]
+    pieces = Unread() if passes._library is not None else None
+    updates = [
+        (Update(delta, pieces or WeightPieces(after, base)), float(weight))
+        for (delta, after), weight in zip(made, weights, strict=True)
+    ]
+    expected = exactly(base, updates)
+    assert same(folded(base, updates), expected)
+    assert same(folded(base, updates[::-1]), expected)
+
+
+@pytest.mark.usefixtures("library")
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(0.01, 5000), min_size=2, max_size=12), st.integers(0, 2**32))
+def test_float32_updates_give_what_the_exact_sum_gives(weights: list[float], seed: int) -> None:
+    """Weights with many digits, and whole ones with sums that are rounded after all."""
+    rng = np.random.default_rng(seed)
+    base = {"kernel": rng.normal(0, 0.05, (3, 5)).astype(np.float32), "scale": np.ones((), np.float32)}
+    for some in (weights, [math.ceil(weight) for weight in weights]):
+        updates = []
+        for weight in some:
+            wide = 10.0 ** rng.uniform(-12, 4)
+            delta = {name: np.asarray(rng.normal(0, wide, own.shape), np.float32) for name, own in base.items()}
+            pieces = WeightPieces(delta, {name: np.zeros(own.shape) for name, own in base.items()})
+            updates.append((Update(delta, pieces), float(weight)))
+        expected = exactly(base, updates)
+        assert same(folded(base, updates), expected)
+        assert same(folded(base, updates[::-1]), expected)
