@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp.strategy import FedAvg
 from tests.brokers import EmbeddedProcess
 from tests.conftest import TASKS
 from tests.contract.test_agent import RunningAgent
@@ -31,7 +32,7 @@ from umbel_server import flower_messages
 from umbel_server.runs import RunSettings
 from umbel_sim import data as sources
 from umbel_sim.engines.litert import litert_engine
-from umbel_sim.fleet_data import Fleet
+from umbel_sim.fleet_data import Fleet, examples_of
 from umbel_sim.simulation.api import settings_of
 from umbel_sim.simulation.grid import SimulationGrid
 from umbel_sim.simulation.journal import Journal
@@ -398,11 +399,38 @@ def test_devices_that_vanish_are_errors_after_their_time_and_always_the_same(
     assert {True, False} == {one for outcomes in seen[0] for one in outcomes}
 
 
+def test_flowers_own_loop_trains_and_evaluates(foreign: Callable[..., SimulationGrid], plan: Plan) -> None:
+    grid = foreign("even")
+    strategy = FedAvg(weighted_by_key="num-examples", min_train_nodes=4, min_evaluate_nodes=4, min_available_nodes=4)
+    initial = flower_messages.array_record(plan.initial_weights())
+    result = strategy.start(grid, initial, num_rounds=2, train_config=ConfigRecord({"max-steps": 20}))
+    losses = [result.evaluate_metrics_clientapp[number]["loss"] for number in (1, 2)]
+    assert losses[1] < losses[0]
+    assert 0 <= result.evaluate_metrics_clientapp[2]["accuracy"] <= 1
+    assert bytes_of(flower_messages.tensors_of(result.arrays)) != bytes_of(plan.initial_weights())
+
+
+def test_an_evaluation_is_the_agents_and_takes_its_time(foreign: Callable[..., SimulationGrid], plan: Plan) -> None:
+    grid = foreign("even:drop_out=0.4")
+    content = RecordDict({"arrays": flower_messages.array_record(plan.initial_weights()), "config": ConfigRecord()})
+    messages = [grid.create_message(content, MessageType.EVALUATE, node, "1") for node in grid.get_node_ids()]
+    replies = list(grid.send_and_receive(messages, timeout=50.0))
+    assert len(replies) == 4
+    assert {reply.has_error() for reply in replies} == {True, False}
+    assert grid.port.now == 50.0  # one vanished
+    trainer = LiteRTTrainer("")
+    specs = {**plan.manifest.inputs, **plan.manifest.targets}
+    for reply in (reply for reply in replies if not reply.has_error()):
+        examples = examples_of(grid.port._fleet, reply.metadata.src_node_id - 1, specs)
+        expected = trainer.evaluate(plan, plan.initial_weights(), examples, lambda: None)
+        assert reply.content.metric_records["metrics"] == {"num-examples": examples.count, **expected}
+
+
 def test_another_server_apps_mistakes_are_sentences(foreign: Callable[..., SimulationGrid], plan: Plan) -> None:
     grid = foreign("even")
     content = RecordDict({"arrays": flower_messages.array_record(plan.initial_weights()), "config": ConfigRecord()})
-    with pytest.raises(UmbelError, match="a simulation's nodes train"):
-        grid.push_messages([grid.create_message(content, MessageType.EVALUATE, 1, "1")])
+    with pytest.raises(UmbelError, match="a simulation's nodes train and evaluate; a query"):
+        grid.push_messages([grid.create_message(content, MessageType.QUERY, 1, "1")])
     with pytest.raises(UmbelError, match="node 9 is not one of the simulation's, 1 to 4"):
         grid.push_messages([grid.create_message(content, MessageType.TRAIN, 9, "1")])
     broken = {name: np.full_like(weight, np.nan) for name, weight in plan.initial_weights().items()}

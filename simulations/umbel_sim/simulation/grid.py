@@ -39,16 +39,22 @@ class SimulationGrid(PlainGrid):
         return self._push(batch, [self.port.now + message.metadata.ttl for message in batch])
 
     def _push(self, batch: list[Message], closes: list[float]) -> list[str]:
-        if other := [message for message in batch if message.metadata.message_type != MessageType.TRAIN]:
-            raise UmbelError(f"a simulation's nodes train; a {other[0].metadata.message_type} message was sent")
+        kinds = MessageType.TRAIN, MessageType.EVALUATE
+        if other := [message for message in batch if message.metadata.message_type not in kinds]:
+            raise UmbelError(
+                f"a simulation's nodes train and evaluate; a {other[0].metadata.message_type} message was sent"
+            )
         ids = [flower_messages.give_id(message) for message in batch]
         for id, message, until in zip(ids, batch, closes, strict=True):
             (record,) = message.content.array_records.values()
             # Message ids are drawn anew in every process; what becomes of an assignment is drawn by its own.
             assignment = f"pushed-{self._pushed}"
             self._pushed += 1
-            offer = Offer(assignment, self.port.name(message.metadata.dst_node_id), 0, until)
-            self.port.assign(offer, message, flower_messages.tensors_of(record))
+            device, weights = self.port.name(message.metadata.dst_node_id), flower_messages.tensors_of(record)
+            if message.metadata.message_type == MessageType.EVALUATE:
+                self.port.examine(assignment, device, weights)
+            else:
+                self.port.assign(Offer(assignment, device, 0, until), message, weights)
             self._messages[assignment] = id
             self._pending[id] = message, assignment, until
         return ids
@@ -91,6 +97,10 @@ class SimulationGrid(PlainGrid):
     def _settle(self, assignment: str) -> None:
         message, _, _ = self._pending[self._messages[assignment]]
         try:
+            if message.metadata.message_type == MessageType.EVALUATE:
+                count, sums = self.port.examined(assignment)
+                self._answer(assignment, flower_messages.reply(message, {}, {"num-examples": float(count), **sums}))
+                return
             arrival = self.port.arrival(assignment)
         except Untrained as error:
             raise UmbelError(str(error)) from error

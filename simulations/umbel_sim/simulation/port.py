@@ -4,15 +4,17 @@ import heapq
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from umbel.errors import UmbelError
 from umbel.messages import Blob, Train
+from umbel.metrics import Sums
 from umbel.plan import Plan
 from umbel.tensors import Tensors
+from umbel_edge.litert_trainer import LiteRTTrainer
 from umbel_server.instructions import instruction
 from umbel_server.rounds.engine import Record
 from umbel_server.rounds.events import Abandon, Ended, Event, Finish, Offer, Open, Uploaded
@@ -20,8 +22,9 @@ from umbel_server.rounds.policy import RoundPolicy
 from umbel_server.rounds.port import Arrival, Checkpointing, Spent, Start
 from umbel_server.rounds.selection import Candidate, available
 from umbel_sim.engines import Done, Engine, Job
-from umbel_sim.fleet_data import Fleet
+from umbel_sim.fleet_data import Fleet, examples_of
 from umbel_sim.simulation.journal import Journal
+from umbel_sim.simulation.settings import NO_RULES
 from umbel_sim.simulation.tally import Tally
 from umbel_sim.simulation.updates import Kept
 from umbel_sim.simulation.work import Given, Standing
@@ -60,6 +63,16 @@ class _Work:
     future: "Future[Done] | None" = field(default=None, repr=False)
 
 
+@dataclass(frozen=True)
+class _Examination:
+    """An evaluation under way."""
+
+    device: int
+    name: str
+    weights: Tensors
+    story: Story
+
+
 class SimulationPort:
     """See umbel_server.rounds.port.Port. Time passes only in `wait`, from one event to the next.
 
@@ -74,6 +87,8 @@ class SimulationPort:
         self._engine, self._journal, self._tally = engine, journal, tally
         self._batch, self._load = plan.manifest.batch_size, load
         self._work: dict[str, _Work] = {}
+        self._examinations: dict[str, _Examination] = {}
+        self._examiner = LiteRTTrainer("")
         self._events: list[tuple[float, int, str, str]] = []
         self._order = 0
         self._kept = Kept()
@@ -225,6 +240,26 @@ class SimulationPort:
             self._seen.pop(given.device, None)
         self._tally.offered(given.device, 0 if declines else self._load.down)
 
+    def examine(self, id: str, device: str, weights: Tensors) -> None:
+        """Let one device evaluate weights on its examples: a third of a training step's arithmetic for every batch."""
+        number = self._world.number(device)
+        size = self._fleet.size(number)
+        load = replace(self._load, up=0, operations=self._load.operations / 3)
+        story = self._world.story(number, id, self.now, load, -(-size // self._batch), size, NO_RULES)
+        self._examinations[id] = _Examination(number, device, weights, story)
+        if story.ends < math.inf:
+            self._push(story.ends, story.outcome, id)
+
+    def examined(self, id: str) -> tuple[int, Sums]:
+        """The examples of an evaluation that is done, and the sums that a device would send; raises Untrained."""
+        asked = self._examinations.pop(id)
+        manifest = self._plan.manifest
+        try:
+            examples = examples_of(self._fleet, asked.device, {**manifest.inputs, **manifest.targets})
+            return examples.count, self._examiner.evaluate(self._plan, asked.weights, examples, lambda: None)
+        except UmbelError as error:
+            raise Untrained(f"{asked.name} cannot evaluate: {error}") from error
+
     def _put(self, given: Given, weights: Tensors) -> None:
         size = self._fleet.size(given.device)
         batches = -(-size // self._batch) * given.how.epochs
@@ -242,7 +277,7 @@ class SimulationPort:
         """The next thing that happens to an assignment, at the latest at `until`."""
         if self._left:
             return None
-        while self._events and self._events[0][3] not in self._work:
+        while self._events and self._events[0][3] not in self._work and self._events[0][3] not in self._examinations:
             heapq.heappop(self._events)  # it has its final state
         if not self._events or self._events[0][0] > until:
             if until == math.inf:
@@ -251,6 +286,11 @@ class SimulationPort:
             return []
         time, _, what, id = heapq.heappop(self._events)
         self.now = max(self.now, time)
+        if (asked := self._examinations.get(id)) is not None:
+            if what == "uploaded":
+                return [Uploaded(self.now, id, self._fleet.size(asked.device))]
+            del self._examinations[id]
+            return [Ended(self.now, id, f"{asked.name} {what}: {asked.story.reason}")]
         work = self._work[id]
         if what == "uploaded":
             self._came += 1
@@ -298,6 +338,7 @@ class SimulationPort:
 
     def finish(self, finish: Finish) -> None:
         """An assignment has its final state."""
+        self._examinations.pop(finish.id, None)
         if finish.id in self._work:
             vanished = finish.state == "expired" and self._work[finish.id].story.outcome == "vanished"
             self._settle(finish.id, "vanished" if vanished else finish.state)
