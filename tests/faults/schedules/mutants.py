@@ -62,8 +62,8 @@ MUTANTS: dict[str, tuple[str, str]] = {
         "if staleness > 0:",
     ),
     "an asynchronous checkpoint has no room": (
-        'room = self.state.policy.buffer - self.state.count("folding", "folded")',
-        "pass",
+        "            arrived = arrived[: max(0, self.state.policy.buffer - ",
+        "            arrived = arrived[: max(9**9, self.state.policy.buffer - ",
     ),
     "what is committed stays in the sum": (
         'state.work.values() if work.state != "folded")',
