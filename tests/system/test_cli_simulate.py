@@ -228,15 +228,22 @@ def test_ctrl_c_keeps_the_newest_checkpoint_and_the_same_command_goes_on(
 ) -> None:
     words: list[Any] = ["simulate", LINE, "--data", "line.npz", "--devices", "10", "--output", "out"]
     log = (tmp_path / "log").open("w")
-    process = subprocess.Popen(
-        [program("umbel"), *words, "--rounds", "1000000"], stdout=log, stderr=log, start_new_session=True
-    )
-    saved = Path("out/checkpoint.umbel")
-    eventually(saved.exists, 60)
-    first = saved.stat().st_mtime_ns
-    eventually(lambda: saved.stat().st_mtime_ns != first, 30)  # of a later round
-    os.kill(process.pid, signal.SIGINT)
-    assert process.wait(30) == 1
+    with subprocess.Popen(
+        [program("umbel"), *words, "--rounds", "1000000"],
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
+    ) as process:
+        try:
+            saved = Path("out/checkpoint.umbel")
+            eventually(saved.exists, 60)
+            first = saved.stat().st_mtime_ns
+            eventually(lambda: saved.stat().st_mtime_ns != first, 30)  # of a later round
+            os.kill(process.pid, signal.SIGINT)
+            assert process.wait(30) == 1
+        finally:
+            process.kill()
     log.close()
     lines = (tmp_path / "log").read_text().splitlines()
     assert lines[-1] == "umbel: interrupted; the same command goes on from its newest checkpoint in out"
