@@ -233,7 +233,7 @@ def test_ctrl_c_keeps_the_newest_checkpoint_and_the_same_command_goes_on(
         stdout=log,
         stderr=log,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     ) as process:
         try:
             saved = Path("out/checkpoint.umbel")
