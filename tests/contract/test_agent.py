@@ -21,7 +21,7 @@ from umbel.mqtt import Link
 from umbel.plan import Plan
 from umbel_edge.agent import Agent
 from umbel_edge.config import AgentConfig
-from umbel_server.runs import RunSettings
+from umbel_server.run_settings import RunSettings
 
 PlanOf = Callable[[str], Plan]
 X = np.float32([[-1.0], [0.0], [1.0], [2.0], [3.0], [4.0]])

@@ -23,7 +23,7 @@ from umbel.plan import Plan
 from umbel.task import load_task
 from umbel.tensors import Tensors
 from umbel_server.database import Release
-from umbel_server.runs import RunSettings
+from umbel_server.run_settings import RunSettings
 from umbel_sim.digits import Digits, load_digits
 
 ALL = ["float32", "float16", "int8", "int8-full"]

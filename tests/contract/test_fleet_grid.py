@@ -19,7 +19,7 @@ from umbel.tensors import Tensors
 from umbel_server import flower_messages
 from umbel_server.devices import node_id
 from umbel_server.rounds.policy import RoundPolicy
-from umbel_server.runs import RunSettings
+from umbel_server.run_settings import RunSettings
 from umbel_server.strategies import STRATEGIES, make_strategy
 
 PlanOf = Callable[[str], Plan]

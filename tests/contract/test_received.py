@@ -21,7 +21,7 @@ from umbel.plan import Plan
 from umbel_server.aggregation import largest_update
 from umbel_server.blobs import Blobs
 from umbel_server.received import FOLDER
-from umbel_server.runs import RunSettings
+from umbel_server.run_settings import RunSettings
 from umbel_server.server import Server
 
 PlanOf = Callable[[str], Plan]

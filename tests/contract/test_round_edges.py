@@ -22,7 +22,7 @@ from umbel_server.aggregation.vetting import Vetting
 from umbel_server.blobs import Blobs
 from umbel_server.database import Run
 from umbel_server.device_metrics import average
-from umbel_server.runs import RunSettings
+from umbel_server.run_settings import RunSettings
 
 PlanOf = Callable[[str], Plan]
 

@@ -29,7 +29,7 @@ from umbel.tensors import Tensors
 from umbel_edge.config import AgentConfig
 from umbel_edge.litert_trainer import LiteRTTrainer
 from umbel_server import flower_messages
-from umbel_server.runs import RunSettings
+from umbel_server.run_settings import RunSettings
 from umbel_sim import data as sources
 from umbel_sim.engines.litert import litert_engine
 from umbel_sim.fleet_data import Fleet, examples_of

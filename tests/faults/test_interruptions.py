@@ -13,7 +13,7 @@ from umbel import tensors
 from umbel.messages import Command, Train, Trained
 from umbel.plan import Plan
 from umbel_server.rounds.policy import RoundPolicy
-from umbel_server.runs import RunSettings
+from umbel_server.run_settings import RunSettings
 from umbel_server.server import Server
 
 

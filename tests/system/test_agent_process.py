@@ -13,7 +13,7 @@ from tests.server_harness import POPULATION, RunningServer
 from tests.waiting import eventually
 
 from umbel.plan import Plan
-from umbel_server.runs import RunSettings
+from umbel_server.run_settings import RunSettings
 from umbel_sim.demo.processes import program
 from umbel_sim.digits import load_digits
 

@@ -18,6 +18,7 @@ from umbel.tensors import TensorSpec
 from umbel_server import devices, outbox, releases, runs
 from umbel_server.api.access import require_admin, server_of
 from umbel_server.api.device_routes import body_of
+from umbel_server.run_settings import RunSettings
 from umbel_server.server import Server
 from umbel_server.variants import WITHOUT_EXAMPLES
 
@@ -52,7 +53,7 @@ class RunRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     population: str
     plan: str
-    settings: runs.RunSettings = runs.RunSettings()
+    settings: RunSettings = RunSettings()
     from_run: str = ""
     from_round: RoundNumber | None = None
 

@@ -13,7 +13,7 @@ from umbel_server.cli.policy_options import FIELDS, parameters, policy_of
 from umbel_server.cli.run_options import budget, checkpoint, goal, number_pair, size
 from umbel_server.cli.training import clone, start
 from umbel_server.rounds.policy import RoundPolicy
-from umbel_server.runs import RunSettings
+from umbel_server.run_settings import RunSettings
 
 
 @pytest.mark.parametrize(

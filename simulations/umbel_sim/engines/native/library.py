@@ -54,11 +54,6 @@ def _loaded() -> ctypes.CDLL | None:
 _library = _loaded()
 
 
-def available() -> bool:
-    """Whether the library was compiled for this machine."""
-    return _library is not None
-
-
 class Net:
     """A chain's weights, values and gradients for batches of up to `batch` examples; for one thread at a time."""
 

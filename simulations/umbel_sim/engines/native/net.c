@@ -1,6 +1,6 @@
 /* A device's whole training in one call: forward, backward and SGD of a chain of layers; `layers.py` says of which.
 
-   The kernels are in `kernels.h`, which is compiled here for each width of vectors that the machine may have. */
+   `tiles.h`, `layers.h` and `training.h` are compiled here for each width of vectors that the machine may have. */
 
 #include <math.h>
 #include <stddef.h>
@@ -114,7 +114,9 @@ static void forget(const Net *net) {
 #define LANES 16
 #define MOST 14
 #define NAME(name) name##_16
-#include "kernels.h"
+#include "tiles.h"
+#include "layers.h"
+#include "training.h"
 #undef LANES
 #undef MOST
 #undef NAME
@@ -124,7 +126,9 @@ static void forget(const Net *net) {
 #define LANES 8
 #define MOST 6
 #define NAME(name) name##_8
-#include "kernels.h"
+#include "tiles.h"
+#include "layers.h"
+#include "training.h"
 #undef LANES
 #undef MOST
 #undef NAME
@@ -134,7 +138,9 @@ static void forget(const Net *net) {
 #define LANES 4
 #define MOST 6
 #define NAME(name) name##_4
-#include "kernels.h"
+#include "tiles.h"
+#include "layers.h"
+#include "training.h"
 
 static void choose(Net *net, int64_t widest) {
     net->train = train_4;
