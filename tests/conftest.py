@@ -54,3 +54,13 @@ def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EmbeddedP
     running.start()
     yield running
     running.stop()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What may take longest begins first: at the end one worker would be at it alone."""
+    items.sort(key=lambda item: -_timeout(item))
+
+
+def _timeout(item: pytest.Item) -> float:
+    mark = item.get_closest_marker("timeout")
+    return float(mark.args[0]) if mark is not None else 0.0

@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -20,6 +21,8 @@ from umbel.tensors import digest
 
 _ADDRESS = re.compile(r"[0-9a-f]{64}")
 _SPOOL = 1 << 20
+PIECE = 1 << 19
+"""Bytes of a blob that are read at once where each piece is looked at: few enough for a processor's cache."""
 
 
 class BlobError(UmbelError):
@@ -72,7 +75,7 @@ class Blobs:
         try:
             obstore.copy(self._store, other._path(sha256), self._path(sha256))
         except FileNotFoundError as error:
-            raise MissingBlob(f"blob {sha256[:12]} is not on this server; upload it first") from error
+            raise _missing(sha256) from error
         if self._folder is not None:
             self._make_durable(self._folder, sha256)
 
@@ -111,10 +114,41 @@ class Blobs:
         try:
             data = bytes(obstore.get(self._store, self._path(sha256)).bytes())
         except FileNotFoundError as error:
-            raise MissingBlob(f"blob {sha256[:12]} is not on this server; upload it first") from error
+            raise _missing(sha256) from error
         if digest(data) != sha256:
-            raise BlobError(f"blob {sha256[:12]} was changed on the server's disk; restore it from a backup")
+            raise _changed(sha256)
         return data
+
+    def fill(self, sha256: str, memory: memoryview) -> Iterator[int]:
+        """Read a blob of the size of `memory` into it, and yield how many bytes are there as each PIECE has come.
+
+        Take them all: only at the end is it known whether the bytes are the blob's. Raises MissingBlob, and BlobError
+        when they were changed.
+        """
+        hasher, end = hashlib.sha256(), 0
+        for begin, end in self._fill(sha256, memory):
+            hasher.update(memory[begin:end])
+            yield end
+        if end != memory.nbytes or hasher.hexdigest() != sha256:
+            raise _changed(sha256)
+
+    def _fill(self, sha256: str, memory: memoryview) -> Iterator[tuple[int, int]]:
+        end = 0
+        try:
+            if self._folder is not None:
+                with (self._folder / self._path(sha256)).open("rb", buffering=0) as file:
+                    while length := file.readinto(memory[end : end + PIECE]):
+                        yield end, end + length
+                        end += length
+                return
+            for piece in obstore.get(self._store, self._path(sha256)).stream(min_chunk_size=PIECE):
+                begin, end = end, end + len(piece)
+                if end > memory.nbytes:
+                    raise _changed(sha256)
+                memory[begin:end] = piece
+                yield begin, end
+        except FileNotFoundError as error:
+            raise _missing(sha256) from error
 
     def has(self, sha256: str) -> bool:
         """Whether the blob is stored."""
@@ -129,7 +163,7 @@ class Blobs:
         try:
             return int(obstore.head(self._store, self._path(sha256))["size"])
         except FileNotFoundError as error:
-            raise MissingBlob(f"blob {sha256[:12]} is not on this server; upload it first") from error
+            raise _missing(sha256) from error
 
     def read(self, sha256: str, start: int, stop: int) -> Iterator[bytes]:
         """The bytes from `start` to before `stop`, in pieces."""
@@ -147,7 +181,7 @@ class Blobs:
                 bytes(part) for part in obstore.get_ranges(self._store, self._path(sha256), starts=starts, ends=stops)
             ]
         except FileNotFoundError as error:
-            raise MissingBlob(f"blob {sha256[:12]} is not on this server; upload it first") from error
+            raise _missing(sha256) from error
 
     def place(self, sha256: str, file: Path) -> None:
         """Move `file`, whose bytes are on the disk and have this digest, into the store; durable when this returns.
@@ -172,6 +206,14 @@ class Blobs:
             _copy(file, target)  # the blobs are on another file system than the state folder
             file.unlink()
         _sync(target.parent)
+
+
+def _missing(sha256: str) -> MissingBlob:
+    return MissingBlob(f"blob {sha256[:12]} is not on this server; upload it first")
+
+
+def _changed(sha256: str) -> BlobError:
+    return BlobError(f"blob {sha256[:12]} was changed on the server's disk; restore it from a backup")
 
 
 def check_address(sha256: str) -> str:

@@ -6,12 +6,13 @@ nothing that a device sends can stand for, or take along, a plan, a checkpoint, 
 
 import logging
 import shutil
-from collections.abc import Collection, Iterator
+import threading
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from obstore.exceptions import BaseError as StoreError
 from sqlalchemy import select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import SQLAlchemyError
 
 from umbel_server.blobs import Blobs
 from umbel_server.database import Assignment, Command, Database
@@ -24,15 +25,34 @@ FOLDER = "received"
 _AT_ONCE = 500
 """Commands that one query names."""
 
+_SOON_SECONDS = 0.2
+"""What is over is removed together with what else is over by then: a round does not wait for it."""
+
 
 class Received:
     """The blobs of commands beside the server's `blobs`, and their unfinished uploads in the folder `parts`.
 
     With `keeps_updates` what answered a command stays for good, so that every checkpoint can be computed again.
+    `start` sweeps, and begins the thread that tidies; `stop` ends it.
     """
 
     def __init__(self, database: Database, blobs: Blobs, parts: Path, keeps_updates: bool) -> None:
         self._database, self._blobs, self._parts, self._keeps = database, blobs, parts, keeps_updates
+        self._ended: set[str] = set()
+        self._lock, self._stopped, self._some = threading.Lock(), threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._work, name="tidying", daemon=True)
+
+    def start(self) -> None:
+        """Remove what a process before this one left behind, and from then on what is named to `tidy`."""
+        self.sweep()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Remove what is over, and end the thread."""
+        self._stopped.set()
+        self._some.set()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def of(self, command: str) -> Blobs:
         """The store of one command."""
@@ -48,11 +68,32 @@ class Received:
         if (found := self.find(command, sha256)) is not self._blobs:
             self._blobs.copy_from(found, sha256)
 
-    def tidy(self, commands: Collection[str]) -> None:
-        """Remove what came for those of `commands` that are over and whose updates nobody needs.
+    def tidy(self, commands: Iterable[str]) -> None:
+        """Remove soon what came for those of `commands` that are over and whose updates nobody needs.
 
-        That they are must be committed already. What cannot be removed now is when the server starts the next time.
+        That they are must be committed already. What is not removed, the next process sweeps.
         """
+        with self._lock:
+            self._ended.update(commands)
+        self._some.set()
+
+    def _work(self) -> None:
+        while not self._stopped.is_set():
+            self._some.wait()
+            self._stopped.wait(_SOON_SECONDS)
+            self._some.clear()
+            with self._lock:
+                commands, self._ended = self._ended, set()
+            self._remove(commands)
+
+    def sweep(self) -> None:
+        """Remove what a process before this one left behind."""
+        shutil.rmtree(self._parts / "once", ignore_errors=True)  # of those who send it all again
+        parts = {folder.name for folder in self._parts_of("").glob("*")}
+        self._remove(parts | set(self._blobs.names(FOLDER)))
+
+    def _remove(self, commands: Collection[str]) -> None:
+        """Remove what came for those of `commands` that are over, where it can be removed now."""
         try:
             there = [command for command in commands if self._holds(command)]
             over = set(there) - self._needed(there)
@@ -61,14 +102,8 @@ class Received:
             for command in over:
                 self.of(command).remove_all()
                 shutil.rmtree(self._parts_of(command), ignore_errors=True)
-        except (OSError, StoreError, OperationalError) as error:
+        except (OSError, StoreError, SQLAlchemyError) as error:
             log.warning("what came for commands that are over cannot be removed now: %s", error)
-
-    def sweep(self) -> None:
-        """Remove what a process before this one left behind."""
-        shutil.rmtree(self._parts / "once", ignore_errors=True)  # of those who send it all again
-        parts = {folder.name for folder in self._parts_of("").glob("*")}
-        self.tidy(parts | set(self._blobs.names(FOLDER)))
 
     def _holds(self, command: str) -> bool:
         return self._parts_of(command).exists() or self.of(command).holds_any()

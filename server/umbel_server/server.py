@@ -51,7 +51,7 @@ class Server:
         if self._broker is not None:
             self._broker.start()
             log.info("embedded broker on %s:%s", self.state.config.mqtt.host, self.broker_port)
-        self.received.sweep()
+        self.received.start()
         self.exchange.start()
         self.runs.go_on()
 
@@ -59,6 +59,7 @@ class Server:
         """Leave every run where it is, disconnect, and stop the embedded broker."""
         self.runs.shutdown()
         self.exchange.stop()
+        self.received.stop()
         if self._broker is not None:
             self._broker.stop()
         self.database.close()

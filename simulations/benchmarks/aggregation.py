@@ -1,12 +1,13 @@
 """FedAvg of many updates: Flower's `aggregate_train` of all replies, and Umbel's vetting and folding of one after the other.
 
-Both begin with serialized bytes in memory, and how they came there is not timed: Flower with replies whose ArrayRecords
-hold them, all at once as it wants them, Umbel with one safetensors blob after the other, read whole. Each half is a
-process of its own, so that its peak memory is its own; the halves take turns `--turns` times, and the fastest turn of
-each counts, because machines drift. `umbel_extra_mb` is its peak above what it held before the first update, reading
-included; `stream_fraction` is the bytes of updates it vets and folds in a second, as a fraction of those that one thread
-adds in a second to a float32 array with `numpy.add`, from arrays of the same size that lie in memory. `umbel_read_s` is
-what reading took beside; `umbel_cpu_s` and `flower_cpu_s` are seconds of all cores.
+How serialized bytes come to memory is not timed: Flower has replies whose ArrayRecords hold them, all at once as it
+wants them, Umbel reads one safetensors blob after the other and takes its digest. It sums squares of what the digest has
+just brought to the processor's cache; that is timed, as all vetting is. Each half is a process of its own, so that its
+peak memory is its own; the halves take turns `--turns` times, and the fastest turn of each counts, because machines drift.
+`umbel_extra_mb` is its peak above what it held before the first update, reading included; `stream_fraction` is the bytes
+of updates it vets and folds in a second, as a fraction of those that one thread adds in a second to a float32 array with
+`numpy.add`, from arrays of the same size that lie in memory. `umbel_look_s` is the part of its time that is spent while
+reading, and `umbel_read_s` what reading took beside; `umbel_cpu_s` and `flower_cpu_s` are seconds of all cores.
 """
 
 import argparse
@@ -86,11 +87,22 @@ class Stopwatch:
         self.cpu += time.process_time() - self._began[1]
 
 
+def looking(sums: Callable[..., float], seconds: list[float]) -> Callable[..., float]:
+    """`sums`, whose seconds are noted; it keeps to one thread."""
+
+    def timed(*given: object) -> float:
+        began = time.perf_counter()
+        found = sums(*given)
+        seconds.append(time.perf_counter() - began)
+        return found
+
+    return timed
+
+
 def umbel_half(shapes: dict[str, tuple[int, ...]], updates: int, folder: Path) -> dict[str, float]:
     """Read, vet and fold every blob, and finish the round."""
     from umbel_server import flower_messages
-    from umbel_server.aggregation import Vetting, aggregator_of
-    from umbel_server.aggregation.updates import of_bytes
+    from umbel_server.aggregation import Buffers, Vetting, aggregator_of, from_blob, passes
     from umbel_server.blobs import Blobs
     from umbel_server.strategies import make_strategy
 
@@ -99,19 +111,27 @@ def umbel_half(shapes: dict[str, tuple[int, ...]], updates: int, folder: Path) -
     specs = [WeightSpec(name, shape) for name, shape in shapes.items()]
     aggregator = aggregator_of(make_strategy("fedavg", {}, 0.1), specs)
     vetting, base = Vetting(specs, max_norm=1e3, norm_multiple=10.0), base_of(shapes)
-    memory, clock, reading = rss_mb("VmRSS"), Stopwatch(), Stopwatch()
+    memory, clock, reading, buffers = rss_mb("VmRSS"), Stopwatch(), Stopwatch(), Buffers()
+    looks: list[float] = []
+    passes.squares = looking(passes.squares, looks)  # while an update is read
     for number in range(updates):
         with reading:
-            data = blobs.get(digests[number])
+            update = from_blob(blobs, digests[number], buffers)
         with clock:
-            update = of_bytes(blobs, digests[number], data)
-            vetting.accept(f"device {number}", update.delta, examples(number))
+            vetting.accept(f"device {number}", update.delta, examples(number), squares=update.squares)
             aggregator.fold(str(number), update, examples(number), {"loss": 1.0})
-            del data, update
+            del update
     with clock:
         weights, _ = aggregator.finish(1, base)
     (folder / "umbel.result").write_bytes(dump(weights))
-    return {"s": clock.seconds, "cpu_s": clock.cpu, "read_s": reading.seconds, "extra_mb": rss_mb("VmHWM") - memory}
+    looked = sum(looks)
+    return {
+        "s": clock.seconds + looked,
+        "cpu_s": clock.cpu + looked,
+        "look_s": looked,
+        "read_s": reading.seconds - looked,
+        "extra_mb": rss_mb("VmHWM") - memory,
+    }
 
 
 def flower_half(shapes: dict[str, tuple[int, ...]], updates: int, folder: Path) -> dict[str, float]:
@@ -218,6 +238,7 @@ def main() -> int:
         "umbel_extra_mb": round(found["umbel"]["extra_mb"], 1),
         "flower_extra_mb": round(found["flower"]["extra_mb"], 1),
         "stream_fraction": round(found["stream"]["s"] / found["umbel"]["s"], 3),
+        "umbel_look_s": round(found["umbel"]["look_s"], 3),
         "umbel_read_s": round(found["umbel"]["read_s"], 3),
         "flower_cpu_s": round(found["flower"]["cpu_s"], 3),
         "umbel_cpu_s": round(found["umbel"]["cpu_s"], 3),

@@ -62,8 +62,9 @@ def upload(
 def left(running: RunningServer) -> list[str]:
     """Everything that came from devices and is still on the disk."""
     folder = running.state.folder
-    found = [*(folder / "blobs" / FOLDER).rglob("*"), *(folder / "uploads").rglob("*")]
-    return [str(path.relative_to(folder)) for path in found if path.is_file()]
+    # os.walk does not mind what is removed meanwhile.
+    found = [*os.walk(folder / "blobs" / FOLDER), *os.walk(folder / "uploads")]
+    return [str((Path(parent) / name).relative_to(folder)) for parent, _, names in found for name in names]
 
 
 def own_blobs(running: RunningServer) -> set[str]:
@@ -192,7 +193,7 @@ def test_updates_of_a_run_that_is_paused_stay_until_it_ends(running: RunningServ
     running.server.received.sweep()
     assert len(left(running)) == 1
     running.server.runs.stop(id)
-    assert left(running) == []
+    eventually(lambda: left(running) == [])
     good.stop()
     silent.stop()
 

@@ -1,12 +1,12 @@
 """Updates made into new weights: vetted one by one, folded as they come, in memory of a model and in any order."""
 
 from umbel_server.aggregation.aggregator import Aggregator, TooFewUpdates, aggregator_of
+from umbel_server.aggregation.reading import Buffers, from_blob
 from umbel_server.aggregation.updates import (
     BlobPieces,
     Pieces,
     Update,
     WeightPieces,
-    from_blob,
     from_weights,
     largest_update,
 )
@@ -15,6 +15,7 @@ from umbel_server.aggregation.vetting import RefusedUpdate, Vetting
 __all__ = [
     "Aggregator",
     "BlobPieces",
+    "Buffers",
     "Pieces",
     "RefusedUpdate",
     "TooFewUpdates",

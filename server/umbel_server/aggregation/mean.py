@@ -15,6 +15,9 @@ from umbel_server.aggregation.rounded_sum import MOST_ROWS, RoundedSum
 from umbel_server.aggregation.safetensors_layout import joined
 from umbel_server.aggregation.updates import Pieces, Update
 
+NEARBY, FEW = 1 << 26, 4
+"""Bytes of updates that wait to be folded together; of large ones there are FEW."""
+
 
 class Mean:
     """base + sum(weight * update) / sum(weight), the same bytes whatever the order of the updates.
@@ -34,6 +37,7 @@ class Mean:
         """Forget every update."""
         self._sum.clear()
         self._waiting: list[tuple[Update, float]] = []
+        self._bytes = 0
         self._folded: list[tuple[Pieces, float]] = []
         self._weight = ExactFloat()
         self.count = 0
@@ -46,18 +50,19 @@ class Mean:
     def add(self, update: Update, weight: float) -> None:
         """Fold one vetted update of the specs' shapes, all finite; `weight` is positive, examples or a fraction of them.
 
-        The tensors are kept until MOST_ROWS of them are there or the result is asked for. Raises TensorError, after
+        The tensors are kept until MOST_ROWS of them, or NEARBY bytes, are there or the result is asked for. Raises TensorError, after
         which only `clear` helps, when they do not fit.
         """
         self._waiting.append((update, weight))
         self._folded.append((update.pieces, weight))
         self._weight.add(weight)
         self.count += 1
-        if len(self._waiting) == MOST_ROWS:
+        self._bytes += sum(tensor.nbytes for tensor in update.delta.values())
+        if len(self._waiting) == MOST_ROWS or (len(self._waiting) >= FEW and self._bytes > NEARBY):
             self._fold()
 
     def _fold(self) -> None:
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting, self._bytes = self._waiting, [], 0
         if waiting:
             self._sum.add_all([self._joined(update.delta) for update, _ in waiting], [weight for _, weight in waiting])
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 BLOCK = 1 << 14
 """Elements that are summed at once, so that what lies between stays in the processor's cache."""
 
-ROWS = 4
+ROWS = 8
 """Updates that are summed together, so that a block of the sums comes to the cache once for all of them."""
 
 LIBRARY = Path(__file__).with_name("libpasses.so")

@@ -25,7 +25,7 @@ MOST_ROWS = passes.ROWS
 """Updates that are folded together."""
 
 CARRY_AFTER = 16
-"""Groups of updates that have sums of their own before they join the others: short sums have small errors."""
+"""Groups of updates that have sums of their own before they join the others, where sums are rounded: short ones have small errors."""
 
 UNIT = 2.0**-53
 """The unit roundoff of float64."""
@@ -91,7 +91,8 @@ class RoundedSum:
         self._bound(addends, factors, squares)
         self._addends += len(addends)
         self._groups += 1
-        if self._groups == CARRY_AFTER:
+        self._errors[self._exact] = 0.0
+        if self._groups >= CARRY_AFTER and not self._exact.all():
             self._carry()
 
     def _bound(

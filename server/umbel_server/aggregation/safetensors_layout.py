@@ -89,12 +89,16 @@ def _parse_again(header: bytes, size: int) -> Mapping[str, Place]:
     return MappingProxyType(parse_header(header, size))
 
 
-def places_of(data: bytes | bytearray | memoryview) -> Mapping[str, Place]:
-    """The tensors of a whole file by name, in the order of names; raises TensorError as `parse_header` does."""
+def places_of(data: bytes | bytearray | memoryview, size: int | None = None) -> Mapping[str, Place]:
+    """The tensors of a file by name, in the order of names; raises TensorError as `parse_header` does.
+
+    `data` is all of it, or with `size` the beginning of a file of so many bytes.
+    """
     view = memoryview(data).cast("B")
-    length = header_length(bytes(view[:PREFIX]), view.nbytes)
+    size = view.nbytes if size is None else size
+    length = header_length(bytes(view[:PREFIX]), size)
     parse = _parse_again if length <= CACHED_HEADER else parse_header
-    return parse(bytes(view[PREFIX : PREFIX + length]), view.nbytes)
+    return parse(bytes(view[PREFIX : PREFIX + length]), size)
 
 
 def views(data: bytes | bytearray | memoryview) -> Tensors:

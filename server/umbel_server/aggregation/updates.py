@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umbel.tensors import Tensors, WeightSpec
-from umbel_server.aggregation.safetensors_layout import PREFIX, Place, header_length, parse_header, places_of, views
+from umbel_server.aggregation.safetensors_layout import PREFIX, Place, header_length, parse_header
 from umbel_server.blobs import Blobs
 
 NEAR = 1 << 12
@@ -41,10 +41,14 @@ class Pieces(Protocol):
 
 @dataclass(frozen=True)
 class Update:
-    """What a device sent: `delta` by name, and the same to be read in pieces later; a fold keeps one or the other."""
+    """What a device sent: `delta` by name, and the same to be read in pieces later; a fold keeps one or the other.
+
+    `squares` is the sum of squares of the delta's elements, where that was computed already.
+    """
 
     delta: Tensors
     pieces: Pieces
+    squares: float | None = None
 
 
 class BlobPieces:
@@ -100,16 +104,6 @@ class WeightPieces:
         """As `Pieces`, in float64."""
         deltas: NDArray[Any] = np.subtract(self._weights[name][index], self._base[name][index], dtype=np.float64)
         return deltas
-
-
-def from_blob(blobs: Blobs, sha256: str) -> Update:
-    """The update of a blob that holds a delta; raises MissingBlob, BlobError on changed bytes, TensorError."""
-    return of_bytes(blobs, sha256, blobs.get(sha256))
-
-
-def of_bytes(blobs: Blobs, sha256: str, data: bytes) -> Update:
-    """The update of a blob whose bytes were read already; raises TensorError."""
-    return Update(views(data), BlobPieces(blobs, sha256, places_of(data)))
 
 
 def from_weights(weights: Mapping[str, NDArray[Any]], base: Mapping[str, NDArray[Any]]) -> Update:

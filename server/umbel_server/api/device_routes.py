@@ -137,7 +137,7 @@ async def _receive(request: Request, who: Access | None, sender: Sender, sha256:
         return await server.uploads.receive(sender, sha256, offset, _noticed(request.stream()))
     finally:
         if who is not None:
-            await run_in_threadpool(server.received.tidy, [who.command])
+            server.received.tidy([who.command])
 
 
 async def _noticed(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

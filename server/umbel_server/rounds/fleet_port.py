@@ -19,7 +19,7 @@ from umbel.metrics import finite, results
 from umbel.plan import Plan
 from umbel.tensors import Tensors, check, dump, load
 from umbel_server import devices, moments
-from umbel_server.aggregation import Update, WeightPieces, from_blob, largest_update, passes
+from umbel_server.aggregation import Buffers, Update, WeightPieces, from_blob, largest_update, passes
 from umbel_server.database import Assignment, Checkpoint, Command, Device, Round, Run
 from umbel_server.device_metrics import check_metrics
 from umbel_server.fleet import Fleet
@@ -66,6 +66,7 @@ class FleetPort:
         self._news: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._left = False
         self._weights = Blob.of(b"")
+        self._buffers = Buffers()
         self._grid: FleetGrid | None = None
         with fleet.database.transaction() as session:
             self.population = session.get_one(Run, run).population
@@ -291,7 +292,7 @@ class FleetPort:
             raise UmbelError(f"the update of {row.device} should have at most {most} bytes, it has {row.bytes_up}")
         try:
             blobs = self._fleet.received.find(row.command, row.update) if row.update else self._fleet.blobs
-            update = from_blob(blobs, row.update) if row.update else NO_UPDATE
+            update = from_blob(blobs, row.update, self._buffers) if row.update else NO_UPDATE
         except TensorError as error:
             raise UmbelError(f"the update of {row.device}: {error}") from error
         return Arrival(row.device, update, row.examples, row.metrics, reported)

@@ -47,10 +47,13 @@ class LoopConfig:
     budget_hours: float = 0.0
     budget_bytes: int = 0
 
-    def reached(self, metrics: Mapping[str, float], spent: Spent) -> str:
-        """Why the run has reached its end; empty when it has not."""
+    def reached(self, metrics: Mapping[str, float], count: Callable[[], Spent]) -> str:
+        """Why the run has reached its end; empty when it has not. What is spent is only counted where there is a budget."""
         if self.until and metrics.get(self.until, -math.inf) >= self.at_least:
             return f"{self.until} is {metrics[self.until]:.4g}, the goal of {self.at_least:g} is reached"
+        if not (self.budget_hours or self.budget_bytes):
+            return ""
+        spent = count()
         if self.budget_hours and spent.hours >= self.budget_hours:
             return f"the budget of {self.budget_hours:g} hours is spent"
         if self.budget_bytes and spent.bytes >= self.budget_bytes:
@@ -97,7 +100,7 @@ class _Loop:
         self._aggregator = aggregator_of(strategy, specs, port.threads)
         deltas = [replace_spec(spec, dtype=port.delta_dtype or spec.dtype) for spec in specs]
         self._vetting = Vetting(deltas, policy.max_norm, policy.norm_multiple, port.threads)
-        record = replace(start.record, done=config.reached(start.metrics, port.spent()))
+        record = replace(start.record, done=config.reached(start.metrics, port.spent))
         self._state, effects = engine.recover(record, clock())
         self._effects = deque(effects)
         self._seconds: dict[str, float] = {}
@@ -200,7 +203,7 @@ class _Loop:
             with self._timed("read"):
                 arrival = self._port.arrival(id)
             with self._timed("vet"):
-                delta, squares = arrival.update.delta, arrival.squares
+                delta, squares = arrival.update.delta, arrival.update.squares
                 self._vetting.accept(arrival.device, delta, arrival.examples, arrival.reported, squares)
             with self._timed("fold"):
                 self._aggregator.fold(id, arrival.update, weight, arrival.metrics)
@@ -243,7 +246,7 @@ class _Loop:
         self._seconds = {}
         self._clear()
         moments.reached("committed")
-        self._step(events.Committed(self._clock(), self._config.reached(metrics, self._port.spent())))
+        self._step(events.Committed(self._clock(), self._config.reached(metrics, self._port.spent)))
 
     def _evaluate(self, number: int) -> None:
         there = available(self._policy, self._port.candidates(), (), self._clock())

@@ -38,8 +38,7 @@ class Start:
 class Arrival:
     """An update as it came, and what the device says of it.
 
-    `reported` is how many examples the device last said it has; 0 when it has not said. `squares` is the sum of squares of
-    the update's elements, where the server has computed it already.
+    `reported` is how many examples the device last said it has; 0 when it has not said.
     """
 
     device: str
@@ -47,7 +46,6 @@ class Arrival:
     examples: int
     metrics: Sums
     reported: int = 0
-    squares: float | None = None
 
 
 @dataclass(frozen=True)

@@ -333,8 +333,8 @@ class SimulationPort:
                 f"round {number}: the loss of {name} is {loss}; lower the learning rate "
                 f"({work.given.how.learning_rate:g}) or look at its {done.examples} examples"
             )
-        update = self._kept.update(id, done.delta)
-        return Arrival(name, update, done.examples, done.metrics, done.examples, done.squares)
+        update = self._kept.update(id, done.delta, done.squares)
+        return Arrival(name, update, done.examples, done.metrics, done.examples)
 
     def finish(self, finish: Finish) -> None:
         """An assignment has its final state."""

@@ -70,16 +70,16 @@ class Kept:
         self._files: dict[str, Path] = {}
         self._folder: Path | None = None
 
-    def update(self, id: str, delta: Tensors) -> Update:
-        """An update of `delta` that can be read until it is dropped."""
+    def update(self, id: str, delta: Tensors, squares: float) -> Update:
+        """An update of `delta`, whose sum of squares is `squares`, that can be read until it is dropped."""
         size = sum(tensor.nbytes for tensor in delta.values())
         if self._held + size <= self._memory:
             self._held, self._sizes[id] = self._held + size, size
-            return Update(delta, DeltaPieces(delta))
+            return Update(delta, DeltaPieces(delta), squares)
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="umbel-updates-"))
         self._files[id] = path = self._folder / id
-        return Update(delta, FilePieces(path, delta))
+        return Update(delta, FilePieces(path, delta), squares)
 
     def drop(self, id: str) -> None:
         """Forget an update."""

@@ -14,7 +14,16 @@ from umbel import UmbelError
 from umbel.metrics import Sums
 from umbel.tensors import Tensors, WeightSpec, dump
 from umbel_server import flower_messages
-from umbel_server.aggregation import Aggregator, TooFewUpdates, Update, aggregator_of, from_blob, from_weights, robust
+from umbel_server.aggregation import (
+    Aggregator,
+    Buffers,
+    TooFewUpdates,
+    Update,
+    aggregator_of,
+    from_blob,
+    from_weights,
+    robust,
+)
 from umbel_server.blobs import Blobs
 from umbel_server.strategies import STRATEGIES, make_strategy, state_of
 
@@ -104,7 +113,7 @@ def by_umbel(name: str, load: Load, seed: int) -> tuple[list[Tensors], list[Sums
 
 
 def stored(blobs: Blobs) -> Load:
-    return lambda base, delta: from_blob(blobs, blobs.put(dump(delta)).sha256)
+    return lambda base, delta: from_blob(blobs, blobs.put(dump(delta)).sha256, Buffers())
 
 
 def in_memory(base: Tensors, delta: Tensors) -> Update:

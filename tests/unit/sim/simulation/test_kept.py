@@ -32,7 +32,7 @@ def files(folder: Path) -> int:
 @pytest.mark.parametrize("memory", [0, 10 * SIZE])
 def test_an_update_reads_the_same_from_memory_and_from_files(folder: Path, memory: int) -> None:
     kept, given = Kept(memory), delta(1)
-    pieces = kept.update("x", given).pieces
+    pieces = kept.update("x", given, 1.5).pieces
     assert (files(folder) > 0) == (memory == 0)
     base = np.arange(7, dtype=np.float32)
     np.testing.assert_array_equal(pieces.weights("a/kernel", 3, 10, base), base + given["a/kernel"].reshape(-1)[3:10])
@@ -45,10 +45,10 @@ def test_an_update_reads_the_same_from_memory_and_from_files(folder: Path, memor
 def test_memory_is_used_first_and_given_back(folder: Path) -> None:
     kept = Kept(2 * SIZE)
     for id in "abc":
-        kept.update(id, delta(ord(id)))
+        kept.update(id, delta(ord(id)), 1.5)
     assert files(folder) == 1  # c's
     kept.drop("a")
-    kept.update("d", delta(4))
+    kept.update("d", delta(4), 1.5)
     assert files(folder) == 1
     kept.drop("c")
     assert files(folder) == 0
@@ -60,7 +60,7 @@ def test_memory_is_used_first_and_given_back(folder: Path) -> None:
 def test_closing_removes_every_file(folder: Path) -> None:
     kept = Kept(0)
     for number in range(5):
-        kept.update(str(number), delta(number))
+        kept.update(str(number), delta(number), 1.5)
     assert files(folder) == 5
     kept.close()
     assert list(folder.iterdir()) == []

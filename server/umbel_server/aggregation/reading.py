@@ -1,0 +1,71 @@
+"""Reading an update's blob, once: its digest and its sum of squares are taken of each piece while that is in the cache."""
+
+import math
+import weakref
+
+import numpy as np
+from numpy.typing import NDArray
+
+from umbel.errors import TensorError
+from umbel_server.aggregation import passes
+from umbel_server.aggregation.mean import NEARBY
+from umbel_server.aggregation.safetensors_layout import places_of, views
+from umbel_server.aggregation.updates import BlobPieces, Update
+from umbel_server.blobs import Blobs
+
+_FLOAT32 = np.dtype("<f4")
+
+
+class Buffers:
+    """Memory for updates that is used again: a page fault for every 4 kB of fresh memory costs as much as folding them.
+
+    What waits to be used has at most `most` bytes.
+    """
+
+    def __init__(self, most: int = NEARBY) -> None:
+        self._most = most
+        self._free: list[NDArray[np.uint8]] = []
+
+    def take(self, size: int) -> NDArray[np.uint8]:
+        """`size` bytes of any content; they come back by themselves when nothing refers to them any more."""
+        memory = next((own for own in self._free if own.size >= size), None)
+        if memory is None:
+            memory = np.empty(max(1, size), np.uint8)
+        else:
+            self._free = [own for own in self._free if own is not memory]
+        # In a memoryview, behind which NumPy's views do not look: they keep this vector.
+        file = np.frombuffer(memory.data, np.uint8)
+        weakref.finalize(file, self._give_back, memory).atexit = False
+        return file[:size]
+
+    def _give_back(self, memory: NDArray[np.uint8]) -> None:
+        if sum(own.size for own in self._free) + memory.size <= self._most:
+            self._free = [*self._free, memory]
+
+
+def from_blob(blobs: Blobs, sha256: str, buffers: Buffers) -> Update:
+    """The update of a blob that holds a delta; raises MissingBlob, BlobError on changed bytes, TensorError."""
+    file = buffers.take(blobs.size(sha256))
+    squares: list[float] | None = []
+    begin = 0
+    for end in blobs.fill(sha256, file.data):
+        if begin == 0:
+            begin = _floats_begin(file[:end], file.size)
+            squares = squares if begin else None
+        if squares is not None:
+            squares.append(passes.squares(file[begin:end].view(_FLOAT32), 1))
+            begin = end
+    delta = views(file.data)
+    return Update(
+        delta, BlobPieces(blobs, sha256, places_of(file.data)), None if squares is None else math.fsum(squares)
+    )
+
+
+def _floats_begin(beginning: NDArray[np.uint8], size: int) -> int:
+    """Where a file of `size` bytes has nothing but float32 from; 0 when it has others, or more header than that."""
+    try:
+        places = places_of(beginning.data, size).values()
+    except TensorError:
+        return 0
+    begin = min((place.start for place in places), default=0)
+    return begin if begin % _FLOAT32.itemsize == 0 and all(place.dtype == _FLOAT32 for place in places) else 0
