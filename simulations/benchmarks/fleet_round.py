@@ -68,8 +68,7 @@ def measure(folder: Path, devices: int, rounds: int, megabytes: float) -> dict[s
             "umbel_sim.swarm",
             "--server",
             state.server_url,
-            "--token",
-            state.enrolment_token,
+            f"--token={state.enrolment_token}",  # it may begin with a dash
             *arguments,
         )
         processes.until(lambda: _online(client) == devices, START_SECONDS, f"{devices} devices", "swarm")
