@@ -28,7 +28,12 @@ class RunningServer:
     def __init__(self, folder: Path, broker_port: int, keep_updates: bool = False) -> None:
         port = free_port()
         self.state: State = init_state(
-            folder, Config(http=Http(port=port), mqtt=Mqtt(port=broker_port, embedded=False), keep_updates=keep_updates)
+            folder,
+            Config(
+                http=Http(port=port, tls=False),
+                mqtt=Mqtt(port=broker_port, embedded=False, tls=False),
+                keep_updates=keep_updates,
+            ),
         )
         self._listener = listen("127.0.0.1", port)
         self.server = Server(self.state)

@@ -13,6 +13,7 @@ from umbel.errors import MessageError, SignatureError, TensorError, UmbelError
 from umbel.litert import runtime_name
 from umbel.messages import Ack, AckState, Cancel, Command, Evaluate, Outcome, Result, Status, Train, UnknownKind
 from umbel.mqtt import Link, Will
+from umbel.tls import client_context
 from umbel_edge.conditions import Conditions
 from umbel_edge.config import AgentConfig
 from umbel_edge.example_count import ExampleCount
@@ -78,6 +79,7 @@ class Agent:
                 self._received,
                 on_up=self._say_hello,
                 will=self._will,
+                tls=client_context(self._http.ca) if enrolment.broker_tls else None,
             )
             self._link.start()
             self._watch.start()

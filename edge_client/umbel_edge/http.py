@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import random
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,10 +17,21 @@ from joserfc.jwk import ECKey
 
 from umbel import signing
 from umbel.atomic import write_atomically
-from umbel.enrolment import BLOB_PATH, ENROL_PATH, Access, EnrolmentReply, EnrolmentRequest, bearer, split_token
-from umbel.errors import UmbelError
+from umbel.enrolment import (
+    BLOB_PATH,
+    ENROL_PATH,
+    TRUST_PATH,
+    Access,
+    EnrolmentReply,
+    EnrolmentRequest,
+    Trust,
+    bearer,
+    split_token,
+)
+from umbel.errors import SignatureError, UmbelError
 from umbel.messages import Blob
 from umbel.tensors import digest
+from umbel.tls import blind_context, client_context
 from umbel_edge.config import AgentConfig
 from umbel_edge.state import AgentState
 from umbel_edge.storage import is_full
@@ -55,32 +67,49 @@ class ServerHttp:
     def __init__(self, config: AgentConfig, key: ECKey, stopping: threading.Event) -> None:
         self._config, self._key, self._stopping = config, key, stopping
         self._base = config.server.rstrip("/")
-        self._pool = urllib3.PoolManager(
-            num_pools=1, maxsize=2, retries=False, timeout=urllib3.Timeout(connect=10, read=60)
-        )
+        self._pool = _pool(None)
+        self.ca = ""
+        """The authority of the server's certificates, in PEM, once it is known; empty without TLS."""
 
     def enrol(self, state: AgentState) -> EnrolmentReply:
-        """Make the device known to the server and pin the server's key; waits, saying so, while nobody answers.
+        """Make the device known to the server and pin what it trusts; waits, saying so, while nobody answers.
 
         Raises UmbelError when the server refuses or is not the one that the token names.
         """
         secret, fingerprint = split_token(self._config.enrolment_token)
+        secure, pinned = self._base.startswith("https:"), state.pinned()
+        if pinned is None or (secure and not pinned.ca):
+            pinned = self._ask_trust(fingerprint)
+        if secure:
+            self.ca = pinned.ca
+            self._pool = _pool(client_context(pinned.ca))
         request = EnrolmentRequest(
             self._config.population, self._config.device, self._config.kind, signing.public_key(self._key), secret
         )
         reply = msgspec.json.decode(
             self._until_answered("POST", ENROL_PATH, msgspec.json.encode(request)), type=EnrolmentReply
         )
-        found = signing.fingerprint(signing.import_public(reply.server_key))
-        pinned = state.pinned_server()
-        expected = signing.fingerprint(pinned) if pinned is not None else fingerprint
+        self._check(signing.fingerprint(signing.import_public(reply.server_key)), _key_of(pinned))
+        state.pin(pinned)
+        return reply
+
+    def _ask_trust(self, fingerprint: str) -> Trust:
+        """What the server says is to be trusted, which is what the token's fingerprint is of; TLS proves nothing yet."""
+        self._pool = _pool(blind_context())
+        answer = self._until_answered("GET", TRUST_PATH, b"")
+        try:
+            trust = msgspec.json.decode(answer, type=Trust)
+            self._check(trust.fingerprint(), fingerprint)
+        except (msgspec.DecodeError, SignatureError) as error:
+            raise UmbelError(f"{self._base} is no Umbel server: {error}; correct server") from error
+        return trust
+
+    def _check(self, found: str, expected: str) -> None:
         if found != expected:
             raise UmbelError(
                 f"{self._base} has the key {found[:8]}, this device trusts {expected[:8]}: it is another server; "
                 "correct server or enrolment_token"
             )
-        state.pin_server(reply.server_key)
-        return reply
 
     def fetch(self, blob: Blob, folder: Path, check: Callable[[], None] | None = None) -> bytes:
         """The blob's bytes, from the message, or by HTTP; a broken download resumes from `folder`.
@@ -225,6 +254,15 @@ class ServerHttp:
             if check is not None:
                 check()
             left -= 1.0
+
+
+def _pool(tls: ssl.SSLContext | None) -> urllib3.PoolManager:
+    timeout = urllib3.Timeout(connect=10, read=60)
+    return urllib3.PoolManager(num_pools=1, maxsize=2, retries=False, timeout=timeout, ssl_context=tls)
+
+
+def _key_of(trust: Trust) -> str:
+    return signing.fingerprint(signing.import_public(trust.server_key))
 
 
 def _reason(response: urllib3.BaseHTTPResponse) -> str:

@@ -13,6 +13,7 @@ from joserfc.jwk import ECKey
 
 from umbel import signing
 from umbel.atomic import write_atomically
+from umbel.enrolment import Trust
 from umbel.errors import UmbelError
 from umbel.signing import PublicKey
 
@@ -196,21 +197,29 @@ class AgentState:
         with self.change():
             self._database.execute("DELETE FROM outgoing WHERE command = ?", (command,))
 
-    def pinned_server(self) -> ECKey | None:
-        """The server's public key, once enrolled."""
-        path = self.folder / "server-key.json"
-        if not path.exists():
-            return None
+    def pinned(self) -> Trust | None:
+        """What this device trusts, once enrolled."""
+        path = self.folder / "trust.json"
         try:
-            return signing.import_public(msgspec.json.decode(path.read_bytes(), type=PublicKey))
+            return msgspec.json.decode(path.read_bytes(), type=Trust)
+        except FileNotFoundError:
+            return self._pinned_key()
         except msgspec.DecodeError as error:
             raise UmbelError(
-                f"{path}: expected the server's public key, got {error}; enrol with a new folder"
+                f"{path}: expected what this device trusts, got {error}; enrol with a new folder"
             ) from error
 
-    def pin_server(self, key: PublicKey) -> None:
-        """Trust `key` as the server's from now on."""
-        write_atomically(self.folder / "server-key.json", msgspec.json.encode(key), mode=0o600)
+    def _pinned_key(self) -> Trust | None:
+        """The key that an agent before this one pinned, which knew no certificates."""
+        try:
+            key = msgspec.json.decode((self.folder / "server-key.json").read_bytes(), type=PublicKey)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+        return Trust(key)
+
+    def pin(self, trust: Trust) -> None:
+        """Trust this from now on."""
+        write_atomically(self.folder / "trust.json", msgspec.json.encode(trust), mode=0o600)
 
 
 def _is_ours(folder: Path) -> bool:

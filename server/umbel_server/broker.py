@@ -9,16 +9,20 @@ import tomli_w
 from iotcore import Broker
 
 from umbel.errors import UmbelError
+from umbel_server import pki
 
 MAX_PAYLOAD = 1 << 20
 START_SECONDS = 20.0
 
 
 class EmbeddedBroker:
-    """A broker on `host`:`port` (0: a free one), gone when this process ends. It keeps nothing when it restarts."""
+    """A broker on `host`:`port` (0: a free one), gone when this process ends. It keeps nothing when it restarts.
 
-    def __init__(self, host: str, port: int) -> None:
-        self._host, self.port = host, port
+    It speaks TLS with the certificate of the state folder `tls`, or plain.
+    """
+
+    def __init__(self, host: str, port: int, tls: Path | None = None) -> None:
+        self._host, self.port, self._tls = host, port, tls
         self._broker: Broker | None = None
 
     def start(self) -> None:
@@ -27,7 +31,7 @@ class EmbeddedBroker:
         # rumqttd takes its configuration from a file, and reads it once, before it listens.
         with tempfile.TemporaryDirectory(prefix="umbel-broker-") as folder:
             path = Path(folder) / "rumqttd.toml"
-            path.write_text(tomli_w.dumps(_config(self._host, self.port)))
+            path.write_text(tomli_w.dumps(_config(self._host, self.port, self._tls)))
             try:
                 broker = Broker(config_path=str(path))
                 broker.start(timeout=START_SECONDS)
@@ -52,7 +56,9 @@ class EmbeddedBroker:
             ) from error
 
 
-def _config(host: str, port: int) -> dict[str, object]:
+def _config(host: str, port: int, tls: Path | None) -> dict[str, object]:
+    files = {"certpath": pki.CERTIFICATE, "keypath": pki.CERTIFICATE_KEY}
+    speaks = {} if tls is None else {"tls": {key: str((tls / name).resolve()) for key, name in files.items()}}
     return {
         "id": 0,
         "router": {
@@ -67,6 +73,7 @@ def _config(host: str, port: int) -> dict[str, object]:
                 "name": "umbel",
                 "listen": f"{host}:{port}",
                 "next_connection_delay_ms": 1,
+                **speaks,
                 "connections": {
                     "connection_timeout_ms": 60_000,
                     "max_payload_size": MAX_PAYLOAD,

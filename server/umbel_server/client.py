@@ -1,6 +1,7 @@
 """The admin API as Python functions."""
 
 import os
+import ssl
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,6 +11,7 @@ import httpx
 
 from umbel.errors import UmbelError
 from umbel.tensors import digest
+from umbel.tls import client_context
 from umbel_server.state import open_state
 
 FINAL = ("done", "declined", "failed", "rejected", "cancelled", "expired")
@@ -26,24 +28,28 @@ class NoAnswer(UmbelError):
 class Client:
     """A connection to one server's admin API; every error is an UmbelError with one sentence."""
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, tls: ssl.SSLContext | None = None) -> None:
         self._url = url
         self._http = httpx.Client(
             base_url=url,
             headers={"Authorization": f"Bearer {token}"},
             timeout=TIMEOUT,
-            transport=httpx.HTTPTransport(retries=CONNECT_RETRIES, trust_env=False),
+            transport=httpx.HTTPTransport(verify=tls or True, retries=CONNECT_RETRIES, trust_env=False),
             trust_env=False,
         )
 
     @classmethod
     def of_state(cls, folder: Path) -> "Client":
-        """The server whose state folder this is; UMBEL_URL and UMBEL_TOKEN, both set, name another one."""
+        """The server whose state folder this is; UMBEL_URL and UMBEL_TOKEN, both set, name another one.
+
+        UMBEL_CA is the file of the authority that issued that one's certificate (its `ca.pem`), if no public one has.
+        """
         url, token = os.environ.get("UMBEL_URL"), os.environ.get("UMBEL_TOKEN")
         if url and token:
-            return cls(url, token)
+            file = os.environ.get("UMBEL_CA")
+            return cls(url, token, client_context(_read(Path(file))) if file else None)
         state = open_state(folder)
-        return cls(state.server_url, state.admin_token)
+        return cls(state.server_url, state.admin_token, state.context() if state.config.http.tls else None)
 
     def get(self, path: str, **params: Any) -> Any:
         """The JSON at `path`."""
@@ -109,3 +115,10 @@ def _reason(response: httpx.Response) -> str:
     if isinstance(answer, dict) and isinstance(answer.get("error"), str):
         return str(answer["error"])
     return f"the server answered {response.status_code} to {response.request.method} {response.request.url.path}"
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UmbelError(f"{path}: UMBEL_CA should name the server's ca.pem, it cannot be read: {error}") from error

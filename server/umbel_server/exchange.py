@@ -2,6 +2,7 @@
 
 import logging
 import math
+import ssl
 import threading
 import time
 from collections import deque
@@ -67,7 +68,14 @@ class Exchange:
     """
 
     def __init__(
-        self, database: Database, devices: Devices, outbox: Outbox, received: Received, host: str, port: int
+        self,
+        database: Database,
+        devices: Devices,
+        outbox: Outbox,
+        received: Received,
+        host: str,
+        port: int,
+        tls: ssl.SSLContext | None,
     ) -> None:
         self._database, self._devices, self._outbox, self._answers = database, devices, outbox, received
         self._link = Link(
@@ -77,6 +85,7 @@ class Exchange:
             tuple(topics.everyone(channel) for channel in ("status", "ack", "result")),
             self._received,
             on_down=self._down,
+            tls=tls,
         )
         self._again: deque[tuple[str, bytes]] = deque(maxlen=MOST_WAITING)
         self._busy, self._handled, self._stalled = False, -math.inf, -math.inf

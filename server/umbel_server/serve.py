@@ -11,6 +11,7 @@ from pathlib import Path
 import uvicorn
 
 from umbel.errors import UmbelError
+from umbel_server import pki
 from umbel_server.api import make_app
 from umbel_server.server import Server
 from umbel_server.state import State
@@ -35,9 +36,17 @@ def allow_many_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+def speak_tls(config: uvicorn.Config, state: State) -> None:
+    """Make an application answer with TLS, where the state says so."""
+    config.load()
+    if state.config.http.tls:
+        config.ssl = pki.server_context(state.folder)
+
+
 def serve(state: State) -> None:
     """Run until SIGTERM or SIGINT."""
     allow_many_files()
+    state.keep_certificate()
     listener = listen(state.config.http.host, state.config.http.port)
     try:
         server = Server(state)
@@ -46,7 +55,8 @@ def serve(state: State) -> None:
             config = uvicorn.Config(
                 make_app(server), log_level="warning", access_log=False, timeout_graceful_shutdown=5
             )
-            log.info("serving on http://%s:%s", state.config.http.host, listener.getsockname()[1])
+            speak_tls(config, state)
+            log.info("serving on %s", state.server_url)
             uvicorn.Server(config).run(sockets=[listener])
         finally:
             server.stop()

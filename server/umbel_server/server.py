@@ -17,7 +17,7 @@ from umbel_server.plans import Plans
 from umbel_server.received import Received
 from umbel_server.releases import Releases
 from umbel_server.runs import Runs
-from umbel_server.state import State
+from umbel_server.state import State, reachable
 from umbel_server.uploads import Uploads
 
 log = logging.getLogger("umbel.server")
@@ -29,7 +29,8 @@ class Server:
     def __init__(self, state: State, clock: Callable[[], float] = time.time) -> None:
         self.state = state
         mqtt = state.config.mqtt
-        self._broker = EmbeddedBroker(mqtt.host, mqtt.port) if mqtt.embedded else None
+        certificate = state.folder if mqtt.tls else None
+        self._broker = EmbeddedBroker(mqtt.host, mqtt.port, certificate) if mqtt.embedded else None
         self.broker_port = mqtt.port
         self.database = Database(state.database_url)
         self.blobs = Blobs(state.blobs_url)
@@ -38,7 +39,10 @@ class Server:
         self.received = Received(self.database, self.blobs, parts, state.config.keep_updates)
         self.devices = Devices(self.database, clock)
         self.outbox = Outbox(self.database, state.key, clock)
-        self.exchange = Exchange(self.database, self.devices, self.outbox, self.received, mqtt.host, mqtt.port)
+        tls = state.context() if mqtt.tls else None
+        self.exchange = Exchange(
+            self.database, self.devices, self.outbox, self.received, reachable(mqtt.host), mqtt.port, tls
+        )
         self.plans = Plans(state.folder / "plans", self.blobs, state.key)
         self.awaited = Awaited(self.database, self.received, self.plans, state.key, self.most)
         self.releases = Releases(self.database, self.blobs, state.key, clock)

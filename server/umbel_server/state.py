@@ -1,9 +1,14 @@
 """The server's state folder: configuration, keys, database and blobs."""
 
 import secrets
+import socket
+import ssl
 import tomllib
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import tomli_w
@@ -11,31 +16,44 @@ from joserfc.jwk import ECKey
 
 from umbel import signing
 from umbel.atomic import write_atomically
-from umbel.enrolment import make_token
+from umbel.enrolment import Trust, make_token
 from umbel.errors import UmbelError
+from umbel.tls import client_context
+from umbel_server import pki
 
 CONFIG, KEY, ADMIN_TOKEN, ENROLMENT_SECRET = "umbel.toml", "signing-key.pem", "admin-token", "enrolment-secret"
-SCHEMA = 1
+SCHEMA = 2
+"""Of `umbel.toml`; before 2 there was no TLS."""
+
+ANY = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+"""What listens on every address, and where to reach it from here."""
 
 
 class Http(msgspec.Struct, forbid_unknown_fields=True):
-    """Where the API and the blobs are served."""
+    """Where the API and the blobs are served, and whether with TLS."""
 
     host: str = "127.0.0.1"
     port: int = 8470
+    tls: bool = True
 
 
 class Mqtt(msgspec.Struct, forbid_unknown_fields=True):
-    """The broker; with `embedded`, `umbel serve` starts one there. `advertised_host` is what devices are told."""
+    """The broker; with `embedded`, `umbel serve` starts one there. `advertised_host` is what devices are told.
+
+    With `tls` its certificate is by the authority of this state folder.
+    """
 
     host: str = "127.0.0.1"
     port: int = 1883
     embedded: bool = True
     advertised_host: str = ""
+    tls: bool = True
 
 
 class Config(msgspec.Struct, forbid_unknown_fields=True):
     """`umbel.toml`. Empty `database` and `blobs` mean SQLite and a folder inside the state folder.
+
+    `hostnames` are names and addresses at which devices reach the server, beside those that are known here.
 
     An update is removed once it is in a checkpoint or refused; with `keep_updates` every one stays, at `received/<command>`
     among the blobs, so that checkpoints can be computed again.
@@ -44,6 +62,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True):
     schema: int = SCHEMA
     http: Http = msgspec.field(default_factory=Http)
     mqtt: Mqtt = msgspec.field(default_factory=Mqtt)
+    hostnames: list[str] = []
     database: str = ""
     blobs: str = ""
     max_blob_mb: int = 2048
@@ -72,13 +91,44 @@ class State:
 
     @property
     def enrolment_token(self) -> str:
-        """What a device needs to enrol: the secret and the fingerprint of the server's key."""
-        return make_token(self.enrolment_secret, self.key)
+        """What a device needs to enrol: the secret and the fingerprint of what it may trust."""
+        return make_token(self.enrolment_secret, self.trust)
+
+    @property
+    def tls(self) -> bool:
+        """Whether anything here speaks TLS."""
+        return self.config.http.tls or self.config.mqtt.tls
+
+    @cached_property
+    def ca(self) -> str:
+        """The certificate, in PEM, of the authority that issues this server's; empty without TLS."""
+        return (self.folder / pki.CA).read_text() if self.tls else ""
+
+    @property
+    def trust(self) -> Trust:
+        """What devices pin."""
+        return Trust(signing.public_key(self.key), self.ca)
+
+    @property
+    def names(self) -> list[str]:
+        """The names and addresses of this server that its certificate is for."""
+        known = ["localhost", "127.0.0.1", "::1", socket.gethostname(), self.config.mqtt.advertised_host]
+        hosts = [self.config.http.host, self.config.mqtt.host if self.config.mqtt.embedded else ""]
+        return [name for name in dict.fromkeys([*self.config.hostnames, *hosts, *known]) if name and name not in ANY]
+
+    def keep_certificate(self) -> None:
+        """Make the server's certificate if it has none, soon has none, or has other names."""
+        if self.tls:
+            pki.keep_certificate(self.folder, self.names, datetime.now(UTC))
+
+    def context(self) -> ssl.SSLContext:
+        """How this server's own clients check it."""
+        return client_context(self.ca)
 
     @property
     def server_url(self) -> str:
         """Where the API answers on this machine."""
-        return f"http://{self.config.http.host}:{self.config.http.port}"
+        return f"{'https' if self.config.http.tls else 'http'}://{reachable(self.config.http.host)}:{self.config.http.port}"
 
 
 def init_state(folder: Path, config: Config) -> State:
@@ -88,10 +138,14 @@ def init_state(folder: Path, config: Config) -> State:
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
     signing.load_or_create_key(folder / KEY)
+    if config.http.tls or config.mqtt.tls:
+        pki.make_authority(folder, datetime.now(UTC))
     write_atomically(folder / ADMIN_TOKEN, secrets.token_urlsafe(32).encode(), mode=0o600)
     write_atomically(folder / ENROLMENT_SECRET, secrets.token_urlsafe(24).encode(), mode=0o600)
     write_atomically(folder / CONFIG, tomli_w.dumps(msgspec.to_builtins(config)).encode(), mode=0o600)
-    return open_state(folder)
+    state = open_state(folder)
+    state.keep_certificate()
+    return state
 
 
 def open_state(folder: Path) -> State:
@@ -100,12 +154,15 @@ def open_state(folder: Path) -> State:
     if not path.is_file():
         raise UmbelError(f"{folder}: expected a state folder made by 'umbel init', found no {CONFIG} in it")
     try:
-        config = msgspec.convert(tomllib.loads(path.read_text()), Config)
+        config = _config(tomllib.loads(path.read_text()))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise UmbelError(f"{path}: {error}; correct the file") from error
     if config.schema > SCHEMA:
         raise UmbelError(f"{path}: made by a newer Umbel (schema {config.schema}, this one reads {SCHEMA}); upgrade")
-    missing = [name for name in (KEY, ADMIN_TOKEN, ENROLMENT_SECRET) if not (folder / name).is_file()]
+    needed = [KEY, ADMIN_TOKEN, ENROLMENT_SECRET]
+    if config.http.tls or config.mqtt.tls:
+        needed += [pki.CA, pki.CA_KEY]
+    missing = [name for name in needed if not (folder / name).is_file()]
     if missing:
         raise UmbelError(f"{folder}: {missing[0]} is missing; restore it from a backup or make a new folder")
     return State(
@@ -115,3 +172,14 @@ def open_state(folder: Path) -> State:
         (folder / ADMIN_TOKEN).read_text().strip(),
         (folder / ENROLMENT_SECRET).read_text().strip(),
     )
+
+
+def _config(table: dict[str, Any]) -> Config:
+    if table.get("schema", 1) == 1:
+        table = table | {part: {"tls": False, **table.get(part, {})} for part in ("http", "mqtt")}
+    return msgspec.convert(table, Config)
+
+
+def reachable(host: str) -> str:
+    """Where a program on this machine reaches who listens on `host`."""
+    return ANY.get(host, host)

@@ -1,19 +1,25 @@
 """What a device and the server tell each other once, over HTTP, and how a device proves itself on every later request."""
 
+import base64
+import hashlib
+from typing import Annotated
+
 import msgspec
 from joserfc.jwk import ECKey
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from umbel import signing
 from umbel.errors import SignatureError
 from umbel.signing import PublicKey
 
-ENROL_PATH = "/v1/enrol"
+ENROL_PATH, TRUST_PATH = "/v1/enrol", "/v1/trust"
 BLOB_PATH = "/v1/blobs/{sha256}"
 UPLOAD_PATH = "/v1/uploads/{sha256}"
 """The upload of that blob for one command: HEAD says how far it has come, PATCH goes on with it."""
 OFFSET, COMPLETE = "Upload-Offset", "Upload-Complete"
 """Headers of an upload, as in draft-ietf-httpbis-resumable-upload: bytes that have arrived; ?1 when all have, else ?0."""
+MOST_PEM = 16_384
+"""Characters of an authority's certificate."""
 CLOCK_TOLERANCE = 300.0
 """Seconds that a device's clock may differ from the server's."""
 
@@ -28,12 +34,28 @@ class EnrolmentRequest(Struct, frozen=True):
     secret: str
 
 
+class Trust(Struct, frozen=True, omit_defaults=True):
+    """What a device trusts once and for all: the server's signing key, and the authority of its certificates (PEM).
+
+    `ca` is empty for a server that speaks without TLS.
+    """
+
+    server_key: PublicKey
+    ca: Annotated[str, Meta(max_length=MOST_PEM)] = ""
+
+    def fingerprint(self) -> str:
+        """43 base64url characters that no other server's trust has: of both, or the key's own where there is no authority."""
+        key = signing.fingerprint(signing.import_public(self.server_key))
+        return _base64url(hashlib.sha256(f"{key}.{self.ca}".encode()).digest()) if self.ca else key
+
+
 class EnrolmentReply(Struct, frozen=True):
-    """The server's signing key and where the broker listens."""
+    """The server's signing key and where the broker listens, and whether it does so with TLS."""
 
     server_key: PublicKey
     broker_host: str
     broker_port: int
+    broker_tls: bool = False
 
 
 class Access(Struct, frozen=True):
@@ -50,13 +72,13 @@ class Access(Struct, frozen=True):
     command: str = ""
 
 
-def make_token(secret: str, server_key: ECKey) -> str:
-    """The enrolment token: `<secret>.<fingerprint of the server's key>`, so that the device can pin the server."""
-    return f"{secret}.{signing.fingerprint(server_key)}"
+def make_token(secret: str, trust: Trust) -> str:
+    """The enrolment token: `<secret>.<fingerprint of what to trust>`, so that the device can pin the server."""
+    return f"{secret}.{trust.fingerprint()}"
 
 
 def split_token(token: str) -> tuple[str, str]:
-    """The secret and the server key's fingerprint; raises SignatureError when it is not an enrolment token."""
+    """The secret and the trust's fingerprint; raises SignatureError when it is not an enrolment token."""
     secret, dot, fingerprint = token.partition(".")
     if not dot or not secret or len(fingerprint) != 43:
         raise SignatureError(
@@ -68,3 +90,7 @@ def split_token(token: str) -> tuple[str, str]:
 def bearer(access: Access, key: ECKey) -> str:
     """The value of the `Authorization` header for one request."""
     return "Bearer " + signing.sign(msgspec.json.encode(access), key).decode()
+
+
+def _base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()

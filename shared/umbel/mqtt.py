@@ -4,8 +4,10 @@ import logging
 import random
 import select
 import socket
+import ssl
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,7 +34,7 @@ class Will:
 
 
 class Link:
-    """A connection to the broker at `host`:`port` that is made again, with jittered back-off, until `stop`.
+    """A connection to the broker at `host`:`port`, with TLS or plain, that is made again, with jittered back-off, until `stop`.
 
     `on_message(topic, payload)`, `on_up()` and `on_down(reason)` are called in the link's thread; `on_up` after the
     subscriptions are sent. `will()` is asked for before every connection, because a will is fixed when a session starts.
@@ -50,14 +52,18 @@ class Link:
         on_down: Callable[[str], None] = lambda reason: None,
         will: Callable[[], Will | None] = lambda: None,
         seed: int | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._host, self._port, self._client_id = host, port, client_id
         self._subscriptions = subscriptions
         self._on_message, self._on_up, self._on_down, self._will = on_message, on_up, on_down, will
-        self._random = random.Random(seed)
+        self._random, self._tls = random.Random(seed), tls
         self._stopping = threading.Event()
         self._up = threading.Event()
         self._client: Client | None = None
+        self._outgoing: deque[tuple[str, bytes, bool]] = deque()
+        self._farewell: Will | None = None
+        self._patience = 0.0
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
@@ -69,13 +75,7 @@ class Link:
 
     def stop(self, farewell: Will | None = None, timeout: float = 5.0) -> None:
         """Publish `farewell` (retained) if the link is up, disconnect cleanly, and end the thread."""
-        client = self._client
-        if farewell is not None and client is not None and self._up.is_set():
-            sent = client.publish(farewell.topic, farewell.payload, qos=1, retain=True)
-            self._wake()
-            deadline = time.monotonic() + timeout / 2
-            while not sent.is_published() and self._up.is_set() and time.monotonic() < deadline:
-                self._stopping.wait(0.01)
+        self._farewell, self._patience = farewell, timeout / 2
         self._stopping.set()
         self._wake()
         if self._thread.ident is not None and self._thread is not threading.current_thread():
@@ -91,13 +91,21 @@ class Link:
         return self._up.wait(timeout)
 
     def publish(self, topic: str, payload: bytes, retain: bool = False) -> bool:
-        """Publish at QoS 1 from any thread; False when the link is down and nothing was sent."""
+        """Publish at QoS 1 from any thread; False when the link is down and nothing is sent."""
         client = self._client
         if client is None or not self._up.is_set():
             return False
-        sent = client.publish(topic, payload, qos=1, retain=retain)
+        if threading.current_thread() is self._thread:
+            return client.publish(topic, payload, qos=1, retain=retain).rc == MQTTErrorCode.MQTT_ERR_SUCCESS
+        self._outgoing.append((topic, payload, retain))
         self._wake()
-        return sent.rc == MQTTErrorCode.MQTT_ERR_SUCCESS
+        return True
+
+    def _publish_outgoing(self, client: Client) -> None:
+        """Publish for other threads: of one TLS connection only one thread may read or write."""
+        while self._outgoing and self._up.is_set():
+            topic, payload, retain = self._outgoing.popleft()
+            client.publish(topic, payload, qos=1, retain=retain)
 
     def _wake(self) -> None:
         try:
@@ -141,6 +149,7 @@ class Link:
                 return
             for name in self._subscriptions:
                 client.subscribe(name, qos=1)
+            self._outgoing.clear()
             self._client = client
             self._up.set()
             log.info("connected to broker %s:%s", self._host, self._port)
@@ -152,6 +161,8 @@ class Link:
         client.on_connect = connected
         client.on_message = received
         client.connect_timeout = CONNECT_TIMEOUT
+        if self._tls is not None:
+            client.tls_set_context(self._tls)
         try:
             client.connect(self._host, self._port, keepalive=KEEPALIVE, clean_start=True)
             reason = self._pump(client, ended)
@@ -180,6 +191,7 @@ class Link:
             ready = self._wait(sock, client.want_write())
             if self._wake_read.fileno() in ready:
                 self._wake_read.recv(4096)
+            self._publish_outgoing(client)
             seen = ready.get(sock.fileno(), 0)
             if seen & ~select.POLLOUT and (code := client.loop_read()) != MQTTErrorCode.MQTT_ERR_SUCCESS:
                 return _why(ended, code)
@@ -190,12 +202,29 @@ class Link:
             if not self._up.is_set() and time.monotonic() - started > CONNECT_TIMEOUT:
                 client.disconnect()
                 return f"accepted the connection but said nothing for {CONNECT_TIMEOUT:.0f} s"
+        self._part(client)
+        return "stopped"
+
+    def _part(self, client: Client) -> None:
+        """Publish what was still to be said, and the farewell if there is one, and disconnect."""
+        self._publish_outgoing(client)
+        if self._farewell is not None and self._up.is_set():
+            sent = client.publish(self._farewell.topic, self._farewell.payload, qos=1, retain=True)
+            deadline = time.monotonic() + self._patience
+            while not sent.is_published() and time.monotonic() < deadline:
+                sock = client.socket()
+                if not isinstance(sock, socket.socket):
+                    return
+                self._wait(sock, client.want_write())
+                if client.loop_read() or client.loop_write():
+                    return
         client.disconnect()
         client.loop_write()
-        return "stopped"
 
     def _wait(self, sock: socket.socket, writes: bool) -> dict[int, int]:
         """Wait a tick for the broker or a wake-up; poll rather than select, which knows no descriptor over 1,023."""
+        if isinstance(sock, ssl.SSLSocket) and sock.pending():
+            return {sock.fileno(): select.POLLIN}  # read from the network already, and not yet by us
         poll = select.poll()
         poll.register(self._wake_read, select.POLLIN)
         poll.register(sock, select.POLLIN | (select.POLLOUT if writes else 0))

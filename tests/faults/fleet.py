@@ -90,9 +90,9 @@ class Fleet:
 
     def start(self) -> None:
         """Start everything, and wait until every device is online."""
-        mqtt = Mqtt(port=self.server_broker_port, embedded=not self.apart)
+        mqtt = Mqtt(port=self.server_broker_port, embedded=not self.apart, tls=False)
         # What checkpoints are made of is read again afterwards, by an oracle.
-        config = Config(http=Http(port=self.http_port), mqtt=mqtt, keep_updates=True)
+        config = Config(http=Http(port=self.http_port, tls=False), mqtt=mqtt, keep_updates=True)
         self.state: State = init_state(self.server_folder, config)
         self.client = Client(self.state.server_url, self.state.admin_token)
         for number, host in enumerate(self.hosts):
@@ -131,7 +131,7 @@ class Fleet:
     def start_broker(self) -> None:
         """Start the broker, which remembers nothing of the one before."""
         if self.broker == "embedded":
-            command = [script("umbel"), "broker", "--port", str(self.broker_port)]
+            command = [script("umbel"), "broker", "--insecure", "--port", str(self.broker_port)]
         else:
             config = self.folder / "mosquitto.conf"
             config.write_text(f"listener {self.broker_port} 127.0.0.1\nallow_anonymous true\npersistence false\n")

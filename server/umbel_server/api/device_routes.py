@@ -14,6 +14,7 @@ from umbel.enrolment import (
     COMPLETE,
     ENROL_PATH,
     OFFSET,
+    TRUST_PATH,
     UPLOAD_PATH,
     Access,
     EnrolmentReply,
@@ -57,6 +58,12 @@ async def body_of(request: Request, limit: int = MAX_REQUEST) -> bytes:
     return bytes(data)
 
 
+@router.get(TRUST_PATH)
+async def show_trust(request: Request) -> Response:
+    """Whom to trust, for devices that check it against their enrolment token."""
+    return Response(msgspec.json.encode(server_of(request).state.trust), media_type="application/json")
+
+
 @router.post(ENROL_PATH)
 async def enrol(request: Request) -> Response:
     """Register a device by its public key."""
@@ -64,7 +71,8 @@ async def enrol(request: Request) -> Response:
     asked = msgspec.json.decode(await body_of(request), type=EnrolmentRequest)
     await run_in_threadpool(server.devices.enrol, asked, server.state.enrolment_secret)
     mqtt = server.state.config.mqtt
-    reply = EnrolmentReply(public_key(server.state.key), mqtt.advertised_host or mqtt.host, server.broker_port)
+    host = mqtt.advertised_host or mqtt.host
+    reply = EnrolmentReply(public_key(server.state.key), host, server.broker_port, mqtt.tls)
     return Response(msgspec.json.encode(reply), media_type="application/json")
 
 

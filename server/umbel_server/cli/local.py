@@ -30,10 +30,16 @@ def init(
     mqtt_host: Annotated[str, typer.Option(help="the broker's address")] = "127.0.0.1",
     mqtt_port: Annotated[int, typer.Option(help="the broker's port")] = 1883,
     external_broker: Annotated[bool, typer.Option(help="use a broker that runs already; start none")] = False,
+    hostname: Annotated[
+        list[str] | None, typer.Option(help="a name or address at which devices reach this server; may be repeated")
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="no TLS: for trying things out on one machine")] = False,
     json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
 ) -> None:
     """Make a server's state folder: configuration, keys, tokens."""
-    state = init_state(folder, Config(http=Http(host, port), mqtt=Mqtt(mqtt_host, mqtt_port, not external_broker)))
+    tls = not insecure
+    mqtt = Mqtt(mqtt_host, mqtt_port, not external_broker, tls=tls)
+    state = init_state(folder, Config(http=Http(host, port, tls), mqtt=mqtt, hostnames=hostname or []))
     if json:
         print_json({"state": str(folder), "server": state.server_url, "enrolment_token": state.enrolment_token})
         return
@@ -59,13 +65,20 @@ def serve(
 def broker(
     port: Annotated[int, typer.Option(help="port to listen on; 0 picks a free one")] = 1883,
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    state: StateOption = DEFAULT_STATE,
+    insecure: Annotated[bool, typer.Option("--insecure", help="no TLS, and no state folder needed")] = False,
 ) -> None:
-    """Run the embedded MQTT 5 broker on its own until it is interrupted."""
+    """Run the embedded MQTT 5 broker on its own until it is interrupted, with the certificate of a state folder."""
     from umbel_server.broker import EmbeddedBroker
     from umbel_server.serve import set_up_logging
 
     set_up_logging(None, False)
-    embedded = EmbeddedBroker(host, port)
+    tls = None
+    if not insecure:
+        opened = open_state(state)
+        opened.keep_certificate()
+        tls = opened.folder
+    embedded = EmbeddedBroker(host, port, tls)
     embedded.start()
     try:
         print(f"MQTT 5 on {host}:{embedded.port}", flush=True)
