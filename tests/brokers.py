@@ -33,10 +33,12 @@ class EmbeddedProcess:
 class Mosquitto:
     """Debian's mosquitto, forgetting everything when it stops."""
 
-    def __init__(self, folder: Path) -> None:
-        self.port = free_port()
-        self._config = folder / "mosquitto.conf"
-        self._config.write_text(f"listener {self.port} 127.0.0.1\nallow_anonymous true\npersistence false\n")
+    def __init__(self, folder: Path, config: Path | None = None, port: int = 0) -> None:
+        """With `config`, which listens on `port`; else a configuration that lets everybody do everything, in `folder`."""
+        self.port = port or free_port()
+        self._config = config or folder / "mosquitto.conf"
+        if config is None:
+            self._config.write_text(f"listener {self.port} 127.0.0.1\nallow_anonymous true\npersistence false\n")
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

@@ -14,7 +14,7 @@ from umbel.messages import Ack, Command, Outcome, Result, Status
 from umbel.mqtt import Link, Will
 from umbel_server.api import make_app
 from umbel_server.client import Client
-from umbel_server.serve import listen
+from umbel_server.serve import listen, speak_tls
 from umbel_server.server import Server
 from umbel_server.state import Config, Http, Mqtt, State, init_state
 from umbel_sim.demo.processes import free_port
@@ -23,27 +23,28 @@ POPULATION = "test"
 
 
 class RunningServer:
-    """`umbel serve` without its process: everything is real, and ended by `stop`."""
+    """`umbel serve` without its process: everything is real, and ended by `stop`.
 
-    def __init__(self, folder: Path, broker_port: int, keep_updates: bool = False) -> None:
+    Without TLS, unless it is asked for: then with a broker of its own on `broker_port`.
+    """
+
+    def __init__(self, folder: Path, broker_port: int, keep_updates: bool = False, tls: bool = False) -> None:
         port = free_port()
-        self.state: State = init_state(
-            folder,
-            Config(
-                http=Http(port=port, tls=False),
-                mqtt=Mqtt(port=broker_port, embedded=False, tls=False),
-                keep_updates=keep_updates,
-            ),
+        config = Config(
+            http=Http(port=port, tls=tls),
+            mqtt=Mqtt(port=broker_port, embedded=tls, tls=tls),
+            keep_updates=keep_updates,
         )
+        self.state: State = init_state(folder, config)
         self._listener = listen("127.0.0.1", port)
         self.server = Server(self.state)
         self.server.start()
-        self._uvicorn = uvicorn.Server(
-            uvicorn.Config(make_app(self.server), log_level="error", lifespan="off", ws="none")
-        )
+        config_of_http = uvicorn.Config(make_app(self.server), log_level="error", lifespan="off", ws="none")
+        speak_tls(config_of_http, self.state)
+        self._uvicorn = uvicorn.Server(config_of_http)
         self._thread = threading.Thread(target=self._uvicorn.run, kwargs={"sockets": [self._listener]}, daemon=True)
         self._thread.start()
-        self.client = Client(self.state.server_url, self.state.admin_token)
+        self.client = Client(self.state.server_url, self.state.admin_token, self.state.context() if tls else None)
         eventually(lambda: self._uvicorn.started and self.server.exchange.is_up)
 
     def stop(self) -> None:

@@ -95,6 +95,7 @@ class ServerHttp:
 
     def _ask_trust(self, fingerprint: str) -> Trust:
         """What the server says is to be trusted, which is what the token's fingerprint is of; TLS proves nothing yet."""
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)  # it is meant: the answer is checked
         self._pool = _pool(blind_context())
         answer = self._until_answered("GET", TRUST_PATH, b"")
         try:

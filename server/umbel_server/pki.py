@@ -1,25 +1,32 @@
-"""The server's own certificate authority, and the certificate with which it speaks TLS (RFC 5280, EC P-256)."""
+"""The server's own certificate authority, and what it certifies: the server, its broker, devices (RFC 5280, EC P-256)."""
 
 import fcntl
 import ipaddress
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from umbel.atomic import write_atomically
-from umbel.errors import UmbelError
+from umbel.errors import SignatureError, UmbelError
 
 CA, CA_KEY, CERTIFICATE, CERTIFICATE_KEY = "ca.pem", "ca-key.pem", "tls.pem", "tls-key.pem"
-FILES = (CA, CA_KEY, CERTIFICATE, CERTIFICATE_KEY)
 CA_DAYS, DAYS, RENEWED_DAYS = 7300, 1825, 365
 """Days that the authority and a certificate are valid; a certificate is renewed when the server starts in its last year."""
+
+DEVICE_DAYS = 90
+"""Days that a device's certificate is valid."""
+
+SERVER = "umbel-server"
+"""The name by which a broker knows the server; no device's has no '/'."""
 
 _EARLIER = timedelta(days=1)
 """Devices' clocks may be behind: what is issued is valid from a day ago."""
@@ -28,7 +35,7 @@ _EARLIER = timedelta(days=1)
 def make_authority(folder: Path, now: datetime) -> None:
     """Make a certificate authority in `folder`: its certificate, and its key with mode 0600."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Umbel {x509.random_serial_number():x}"[:24])])
+    name = _named(f"Umbel {x509.random_serial_number():x}"[:24])
     usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
     certificate = (
         _builder(name, name, key.public_key(), now, CA_DAYS)
@@ -41,40 +48,113 @@ def make_authority(folder: Path, now: datetime) -> None:
     write_atomically(folder / CA, certificate.public_bytes(serialization.Encoding.PEM))
 
 
-def keep_certificate(folder: Path, names: Sequence[str], now: datetime) -> bool:
-    """Make the server's certificate for `names` (DNS names and addresses) unless there is one that is good for a year.
+@dataclass(frozen=True)
+class Pair:
+    """The files of a certificate and its key, and what it is for: `common` name, and names and addresses if it listens."""
 
-    Returns whether one was made. Raises UmbelError when the authority's files cannot be read, or a name is none.
-    """
-    alternatives = [_alternative(name) for name in dict.fromkeys(names)]
-    with (folder / CA_KEY).open("rb") as one_at_a_time:
-        fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
-        return _keep(folder, alternatives, names[0], now)
+    certificate: Path
+    key: Path
+    common: str
+    names: tuple[str, ...] = ()
 
+    def keep(self, folder: Path, now: datetime) -> bool:
+        """Make the certificate, by the authority in `folder`, unless there is one that is good for a year.
 
-def _keep(folder: Path, alternatives: list[x509.GeneralName], common: str, now: datetime) -> bool:
-    try:
-        authority = x509.load_pem_x509_certificate((folder / CA).read_bytes())
-        signer = serialization.load_pem_private_key((folder / CA_KEY).read_bytes(), None)
-        assert isinstance(signer, ec.EllipticCurvePrivateKey)
-        if _is_good(folder, alternatives, authority, now):
+        Returns whether one was made. Raises UmbelError when the authority's files cannot be read, or a name is none.
+        """
+        alternatives = [_alternative(name) for name in self.names]
+        with _authority(folder) as (authority, signer):
+            if self._is_good(alternatives, authority, now):
+                return False
+            key = ec.generate_private_key(ec.SECP256R1())
+            certificate = _issue(authority, signer, self.common, alternatives, key.public_key(), now, DAYS)
+            # The key first: a certificate without its key is made again, as its key's public half shows.
+            write_atomically(self.key, _pem(key), mode=0o600)
+            write_atomically(self.certificate, certificate.public_bytes(serialization.Encoding.PEM))
+        return True
+
+    def _is_good(self, alternatives: list[x509.GeneralName], authority: x509.Certificate, now: datetime) -> bool:
+        try:
+            certificate = x509.load_pem_x509_certificate(self.certificate.read_bytes())
+            key = serialization.load_pem_private_key(self.key.read_bytes(), None)
+            certificate.verify_directly_issued_by(authority)
+        except (OSError, ValueError, TypeError, InvalidSignature):
             return False
-    except (OSError, ValueError, AssertionError) as error:
+        return (
+            key.public_key() == certificate.public_key()
+            and _names_of(certificate) == alternatives
+            and certificate.not_valid_after_utc > now.astimezone(UTC) + timedelta(days=RENEWED_DAYS)
+        )
+
+
+def own(folder: Path, names: Sequence[str]) -> Pair:
+    """The server's own certificate, with which it listens and is a client of its broker, for `names`."""
+    return Pair(folder / CERTIFICATE, folder / CERTIFICATE_KEY, SERVER, tuple(dict.fromkeys(names)))
+
+
+def certify(folder: Path, request: str, key: ec.EllipticCurvePublicKey, common: str, now: datetime) -> str:
+    """A device's certificate in PEM, good for DEVICE_DAYS, of the key that its signing request (PEM, RFC 2986) proves to hold.
+
+    Of the request nothing but the key counts, which must be `key`. Raises SignatureError otherwise.
+    """
+    try:
+        asked = x509.load_pem_x509_csr(request.encode())
+        proven = asked.is_signature_valid and asked.public_key() == key
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise SignatureError(f"expected a certificate signing request in PEM, could not read one: {error}") from error
+    if not proven:
+        raise SignatureError("the certificate signing request should be for, and signed with, the device's own key")
+    with _authority(folder) as (authority, signer):
+        certificate = _issue(authority, signer, common, [], key, now, DEVICE_DAYS)
+    return certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+
+@contextmanager
+def _authority(folder: Path) -> Iterator[tuple[x509.Certificate, ec.EllipticCurvePrivateKey]]:
+    """The authority's certificate and key, for one process at a time."""
+    try:
+        with (folder / CA_KEY).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            authority = x509.load_pem_x509_certificate((folder / CA).read_bytes())
+            signer = serialization.load_pem_private_key(file.read(), None)
+            if not isinstance(signer, ec.EllipticCurvePrivateKey):
+                raise ValueError("its key is no EC key")
+            yield authority, signer
+    except (OSError, ValueError) as error:
         raise UmbelError(f"{folder}: {CA} and {CA_KEY} cannot be used ({error}); restore them from a backup") from error
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common[:64])])
-    certificate = (
-        _builder(name, authority.subject, key.public_key(), now, DAYS)
+
+
+def _issue(
+    authority: x509.Certificate,
+    signer: ec.EllipticCurvePrivateKey,
+    common: str,
+    alternatives: list[x509.GeneralName],
+    key: ec.EllipticCurvePublicKey,
+    now: datetime,
+    days: int,
+) -> x509.Certificate:
+    listens = [ExtendedKeyUsageOID.SERVER_AUTH] if alternatives else []
+    builder = (
+        _builder(_named(common), authority.subject, key, now, days)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([*listens, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
-        .sign(signer, hashes.SHA256())
     )
-    # The key first: a certificate without its key is made again, as its key's public half shows.
-    write_atomically(folder / CERTIFICATE_KEY, _pem(key), mode=0o600)
-    write_atomically(folder / CERTIFICATE, certificate.public_bytes(serialization.Encoding.PEM))
-    return True
+    if alternatives:
+        builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+    return builder.sign(signer, hashes.SHA256())
+
+
+def _names_of(certificate: x509.Certificate) -> list[x509.GeneralName]:
+    try:
+        return list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+    except x509.ExtensionNotFound:
+        return []
+
+
+def _named(common: str) -> x509.Name:
+    # 64 characters are RFC 5280's bound, which a device's name in its population may exceed; nobody minds.
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common, _validate=False)])
 
 
 def server_context(folder: Path) -> ssl.SSLContext:
@@ -99,21 +179,6 @@ def _builder(
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _EARLIER)
         .not_valid_after(now + timedelta(days=days))
-    )
-
-
-def _is_good(folder: Path, alternatives: list[x509.GeneralName], authority: x509.Certificate, now: datetime) -> bool:
-    try:
-        certificate = x509.load_pem_x509_certificate((folder / CERTIFICATE).read_bytes())
-        key = serialization.load_pem_private_key((folder / CERTIFICATE_KEY).read_bytes(), None)
-        certificate.verify_directly_issued_by(authority)
-        held = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (OSError, ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
-        return False
-    return (
-        key.public_key() == certificate.public_key()
-        and list(held) == alternatives
-        and certificate.not_valid_after_utc > now.astimezone(UTC) + timedelta(days=RENEWED_DAYS)
     )
 
 

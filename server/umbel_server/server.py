@@ -39,7 +39,7 @@ class Server:
         self.received = Received(self.database, self.blobs, parts, state.config.keep_updates)
         self.devices = Devices(self.database, clock)
         self.outbox = Outbox(self.database, state.key, clock)
-        tls = state.context() if mqtt.tls else None
+        tls = state.broker_context() if mqtt.tls else None
         self.exchange = Exchange(
             self.database, self.devices, self.outbox, self.received, reachable(mqtt.host), mqtt.port, tls
         )

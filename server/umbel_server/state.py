@@ -119,11 +119,17 @@ class State:
     def keep_certificate(self) -> None:
         """Make the server's certificate if it has none, soon has none, or has other names."""
         if self.tls:
-            pki.keep_certificate(self.folder, self.names, datetime.now(UTC))
+            pki.own(self.folder, self.names).keep(self.folder, datetime.now(UTC))
 
     def context(self) -> ssl.SSLContext:
         """How this server's own clients check it."""
         return client_context(self.ca)
+
+    def broker_context(self) -> ssl.SSLContext:
+        """How the server checks its broker, and shows it who it is."""
+        context = client_context(self.ca)
+        context.load_cert_chain(self.folder / pki.CERTIFICATE, self.folder / pki.CERTIFICATE_KEY)
+        return context
 
     @property
     def server_url(self) -> str:

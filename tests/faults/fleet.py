@@ -131,7 +131,7 @@ class Fleet:
     def start_broker(self) -> None:
         """Start the broker, which remembers nothing of the one before."""
         if self.broker == "embedded":
-            command = [script("umbel"), "broker", "--insecure", "--port", str(self.broker_port)]
+            command = [script("umbel"), "broker", "run", "--insecure", "--port", str(self.broker_port)]
         else:
             config = self.folder / "mosquitto.conf"
             config.write_text(f"listener {self.broker_port} 127.0.0.1\nallow_anonymous true\npersistence false\n")

@@ -40,7 +40,7 @@ def test_a_port_in_use_is_named(tmp_path: Path, busy: int) -> None:
     assert_refused(
         run("umbel", "serve", "--state", tmp_path / "a", "--log", tmp_path / "log"), f"port {busy} on 127.0.0.1"
     )
-    assert_refused(run("umbel", "broker", "--port", str(busy)), f"port {busy} on 127.0.0.1")
+    assert_refused(run("umbel", "broker", "run", "--insecure", "--port", str(busy)), f"port {busy} on 127.0.0.1")
 
 
 def test_a_folder_that_is_no_state_folder_is_refused(tmp_path: Path) -> None:

@@ -36,7 +36,11 @@ def test_points_that_are_not_on_the_curve_are_refused() -> None:
 
 def test_an_enrolment_token_holds_the_servers_fingerprint() -> None:
     key = signing.generate_key()
-    assert enrolment.split_token(enrolment.make_token("secret", key)) == ("secret", signing.fingerprint(key))
+    trust = enrolment.Trust(signing.public_key(key))
+    assert enrolment.split_token(enrolment.make_token("secret", trust)) == ("secret", signing.fingerprint(key))
+    authority = enrolment.Trust(trust.server_key, "an authority")
+    assert authority.fingerprint() != trust.fingerprint()
+    assert enrolment.split_token(enrolment.make_token("secret", authority)) == ("secret", authority.fingerprint())
     for wrong in ("", "secret", ".abc", "secret.short"):
         with pytest.raises(SignatureError, match="enrolment token"):
             enrolment.split_token(wrong)

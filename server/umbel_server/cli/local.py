@@ -1,7 +1,6 @@
-"""Commands that work on this machine: init, serve, broker, compile."""
+"""Commands that work on this machine: init, serve, compile."""
 
 import math
-import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -16,10 +15,9 @@ from umbel_server.state import Config, Http, Mqtt, init_state, open_state
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Add init, serve, broker and compile."""
+    """Add init, serve and compile."""
     app.command()(init)
     app.command()(serve)
-    app.command()(broker)
     app.command("compile")(compile_)
 
 
@@ -34,11 +32,14 @@ def init(
         list[str] | None, typer.Option(help="a name or address at which devices reach this server; may be repeated")
     ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="no TLS: for trying things out on one machine")] = False,
+    insecure_broker: Annotated[
+        bool, typer.Option("--insecure-broker", help="no TLS on MQTT: for a broker that cannot speak it")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
 ) -> None:
     """Make a server's state folder: configuration, keys, tokens."""
     tls = not insecure
-    mqtt = Mqtt(mqtt_host, mqtt_port, not external_broker, tls=tls)
+    mqtt = Mqtt(mqtt_host, mqtt_port, not external_broker, tls=tls and not insecure_broker)
     state = init_state(folder, Config(http=Http(host, port, tls), mqtt=mqtt, hostnames=hostname or []))
     if json:
         print_json({"state": str(folder), "server": state.server_url, "enrolment_token": state.enrolment_token})
@@ -60,31 +61,6 @@ def serve(
     opened = open_state(state)
     process.set_up_logging(log, verbose)
     process.serve(opened)
-
-
-def broker(
-    port: Annotated[int, typer.Option(help="port to listen on; 0 picks a free one")] = 1883,
-    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
-    state: StateOption = DEFAULT_STATE,
-    insecure: Annotated[bool, typer.Option("--insecure", help="no TLS, and no state folder needed")] = False,
-) -> None:
-    """Run the embedded MQTT 5 broker on its own until it is interrupted, with the certificate of a state folder."""
-    from umbel_server.broker import EmbeddedBroker
-    from umbel_server.serve import set_up_logging
-
-    set_up_logging(None, False)
-    tls = None
-    if not insecure:
-        opened = open_state(state)
-        opened.keep_certificate()
-        tls = opened.folder
-    embedded = EmbeddedBroker(host, port, tls)
-    embedded.start()
-    try:
-        print(f"MQTT 5 on {host}:{embedded.port}", flush=True)
-        threading.Event().wait()
-    finally:
-        embedded.stop()
 
 
 def compile_(

@@ -133,7 +133,7 @@ class Story:
         http_port, mqtt_port = free_port(), free_port()
         config = Config(http=Http(port=http_port), mqtt=Mqtt(port=mqtt_port, embedded=False))
         state = init_state(self.folder / "server", config)
-        broker = ("broker", "--port", str(mqtt_port), "--state", str(state.folder))
+        broker = ("broker", "run", "--port", str(mqtt_port), "--state", str(state.folder))
         self.processes.start("broker", 0, program("umbel"), *broker)
         self.processes.start("server", 1, program("umbel"), "serve", "--state", str(state.folder))
         shares = of_labels(train.y, len(FLEET), ALPHA, rng, LEAST_EXAMPLES)

@@ -1,0 +1,73 @@
+"""Commands about the MQTT broker: run the embedded one on its own, configure another one."""
+
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from umbel_server import mosquitto
+from umbel_server.cli.show import DEFAULT_STATE, JsonOption, StateOption, console, print_json
+from umbel_server.state import open_state
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the group broker."""
+    broker = typer.Typer(no_args_is_help=True, help="Run the embedded MQTT broker, or configure another one.")
+    broker.command("run")(run)
+    broker.command("config")(config)
+    app.add_typer(broker, name="broker")
+
+
+def run(
+    port: Annotated[int, typer.Option(help="port to listen on; 0 picks a free one")] = 1883,
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    state: StateOption = DEFAULT_STATE,
+    insecure: Annotated[bool, typer.Option("--insecure", help="no TLS, and no state folder needed")] = False,
+) -> None:
+    """Run the embedded MQTT 5 broker on its own until it is interrupted, with the certificate of a state folder."""
+    from umbel_server.broker import EmbeddedBroker
+    from umbel_server.serve import set_up_logging
+
+    set_up_logging(None, False)
+    tls = None
+    if not insecure:
+        opened = open_state(state)
+        opened.keep_certificate()
+        tls = opened.folder
+    embedded = EmbeddedBroker(host, port, tls)
+    embedded.start()
+    try:
+        print(f"MQTT 5 on {host}:{embedded.port}", flush=True)
+        threading.Event().wait()
+    finally:
+        embedded.stop()
+
+
+def config(
+    kind: Annotated[str, typer.Argument(help="mosquitto")],
+    folder: Annotated[Path, typer.Argument(help="a folder to write its configuration, certificate and key into")],
+    port: Annotated[int, typer.Option(help="port to listen on")] = 8883,
+    host: Annotated[str, typer.Option(help="address to listen on")] = "0.0.0.0",  # noqa: S104
+    hostname: Annotated[
+        list[str] | None, typer.Option(help="a name or address at which devices reach it; may be repeated")
+    ] = None,
+    user: Annotated[str, typer.Option(help="whom it runs as when root starts it (default: mosquitto)")] = "",
+    state: StateOption = DEFAULT_STATE,
+    json: JsonOption = False,
+) -> None:
+    """Write a ready configuration: TLS, device certificates, and for each device its own four topics alone."""
+    if kind != "mosquitto":
+        raise typer.BadParameter(f"a configuration can be written for mosquitto, not for {kind!r}")
+    opened = open_state(state)
+    path = mosquitto.write_config(opened, folder, host, port, hostname or [], user)
+    if json:
+        print_json({"config": str(path)})
+        return
+    console.print("Start it with:", highlight=False)
+    console.print(f"  mosquitto -c {path}", highlight=False, soft_wrap=True)
+    console.print(
+        f"and name it in {opened.folder / 'umbel.toml'}, under \\[mqtt]: embedded = false, host, port = {port}, and the "
+        "advertised_host that devices are told if it is another.",
+        highlight=False,
+    )

@@ -1,0 +1,152 @@
+"""The configuration that is written for mosquitto: a device reaches its own topics, whatever it asks for."""
+
+import getpass
+import secrets
+import ssl
+import stat
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from tests.brokers import Mosquitto, mosquitto_program
+from tests.waiting import eventually
+
+from umbel import topics
+from umbel.mqtt import Link, Will
+from umbel.tls import client_context
+from umbel_server import mosquitto, pki
+from umbel_server.state import Config, Http, Mqtt, State, init_state
+from umbel_sim.demo.processes import free_port
+
+pytestmark = pytest.mark.skipif(mosquitto_program() is None, reason="mosquitto is not installed")
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> State:
+    return init_state(tmp_path / "state", Config(http=Http(port=free_port()), mqtt=Mqtt(port=free_port())))
+
+
+@pytest.fixture
+def broker(state: State, tmp_path: Path) -> Iterator[Mosquitto]:
+    port = free_port()
+    path = mosquitto.write_config(state, tmp_path / "broker", "127.0.0.1", port, ["broker.example"], getpass.getuser())
+    running = Mosquitto(tmp_path, path, port)
+    running.start()
+    yield running
+    running.stop()
+
+
+def context_of(state: State, folder: Path, common: str, authority: Path | None = None) -> ssl.SSLContext:
+    """What a device of this name would connect with, certified by the state's authority or by another."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    asked = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
+    request = asked.public_bytes(serialization.Encoding.PEM).decode()
+    made = pki.certify(authority or state.folder, request, key.public_key(), common, datetime.now(UTC))
+    name = secrets.token_hex(4)
+    (folder / f"{name}.pem").write_text(made)
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / f"{name}-key.pem").write_bytes(pem)
+    context = client_context(state.ca)
+    context.load_cert_chain(folder / f"{name}.pem", folder / f"{name}-key.pem")
+    return context
+
+
+class Ear:
+    """A client of the broker, and what it has heard."""
+
+    def __init__(self, broker: Mosquitto, name: str, tls: ssl.SSLContext | None, *filters: str) -> None:
+        self.heard: list[tuple[str, bytes]] = []
+        self.link = Link(
+            "127.0.0.1", broker.port, name, filters, lambda topic, data: self.heard.append((topic, data)), tls=tls
+        )
+        self.link.start()
+
+    def up(self) -> "Ear":
+        assert self.link.wait_up(10)
+        return self
+
+
+def test_a_device_reaches_its_own_topics_alone(state: State, broker: Mosquitto, tmp_path: Path) -> None:
+    own = {name: {c: topics.topic("home", name, c) for c in ("command", "ack", "status", "result")} for name in "ab"}
+    server = Ear(broker, "server", state.broker_context(), *(topics.everyone(c) for c in ("ack", "status", "result")))
+    b = Ear(broker, "b", context_of(state, tmp_path, "home/b"), own["b"]["command"]).up()
+    a = Ear(
+        broker,
+        "a",
+        context_of(state, tmp_path, "home/a"),
+        *(own["a"]["command"], own["b"]["command"], "umbel/1/+/+/command", "umbel/#", "#", own["b"]["status"]),
+    ).up()
+    server.up()
+    # As the other, in other populations, as the server, and with wildcards' characters.
+    for topic in (*own["b"].values(), "umbel/1/away/a/ack", own["a"]["command"], "umbel/1/home/a/b/ack", "other"):
+        a.link.publish(topic, b"forged")
+    for channel in ("ack", "status", "result"):
+        a.link.publish(own["a"][channel], b"mine", retain=channel == "status")
+        b.link.publish(own["b"][channel], b"mine")
+    server.link.publish(own["b"]["command"], b"for b")
+    server.link.publish(own["a"]["command"], b"for a")
+    eventually(lambda: len(server.heard) >= 6 and a.heard and b.heard)
+    assert sorted(server.heard) == sorted((own[d][c], b"mine") for d in "ab" for c in ("ack", "status", "result"))
+    assert set(a.heard) == {(own["a"]["command"], b"for a")}
+    assert b.heard == [(own["b"]["command"], b"for b")]
+    for ear in (a, b, server):
+        ear.link.stop()
+
+
+def test_a_device_cannot_have_a_will_in_anothers_name(state: State, broker: Mosquitto, tmp_path: Path) -> None:
+    server = Ear(broker, "server", state.broker_context(), topics.everyone("status")).up()
+    victim = topics.topic("home", "b", "status")
+    liar = Link(
+        "127.0.0.1",
+        broker.port,
+        "a",
+        (),
+        lambda *_: None,
+        will=lambda: Will(victim, b"dead"),
+        tls=context_of(state, tmp_path, "home/a"),
+    )
+    liar.start()
+    eventually(lambda: liar.is_up or liar._client is None)
+    client = liar._client
+    if client is not None and (sock := client.socket()) is not None:
+        sock.close()  # as if it died
+    liar.stop()
+    honest = Ear(broker, "b", context_of(state, tmp_path, "home/b")).up()
+    honest.link.publish(victim, b"alive")
+    eventually(lambda: server.heard)
+    assert server.heard == [(victim, b"alive")]
+    for link in (honest.link, server.link):
+        link.stop()
+
+
+def test_without_a_certificate_of_ours_nobody_connects(state: State, broker: Mosquitto, tmp_path: Path) -> None:
+    other = init_state(tmp_path / "other", Config())
+    strangers = [
+        Ear(broker, "none", client_context(state.ca)),
+        Ear(broker, "other", context_of(state, tmp_path, "home/a", other.folder)),
+        Ear(broker, "plain", None),
+    ]
+    Ear(broker, "ours", context_of(state, tmp_path, "home/a")).up().link.stop()
+    assert not any(ear.link.wait_up(1.0) for ear in strangers)
+    for ear in strangers:
+        ear.link.stop()
+
+
+def test_a_server_works_with_it(state: State, broker: Mosquitto) -> None:
+    """The server itself is a client of this broker."""
+    from umbel_server.server import Server
+
+    config = Config(http=Http(port=free_port()), mqtt=Mqtt(port=broker.port, embedded=False))
+    server = Server(State(state.folder, config, state.key, state.admin_token, state.enrolment_secret))
+    server.start()
+    eventually(lambda: server.exchange.is_up)
+    server.stop()
+
+
+def test_its_key_is_private(state: State, broker: Mosquitto, tmp_path: Path) -> None:
+    assert stat.S_IMODE((tmp_path / "broker" / mosquitto.KEY).stat().st_mode) == 0o600
+    assert not (tmp_path / "broker" / pki.CA_KEY).exists()
