@@ -14,6 +14,7 @@ import msgspec
 import psutil
 
 from umbel.conditions import Readings, Rules, Violation, violations
+from umbel.errors import NOT_DECODED
 
 FRESH_SECONDS = 1.0
 """A reading is used again for so long: conditions are asked for before every batch."""
@@ -110,7 +111,7 @@ class Conditions:
 def _parse(file: Path) -> Readings | Violation:
     try:
         return msgspec.json.decode(file.read_bytes(), type=Readings)
-    except msgspec.DecodeError as error:
+    except NOT_DECODED as error:
         return _damaged(file, str(error))
 
 

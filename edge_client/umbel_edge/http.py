@@ -28,7 +28,7 @@ from umbel.enrolment import (
     bearer,
     split_token,
 )
-from umbel.errors import SignatureError, UmbelError
+from umbel.errors import NOT_DECODED, SignatureError, UmbelError
 from umbel.messages import Blob
 from umbel.tensors import digest
 from umbel.tls import blind_context, client_context
@@ -101,7 +101,7 @@ class ServerHttp:
         try:
             trust = msgspec.json.decode(answer, type=Trust)
             self._check(trust.fingerprint(), fingerprint)
-        except (msgspec.DecodeError, SignatureError) as error:
+        except (SignatureError, *NOT_DECODED) as error:
             raise UmbelError(f"{self._base} is no Umbel server: {error}; correct server") from error
         return trust
 
@@ -270,7 +270,7 @@ def _reason(response: urllib3.BaseHTTPResponse) -> str:
     data = _limited(response, ANSWER_BYTES)
     try:
         return str(msgspec.json.decode(data, type=dict[str, str])["error"])
-    except (msgspec.DecodeError, KeyError):
+    except (KeyError, *NOT_DECODED):
         return f"the server answered {response.status}"
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from umbel import release
 from umbel.atomic import write_atomically
-from umbel.errors import UmbelError
+from umbel.errors import NOT_DECODED, UmbelError
 from umbel.litert import Predictor
 from umbel.messages import Install
 from umbel.tensors import Tensors, digest
@@ -43,7 +43,7 @@ class Models:
             return None
         try:
             return msgspec.json.decode(path.read_bytes(), type=Installed)
-        except msgspec.DecodeError as error:
+        except NOT_DECODED as error:
             raise UmbelError(
                 f"{path}: expected a note of the installed release, got {error}; install it again"
             ) from error

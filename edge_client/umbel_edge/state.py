@@ -14,7 +14,7 @@ from joserfc.jwk import ECKey
 from umbel import signing
 from umbel.atomic import write_atomically
 from umbel.enrolment import Trust
-from umbel.errors import UmbelError
+from umbel.errors import NOT_DECODED, UmbelError
 from umbel.signing import PublicKey
 
 SCHEMA = 2
@@ -204,7 +204,7 @@ class AgentState:
             return msgspec.json.decode(path.read_bytes(), type=Trust)
         except FileNotFoundError:
             return self._pinned_key()
-        except msgspec.DecodeError as error:
+        except NOT_DECODED as error:
             raise UmbelError(
                 f"{path}: expected what this device trusts, got {error}; enrol with a new folder"
             ) from error
@@ -213,7 +213,7 @@ class AgentState:
         """The key that an agent before this one pinned, which knew no certificates."""
         try:
             key = msgspec.json.decode((self.folder / "server-key.json").read_bytes(), type=PublicKey)
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, *NOT_DECODED):
             return None
         return Trust(key)
 

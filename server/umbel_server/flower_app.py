@@ -8,7 +8,7 @@ import msgspec
 from flwr.app import ConfigRecord, Context, UserConfig, UserConfigValue
 from flwr.serverapp import Grid, ServerApp
 
-from umbel.errors import UmbelError
+from umbel.errors import NOT_DECODED, UmbelError
 from umbel.plan import Plan
 from umbel_server import flower_messages
 from umbel_server.folder_journal import FolderJournal
@@ -76,7 +76,7 @@ def policy_of(config: UserConfig) -> RoundPolicy:
             if (value := config.get(name.replace("_", "-"))) is not None:
                 given[name] = value
         return msgspec.convert(given, RoundPolicy)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except NOT_DECODED as error:
         raise UmbelError(f"the run's round policy cannot be used: {error}") from error
 
 

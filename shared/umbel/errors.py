@@ -1,3 +1,9 @@
+import msgspec
+
+NOT_DECODED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not what they should be: texts that are no UTF-8 have an error of their own."""
+
+
 class UmbelError(Exception):
     """An error a person can act on: one sentence of what was expected, what came and what to do."""
 

@@ -1,4 +1,7 @@
+import math
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +13,9 @@ from numpy.typing import NDArray
 from umbel.errors import TensorError
 from umbel.plan import Manifest
 from umbel.tensors import Tensors, TensorSpec
+
+MOST_PACKED, LEAST_PACKED = 200, 1 << 16
+"""How many times its packed bytes an array may have, and packed bytes that are always few enough: zeros pack well."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +47,44 @@ def load_arrays(source: Path | IO[bytes], specs: Mapping[str, TensorSpec], what:
     """The arrays of `specs` in an `.npz` file, as `fit` takes them; raises TensorError, whose sentence begins with `what`."""
     try:
         with np.load(source, allow_pickle=False) as archive:
-            tensors = {name: archive[name] for name in specs if name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile, AttributeError, TypeError, EOFError) as error:
+            wanted = [name for name in specs if name in archive.files]
+            for name in wanted:
+                _check_size(archive.zip, name)
+            tensors = {name: archive[name] for name in wanted}
+    except (
+        OSError,
+        ValueError,
+        zipfile.BadZipFile,
+        zlib.error,
+        AttributeError,
+        TypeError,
+        EOFError,
+        RuntimeError,
+        KeyError,
+        MemoryError,
+        SyntaxError,
+        RecursionError,
+        tokenize.TokenError,
+    ) as error:
         raise TensorError(f"{what}: expected examples in an .npz file, could not read one: {error}") from error
     return fit(tensors, specs, what)
+
+
+def _check_size(archive: zipfile.ZipFile, name: str) -> None:
+    """Raise ValueError unless an array has as many bytes as its header says: NumPy takes memory for them before it looks."""
+    entry = archive.getinfo(f"{name}.npy")
+    if entry.file_size > MOST_PACKED * max(entry.compress_size, LEAST_PACKED):
+        raise ValueError(
+            f"array {name!r} unpacks to {entry.file_size} bytes, over {MOST_PACKED} times what it is packed to; "
+            "save it with numpy.savez"
+        )
+    with archive.open(entry) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        says = math.prod(shape) * dtype.itemsize
+        if says != (has := entry.file_size - file.tell()):
+            raise ValueError(f"array {name!r} should have {says} bytes by its header, it has {has}")
 
 
 def fit(tensors: Mapping[str, NDArray[Any]], specs: Mapping[str, TensorSpec], what: str) -> Examples:

@@ -8,7 +8,7 @@ from msgspec import Meta, Struct
 
 from umbel import signing
 from umbel.conditions import Rules
-from umbel.errors import MessageError, SignatureError
+from umbel.errors import NOT_DECODED, MessageError, SignatureError
 from umbel.limits import check_metrics, cut_texts
 from umbel.tensors import digest
 from umbel.topics import PROTOCOL
@@ -272,7 +272,7 @@ def decode(token: bytes, kind: type[M], key: ECKey) -> M:
     _check_version(payload)
     try:
         return _fitting(cast(M, _DECODERS[kind].decode(payload)))
-    except (msgspec.DecodeError, RecursionError) as error:
+    except NOT_DECODED as error:
         raise MessageError(f"expected a {kind.__name__} message, got one that does not parse: {error}") from error
 
 
@@ -311,11 +311,11 @@ def decode_command(token: bytes, key: ECKey) -> Command:
     _check_version(payload)
     try:
         head = msgspec.json.decode(payload, type=_CommandHead)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except NOT_DECODED as error:
         raise MessageError(f"expected a Command message, got one that does not parse: {error}") from error
     try:
         body: Body = _BODY.decode(head.body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except NOT_DECODED as error:
         raise UnknownKind(head.id, f"this agent cannot execute the command: {error}") from error
     return Command(head.id, head.population, head.device, head.issued, head.expires, body, head.version)
 
@@ -327,7 +327,7 @@ class _Version(Struct):
 def _check_version(payload: bytes) -> None:
     try:
         version = msgspec.json.decode(payload, type=_Version).version
-    except (msgspec.DecodeError, RecursionError) as error:
+    except NOT_DECODED as error:
         raise MessageError(f"expected a message with a version, got one that does not parse: {error}") from error
     if version != PROTOCOL:
         raise MessageError(
@@ -343,5 +343,5 @@ def claimed_id(token: bytes) -> str:
     """The command id that a token names, which is whose word it is only once its signature has verified; empty without one."""
     try:
         return msgspec.json.decode(signing.payload_unverified(token), type=_Id).id[:ID_MAX]
-    except (MessageError, SignatureError, msgspec.DecodeError, RecursionError):
+    except (MessageError, SignatureError, *NOT_DECODED):
         return ""

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from umbel import signing
 from umbel.atomic import write_atomically
-from umbel.errors import PlanError, SignatureError
+from umbel.errors import NOT_DECODED, PlanError, SignatureError
 from umbel.metrics import MetricSpec
 from umbel.tensors import Tensors, TensorSpec, WeightSpec, load
 
@@ -110,6 +110,10 @@ class Plan:
         try:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
+                if any(_is_packed(entry) for entry in archive.infolist()):
+                    raise PlanError(
+                        f"{path}: the files in a plan are stored as they are, one here is packed; compile it again"
+                    )
                 if MANIFEST not in names:
                     raise PlanError(
                         f"{path}: expected a plan made by 'umbel compile', got an archive without a manifest"
@@ -201,6 +205,11 @@ class Plan:
             return archive.read(MANIFEST)
 
 
+def _is_packed(entry: zipfile.ZipInfo) -> bool:
+    """Whether an entry says that it is, or unpacks to, more than lies in the file: a few bytes could fill all memory."""
+    return entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size
+
+
 def _parse(path: Path, data: bytes) -> Manifest:
     try:
         schema = msgspec.json.decode(data, type=_Schema).schema
@@ -209,7 +218,7 @@ def _parse(path: Path, data: bytes) -> Manifest:
                 f"{path}: the plan has schema {schema}, this Umbel reads up to {SCHEMA}: upgrade Umbel here"
             )
         return _MANIFEST.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except NOT_DECODED as error:
         raise PlanError(f"{path}: the plan's manifest does not parse: {error}") from error
 
 

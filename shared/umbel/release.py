@@ -5,7 +5,7 @@ from joserfc.jwk import ECKey
 from msgspec import Struct
 
 from umbel import signing
-from umbel.errors import PlanError, SignatureError
+from umbel.errors import NOT_DECODED, PlanError, SignatureError
 
 SCHEMA = 1
 
@@ -74,7 +74,7 @@ def verify(token: bytes, key: ECKey) -> ReleaseManifest:
         if schema > SCHEMA:
             raise PlanError(f"the release has schema {schema}, this Umbel reads up to {SCHEMA}: upgrade Umbel here")
         return _MANIFEST.decode(payload)
-    except (SignatureError, msgspec.DecodeError, RecursionError) as error:
+    except (SignatureError, *NOT_DECODED) as error:
         raise PlanError(f"the release's manifest does not verify: {error}") from error
 
 

@@ -2,14 +2,13 @@
 
 from typing import cast
 
-import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
 from umbel import __version__
-from umbel.errors import SignatureError, UmbelError
+from umbel.errors import NOT_DECODED, SignatureError, UmbelError
 from umbel_server.api import admin_routes, device_routes
 from umbel_server.api.access import Refused
 from umbel_server.awaited import NotAwaited
@@ -28,7 +27,8 @@ def make_app(server: Server) -> FastAPI:
     app.include_router(admin_routes.public)
     app.include_router(admin_routes.router)
     app.add_exception_handler(UmbelError, _umbel_error)
-    app.add_exception_handler(msgspec.DecodeError, _decode_error)
+    for kind in NOT_DECODED:
+        app.add_exception_handler(kind, _decode_error)
     app.add_exception_handler(RequestValidationError, _parameter_error)
     app.add_exception_handler(ClientDisconnect, _client_gone)
     return app
@@ -54,7 +54,7 @@ async def _umbel_error(_request: Request, error: Exception) -> JSONResponse:
 
 
 async def _decode_error(_request: Request, error: Exception) -> JSONResponse:
-    return JSONResponse({"error": f"the request does not parse: {cast(msgspec.DecodeError, error)}"}, 400)
+    return JSONResponse({"error": f"the request does not parse: {error}"}, 400)
 
 
 async def _parameter_error(_request: Request, error: Exception) -> JSONResponse:

@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from umbel import signing
 from umbel.enrolment import CLOCK_TOLERANCE, Access
-from umbel.errors import UmbelError
+from umbel.errors import NOT_DECODED, UmbelError
 from umbel_server.server import Server
 
 
@@ -42,7 +42,7 @@ def require_device_or_admin(request: Request) -> Access | None:
         claimed = msgspec.json.decode(_payload(token), type=Access)
         key = server_of(request).devices.key(claimed.population, claimed.device)
         access = msgspec.json.decode(signing.verify(token, key), type=Access)
-    except (UmbelError, msgspec.DecodeError) as error:
+    except (UmbelError, *NOT_DECODED) as error:
         raise Refused(f"expected a request signed by an enrolled device: {error}") from error
     if (access.method, access.path) != (request.method, request.url.path):
         raise Refused(f"the token is for {access.method} {access.path[:90]}, not for this request")
