@@ -61,7 +61,7 @@ class Audit:
         self._seal = Seal(folder / SEAL, key)
         self._refusals = RateLimit(REFUSALS, REFUSAL_SECONDS, clock)
         self._unwritten: dict[str, int] = {}
-        self._turn, self._verifying = threading.Lock(), threading.Lock()
+        self._turn, self._sealing, self._verifying = threading.Lock(), threading.Lock(), threading.Lock()
         self._some, self._stopped = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="audit", daemon=True)
         self._whole, self._noted = True, Head()
@@ -120,7 +120,9 @@ class Audit:
                 with self._database.transaction() as session:
                     last = _last(session)
                     if last != self._head and self._whole:
-                        self._broken(f"it ends at entry {last.count}, and ended at {self._head.count}")
+                        with self._sealing:
+                            self._broken(f"it ends at entry {last.count}, and ended at {self._head.count}")
+                            self._write_seal(self._head)  # what was there is evidence, and sealed over no more
                     entry = chained(
                         Entry(
                             sequence=last.count + 1,
@@ -203,11 +205,16 @@ class Audit:
     def _note(self) -> None:
         """Seal the end of the log once the disk has it: a power failure must not leave the seal ahead of the log."""
         with self._turn:
-            head, whole = self._head, self._whole
-        if not whole or head == self._noted:
+            head = self._head
+        if head == self._noted:
             return
+        self._database.settle()
+        with self._sealing:
+            if self._whole:
+                self._write_seal(head)
+
+    def _write_seal(self, head: Head) -> None:
         try:
-            self._database.settle()
             self._seal.write(head)
             self._noted = head
         except OSError as error:

@@ -1,6 +1,7 @@
 """How far the audit log has come, signed by the server's key in a small file: what is cut off its end is missed."""
 
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 from joserfc.jwk import ECKey
@@ -11,9 +12,10 @@ from umbel.errors import SignatureError
 from umbel_server.audit_chain import Head
 
 
-class _Sealed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="audit-head"):
+class _Sealed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is signed: nothing else that the server's key has signed reads like it."""
 
+    kind: Literal["audit-head"]
     count: int
     hash: str
 
@@ -34,7 +36,7 @@ class Seal:
 
     def write(self, head: Head) -> None:
         """Replace the file; the old or the new one survives a crash."""
-        sealed = msgspec.json.encode(_Sealed(head.count, head.hash))
+        sealed = msgspec.json.encode(_Sealed("audit-head", head.count, head.hash))
         write_atomically(self._path, signing.sign(sealed, self._key), mode=0o600)
 
     def read(self) -> Head:
