@@ -55,12 +55,12 @@ def upgrade() -> None:
     )
     op.create_index("audit_who", "audit", ["who"])
     op.create_index("audit_at", "audit", ["at"])
-    for statement in {"sqlite": _SQLITE, "postgresql": _POSTGRESQL}.get(op.get_bind().dialect.name, ()):
+    for statement in {"sqlite": _SQLITE, "postgresql": _POSTGRESQL}.get(op.get_context().dialect.name, ()):
         op.execute(statement)
 
 
 def downgrade() -> None:
     op.drop_table("audit")
-    if op.get_bind().dialect.name == "postgresql":
+    if op.get_context().dialect.name == "postgresql":
         op.execute("DROP FUNCTION audit_refuse()")
     op.drop_table("admins")
