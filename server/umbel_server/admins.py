@@ -34,7 +34,7 @@ REMEMBERED_SECONDS, MOST_REMEMBERED = 60.0, 1024
 """How long, and how many at most, tokens that were verified need no argon2id."""
 FAILURES, FAILURE_SECONDS = 5, 10.0
 """Wrong secrets from one address that are looked at at once; then one in so many seconds."""
-ALL_FAILURES, ALL_FAILURE_SECONDS = 50, 0.5
+ALL_FAILURES, ALL_FAILURE_SECONDS = 50, 1.0
 """The same for all addresses together: at most some 5% of one processor."""
 
 _TOKEN = re.compile(r"umbel_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")

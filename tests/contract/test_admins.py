@@ -1,9 +1,11 @@
 """Who may do what, over a real socket: roles, populations, tokens that end, and what the audit log says of it all."""
 
 import logging
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -370,6 +372,23 @@ def test_no_secret_is_written_anywhere(running: RunningServer, caplog: pytest.Lo
         assert path.name == "admin-token" or running.state.admin_token.encode() not in data, path
     assert secret not in shown
     assert running.state.admin_token not in str(newest(running, 1000))
+
+
+def test_what_cannot_be_recorded_is_said_and_goes_on_afterwards(running: RunningServer) -> None:
+    database = sqlite3.connect(running.state.folder / "umbel.sqlite")
+    with closing(database):
+        database.execute("CREATE TRIGGER full BEFORE INSERT ON audit BEGIN SELECT RAISE(ABORT, 'disk is full'); END")
+        answer = ask(running, running.state.admin_token, "POST", "/v1/devices/home/phone/readmit")
+        database.execute("DROP TRIGGER full")
+    assert answer.status_code == 503
+    assert answer.json()["error"].startswith("device.readmit ended (done), and the audit log cannot be written")
+    running.client.post("/v1/devices/home/phone/readmit")
+    assert newest(running)[0]["action"] == "device.readmit"
+    assert running.client.get("/v1/audit/verify")["fault"] == ""
+
+
+def test_the_documentation_of_the_api_is_still_made(running: RunningServer) -> None:
+    assert "/v1/admins/{name}/revoke" in ask(running, "", "GET", "/openapi.json").json()["paths"]
 
 
 class Clock:
