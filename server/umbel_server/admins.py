@@ -26,6 +26,9 @@ Role = Literal["viewer", "operator", "owner"]
 ROLES: tuple[Role, ...] = ("viewer", "operator", "owner")
 """From the one that may do least: each may do what those before it may."""
 
+SHOWN = 5
+"""Populations that a sentence names at most."""
+
 LOCAL = "local"
 RESERVED = (LOCAL, "server", "unknown")
 """Names that mean somebody else in the audit log."""
@@ -68,6 +71,13 @@ class Identity:
         """Whether a population is among its own."""
         return not self.populations or population in self.populations
 
+    @property
+    def scope(self) -> str:
+        """Its populations for a sentence."""
+        more = len(self.populations) - SHOWN
+        named = ", ".join(self.populations[:SHOWN]) or "all populations"
+        return f"{named} and {more} more" if more > 0 else named
+
     def covers(self, populations: Sequence[str]) -> bool:
         """Whether all of a scope is within its own."""
         return not self.populations or (bool(populations) and set(populations) <= set(self.populations))
@@ -107,7 +117,7 @@ class Admins:
         scope = sorted({check_name(population, "a population") for population in populations})
         if not by.covers(scope):
             raise UmbelError(
-                f"an owner for {', '.join(by.populations)} makes admins for some of these only; name them with --population"
+                f"an owner for {by.scope} makes admins for some of these only; name them with --population"
             )
         now, id, secret = self._clock(), self._random(8).hex(), _text(self._random(32))
         row = Admin(

@@ -75,8 +75,7 @@ class Audit:
                 self._seal.write(head)
             try:
                 sealed = self._seal.read()
-                found = session.get(AuditEntry, sealed.count) if sealed.count else None
-                if sealed.count and (found is None or found.hash != sealed.hash):
+                if not _holds(session, sealed):
                     raise BadSeal(f"the audit log does not hold the entry {sealed.count} that the server has noted")
             except BadSeal as error:
                 self._broken(str(error))
@@ -119,7 +118,8 @@ class Audit:
             try:
                 with self._database.transaction() as session:
                     last = _last(session)
-                    if last != self._head and self._whole:
+                    # Longer than we know is no harm: a commit that was reported as failed may have been none.
+                    if last != self._head and self._whole and not _holds(session, self._head):
                         with self._sealing:
                             self._broken(f"it ends at entry {last.count}, and ended at {self._head.count}")
                             self._write_seal(self._head)  # what was there is evidence, and sealed over no more
@@ -138,9 +138,12 @@ class Audit:
                     )
                     session.add(AuditEntry(**asdict(entry)))
             except SQLAlchemyError as error:
-                log.error("%s by %s (%s) could not be recorded: %s", action, who, outcome, str(error).splitlines()[0])
+                what = self._text(outcome)
+                log.error(
+                    "%s by %s (%s) is not recorded: %s", action, self._text(who), what, str(error).splitlines()[0]
+                )
                 raise NotRecorded(
-                    f"{action} ended ({outcome}), and the audit log cannot be written; mend the server's database"
+                    f"{action} ended ({what}), and the audit log cannot be written; mend the server's database"
                 ) from error
             self._head = Head(entry.sequence, entry.hash)
         self._some.set()
@@ -245,6 +248,12 @@ def _last(session: Session) -> Head:
     query = select(AuditEntry.sequence, AuditEntry.hash).order_by(AuditEntry.sequence.desc()).limit(1)
     row = session.execute(query).one_or_none()
     return Head() if row is None else Head(row[0], row[1])
+
+
+def _holds(session: Session, head: Head) -> bool:
+    """Whether the log has the entry that a head names."""
+    row = session.get(AuditEntry, head.count) if head.count else None
+    return row.hash == head.hash if row is not None else not head.count
 
 
 def _entry(row: AuditEntry) -> Entry:

@@ -43,5 +43,5 @@ def check_population(identity: Identity, population: str) -> None:
     """Raise UnknownPopulation unless the administrator may act on a population."""
     if not identity.sees(population):
         raise UnknownPopulation(
-            f"no population {population[:64]!r} is known to {identity.name}, who sees {', '.join(identity.populations)}"
+            f"no population {population[:64]!r} is known to {identity.name}, who sees {identity.scope}"
         )

@@ -1,6 +1,7 @@
 """Whatever is done to the audit log behind the server's back is found: changed, removed, swapped, cut off, written anew."""
 
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -314,6 +315,33 @@ def test_texts_are_bounded_lines_and_stored_as_they_are_hashed(
         assert log.fault() == ""
     finally:
         log.database.close()
+
+
+def test_an_entry_whose_commit_was_reported_as_failed_is_no_tampering(opened: Opened) -> None:
+    head = opened.audit._head
+    opened.audit.append("alice", "run.start")
+    opened.audit._head = head
+    opened.audit.append("alice", "run.stop")
+    opened.close()
+    opened.open()
+    opened.behind_its_back("DELETE FROM audit WHERE sequence = 8")
+    assert opened.fault() == "entry 8 is missing: the server has noted that there were 8"
+
+
+def test_entries_of_many_threads_are_one_chain(opened: Opened) -> None:
+    def append(who: str) -> None:
+        for number in range(20):
+            opened.audit.append(who, "run.start", f"run-{number}")
+
+    threads = [threading.Thread(target=append, args=(f"admin-{number}",)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (opened.audit.verify()[0].count, opened.fault()) == (166, "")
+    for number in range(8):
+        subjects = [row["subject"] for row in opened.audit.list(who=f"admin-{number}")]
+        assert subjects == [f"run-{index}" for index in reversed(range(20))]
 
 
 def test_secrets_are_struck_out(opened: Opened) -> None:
