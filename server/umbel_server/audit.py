@@ -118,7 +118,7 @@ class Audit:
             try:
                 with self._database.transaction() as session:
                     last = _last(session)
-                    # Longer than we know is no harm: a commit that was reported as failed may have been none.
+                    # Longer than we know is no harm: a commit that was reported as failed may have been made.
                     if last != self._head and self._whole and not _holds(session, self._head):
                         with self._sealing:
                             self._broken(f"it ends at entry {last.count}, and ended at {self._head.count}")
