@@ -51,9 +51,15 @@ class Client:
         state = open_state(folder)
         return cls(state.server_url, state.admin_token, state.context() if state.config.http.tls else None)
 
-    def get(self, path: str, **params: Any) -> Any:
-        """The JSON at `path`."""
-        return self._call("GET", path, params={k: v for k, v in params.items() if v is not None}).json()
+    @property
+    def url(self) -> str:
+        """Where the server answers."""
+        return self._url
+
+    def get(self, path: str, timeout: float = TIMEOUT, **params: Any) -> Any:
+        """The JSON at `path`, waited for at most `timeout` seconds."""
+        asked = {k: v for k, v in params.items() if v is not None}
+        return self._call("GET", path, params=asked, timeout=timeout).json()
 
     def post(self, path: str, body: Any = None, timeout: float = TIMEOUT) -> Any:
         """The JSON answer to `body` as JSON, waited for at most `timeout` seconds."""

@@ -10,7 +10,18 @@ from typing import Any
 from alembic import command as alembic
 from alembic.config import Config
 from alembic.util import CommandError
-from sqlalchemy import JSON, BigInteger, Engine, ForeignKeyConstraint, Index, LargeBinary, String, create_engine, event
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Engine,
+    ForeignKeyConstraint,
+    Index,
+    LargeBinary,
+    String,
+    create_engine,
+    event,
+    text,
+)
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -183,6 +194,46 @@ class Release(Base):
     created: Mapped[float]
     manifest: Mapped[bytes] = mapped_column(LargeBinary)
     files: Mapped[dict[str, Any]]
+
+
+class Admin(Base):
+    """Someone who may use the API, known by a token; `id` is its public part and `secret` the argon2id hash of the rest.
+
+    Without `populations` it sees all of them. `expires` and `revoked` are 0 while they are never and not yet; of one name
+    at most one is not revoked.
+    """
+
+    __tablename__ = "admins"
+    __table_args__ = (
+        Index(
+            "admins_name", "name", unique=True, sqlite_where=text("revoked = 0"), postgresql_where=text("revoked = 0")
+        ),
+    )
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64))
+    role: Mapped[str] = mapped_column(String(16))
+    populations: Mapped[list[str]]
+    secret: Mapped[str]
+    created: Mapped[float]
+    expires: Mapped[float] = mapped_column(default=0.0)
+    revoked: Mapped[float] = mapped_column(default=0.0)
+
+
+class AuditEntry(Base):
+    """One line of the audit log; the database refuses to change or remove it. umbel_server.audit_chain has its meaning."""
+
+    __tablename__ = "audit"
+    __table_args__ = (Index("audit_who", "who"), Index("audit_at", "at"))
+    sequence: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    at: Mapped[float]
+    who: Mapped[str] = mapped_column(String(160))
+    action: Mapped[str] = mapped_column(String(64))
+    subject: Mapped[str] = mapped_column(String(256))
+    population: Mapped[str] = mapped_column(String(64))
+    detail: Mapped[str]
+    outcome: Mapped[str]
+    previous: Mapped[str] = mapped_column(String(64))
+    hash: Mapped[str] = mapped_column(String(64))
 
 
 class Database:

@@ -18,6 +18,10 @@ from umbel_server.database import Command, Database
 OPEN = ("pending", "accepted")
 
 
+class UnknownCommand(UmbelError):
+    """A command that is not in the outbox."""
+
+
 @dataclass(frozen=True)
 class Addressed:
     """A signed command ready to be published."""
@@ -132,12 +136,12 @@ class Outbox:
         with self._database.transaction() as session:
             return session.scalars(query).all()
 
-    def get(self, id: str) -> Command:
-        """One command; raises UmbelError when there is none."""
+    def get(self, id: str, populations: Sequence[str] = ()) -> Command:
+        """One command, of these `populations` where some are given; raises UnknownCommand when there is none."""
         with self._database.transaction() as session:
             command = session.get(Command, id)
-        if command is None:
-            raise UmbelError(f"no command {id!r} is known here")
+        if command is None or (populations and command.population not in populations):
+            raise UnknownCommand(f"no command {id!r} is known here")
         return command
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 from joserfc.jwk import ECKey
-from sqlalchemy import select
+from sqlalchemy import Select, select
 
 from umbel import release
 from umbel.errors import UmbelError
@@ -20,6 +20,10 @@ from umbel_server.blobs import Blobs
 from umbel_server.database import Checkpoint, Database, Release, Run
 from umbel_server.parity import Yardstick
 from umbel_server.variants import WITHOUT_EXAMPLES, check_variants, make_variant
+
+
+class UnknownRelease(UmbelError):
+    """A release that is not in the database."""
 
 
 @dataclass(frozen=True)
@@ -84,26 +88,31 @@ class Releases:
             session.add(row)
         return row
 
-    def get(self, id: str) -> Release:
-        """One release; raises UmbelError when there is none."""
+    def get(self, id: str, populations: Sequence[str] = ()) -> Release:
+        """One release, made for one of these `populations` where some are given; raises UnknownRelease when there is none."""
         with self._database.transaction() as session:
-            row = session.get(Release, id)
+            row = session.scalars(_of(populations).where(Release.id == id)).one_or_none()
         if row is None:
-            raise UmbelError(f"no release {id!r} is known here; see 'umbel releases list'")
+            raise UnknownRelease(f"no release {id!r} is known here; see 'umbel releases list'")
         return row
 
-    def list(self) -> Sequence[Release]:
-        """Every release, newest first."""
+    def list(self, populations: Sequence[str] = ()) -> Sequence[Release]:
+        """Every release, or those made for these `populations`, newest first."""
         with self._database.transaction() as session:
-            return session.scalars(select(Release).order_by(Release.created.desc())).all()
+            return session.scalars(_of(populations).order_by(Release.created.desc())).all()
 
-    def install(self, id: str, variant: Variant) -> Install:
-        """The command that installs one variant of a release; raises UmbelError when there is none."""
-        row = self.get(id)
+    def install(self, id: str, variant: Variant, populations: Sequence[str] = ()) -> Install:
+        """The command that installs one variant of a release; raises UmbelError when there is none, as `get`."""
+        row = self.get(id, populations)
         if variant not in row.files:
             raise UmbelError(f"release {id} has no {variant} file; it has {', '.join(row.files)}")
         file = row.files[variant]
         return Install(id, variant, row.manifest.decode(), Blob(file["sha256"], file["size"]))
+
+
+def _of(populations: Sequence[str]) -> Select[Release]:
+    query = select(Release)
+    return query.join(Run, Run.id == Release.run).where(Run.population.in_(populations)) if populations else query
 
 
 def describe(row: Release) -> dict[str, Any]:

@@ -174,24 +174,29 @@ class Runs:
         for thread in list(self._threads.values()):
             thread.join(10)
 
-    def get(self, id: str) -> Run:
-        """One run, by its id, the beginning of it, or "latest"; raises UnknownRun."""
+    def get(self, id: str, populations: Sequence[str] = ()) -> Run:
+        """One run, by its id, the beginning of it, or "latest", among those on `populations` where some are given.
+
+        Raises UnknownRun.
+        """
+        query = select(Run).where(Run.population.in_(populations)) if populations else select(Run)
         with self._fleet.database.transaction() as session:
             if id == "latest":
-                newest = session.scalars(select(Run).order_by(Run.created.desc()).limit(1)).one_or_none()
+                newest = session.scalars(query.order_by(Run.created.desc()).limit(1)).one_or_none()
                 if newest is None:
                     raise UnknownRun("there are no runs yet; start one with 'umbel runs start'")
                 return newest
-            found = session.scalars(select(Run).where(Run.id.startswith(id, autoescape=True)).limit(2)).all()
+            found = session.scalars(query.where(Run.id.startswith(id, autoescape=True)).limit(2)).all()
         if len(found) != 1 or not id:
             what = "no run" if not found else "more than one run"
             raise UnknownRun(f"{what} has an id beginning with {id!r}; see 'umbel runs list'")
         return found[0]
 
-    def list(self) -> Sequence[Run]:
-        """Every run, newest first."""
+    def list(self, populations: Sequence[str] = ()) -> Sequence[Run]:
+        """Every run, or those on these `populations`, newest first."""
+        query = select(Run).where(Run.population.in_(populations)) if populations else select(Run)
         with self._fleet.database.transaction() as session:
-            return session.scalars(select(Run).order_by(Run.created.desc())).all()
+            return session.scalars(query.order_by(Run.created.desc())).all()
 
     def checkpoint(self, id: str, round: int | None = None) -> Checkpoint:
         """The checkpoint of one round, or the newest; raises UmbelError when there is none."""

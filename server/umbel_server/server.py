@@ -4,6 +4,8 @@ import logging
 import time
 from collections.abc import Callable
 
+from umbel_server.admins import Admins
+from umbel_server.audit import Audit
 from umbel_server.awaited import Awaited
 from umbel_server.blobs import Blobs
 from umbel_server.broker import EmbeddedBroker
@@ -27,12 +29,15 @@ class Server:
     """Everything that `umbel serve` runs beside HTTP; `start` and `stop` are for one thread."""
 
     def __init__(self, state: State, clock: Callable[[], float] = time.time) -> None:
-        self.state = state
+        self.state, self.clock = state, clock
         mqtt = state.config.mqtt
         certificate = state.folder if mqtt.tls else None
         self._broker = EmbeddedBroker(mqtt.host, mqtt.port, certificate) if mqtt.embedded else None
         self.broker_port = mqtt.port
         self.database = Database(state.database_url)
+        self.admins = Admins(self.database, clock)
+        secrets = (state.admin_token, state.enrolment_secret)
+        self.audit = Audit(self.database, state.folder, state.key, clock, secrets)
         self.blobs = Blobs(state.blobs_url)
         parts, self.most = state.folder / "uploads", state.config.max_blob_mb * 1_000_000
         self.uploads = Uploads(parts, clock)
@@ -55,6 +60,7 @@ class Server:
         if self._broker is not None:
             self._broker.start()
             log.info("embedded broker on %s:%s", self.state.config.mqtt.host, self.broker_port)
+        self.audit.start()
         self.received.start()
         self.exchange.start()
         self.runs.go_on()
@@ -66,4 +72,5 @@ class Server:
         self.received.stop()
         if self._broker is not None:
             self._broker.stop()
+        self.audit.stop()
         self.database.close()

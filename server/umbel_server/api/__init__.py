@@ -1,68 +1,22 @@
 """The HTTP API: blobs and enrolment for devices, everything else for administrators."""
 
-from typing import cast
-
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI
 from starlette.requests import ClientDisconnect
 
 from umbel import __version__
-from umbel.errors import NOT_DECODED, SignatureError, UmbelError
-from umbel_server.api import admin_routes, device_routes
-from umbel_server.api.access import Refused
-from umbel_server.awaited import NotAwaited
-from umbel_server.blobs import BlobError, MissingBlob
-from umbel_server.devices import UnknownDevice
-from umbel_server.runs import UnknownRun
+from umbel_server.api import admin_routes, device_routes, errors, trust_routes
 from umbel_server.server import Server
-from umbel_server.uploads import StoreFull, TooLarge
+
+ROUTERS = (device_routes.router, admin_routes.public, admin_routes.router, trust_routes.router)
 
 
 def make_app(server: Server) -> FastAPI:
     """The application; every error is JSON with one sentence: {"error": "..."}."""
     app = FastAPI(title="Umbel", version=__version__, docs_url="/docs", redoc_url=None)
     app.state.server = server
-    app.include_router(device_routes.router)
-    app.include_router(admin_routes.public)
-    app.include_router(admin_routes.router)
-    app.add_exception_handler(UmbelError, _umbel_error)
-    for kind in NOT_DECODED:
-        app.add_exception_handler(kind, _decode_error)
-    app.add_exception_handler(RequestValidationError, _parameter_error)
-    app.add_exception_handler(ClientDisconnect, _client_gone)
+    for router in ROUTERS:
+        app.include_router(router)
+    for error in errors.ANSWERED:
+        app.add_exception_handler(error, errors.answer)
+    app.add_exception_handler(ClientDisconnect, errors.client_gone)
     return app
-
-
-async def _umbel_error(_request: Request, error: Exception) -> JSONResponse:
-    match error:
-        case Refused():
-            status = error.status
-        case SignatureError() | NotAwaited():
-            status = 403
-        case UnknownDevice() | UnknownRun() | MissingBlob():
-            status = 404
-        case StoreFull():
-            status = 507
-        case TooLarge():
-            status = 413
-        case BlobError():
-            status = 422
-        case _:
-            status = 400
-    return JSONResponse({"error": str(error)}, status)
-
-
-async def _decode_error(_request: Request, error: Exception) -> JSONResponse:
-    return JSONResponse({"error": f"the request does not parse: {error}"}, 400)
-
-
-async def _parameter_error(_request: Request, error: Exception) -> JSONResponse:
-    wrong = cast(RequestValidationError, error).errors()[0]
-    name, value = wrong["loc"][-1], str(wrong.get("input", ""))[:40]
-    return JSONResponse({"error": f"{name}: {wrong['msg']}, got {value!r}"}, 422)
-
-
-async def _client_gone(_request: Request, _error: Exception) -> Response:
-    """Links break: that is no error of ours, and nobody reads the answer."""
-    return Response(status_code=400)

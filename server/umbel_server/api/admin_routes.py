@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import msgspec
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import Query, Request
 from starlette.concurrency import run_in_threadpool
 
 from umbel.errors import UmbelError
@@ -16,14 +16,18 @@ from umbel.messages import MOST_COUNT, Blob, Body, Cancel, Export, Infer, Person
 from umbel.plan import PLACED
 from umbel.tensors import TensorSpec
 from umbel_server import devices, outbox, releases, runs
-from umbel_server.api.access import require_admin, server_of
+from umbel_server.admins import Identity
+from umbel_server.api.access import Asking, everybody, operator, server_of, viewer
 from umbel_server.api.device_routes import body_of
+from umbel_server.api.guarded import by, guarded, note
+from umbel_server.api.scope import check_population, command_in_scope, device_in_scope, release_in_scope, run_in_scope
+from umbel_server.database import Run
 from umbel_server.run_settings import RunSettings
 from umbel_server.server import Server
 from umbel_server.variants import WITHOUT_EXAMPLES
 
-public = APIRouter(tags=["server"])
-router = APIRouter(tags=["admin"], dependencies=[Depends(require_admin)])
+public = guarded("server")
+router = guarded("admin")
 
 COMMAND_TTL = 600.0
 
@@ -80,46 +84,53 @@ class ReleaseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keras: dict[str, float] = {}
 
 
-@public.get("/v1/health")
+@public.get("/v1/health", dependencies=by(everybody()))
 async def health(request: Request) -> dict[str, Any]:
     """Whether the server answers, and whether it has its broker: at once, also when every thread waits for the database."""
     return {"ok": True, "broker": server_of(request).exchange.is_up}
 
 
-@router.get("/v1/devices")
-def list_devices(request: Request, population: str | None = None) -> list[dict[str, Any]]:
+@router.get("/v1/devices", dependencies=by(viewer()))
+def list_devices(request: Request, who: Asking, population: str | None = None) -> list[dict[str, Any]]:
     """Every device, or those of one population."""
-    return [devices.describe(device) for device in server_of(request).devices.list(population)]
+    found = server_of(request).devices.list(population)
+    return [devices.describe(device) for device in found if who.sees(device.population)]
 
 
-@router.get("/v1/devices/{population}/{device}")
+@router.get("/v1/devices/{population}/{device}", dependencies=by(viewer()))
 def show_device(request: Request, population: str, device: str) -> dict[str, Any]:
     """One device, with its latest commands."""
-    server = server_of(request)
-    latest = server.outbox.latest(population, device)
+    row = device_in_scope(request, population, device)
+    latest = server_of(request).outbox.latest(population, device)
     return {
-        **devices.describe(server.devices.get(population, device)),
+        **devices.describe(row),
         "commands": [outbox.describe(command) for command in latest],
     }
 
 
-@router.post("/v1/devices/{population}/{device}/readmit")
+@router.post("/v1/devices/{population}/{device}/readmit", dependencies=by(operator("device.readmit")))
 def readmit_device(request: Request, population: str, device: str) -> dict[str, Any]:
     """End a device's quarantine, and count its rejections from 0 again."""
+    device_in_scope(request, population, device)
     return devices.describe(server_of(request).devices.readmit(population, device))
 
 
-@router.post("/v1/commands")
-async def send_commands(request: Request) -> list[dict[str, Any]]:
+@router.post("/v1/commands", dependencies=by(operator("command.send")))
+async def send_commands(request: Request, who: Asking) -> list[dict[str, Any]]:
     """Put commands into the outbox and publish them; returns them as they are now."""
     wanted = msgspec.json.decode(await body_of(request), type=CommandRequest)
-    return await run_in_threadpool(_send_commands, server_of(request), wanted)
+    about = {"release": wanted.release, "variant": wanted.variant} if wanted.release else {}
+    note(request, wanted.kind, wanted.population, devices=wanted.devices or "all", **about)
+    sent = await run_in_threadpool(_send_commands, server_of(request), who, wanted)
+    note(request, commands=[command["id"] for command in sent], count=len(sent))
+    return sent
 
 
-def _send_commands(server: Server, wanted: CommandRequest) -> list[dict[str, Any]]:
+def _send_commands(server: Server, who: Identity, wanted: CommandRequest) -> list[dict[str, Any]]:
+    check_population(who, wanted.population)
     if not wanted.ttl > 0:
         raise UmbelError(f"a command's ttl is a positive number of seconds, got {wanted.ttl}")
-    body = _command_body(server, wanted)
+    body = _command_body(server, who, wanted)
     if wanted.devices:
         names = [server.devices.get(wanted.population, name).id for name in wanted.devices]
     else:
@@ -132,10 +143,10 @@ def _send_commands(server: Server, wanted: CommandRequest) -> list[dict[str, Any
     return [outbox.describe(server.outbox.get(command.id)) for command in commands]
 
 
-def _command_body(server: Server, wanted: CommandRequest) -> Body:
+def _command_body(server: Server, who: Identity, wanted: CommandRequest) -> Body:
     match wanted.kind:
         case "install":
-            return server.releases.install(wanted.release, wanted.variant)
+            return server.releases.install(wanted.release, wanted.variant, who.populations)
         case "infer":
             data = server.blobs.get(wanted.inputs)
             return Infer(Blob.of(data))
@@ -153,13 +164,13 @@ def _personal(variant: Variant) -> PersonalVariant:
     raise UmbelError(f"a device makes float32 and int8 files itself; {variant} is made on the server, in a release")
 
 
-@router.get("/v1/commands/{id}")
+@router.get("/v1/commands/{id}", dependencies=by(viewer()))
 def show_command(request: Request, id: str) -> dict[str, Any]:
     """One command: its state, reason and outcome."""
-    return outbox.describe(server_of(request).outbox.get(id))
+    return outbox.describe(command_in_scope(request, id))
 
 
-@router.post("/v1/plans")
+@router.post("/v1/plans", dependencies=by(operator("plan.add")))
 async def add_plan(request: Request) -> dict[str, Any]:
     """Check, sign and store the bundle in the body."""
     server = server_of(request)
@@ -172,88 +183,96 @@ async def add_plan(request: Request) -> dict[str, Any]:
             file.write(chunk)
         file.flush()
         plan = await run_in_threadpool(server.plans.add, Path(file.name))
+    note(request, plan.sha256, task=plan.manifest.task)
     return {"plan": plan.sha256, "task": plan.manifest.task, "metrics": plan.manifest.metric_names}
 
 
-@router.post("/v1/runs")
-async def start_run(request: Request) -> dict[str, Any]:
+@router.post("/v1/runs", dependencies=by(operator("run.start")))
+async def start_run(request: Request, who: Asking) -> dict[str, Any]:
     """Start a run."""
-    server = server_of(request)
     wanted = msgspec.json.decode(await body_of(request), type=RunRequest)
-    return await run_in_threadpool(_start_run, server, wanted)
+    note(request, population=wanted.population, plan=wanted.plan, strategy=wanted.settings.strategy)
+    row = await run_in_threadpool(_start_run, server_of(request), who, wanted)
+    note(request, row["id"])
+    return row
 
 
-def _start_run(server: Server, wanted: RunRequest) -> dict[str, Any]:
-    weights = _weights(server, wanted)
+def _start_run(server: Server, who: Identity, wanted: RunRequest) -> dict[str, Any]:
+    check_population(who, wanted.population)
+    weights = _weights(server, who, wanted)
     return runs.describe(server.runs.start(wanted.population, wanted.plan, wanted.settings, weights))
 
 
-def _weights(server: Server, wanted: RunRequest | CloneRequest) -> str:
-    return server.runs.checkpoint(wanted.from_run, wanted.from_round).weights if wanted.from_run else ""
+def _weights(server: Server, who: Identity, wanted: RunRequest | CloneRequest) -> str:
+    if not wanted.from_run:
+        return ""
+    return server.runs.checkpoint(server.runs.get(wanted.from_run, who.populations).id, wanted.from_round).weights
 
 
-@router.get("/v1/runs")
-def list_runs(request: Request) -> list[dict[str, Any]]:
+@router.get("/v1/runs", dependencies=by(viewer()))
+def list_runs(request: Request, who: Asking) -> list[dict[str, Any]]:
     """Every run, newest first."""
-    return [runs.describe(row) for row in server_of(request).runs.list()]
+    return [runs.describe(row) for row in server_of(request).runs.list(who.populations)]
 
 
-@router.get("/v1/runs/{id}")
+@router.get("/v1/runs/{id}", dependencies=by(viewer()))
 def show_run(request: Request, id: str, round: RoundAsked = None) -> dict[str, Any]:
     """One run with its checkpoints, and with the assignments of one round (default: the newest)."""
-    return server_of(request).runs.show(id, round)
+    return server_of(request).runs.show(run_in_scope(request, id).id, round)
 
 
-@router.get("/v1/runs/{id}/live")
+@router.get("/v1/runs/{id}/live", dependencies=by(viewer()))
 def watch_run(request: Request, id: str, after: RoundAsked = None) -> dict[str, Any]:
     """What is going on in a run now, for those who ask often; its checkpoints are those after round `after`, or the newest."""
-    server = server_of(request)
-    run = server.runs.get(id)
-    return {**runs.describe(run), **server.live.look(run, after)}
+    run = run_in_scope(request, id)
+    return {**runs.describe(run), **server_of(request).live.look(run, after)}
 
 
-@router.post("/v1/runs/{id}/stop")
+@router.post("/v1/runs/{id}/stop", dependencies=by(operator("run.stop")))
 def stop_run(request: Request, id: str) -> dict[str, Any]:
     """Stop a run for good; its checkpoints stay."""
-    return runs.describe(server_of(request).runs.stop(id))
+    return runs.describe(server_of(request).runs.stop(run_in_scope(request, id).id))
 
 
-@router.post("/v1/runs/{id}/pause")
+@router.post("/v1/runs/{id}/pause", dependencies=by(operator("run.pause")))
 def pause_run(request: Request, id: str) -> dict[str, Any]:
     """Pause a run until it is resumed; updates that came are kept."""
-    return runs.describe(server_of(request).runs.pause(id))
+    return runs.describe(server_of(request).runs.pause(run_in_scope(request, id).id))
 
 
-@router.post("/v1/runs/{id}/resume")
+@router.post("/v1/runs/{id}/resume", dependencies=by(operator("run.resume")))
 def resume_run(request: Request, id: str) -> dict[str, Any]:
     """Go on with a paused run."""
-    return runs.describe(server_of(request).runs.resume(id))
+    return runs.describe(server_of(request).runs.resume(run_in_scope(request, id).id))
 
 
-@router.post("/v1/runs/{id}/clone")
-async def clone_run(request: Request, id: str) -> dict[str, Any]:
+@router.post("/v1/runs/{id}/clone", dependencies=by(operator("run.clone")))
+async def clone_run(request: Request, who: Asking, id: str) -> dict[str, Any]:
     """Start a run with the settings of another, with some of them changed."""
-    server = server_of(request)
     wanted = msgspec.json.decode(await body_of(request) or b"{}", type=CloneRequest)
-    return await run_in_threadpool(_clone_run, server, id, wanted)
+    run = await run_in_threadpool(run_in_scope, request, id)
+    row = await run_in_threadpool(_clone_run, server_of(request), who, run.id, wanted)
+    note(request, row["id"], cloned=run.id, changed=sorted(wanted.settings))
+    return row
 
 
-def _clone_run(server: Server, id: str, wanted: CloneRequest) -> dict[str, Any]:
-    return runs.describe(server.runs.clone(id, wanted.settings, _weights(server, wanted)))
+def _clone_run(server: Server, who: Identity, id: str, wanted: CloneRequest) -> dict[str, Any]:
+    return runs.describe(server.runs.clone(id, wanted.settings, _weights(server, who, wanted)))
 
 
-@router.post("/v1/runs/{id}/releases")
+@router.post("/v1/runs/{id}/releases", dependencies=by(operator("release.export")))
 async def export_release(request: Request, id: str) -> dict[str, Any]:
     """Export a release from a checkpoint of the run."""
-    server = server_of(request)
     wanted = msgspec.json.decode(await body_of(request) or b"{}", type=ReleaseRequest)
-    return await run_in_threadpool(_export, server, id, wanted)
+    run = await run_in_threadpool(run_in_scope, request, id)
+    row = await run_in_threadpool(_export, server_of(request), run, wanted)
+    note(request, row["id"], run=run.id, round=row["round"], variants=list(wanted.variants))
+    return row
 
 
-def _export(server: Server, id: str, asked: ReleaseRequest) -> dict[str, Any]:
-    run = server.runs.get(id)
+def _export(server: Server, run: Run, asked: ReleaseRequest) -> dict[str, Any]:
     plan = server.plans.get(run.plan)
-    checkpoint = server.runs.checkpoint(id, asked.round)
+    checkpoint = server.runs.checkpoint(run.id, asked.round)
     held_out = asked.examples or run.settings.get("held_out", "")
     inputs, targets = plan.manifest.inputs, plan.manifest.targets
     examples = _arrays(server, held_out, {**inputs, **targets}, runs.HELD_OUT)
@@ -267,14 +286,14 @@ def _arrays(server: Server, address: str, specs: Mapping[str, TensorSpec], what:
     return load_arrays(io.BytesIO(server.blobs.get(address)), specs, what) if address else None
 
 
-@router.get("/v1/releases")
-def list_releases(request: Request) -> list[dict[str, Any]]:
+@router.get("/v1/releases", dependencies=by(viewer()))
+def list_releases(request: Request, who: Asking) -> list[dict[str, Any]]:
     """Every release, newest first."""
-    return [releases.describe(row) for row in server_of(request).releases.list()]
+    return [releases.describe(row) for row in server_of(request).releases.list(who.populations)]
 
 
-@router.get("/v1/releases/{id}")
+@router.get("/v1/releases/{id}", dependencies=by(viewer()))
 def show_release(request: Request, id: str) -> dict[str, Any]:
     """One release, with its signed manifest."""
-    row = server_of(request).releases.get(id)
+    row = release_in_scope(request, id)
     return {**releases.describe(row), "manifest": row.manifest.decode()}

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 
 import msgspec
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import Depends, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -24,13 +24,13 @@ from umbel.errors import UmbelError
 from umbel.messages import Blob
 from umbel.signing import public_key
 from umbel_server import moments
-from umbel_server.api.access import require_device_or_admin, server_of
+from umbel_server.api.access import Who, device_or, everybody, server_of
+from umbel_server.api.guarded import by, guarded, note
 from umbel_server.uploads import Sender, WrongOffset
 
-router = APIRouter(tags=["device"])
+router = guarded("device")
 
 Address = Annotated[str, "64 hex digits"]
-Who = Annotated[Access | None, Depends(require_device_or_admin)]
 
 MAX_REQUEST = 1 << 16
 ADMIN = "admin"
@@ -58,25 +58,28 @@ async def body_of(request: Request, limit: int = MAX_REQUEST) -> bytes:
     return bytes(data)
 
 
-@router.get(TRUST_PATH)
+@router.get(TRUST_PATH, dependencies=by(everybody()))
 async def show_trust(request: Request) -> Response:
     """Whom to trust, for devices that check it against their enrolment token."""
     return Response(msgspec.json.encode(server_of(request).state.trust), media_type="application/json")
 
 
-@router.post(ENROL_PATH)
+@router.post(ENROL_PATH, dependencies=by(everybody("device.enrol")))
 async def enrol(request: Request) -> Response:
     """Register a device by its public key."""
     server = server_of(request)
     asked = msgspec.json.decode(await body_of(request), type=EnrolmentRequest)
+    name = f"{asked.population}/{asked.device}"
+    noted = note(request, name, asked.population, kind=asked.kind)
     await run_in_threadpool(server.devices.enrol, asked, server.state.enrolment_secret)
+    noted.who = name
     mqtt = server.state.config.mqtt
     host = mqtt.advertised_host or mqtt.host
     reply = EnrolmentReply(public_key(server.state.key), host, server.broker_port, mqtt.tls)
     return Response(msgspec.json.encode(reply), media_type="application/json")
 
 
-@router.get(BLOB_PATH, dependencies=[Depends(require_device_or_admin)])
+@router.get(BLOB_PATH, dependencies=by(device_or("viewer")))
 def get_blob(request: Request, sha256: str) -> StreamingResponse:
     """A blob's bytes; `Range: bytes=N-` resumes a broken download."""
     blobs = server_of(request).blobs
@@ -94,13 +97,13 @@ def get_blob(request: Request, sha256: str) -> StreamingResponse:
     return StreamingResponse(blobs.read(sha256, start, stop), 206, headers, "application/octet-stream")
 
 
-@router.head(BLOB_PATH, dependencies=[Depends(require_device_or_admin)])
+@router.head(BLOB_PATH, dependencies=by(device_or("viewer")))
 def head_blob(request: Request, sha256: str) -> Response:
     """Whether a blob is stored, and its size."""
     return Response(headers={"Content-Length": str(server_of(request).blobs.size(sha256))})
 
 
-@router.put(BLOB_PATH)
+@router.put(BLOB_PATH, dependencies=by(device_or("operator", "blob.put")))
 async def put_blob(request: Request, sha256: Address, who: Who, sender: Uploading) -> dict[str, object]:
     """Store a blob sent from its first byte; bytes with another digest are refused and nothing is kept.
 
@@ -109,12 +112,13 @@ async def put_blob(request: Request, sha256: Address, who: Who, sender: Uploadin
     """
     if who is None:
         blob = await server_of(request).uploads.receive_once(sender, sha256, request.stream())
+        note(request, blob.sha256, size=blob.size)
     else:
         blob = await _receive(request, who, sender, sha256, 0)
     return {"sha256": blob.sha256, "size": blob.size}
 
 
-@router.head(UPLOAD_PATH)
+@router.head(UPLOAD_PATH, dependencies=by(device_or("operator")))
 async def head_upload(request: Request, sha256: Address, sender: Uploading) -> Response:
     """How far the sender's upload has come: `Upload-Offset` in bytes, `Upload-Complete: ?1` when the blob is stored."""
     offset, complete = await server_of(request).uploads.offset(sender, sha256)
@@ -122,7 +126,7 @@ async def head_upload(request: Request, sha256: Address, sender: Uploading) -> R
     return Response(status_code=204, headers=headers)
 
 
-@router.patch(UPLOAD_PATH)
+@router.patch(UPLOAD_PATH, dependencies=by(device_or("operator", "blob.put")))
 async def patch_upload(request: Request, sha256: Address, who: Who, sender: Uploading) -> Response:
     """Go on with an upload: the body is every byte from `Upload-Offset` on.
 

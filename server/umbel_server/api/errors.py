@@ -1,0 +1,79 @@
+"""What went wrong, as an HTTP status and one sentence: the same in the answer and in the audit log."""
+
+import msgspec
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.requests import ClientDisconnect
+
+from umbel.errors import NOT_DECODED, SignatureError, UmbelError
+from umbel_server.admins import UnknownAdmin
+from umbel_server.api.access import Refused
+from umbel_server.audit import NotRecorded
+from umbel_server.awaited import NotAwaited
+from umbel_server.blobs import BlobError, MissingBlob
+from umbel_server.devices import UnknownDevice
+from umbel_server.outbox import UnknownCommand
+from umbel_server.releases import UnknownRelease
+from umbel_server.runs import UnknownRun
+from umbel_server.uploads import StoreFull, TooLarge
+
+ANSWERED = (UmbelError, *NOT_DECODED, RequestValidationError)
+"""Errors that get an answer of one sentence; any other is a mistake of ours."""
+
+
+class UnknownPopulation(UmbelError):
+    """A population that is not one of the administrator's."""
+
+
+async def answer(_request: Request, error: Exception) -> JSONResponse:
+    """The answer to a request that raised: JSON with one sentence, {"error": "..."}."""
+    return JSONResponse({"error": sentence_of(error)}, _status(error))
+
+
+async def client_gone(_request: Request, _error: Exception) -> Response:
+    """Links break: that is no error of ours, and nobody reads the answer."""
+    return Response(status_code=400)
+
+
+def sentence_of(error: BaseException) -> str:
+    """What went wrong, in one sentence."""
+    match error:
+        case UmbelError():
+            return str(error)
+        case msgspec.DecodeError() | UnicodeDecodeError() | RecursionError():
+            return f"the request does not parse: {error}"
+        case RequestValidationError():
+            wrong = error.errors()[0]
+            name, value = wrong["loc"][-1], str(wrong.get("input", ""))[:40]
+            return f"{name}: {wrong['msg']}, got {value!r}"
+        case ClientDisconnect():
+            return "the connection broke before the request had come"
+    return f"the server failed ({type(error).__name__}); its log has the details"
+
+
+def _status(error: Exception) -> int:
+    match error:
+        case Refused():
+            return error.status
+        case SignatureError() | NotAwaited():
+            return 403
+        case (
+            UnknownDevice()
+            | UnknownRun()
+            | UnknownCommand()
+            | UnknownRelease()
+            | UnknownAdmin()
+            | UnknownPopulation()
+            | MissingBlob()
+        ):
+            return 404
+        case NotRecorded():
+            return 503
+        case StoreFull():
+            return 507
+        case TooLarge():
+            return 413
+        case BlobError() | RequestValidationError():
+            return 422
+    return 400

@@ -1,0 +1,110 @@
+"""Routes that cannot be made without saying who may use them, and whose use, where it changes something, is recorded."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
+
+from umbel_server.admins import public_id
+from umbel_server.api.access import Guard, Refused, bearer_of, server_of
+from umbel_server.api.errors import sentence_of
+from umbel_server.audit import DONE, UNKNOWN
+
+READS = frozenset({"GET", "HEAD"})
+
+
+@dataclass
+class Note:
+    """What the audit log will say of a request; the route fills in what the path does not say."""
+
+    who: str = ""
+    subject: str = ""
+    population: str = ""
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+def note(request: Request, subject: str = "", population: str = "", **detail: Any) -> Note:
+    """Add to what the audit log will say of this request; returns all of it. Nothing secret belongs here."""
+    noted = _noted(request)
+    noted.subject, noted.population = subject or noted.subject, population or noted.population
+    noted.detail |= detail
+    return noted
+
+
+class GuardedRoute(APIRoute):
+    """A route with a guard among its dependencies; making it raises TypeError without one.
+
+    If the guard names an action then every use is recorded, before the answer goes out: what was done, what failed, and
+    what was refused. A device's use of a route that it shares with administrators is not.
+    """
+
+    guard: Guard
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+        guards = [one.dependency for one in self.dependencies if isinstance(one.dependency, Guard)]
+        if len(guards) != 1:
+            raise TypeError(f"{path}: expected one guard that says who may use this route, got {len(guards)}")
+        self.guard = guards[0]
+        if not (self.methods or set()) <= READS and not self.guard.action:
+            raise TypeError(f"{path}: expected the action as which the use of this route is recorded, got none")
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The route's handler, and the record of what became of it."""
+        handle = super().get_route_handler()
+
+        async def recorded(request: Request) -> Response:
+            if not self.guard.is_recorded(request):
+                return await handle(request)
+            try:
+                response = await handle(request)
+            except asyncio.CancelledError:
+                _record(request, self.guard.action, "the server ended before it had an answer")
+                raise
+            except Exception as error:
+                await run_in_threadpool(
+                    _record, request, self.guard.action, sentence_of(error), isinstance(error, Refused)
+                )
+                raise
+            outcome = DONE if response.status_code < 400 else f"answered with status {response.status_code}"
+            await run_in_threadpool(_record, request, self.guard.action, outcome)
+            return response
+
+        return recorded
+
+
+def guarded(*tags: str) -> APIRouter:
+    """A router of guarded routes."""
+    return APIRouter(tags=list(tags), route_class=GuardedRoute)
+
+
+def by(guard: Guard) -> list[Any]:
+    """The dependencies of a route that this guard is for."""
+    return [Depends(guard)]
+
+
+def _record(request: Request, action: str, outcome: str, refused: bool = False) -> None:
+    noted, audit = _noted(request), server_of(request).audit
+    path = request.path_params
+    identity = getattr(request.state, "identity", None)
+    who = noted.who or (identity.name if identity is not None else UNKNOWN)
+    subject = noted.subject or path.get("device") or next(iter(path.values()), "")
+    population = noted.population or path.get("population", "")
+    if who == UNKNOWN:
+        address = request.client.host if request.client is not None else ""
+        about = {"address": address, "token": public_id(bearer_of(request)), **noted.detail}
+        audit.refused(who, action, subject, population, about, outcome)
+    elif refused:
+        audit.refused(who, action, subject, population, noted.detail, outcome)
+    else:
+        audit.append(who, action, subject, population, noted.detail, outcome)
+
+
+def _noted(request: Request) -> Note:
+    if not hasattr(request.state, "note"):
+        request.state.note = Note()
+    return cast(Note, request.state.note)

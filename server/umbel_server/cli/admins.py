@@ -1,0 +1,111 @@
+"""Commands about who may do what: admin add|list|revoke."""
+
+import time
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from umbel_server.cli.durations import seconds_of
+from umbel_server.cli.show import (
+    DEFAULT_STATE,
+    JsonOption,
+    StateOption,
+    ago,
+    console,
+    print_json,
+    print_table,
+    span_text,
+)
+from umbel_server.client import Client
+
+
+class RoleName(StrEnum):
+    """What an admin may do."""
+
+    viewer = "viewer"
+    operator = "operator"
+    owner = "owner"
+
+
+NameArgument = Annotated[str, typer.Argument(help="the admin's name, as the audit log will have it")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the group admin."""
+    admin = typer.Typer(no_args_is_help=True, help="Say who may do what.")
+    admin.command("add")(add)
+    admin.command("list")(list_admins)
+    admin.command("revoke")(revoke)
+    app.add_typer(admin, name="admin")
+
+
+def add(
+    name: NameArgument,
+    role: Annotated[
+        RoleName,
+        typer.Option(help="viewer: look; operator: also train, send, ship; owner: also say who may do what"),
+    ],
+    population: Annotated[
+        list[str] | None,
+        typer.Option("--population", "-p", help="a population to see and act on; may be repeated (default: all)"),
+    ] = None,
+    expires: Annotated[
+        str, typer.Option(metavar="SPAN", help="how long the token is good, as 90d (default: for ever)")
+    ] = "",
+    state: StateOption = DEFAULT_STATE,
+    json: JsonOption = False,
+) -> None:
+    """Add an admin, and print its token: this once, as the server keeps only a hash of it."""
+    body: dict[str, Any] = {"name": name, "role": role.value, "populations": population or []}
+    if expires:
+        body["expires_in"] = seconds_of(expires, "--expires")
+    client = Client.of_state(state)
+    row = client.post("/v1/admins", body)
+    if json:
+        print_json({**row, "server": client.url})
+        return
+    console.print(f"[bold]{row['name']}[/] is {row['role']} for {_scope(row)}, {_until(row)}. On another machine:")
+    console.print(f"  export UMBEL_URL={client.url}", highlight=False, soft_wrap=True)
+    console.print(f"  export UMBEL_TOKEN={row['token']}", highlight=False, soft_wrap=True, markup=False)
+    console.print("The token is shown this once; if it is lost, revoke the admin and add it again.")
+
+
+def list_admins(state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
+    """List the admins, also those who are revoked or expired."""
+    rows = Client.of_state(state).get("/v1/admins")
+    if json:
+        print_json(rows)
+        return
+    print_table(
+        ("admin", "role", "populations", "state", "added", "token"),
+        ((row["name"], row["role"], _scope(row), _state(row), ago(row["created"]), row["id"]) for row in rows),
+        "No admins but the one on the server's own machine; add one with 'umbel admin add NAME --role ROLE'.",
+    )
+
+
+def revoke(name: NameArgument, state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
+    """End an admin's token at once."""
+    row = Client.of_state(state).post(f"/v1/admins/{name}/revoke")
+    if json:
+        print_json(row)
+    else:
+        console.print(f"the token of {row['name']} ({row['id']}) is refused from now on", highlight=False)
+
+
+def _scope(row: dict[str, Any]) -> str:
+    return escape(", ".join(row["populations"])) or "all populations"
+
+
+def _until(row: dict[str, Any]) -> str:
+    return f"for {span_text(row['expires'] - row['created'])}" if row["expires"] else "for ever"
+
+
+def _state(row: dict[str, Any]) -> str:
+    if row["revoked"]:
+        return f"[red]revoked {ago(row['revoked'])}[/]"
+    if not row["expires"]:
+        return "[green]good[/]"
+    left = row["expires"] - time.time()
+    return f"[green]good for {span_text(left)}[/]" if left > 0 else f"[red]expired {ago(row['expires'])}[/]"

@@ -1,0 +1,79 @@
+"""Commands about who did what: audit list|verify."""
+
+import json as json_text
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from umbel_server.cli.durations import seconds_of
+from umbel_server.cli.show import DEFAULT_STATE, JsonOption, StateOption, console, print_json, print_table
+from umbel_server.client import Client
+
+VERIFY_SECONDS = 600.0
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the group audit."""
+    audit = typer.Typer(no_args_is_help=True, help="See who did what.")
+    audit.command("list")(list_entries)
+    audit.command("verify")(verify)
+    app.add_typer(audit, name="audit")
+
+
+def list_entries(
+    since: Annotated[str, typer.Option(metavar="SPAN", help="only what is younger, as 24h")] = "",
+    who: Annotated[
+        str, typer.Option(metavar="NAME", help="only what this admin did, or this device as POPULATION/ID")
+    ] = "",
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="how many entries to show at most")] = 100,
+    state: StateOption = DEFAULT_STATE,
+    json: JsonOption = False,
+) -> None:
+    """List the entries of the audit log, newest first."""
+    within = seconds_of(since, "--since") if since else None
+    rows = Client.of_state(state).get("/v1/audit", within=within, who=who or None, limit=limit)
+    if json:
+        print_json(rows)
+        return
+    print_table(
+        ("entry", "when", "who", "action", "subject", "population", "outcome", "detail"),
+        (
+            (
+                str(row["sequence"]),
+                f"{datetime.fromtimestamp(row['at']):%Y-%m-%d %H:%M:%S}",
+                escape(row["who"]),
+                escape(row["action"]),
+                escape(row["subject"]),
+                escape(row["population"]),
+                "[green]done[/]" if row["outcome"] == "done" else f"[red]{escape(row['outcome'])}[/]",
+                escape(_detail(row["detail"])),
+            )
+            for row in rows
+        ),
+        "No entries.",
+    )
+
+
+def verify(state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
+    """Check that no entry of the audit log was changed or removed; fails when one was."""
+    found = Client.of_state(state).get("/v1/audit/verify", timeout=VERIFY_SECONDS)
+    if json:
+        print_json(found)
+    elif found["fault"]:
+        console.print(f"[red]{escape(found['fault'])}[/]; {_count(found['entries'])} before it, whole", highlight=False)
+    else:
+        console.print(f"{_count(found['entries'])}, whole; the newest hash is {found['hash']}", highlight=False)
+    if found["fault"]:
+        raise typer.Exit(1)
+
+
+def _count(entries: int) -> str:
+    return "1 entry" if entries == 1 else f"{entries} entries"
+
+
+def _detail(detail: dict[str, Any]) -> str:
+    return "  ".join(
+        f"{name} {value if isinstance(value, str) else json_text.dumps(value)}" for name, value in detail.items()
+    )

@@ -1,0 +1,39 @@
+"""How often something may happen: so many times at once, and one more whenever some seconds have passed."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+
+MOST_KEYS = 4096
+"""Keys that are remembered; of more, those that were last asked about longest ago begin afresh."""
+
+
+class RateLimit:
+    """A token bucket for each key: `burst` uses, filled up by one every `seconds`."""
+
+    def __init__(self, burst: int, seconds: float, clock: Callable[[], float]) -> None:
+        self._burst, self._seconds, self._clock = float(burst), seconds, clock
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def wait(self, key: str) -> float:
+        """Seconds until `key` may be used; 0 when it may be now."""
+        with self._lock:
+            left = self._now(key)
+        return 0.0 if left >= 1 else (1 - left) * self._seconds
+
+    def use(self, key: str) -> bool:
+        """Use `key` once if it may be; returns whether it might."""
+        with self._lock:
+            left = self._now(key)
+            if left < 1:
+                return False
+            self._left[key] = left - 1, self._clock()
+            self._left.move_to_end(key)
+            if len(self._left) > MOST_KEYS:
+                self._left.popitem(last=False)
+            return True
+
+    def _now(self, key: str) -> float:
+        left, at = self._left.get(key, (self._burst, self._clock()))
+        return min(self._burst, left + max(0.0, self._clock() - at) / self._seconds)
