@@ -16,7 +16,7 @@ from umbel_server.api import make_app
 from umbel_server.client import Client
 from umbel_server.serve import listen
 from umbel_server.server import Server
-from umbel_server.state import Config, Http, Mqtt, State, init_state
+from umbel_server.state import Config, Enrolment, Http, Mqtt, State, init_state
 from umbel_sim.demo.processes import free_port
 
 POPULATION = "test"
@@ -28,7 +28,13 @@ class RunningServer:
     def __init__(self, folder: Path, broker_port: int, keep_updates: bool = False) -> None:
         port = free_port()
         self.state: State = init_state(
-            folder, Config(http=Http(port=port), mqtt=Mqtt(port=broker_port, embedded=False), keep_updates=keep_updates)
+            folder,
+            Config(
+                http=Http(port=port),
+                mqtt=Mqtt(port=broker_port, embedded=False),
+                enrolment=Enrolment(open=True),
+                keep_updates=keep_updates,
+            ),
         )
         self._listener = listen("127.0.0.1", port)
         self.server = Server(self.state)
@@ -62,10 +68,8 @@ class ScriptedDevice:
         self.commands: list[Command] = []
         self.reasons: list[str] = []
         self._work, self._server_key = work, running.state.key
-        request = EnrolmentRequest(
-            POPULATION, name, "phone", signing.public_key(self.key), running.state.enrolment_secret
-        )
-        running.server.devices.enrol(request, running.state.enrolment_secret)
+        public, secret = signing.public_key(self.key), running.state.enrolment_secret
+        running.server.invitations.enrol(EnrolmentRequest(name, "phone", public, secret, POPULATION))
         self.link = Link(
             "127.0.0.1",
             running.state.config.mqtt.port,

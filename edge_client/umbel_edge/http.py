@@ -1,7 +1,8 @@
-"""The agent's HTTP: enrolment, and downloads that resume where they stopped."""
+"""The agent's HTTP: signed requests, and downloads that resume where they stopped."""
 
 import hashlib
 import logging
+import math
 import os
 import random
 import threading
@@ -14,14 +15,12 @@ import msgspec
 import urllib3
 from joserfc.jwk import ECKey
 
-from umbel import signing
 from umbel.atomic import write_atomically
-from umbel.enrolment import BLOB_PATH, ENROL_PATH, Access, EnrolmentReply, EnrolmentRequest, bearer, split_token
+from umbel.enrolment import BLOB_PATH, Access, bearer
 from umbel.errors import UmbelError
 from umbel.messages import Blob
 from umbel.tensors import digest
 from umbel_edge.config import AgentConfig
-from umbel_edge.state import AgentState
 from umbel_edge.storage import is_full
 
 log = logging.getLogger("umbel.agent")
@@ -42,45 +41,34 @@ class Stopped(UmbelError):
 
 
 class Refused(UmbelError):
-    """A request that the server does not accept; `status` is the HTTP status."""
+    """A request that the server does not accept; `status` is the HTTP status.
 
-    def __init__(self, status: int, reason: str) -> None:
+    `code` says what a device can act on: umbel.enrolment.UNKNOWN or CLOCK, or that it is `suspended` or `revoked`.
+    """
+
+    def __init__(self, status: int, reason: str, code: str = "") -> None:
         super().__init__(reason)
-        self.status = status
+        self.status, self.code = status, code
+
+    @property
+    def bars(self) -> bool:
+        """Whether the server takes part in nothing with this device."""
+        return self.code in ("suspended", "revoked")
 
 
 class ServerHttp:
-    """Requests to one server, each signed by the device; `stopping` ends waiting."""
+    """Requests to one server, each signed by the device; `stopping` ends waiting.
+
+    `on_barred` is told, in the thread that asked, of an answer that bars the device.
+    """
 
     def __init__(self, config: AgentConfig, key: ECKey, stopping: threading.Event) -> None:
         self._config, self._key, self._stopping = config, key, stopping
-        self._base = config.server.rstrip("/")
+        self.url = self._base = config.server.rstrip("/")
+        self.on_barred: Callable[[Refused], None] = lambda refused: None
         self._pool = urllib3.PoolManager(
             num_pools=1, maxsize=2, retries=False, timeout=urllib3.Timeout(connect=10, read=60)
         )
-
-    def enrol(self, state: AgentState) -> EnrolmentReply:
-        """Make the device known to the server and pin the server's key; waits, saying so, while nobody answers.
-
-        Raises UmbelError when the server refuses or is not the one that the token names.
-        """
-        secret, fingerprint = split_token(self._config.enrolment_token)
-        request = EnrolmentRequest(
-            self._config.population, self._config.device, self._config.kind, signing.public_key(self._key), secret
-        )
-        reply = msgspec.json.decode(
-            self._until_answered("POST", ENROL_PATH, msgspec.json.encode(request)), type=EnrolmentReply
-        )
-        found = signing.fingerprint(signing.import_public(reply.server_key))
-        pinned = state.pinned_server()
-        expected = signing.fingerprint(pinned) if pinned is not None else fingerprint
-        if found != expected:
-            raise UmbelError(
-                f"{self._base} has the key {found[:8]}, this device trusts {expected[:8]}: it is another server; "
-                "correct server or enrolment_token"
-            )
-        state.pin_server(reply.server_key)
-        return reply
 
     def fetch(self, blob: Blob, folder: Path, check: Callable[[], None] | None = None) -> bytes:
         """The blob's bytes, from the message, or by HTTP; a broken download resumes from `folder`.
@@ -171,7 +159,10 @@ class ServerHttp:
             response.drain_conn()
             raise urllib3.exceptions.HTTPError(f"the server answered {response.status}")
         if response.status >= 400:
-            raise Refused(response.status, _reason(response))
+            refused = _refused(response)
+            if refused.bars:
+                self.on_barred(refused)
+            raise refused
         return response
 
     def attempt(
@@ -199,19 +190,29 @@ class ServerHttp:
                 log.info("%s: %s; trying again", self._base, error)
                 self._pause(max(0, failures - 1), check)
 
-    def _until_answered(self, method: str, path: str, body: bytes) -> bytes:
+    def until_answered(
+        self, method: str, path: str, body: bytes | None = None, signed: bool = True, attempts: float = math.inf
+    ) -> bytes:
+        """The answer to a small request, waited for, saying so, while nobody answers.
+
+        Raises Refused when the server does not accept it, UmbelError after so many `attempts` without an answer.
+        """
         attempt = 0
         while True:
             try:
+                if signed:
+                    return _limited(self.request(method, path, body), ANSWER_BYTES)
                 response = self._pool.request(method, self._base + path, body=body, preload_content=False)
                 if response.status < 500:
                     if response.status >= 400:
-                        raise UmbelError(_reason(response))
+                        raise _refused(response)
                     return _limited(response, ANSWER_BYTES)
                 response.drain_conn()
                 why = f"it answered {response.status}"
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 why = str(error)
+            if attempt + 1 >= attempts:
+                raise UmbelError(f"{self._base} does not answer ({why}); correct the URL, or start the server")
             if attempt == 0:
                 log.warning("%s does not answer (%s); waiting until it does", self._base, why)
             self._pause(attempt)
@@ -227,12 +228,13 @@ class ServerHttp:
             left -= 1.0
 
 
-def _reason(response: urllib3.BaseHTTPResponse) -> str:
+def _refused(response: urllib3.BaseHTTPResponse) -> Refused:
     data = _limited(response, ANSWER_BYTES)
     try:
-        return str(msgspec.json.decode(data, type=dict[str, str])["error"])
+        answer = msgspec.json.decode(data, type=dict[str, str])
+        return Refused(response.status, answer["error"], answer.get("code", ""))
     except (msgspec.DecodeError, KeyError):
-        return f"the server answered {response.status}"
+        return Refused(response.status, f"the server answered {response.status}")
 
 
 def _limited(response: urllib3.BaseHTTPResponse, size: int) -> bytes:

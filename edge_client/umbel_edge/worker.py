@@ -98,7 +98,7 @@ class Worker:
                 return self._export(command.id, body)
             case Report():
                 return self._report()
-            case Cancel():
+            case Cancel() | Standing():
                 return None  # answered at once by the agent; here only when it had waited in the queue
 
     def broken(self, body: Train | Evaluate) -> tuple[Violation, ...]:

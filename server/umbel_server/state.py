@@ -11,7 +11,7 @@ from joserfc.jwk import ECKey
 
 from umbel import signing
 from umbel.atomic import write_atomically
-from umbel.enrolment import make_token
+from umbel.enrolment import SECRET_BYTES, make_secret, make_token
 from umbel.errors import UmbelError
 
 CONFIG, KEY, ADMIN_TOKEN, ENROLMENT_SECRET = "umbel.toml", "signing-key.pem", "admin-token", "enrolment-secret"
@@ -34,6 +34,12 @@ class Mqtt(msgspec.Struct, forbid_unknown_fields=True):
     advertised_host: str = ""
 
 
+class Enrolment(msgspec.Struct, forbid_unknown_fields=True):
+    """Who may enrol. Insecure with `open`: whoever has the state folder's one token, which never expires, may be any device."""
+
+    open: bool = False
+
+
 class Config(msgspec.Struct, forbid_unknown_fields=True):
     """`umbel.toml`. Empty `database` and `blobs` mean SQLite and a folder inside the state folder.
 
@@ -44,6 +50,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True):
     schema: int = SCHEMA
     http: Http = msgspec.field(default_factory=Http)
     mqtt: Mqtt = msgspec.field(default_factory=Mqtt)
+    enrolment: Enrolment = msgspec.field(default_factory=Enrolment)
     database: str = ""
     blobs: str = ""
     max_blob_mb: int = 2048
@@ -72,7 +79,12 @@ class State:
 
     @property
     def enrolment_token(self) -> str:
-        """What a device needs to enrol: the secret and the fingerprint of the server's key."""
+        """The token with which any device enrols, where that is open; raises UmbelError where devices are invited."""
+        if not self.config.enrolment.open:
+            raise UmbelError(
+                f"{self.folder}: this server has no reusable enrolment token; make one that is good once with "
+                "'umbel devices invite', or set open = true under [enrolment] in umbel.toml"
+            )
         return make_token(self.enrolment_secret, self.key)
 
     @property
@@ -89,7 +101,7 @@ def init_state(folder: Path, config: Config) -> State:
     folder.chmod(0o700)
     signing.load_or_create_key(folder / KEY)
     write_atomically(folder / ADMIN_TOKEN, secrets.token_urlsafe(32).encode(), mode=0o600)
-    write_atomically(folder / ENROLMENT_SECRET, secrets.token_urlsafe(24).encode(), mode=0o600)
+    write_atomically(folder / ENROLMENT_SECRET, make_secret(secrets.token_bytes(SECRET_BYTES)).encode(), mode=0o600)
     write_atomically(folder / CONFIG, tomli_w.dumps(msgspec.to_builtins(config)).encode(), mode=0o600)
     return open_state(folder)
 

@@ -1,5 +1,7 @@
 """What a device and the server tell each other once, over HTTP, and how a device proves itself on every later request."""
 
+import base64
+
 import msgspec
 from joserfc.jwk import ECKey
 from msgspec import Struct
@@ -9,6 +11,8 @@ from umbel.errors import SignatureError
 from umbel.signing import PublicKey
 
 ENROL_PATH = "/v1/enrol"
+CONNECTION_PATH = "/v1/connection"
+"""Where an enrolled device asks for its EnrolmentReply again."""
 BLOB_PATH = "/v1/blobs/{sha256}"
 UPLOAD_PATH = "/v1/uploads/{sha256}"
 """The upload of that blob for one command: HEAD says how far it has come, PATCH goes on with it."""
@@ -16,24 +20,34 @@ OFFSET, COMPLETE = "Upload-Offset", "Upload-Complete"
 """Headers of an upload, as in draft-ietf-httpbis-resumable-upload: bytes that have arrived; ?1 when all have, else ?0."""
 CLOCK_TOLERANCE = 300.0
 """Seconds that a device's clock may differ from the server's."""
+SECRET_BYTES = 32
+UNKNOWN, CLOCK = "unknown", "clock"
+"""The `code` beside the `error` of a refusal that a device acts on: it is not enrolled; its clock is wrong. A suspended or
+revoked device finds that state there."""
 
 
 class EnrolmentRequest(Struct, frozen=True):
-    """A device asks to be known by its public key; `secret` is the first part of its enrolment token."""
+    """A device asks to be known by its public key; `secret` is the first part of its enrolment token.
 
-    population: str
+    The population and the kind may be left to the invitation.
+    """
+
     device: str
     kind: str
     key: PublicKey
     secret: str
+    population: str = ""
 
 
 class EnrolmentReply(Struct, frozen=True):
-    """The server's signing key and where the broker listens."""
+    """The server's signing key, where the broker listens, and as what the device is known."""
 
     server_key: PublicKey
     broker_host: str
     broker_port: int
+    population: str
+    device: str
+    kind: str
 
 
 class Access(Struct, frozen=True):
@@ -50,6 +64,11 @@ class Access(Struct, frozen=True):
     command: str = ""
 
 
+def make_secret(data: bytes) -> str:
+    """Random bytes as the secret of an enrolment token; it begins with a letter, as it is typed on command lines."""
+    return "u" + base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
 def make_token(secret: str, server_key: ECKey) -> str:
     """The enrolment token: `<secret>.<fingerprint of the server's key>`, so that the device can pin the server."""
     return f"{secret}.{signing.fingerprint(server_key)}"
@@ -60,7 +79,7 @@ def split_token(token: str) -> tuple[str, str]:
     secret, dot, fingerprint = token.partition(".")
     if not dot or not secret or len(fingerprint) != 43:
         raise SignatureError(
-            "expected an enrolment token as 'umbel init' prints it (secret.fingerprint), got another text"
+            "expected an enrolment token as 'umbel devices invite' prints it (secret.fingerprint), got another text"
         )
     return secret, fingerprint
 

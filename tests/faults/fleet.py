@@ -15,7 +15,7 @@ from tests.faults.processes import Programs, script
 from tests.waiting import eventually
 from umbel.errors import UmbelError
 from umbel_server.client import Client
-from umbel_server.state import Config, Http, Mqtt, State, init_state
+from umbel_server.state import Config, Enrolment, Http, Mqtt, State, init_state
 from umbel_sim.demo.processes import free_port
 
 POPULATION = "fleet"
@@ -92,7 +92,7 @@ class Fleet:
         """Start everything, and wait until every device is online."""
         mqtt = Mqtt(port=self.server_broker_port, embedded=not self.apart)
         # What checkpoints are made of is read again afterwards, by an oracle.
-        config = Config(http=Http(port=self.http_port), mqtt=mqtt, keep_updates=True)
+        config = Config(http=Http(port=self.http_port), mqtt=mqtt, enrolment=Enrolment(open=True), keep_updates=True)
         self.state: State = init_state(self.server_folder, config)
         self.client = Client(self.state.server_url, self.state.admin_token)
         for number, host in enumerate(self.hosts):

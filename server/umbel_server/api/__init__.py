@@ -10,23 +10,26 @@ from starlette.requests import ClientDisconnect
 
 from umbel import __version__
 from umbel.errors import SignatureError, UmbelError
-from umbel_server.api import admin_routes, device_routes
+from umbel_server.api import admin_routes, device_routes, enrolment_routes, lifecycle_routes
 from umbel_server.api.access import Refused
 from umbel_server.awaited import NotAwaited
 from umbel_server.blobs import BlobError, MissingBlob
-from umbel_server.devices import UnknownDevice
+from umbel_server.devices import Barred, UnknownDevice
 from umbel_server.runs import UnknownRun
 from umbel_server.server import Server
 from umbel_server.uploads import StoreFull, TooLarge
 
 
 def make_app(server: Server) -> FastAPI:
-    """The application; every error is JSON with one sentence: {"error": "..."}."""
+    """The application; every error is JSON with one sentence: {"error": "..."}, and a `code` where a device acts on it."""
     app = FastAPI(title="Umbel", version=__version__, docs_url="/docs", redoc_url=None)
     app.state.server = server
+    app.include_router(enrolment_routes.public)
     app.include_router(device_routes.router)
     app.include_router(admin_routes.public)
     app.include_router(admin_routes.router)
+    app.include_router(enrolment_routes.router)
+    app.include_router(lifecycle_routes.router)
     app.add_exception_handler(UmbelError, _umbel_error)
     app.add_exception_handler(msgspec.DecodeError, _decode_error)
     app.add_exception_handler(RequestValidationError, _parameter_error)
@@ -35,9 +38,12 @@ def make_app(server: Server) -> FastAPI:
 
 
 async def _umbel_error(_request: Request, error: Exception) -> JSONResponse:
+    code = ""
     match error:
         case Refused():
-            status = error.status
+            status, code = error.status, error.code
+        case Barred():
+            status, code = 403, error.state
         case SignatureError() | NotAwaited():
             status = 403
         case UnknownDevice() | UnknownRun() | MissingBlob():
@@ -50,7 +56,7 @@ async def _umbel_error(_request: Request, error: Exception) -> JSONResponse:
             status = 422
         case _:
             status = 400
-    return JSONResponse({"error": str(error)}, status)
+    return JSONResponse({"error": str(error)} | ({"code": code} if code else {}), status)
 
 
 async def _decode_error(_request: Request, error: Exception) -> JSONResponse:

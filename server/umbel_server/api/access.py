@@ -8,15 +8,20 @@ import msgspec
 from starlette.requests import Request
 
 from umbel import signing
-from umbel.enrolment import CLOCK_TOLERANCE, Access
+from umbel.enrolment import CLOCK, CLOCK_TOLERANCE, UNKNOWN, Access
 from umbel.errors import UmbelError
+from umbel_server.devices import UnknownDevice
 from umbel_server.server import Server
 
 
 class Refused(UmbelError):
-    """A request without a valid token; `status` is the HTTP status."""
+    """A request without a valid token; `status` is the HTTP status, `code` tells a device what it can act on."""
 
     status = 401
+
+    def __init__(self, reason: str, code: str = "") -> None:
+        super().__init__(reason)
+        self.code = code
 
 
 def server_of(request: Request) -> Server:
@@ -33,15 +38,18 @@ def require_admin(request: Request) -> None:
 def require_device_or_admin(request: Request) -> Access | None:
     """What a device says of its request; None when an administrator asks.
 
-    Raises Refused unless the request carries the admin token, or a fresh token for itself signed by an enrolled device.
+    Raises Refused unless the request carries the admin token, or a fresh token for itself signed by an enrolled device,
+    and Barred when that device is suspended or revoked.
     """
     if _is_admin(request):
         return None
     token = _bearer(request)
     try:
         claimed = msgspec.json.decode(_payload(token), type=Access)
-        key = server_of(request).devices.key(claimed.population, claimed.device)
-        access = msgspec.json.decode(signing.verify(token, key), type=Access)
+        known = server_of(request).devices.known(claimed.population, claimed.device)
+        access = msgspec.json.decode(signing.verify(token, known.key), type=Access)
+    except UnknownDevice as error:
+        raise Refused(f"expected a request signed by an enrolled device: {error}", UNKNOWN) from error
     except (UmbelError, msgspec.DecodeError) as error:
         raise Refused(f"expected a request signed by an enrolled device: {error}") from error
     if (access.method, access.path) != (request.method, request.url.path):
@@ -49,8 +57,10 @@ def require_device_or_admin(request: Request) -> Access | None:
     if abs(time.time() - access.at) > CLOCK_TOLERANCE:
         raise Refused(
             f"the token's time differs from the server's by {abs(time.time() - access.at):.0f} s "
-            f"(at most {CLOCK_TOLERANCE:.0f}); set the device's clock"
+            f"(at most {CLOCK_TOLERANCE:.0f}); set the device's clock",
+            CLOCK,
         )
+    known.check()
     return access
 
 

@@ -1,29 +1,19 @@
-"""What devices ask of the server: to be enrolled, and blobs."""
+"""What devices ask of the server: blobs."""
 
 import re
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from umbel.enrolment import (
-    BLOB_PATH,
-    COMPLETE,
-    ENROL_PATH,
-    OFFSET,
-    UPLOAD_PATH,
-    Access,
-    EnrolmentReply,
-    EnrolmentRequest,
-)
+from umbel.enrolment import BLOB_PATH, COMPLETE, OFFSET, UPLOAD_PATH, Access
 from umbel.errors import UmbelError
 from umbel.messages import Blob
-from umbel.signing import public_key
 from umbel_server import moments
 from umbel_server.api.access import require_device_or_admin, server_of
+from umbel_server.server import Server
 from umbel_server.uploads import Sender, WrongOffset
 
 router = APIRouter(tags=["device"])
@@ -55,17 +45,6 @@ async def body_of(request: Request, limit: int = MAX_REQUEST) -> bytes:
         if len(data) > limit:
             raise UmbelError(f"the request's body may have at most {limit} bytes")
     return bytes(data)
-
-
-@router.post(ENROL_PATH)
-async def enrol(request: Request) -> Response:
-    """Register a device by its public key."""
-    server = server_of(request)
-    asked = msgspec.json.decode(await body_of(request), type=EnrolmentRequest)
-    await run_in_threadpool(server.devices.enrol, asked, server.state.enrolment_secret)
-    mqtt = server.state.config.mqtt
-    reply = EnrolmentReply(public_key(server.state.key), mqtt.advertised_host or mqtt.host, server.broker_port)
-    return Response(msgspec.json.encode(reply), media_type="application/json")
 
 
 @router.get(BLOB_PATH, dependencies=[Depends(require_device_or_admin)])
@@ -134,7 +113,10 @@ async def _receive(request: Request, who: Access | None, sender: Sender, sha256:
     """Take in what a device sends, and remove it if the command that it answers ended meanwhile."""
     server = server_of(request)
     try:
-        return await server.uploads.receive(sender, sha256, offset, _noticed(request.stream()))
+        chunks = _noticed(request.stream())
+        if who is not None:
+            chunks = _while_admitted(server, who, chunks)
+        return await server.uploads.receive(sender, sha256, offset, chunks)
     finally:
         if who is not None:
             server.received.tidy([who.command])
@@ -148,3 +130,12 @@ async def _noticed(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         if first and chunk:
             first = False
             await run_in_threadpool(moments.reached, "uploading")
+
+
+async def _while_admitted(server: Server, who: Access, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The chunks, until their sender is suspended or revoked; then raises Barred."""
+    async for chunk in chunks:
+        if (known := server.devices.remembered(who.population, who.device)) is None:
+            known = await run_in_threadpool(server.devices.known, who.population, who.device)
+        known.check()
+        yield chunk
