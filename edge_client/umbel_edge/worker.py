@@ -31,6 +31,7 @@ from umbel.messages import (
     Outcome,
     Report,
     Reported,
+    Standing,
     Train,
     Trained,
 )

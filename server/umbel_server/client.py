@@ -45,6 +45,11 @@ class Client:
         state = open_state(folder)
         return cls(state.server_url, state.admin_token)
 
+    @property
+    def url(self) -> str:
+        """Where the server answers."""
+        return self._url
+
     def get(self, path: str, **params: Any) -> Any:
         """The JSON at `path`."""
         return self._call("GET", path, params={k: v for k, v in params.items() if v is not None}).json()

@@ -53,7 +53,10 @@ def weights_plan(path: Path, megabytes: float) -> Plan:
 
 def measure(folder: Path, devices: int, rounds: int, megabytes: float) -> dict[str, Any]:
     """Seconds of each round and of its parts; raises UmbelError when something does not come up or a round fails."""
-    state = init_state(folder / "server", Config(Http(port=free_port()), Mqtt(port=free_port()), Enrolment(open=True)))
+    state = init_state(
+        folder / "server",
+        Config(http=Http(port=free_port()), mqtt=Mqtt(port=free_port()), enrolment=Enrolment(open=True)),
+    )
     swarm = folder / "swarm.json"
     with Processes(folder) as processes:
         processes.start("server", 0, program("umbel"), "serve", "--state", str(state.folder))

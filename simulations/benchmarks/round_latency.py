@@ -52,7 +52,10 @@ def umbel_rounds(folder: Path, rounds: int) -> list[float]:
     import_keras()
     plan = compile_task(load_task(NOOP), folder / "noop.plan")
     mqtt_port = free_port()
-    state = init_state(folder / "server", Config(Http(port=free_port()), Mqtt(port=mqtt_port), Enrolment(open=True)))
+    state = init_state(
+        folder / "server",
+        Config(http=Http(port=free_port()), mqtt=Mqtt(port=mqtt_port), enrolment=Enrolment(open=True)),
+    )
     np.savez(folder / "examples.npz", x=np.zeros((1, 10), np.float32), y=np.zeros((1, 100), np.float32))
     with Processes(folder) as processes:
         processes.start("server", 0, program("umbel"), "serve", "--state", str(state.folder))
