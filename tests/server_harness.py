@@ -25,14 +25,14 @@ POPULATION = "test"
 class RunningServer:
     """`umbel serve` without its process: everything is real, and ended by `stop`."""
 
-    def __init__(self, folder: Path, broker_port: int, keep_updates: bool = False) -> None:
+    def __init__(self, folder: Path, broker_port: int, keep_updates: bool = False, open_enrolment: bool = True) -> None:
         port = free_port()
         self.state: State = init_state(
             folder,
             Config(
                 http=Http(port=port),
                 mqtt=Mqtt(port=broker_port, embedded=False),
-                enrolment=Enrolment(open=True),
+                enrolment=Enrolment(open=open_enrolment),
                 keep_updates=keep_updates,
             ),
         )

@@ -116,7 +116,8 @@ def write_config(path: Path, values: Mapping[str, str]) -> None:
         key, _, rest = line.partition(" = ")
         if key in values:
             comment = rest.partition("#")[2]
-            line = f"{key} = {_quoted(values[key])}" + (f"  #{comment}" if comment else "")
+            line = f"{key} = {_quoted(values[key])}".ljust(31) + (f" #{comment}" if comment else "")
+            line = line.rstrip()
         lines.append(line)
     write_atomically(path, ("\n".join(lines) + "\n").encode(), mode=0o600)
 

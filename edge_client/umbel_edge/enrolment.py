@@ -49,8 +49,12 @@ def _connect(http: ServerHttp, config: AgentConfig, state: AgentState) -> Enrolm
             answer = http.until_answered("GET", CONNECTION_PATH)
             return _checked(http, answer, signing.fingerprint(pinned))
         except Refused as error:
-            if error.code != UNKNOWN or not config.enrolment_token:
+            if error.code != UNKNOWN:
                 raise
+            if not config.enrolment_token:
+                raise UmbelError(
+                    f"{error}; ask for a new invitation, and put its token into the configuration as enrolment_token"
+                ) from error
     return enrol(http, state, config.enrolment_token, config.device, config.kind, config.population)
 
 

@@ -142,7 +142,7 @@ class Lifecycle:
         self._fleet.devices.forget(row.population, row.id)
         self._fleet.exchange.tell(row.population, row.id, moved)
         self._fleet.received.tidy(ended)
-        log.warning("device %s/%s is %s %s", row.population, row.id, row.state, row.state_reason)
+        log.warning("device %s/%s is %s (%s)", row.population, row.id, row.state, row.state_reason or "no reason given")
 
     def _tell(self, row: Device) -> None:
         standing = msgspec.convert({"type": "standing", "state": row.state, "reason": row.state_reason}, Standing)
