@@ -38,8 +38,9 @@ class Standing:
 
     def refused(self, error: Refused) -> None:
         """Take in that a request was refused because the device is barred."""
-        self.reason = self.reason or str(error)
-        self._changed()
+        if not self.reason:
+            self.reason = str(error)
+            self._changed()
 
     def wait_out(self, ask: Callable[[], object]) -> None:
         """Return once the server, when it is asked, takes part with the device again.

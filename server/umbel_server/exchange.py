@@ -49,8 +49,8 @@ UNFINISHED_SECONDS = 60.0
 MOST_WAITING = 10_000
 """Messages kept for later while the database cannot be written; beyond that a command's repeat brings them back."""
 
-TOLD_SECONDS = 60.0
-"""A barred device that goes on talking is told how it stands at most so often."""
+TOLD_SECONDS = 5.0
+"""A barred device that comes back again and again is told how it stands at most so often."""
 
 STALL_SECONDS, QUIET_SECONDS, CATCH_UP_SECONDS = 0.5, 0.3, 5.0
 
@@ -85,8 +85,8 @@ class Exchange:
         )
         self._again: deque[tuple[str, bytes]] = deque(maxlen=MOST_WAITING)
         self._busy, self._handled, self._stalled = False, -math.inf, -math.inf
-        self._told: dict[tuple[str, str], tuple[float, str]] = {}
-        """Until when a barred device is told nothing again, and as what it was told last."""
+        self._told: dict[tuple[str, str], float] = {}
+        """Until when (monotonic) a barred device, a message of which was dropped, is told nothing again."""
         self._listeners: dict[str, tuple[str, Listener]] = {}
         self._stopping = threading.Event()
         self._sweeper = threading.Thread(target=self._sweep, name="outbox", daemon=True)
@@ -177,7 +177,7 @@ class Exchange:
             log.warning("refused a message on %s: %s", topic, error)
             return
         if known.state != ACTIVE:
-            self._drop(known)
+            self._drop(known, address.channel)
             return
         if isinstance(message, Status):
             began = self._devices.heard(message)
@@ -189,14 +189,15 @@ class Exchange:
         else:
             self._completed(message)
 
-    def _drop(self, known: Known) -> None:
-        """Take nothing in of a barred device, say so once, and tell it now and then how it stands."""
+    def _drop(self, known: Known, channel: topics.Channel) -> None:
+        """Take nothing in of a barred device, and say so once; one that comes back is told how it stands."""
         now, name = time.monotonic(), (known.population, known.device)
-        if now < self._told.get(name, (-math.inf, ""))[0]:
-            return
-        if self._told.get(name, (0.0, ""))[1] != known.state:
+        if name not in self._told:
             log.warning("dropped a message of %s/%s, and will drop all others: it is %s", *name, known.state)
-        self._told[name] = now + TOLD_SECONDS, known.state
+            self._told[name] = -math.inf
+        if channel != "status" or now < self._told[name]:
+            return
+        self._told[name] = now + TOLD_SECONDS
         standing = msgspec.convert({"type": "standing", "state": known.state, "reason": known.reason}, Standing)
         self.send([self._outbox.notice(*name, standing)])
 
