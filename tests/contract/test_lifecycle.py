@@ -224,6 +224,27 @@ def test_an_upload_in_progress_ends_with_the_device(running: RunningServer) -> N
 
 
 @embedded
+def test_a_download_in_progress_ends_with_the_device(running: RunningServer) -> None:
+    device = ScriptedDevice(running, "phone", lambda c: None)
+    path = f"/v1/blobs/{running.client.put_blob(np.random.default_rng(0).bytes(60_000_000))}"
+    headers = {"Authorization": bearer(Access(POPULATION, "phone", "GET", path, time.time()), device.key)}
+    url, got = running.state.server_url + path, 0
+
+    def download() -> None:
+        nonlocal got
+        with httpx.stream("GET", url, headers=headers, trust_env=False) as answer:
+            for chunk in answer.iter_raw(1 << 16):
+                if got == 0:
+                    decide(running, "phone", "revoke")
+                got += len(chunk)
+
+    with pytest.raises(httpx.RemoteProtocolError):
+        download()
+    assert 0 < got < 60_000_000
+    device.stop()
+
+
+@embedded
 def test_an_update_that_waits_to_be_folded_is_rejected_when_its_device_is_revoked(
     running: RunningServer, plan_of: PlanOf
 ) -> None:

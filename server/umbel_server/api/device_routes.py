@@ -1,7 +1,7 @@
 """What devices ask of the server: blobs."""
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -47,22 +47,25 @@ async def body_of(request: Request, limit: int = MAX_REQUEST) -> bytes:
     return bytes(data)
 
 
-@router.get(BLOB_PATH, dependencies=[Depends(require_device_or_admin)])
-def get_blob(request: Request, sha256: str) -> StreamingResponse:
+@router.get(BLOB_PATH)
+def get_blob(request: Request, sha256: str, who: Who) -> StreamingResponse:
     """A blob's bytes; `Range: bytes=N-` resumes a broken download."""
-    blobs = server_of(request).blobs
+    server = server_of(request)
+    blobs = server.blobs
     size = blobs.size(sha256)
     headers = {"Accept-Ranges": "bytes", "ETag": f'"{sha256}"', "Cache-Control": "private, immutable, max-age=31536000"}
     wanted = _RANGE.fullmatch(request.headers.get("range", ""))
     if wanted is None:
         headers["Content-Length"] = str(size)
-        return StreamingResponse(blobs.read(sha256, 0, size), 200, headers, "application/octet-stream")
+        chunks = _sent(server, who, blobs.read(sha256, 0, size))
+        return StreamingResponse(chunks, 200, headers, "application/octet-stream")
     start = int(wanted[1])
     stop = min(size, int(wanted[2]) + 1) if wanted[2] else size
     if start >= size or stop <= start:
         return StreamingResponse(iter(()), 416, {"Content-Range": f"bytes */{size}"})
     headers |= {"Content-Range": f"bytes {start}-{stop - 1}/{size}", "Content-Length": str(stop - start)}
-    return StreamingResponse(blobs.read(sha256, start, stop), 206, headers, "application/octet-stream")
+    chunks = _sent(server, who, blobs.read(sha256, start, stop))
+    return StreamingResponse(chunks, 206, headers, "application/octet-stream")
 
 
 @router.head(BLOB_PATH, dependencies=[Depends(require_device_or_admin)])
@@ -130,6 +133,14 @@ async def _noticed(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         if first and chunk:
             first = False
             await run_in_threadpool(moments.reached, "uploading")
+
+
+def _sent(server: Server, who: Access | None, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The chunks, until their receiver is suspended or revoked; then its connection breaks, as the answer has begun."""
+    for chunk in chunks:
+        if who is not None:
+            server.devices.known(who.population, who.device).check()
+        yield chunk
 
 
 async def _while_admitted(server: Server, who: Access, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
