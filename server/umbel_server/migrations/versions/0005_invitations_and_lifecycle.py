@@ -17,11 +17,11 @@ def upgrade() -> None:
         sa.Column("secret", sa.String(length=64), nullable=False),
         sa.Column("labels", sa.JSON(), nullable=False),
         sa.Column("kind", sa.String(), nullable=False),
-        sa.Column("created", sa.Float(), nullable=False),
-        sa.Column("expires", sa.Float(), nullable=False),
-        sa.Column("used", sa.Float(), nullable=False),
+        sa.Column("created", sa.Double(), nullable=False),
+        sa.Column("expires", sa.Double(), nullable=False),
+        sa.Column("used", sa.Double(), nullable=False),
         sa.Column("device", sa.String(length=64), nullable=False),
-        sa.Column("revoked", sa.Float(), nullable=False),
+        sa.Column("revoked", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("secret"),
     )
@@ -31,7 +31,7 @@ def upgrade() -> None:
         sa.Column("state", sa.String(), nullable=False),
         sa.Column("population", sa.String(length=64), nullable=False),
         sa.Column("device", sa.String(length=64), nullable=False),
-        sa.Column("since", sa.Float(), nullable=False),
+        sa.Column("since", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("fingerprint"),
     )
     with op.batch_alter_table("devices", schema=None) as batch_op:
@@ -39,7 +39,7 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("set_labels", sa.JSON(), server_default="{}", nullable=False))
         batch_op.add_column(sa.Column("state", sa.String(), server_default="active", nullable=False))
         batch_op.add_column(sa.Column("state_reason", sa.String(), server_default="", nullable=False))
-        batch_op.add_column(sa.Column("state_since", sa.Float(), server_default="0", nullable=False))
+        batch_op.add_column(sa.Column("state_since", sa.Double(), server_default="0", nullable=False))
 
 
 def downgrade() -> None:
