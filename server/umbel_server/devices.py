@@ -189,11 +189,11 @@ class Devices:
     def get(self, population: str, device: str) -> Device:
         """One device; raises UnknownDevice."""
         with self._database.transaction() as session:
-            return self.row(session, population, device)
+            return self.row(session, population, device, hold=False)
 
-    def row(self, session: Session, population: str, device: str) -> Device:
-        """One device within the caller's transaction, held against changes by others; raises UnknownDevice."""
-        row = session.get(Device, (population, device), with_for_update=True)
+    def row(self, session: Session, population: str, device: str, hold: bool = True) -> Device:
+        """One device within the caller's transaction, which may `hold` it against changes; raises UnknownDevice."""
+        row = session.get(Device, (population, device), with_for_update=hold)
         if row is None or row.state == DELETED:
             raise UnknownDevice(
                 f"device {device} of population {population} is not enrolled here; see 'umbel devices list'"

@@ -126,11 +126,8 @@ class Lifecycle:
     def _end_work(self, session: Session, row: Device) -> tuple[list[str], list[Assignment]]:
         """Cancel the device's open commands and what is assigned with them; returns the commands and the assignments."""
         why = f"the device was {row.state}" + (f": {row.state_reason}" if row.state_reason else "")
-        commands = session.scalars(
-            select(Command).where(
-                Command.population == row.population, Command.device == row.id, Command.state.in_(OPEN)
-            )
-        ).all()
+        open = (Command.population == row.population, Command.device == row.id, Command.state.in_(OPEN))
+        commands = session.scalars(select(Command).where(*open).with_for_update()).all()
         moved = []
         for command in commands:
             command.state, command.reason, command.updated = "cancelled", why, row.state_since

@@ -161,6 +161,21 @@ def test_a_token_begins_with_a_letter_and_expires(tmp_path: Path) -> None:
     database.close()
 
 
+def test_a_new_server_says_how_devices_get_in(tmp_path: Path) -> None:
+    def init(*words: str) -> str:
+        command = [program("umbel"), "init", *words]
+        environment = os.environ | {"COLUMNS": "160"}
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=environment).stdout
+
+    closed, opened, bare = (str(tmp_path / name) for name in ("closed", "opened", "bare"))
+    assert f"umbel devices invite --population NAME --state {closed}" in init(closed)
+    assert not open_state(Path(closed)).config.enrolment.open
+    shown = init(opened, "--open-enrolment")
+    assert open_state(Path(opened)).enrolment_token in shown
+    assert "Whoever has it may enrol" in shown
+    assert sorted(json.loads(init(bare, "--json"))) == ["server", "state"]
+
+
 def test_an_operator_invites_lists_and_takes_back(running: RunningServer) -> None:
     def umbel(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         command = [program("umbel"), *words, "--state", str(running.state.folder)]

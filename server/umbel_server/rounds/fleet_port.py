@@ -279,7 +279,7 @@ class FleetPort:
             bytes_down=weights.size,
         )
         session.add(assignment)
-        device = session.get_one(Device, (self.population, offer.device))
+        device = session.get_one(Device, (self.population, offer.device), with_for_update=True)
         if device.state == devices.ACTIVE:
             device.assigned = now
             return command
