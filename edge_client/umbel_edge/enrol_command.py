@@ -20,6 +20,7 @@ from umbel_edge.state import AgentState
 
 KINDS = ("phone", "vehicle", "gateway")
 STATE = "state"
+SCHEME = "umbel:"
 
 
 def options_of(words: list[str]) -> argparse.Namespace:
@@ -29,8 +30,8 @@ def options_of(words: list[str]) -> argparse.Namespace:
         description="Make this device known to a server, with a token that 'umbel devices invite' printed, and write "
         "its configuration. The key is made here and stays here.",
     )
-    parser.add_argument("url", help="the server's URL")
-    parser.add_argument("token", help="the enrolment token; good once")
+    parser.add_argument("url", help="the server's URL; or what the QR code holds, umbel:URL#TOKEN")
+    parser.add_argument("token", nargs="?", help="the enrolment token; good once")
     parser.add_argument("--device", help="this device's id (default: made of its key)")
     parser.add_argument("--kind", choices=KINDS, default="", help="what it is, unless the invitation says so")
     parser.add_argument(
@@ -38,7 +39,12 @@ def options_of(words: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--config", type=Path, default=Path("agent.toml"), help="the file to write (agent.toml)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return parser.parse_args(words)
+    options = parser.parse_args(words)
+    if options.token is None and options.url.startswith(SCHEME):
+        options.url, _, options.token = options.url.removeprefix(SCHEME).partition("#")
+    if options.token is None:
+        parser.error("name the token too: umbel-agent enrol URL TOKEN")
+    return options
 
 
 def run(options: argparse.Namespace) -> None:

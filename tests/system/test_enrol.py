@@ -99,7 +99,8 @@ def test_what_cannot_enrol_says_so_in_a_line_and_leaves_no_configuration(
         assert not path.exists()
     assert "expected one argument" in agent_usage("enrol", url, good, "--kind")
     agent("enrol", url, good, *kind, "--device", "device-2", code=1)  # the key is another's already
-    agent("enrol", url, good, *kind)
+    assert "name the token too" in agent_usage("enrol", url)
+    agent("enrol", f"umbel:{url}#{good}", *kind)
     assert "not enrolled" in agent(_without_enrolment(path, tmp_path), code=1)
 
 
