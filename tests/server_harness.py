@@ -16,7 +16,7 @@ from umbel_server.api import make_app
 from umbel_server.client import Client
 from umbel_server.serve import listen, speak_tls
 from umbel_server.server import Server
-from umbel_server.state import Config, Http, Mqtt, State, init_state
+from umbel_server.state import Config, Enrolment, Http, Mqtt, State, init_state
 from umbel_sim.demo.processes import free_port
 
 POPULATION = "test"
@@ -28,11 +28,19 @@ class RunningServer:
     Without TLS, unless it is asked for: then with a broker of its own on `broker_port`.
     """
 
-    def __init__(self, folder: Path, broker_port: int, keep_updates: bool = False, tls: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        broker_port: int,
+        keep_updates: bool = False,
+        tls: bool = False,
+        open_enrolment: bool = True,
+    ) -> None:
         port = free_port()
         config = Config(
             http=Http(port=port, tls=tls),
             mqtt=Mqtt(port=broker_port, embedded=tls, tls=tls),
+            enrolment=Enrolment(open=open_enrolment),
             keep_updates=keep_updates,
         )
         self.state: State = init_state(folder, config)
@@ -68,10 +76,8 @@ class ScriptedDevice:
         self.commands: list[Command] = []
         self.reasons: list[str] = []
         self._work, self._server_key = work, running.state.key
-        request = EnrolmentRequest(
-            POPULATION, name, "phone", signing.public_key(self.key), running.state.enrolment_secret
-        )
-        running.server.devices.enrol(request, running.state.enrolment_secret)
+        public, secret = signing.public_key(self.key), running.state.enrolment_secret
+        running.server.invitations.enrol(EnrolmentRequest(name, "phone", public, secret, POPULATION))
         self.link = Link(
             "127.0.0.1",
             running.state.config.mqtt.port,

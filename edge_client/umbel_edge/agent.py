@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from umbel import __version__, messages, signing, topics
+from umbel.enrolment import CONNECTION_PATH
 from umbel.errors import MessageError, SignatureError, TensorError, UmbelError
 from umbel.litert import runtime_name
 from umbel.messages import Ack, AckState, Cancel, Command, Evaluate, Outcome, Result, Status, Train, UnknownKind
@@ -16,11 +17,13 @@ from umbel.mqtt import Link, Will
 from umbel.tls import client_context
 from umbel_edge.conditions import Conditions
 from umbel_edge.config import AgentConfig
+from umbel_edge.enrolment import connect
 from umbel_edge.example_count import ExampleCount
 from umbel_edge.http import ServerHttp, Stopped
 from umbel_edge.litert_trainer import LiteRTTrainer
 from umbel_edge.models import Models
 from umbel_edge.outgoing import Outgoing
+from umbel_edge.standing import Standing
 from umbel_edge.state import AgentState, Answer
 from umbel_edge.storage import FULL, is_full
 from umbel_edge.trainers import Cancelled, Trainer
@@ -58,12 +61,14 @@ class Agent:
         self._conditions = Conditions(config.state, self._count_examples, config.readings, now=clock)
         self._watch = Watch(self._look, self._say_hello, self._stopping)
         self._http = ServerHttp(config, self._state.key, self._stopping)
+        self._standing = Standing(self._stopping, lambda: self._queue.put(None))
 
     def run(self) -> None:
-        """Enrol, connect, and work until `stop` is called."""
+        """Enrol, connect, and work until `stop` is called; raises UmbelError when the device is revoked."""
         try:
             trainer = self._make_trainer()
-            enrolment = self._http.enrol(self._state)
+            enrolment = connect(self._http, self._config, self._state, self._standing)
+            self._http.on_barred = self._standing.refused
             host, port = enrolment.broker_host, enrolment.broker_port
             if self._config.mqtt is not None:
                 host, port = self._config.mqtt.host, self._config.mqtt.port
@@ -83,8 +88,11 @@ class Agent:
             )
             self._link.start()
             self._watch.start()
-            self._work()
-            self._link.stop(farewell=Will(self._topic("status"), self._status(online=False)))
+            try:
+                self._work()
+            finally:
+                self._stopping.set()
+                self._link.stop(farewell=Will(self._topic("status"), self._status(online=False)))
         except Stopped:
             log.info("stopped")
         finally:
@@ -211,6 +219,9 @@ class Agent:
         elif command.expires <= self._clock():
             late = self._clock() - command.expires
             self._refuse(command.id, "expired", f"the command expired {late:.0f} s before it came")
+        elif isinstance(command.body, messages.Standing):
+            self._refuse(command.id, "done", "")
+            self._standing.hear(command.body)
         elif isinstance(command.body, Cancel):
             self._state.cancel(command.body.assignment, self._clock())
             self._cancelled.add(command.body.assignment)
@@ -235,12 +246,27 @@ class Agent:
     def _work(self) -> None:
         while not self._stopping.is_set():
             command = self._queue.get()
+            if self._standing.reason:
+                self._stand_by(command)
+                continue
             if command is None:
                 continue
             try:
                 self._execute(command)
             except Exception:
                 log.exception("command %s could not be answered", command.id)
+
+    def _stand_by(self, command: Command | None) -> None:
+        """Give up what came before the device was barred, and wait until the server takes part with it again."""
+        while True:
+            if command is not None:
+                self._give_up(command, "cancelled", self._standing.reason)
+            try:
+                command = self._queue.get_nowait()
+            except queue.Empty:
+                break
+        self._standing.wait_out(lambda: self._http.request("GET", CONNECTION_PATH).drain_conn())
+        self._say_hello()
 
     def _execute(self, command: Command) -> None:
         body, kind = command.body, type(command.body).__name__.lower()
@@ -316,4 +342,6 @@ class Agent:
     def _why_stop(self, assignment: str) -> str:
         if self._stopping.is_set():
             return "the agent is stopping"
+        if self._standing.reason:
+            return self._standing.reason
         return "cancelled by the server" if assignment in self._cancelled else ""

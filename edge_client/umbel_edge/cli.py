@@ -13,10 +13,20 @@ from umbel_edge.config import EXAMPLE, load_config
 
 def main() -> None:
     """Run the agent until SIGTERM or SIGINT; exit code 0, 1 for a failure, 2 for wrong usage."""
+    if sys.argv[1:2] == ["enrol"]:
+        from umbel_edge import enrol_command
+
+        options = enrol_command.options_of(sys.argv[2:])
+        try:
+            enrol_command.run(options)
+        except UmbelError as error:
+            _fail(error, 1, options.debug)
+        return
     parser = argparse.ArgumentParser(
         prog="umbel-agent",
         description="Train, install and infer on this device, as the Umbel server commands.",
-        epilog="The configuration is a TOML file; --example prints one with every key explained.",
+        epilog="'umbel-agent enrol URL TOKEN' makes this device known to a server and writes its configuration, a TOML "
+        "file; --example prints one with every key explained.",
     )
     parser.add_argument("config", type=Path, nargs="?", help="the configuration file")
     parser.add_argument("--example", action="store_true", help="print an example configuration and exit")

@@ -1,11 +1,13 @@
 """The agent's configuration: one TOML file."""
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from umbel.atomic import write_atomically
 from umbel.conditions import Rules
 from umbel.enrolment import split_token
 from umbel.errors import UmbelError
@@ -17,7 +19,7 @@ device = "phone-1"              # this device's id, unique in its population
 population = "home"             # the named set of devices it belongs to
 kind = "phone"                  # phone, vehicle or gateway
 server = "https://127.0.0.1:8470"
-enrolment_token = "SECRET.FINGERPRINT"   # as 'umbel init' printed it
+# enrolment_token = "SECRET.FINGERPRINT"   # only until this device is enrolled; 'umbel devices invite' prints one
 examples = "examples.npz"       # one array an input and target of the plan: x and y
 state = "state"                 # the agent's own folder; paths are relative to this file
 trainer = "litert"              # litert, or keras on a device that has TensorFlow
@@ -29,7 +31,7 @@ progress_seconds = 20           # half-finished training is saved so often, to s
                                 #  "hour": 23, "free_memory_mb": 900, "free_disk_mb": 5000, "examples": 200}
 
 [labels]                        # anything that tells devices apart
-site = "lab"
+# site = "lab"
 
 [conditions]                    # what must hold before and while this device trains; a run may ask for more
 min_battery = 0.0               # share of the full charge
@@ -63,9 +65,9 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     population: str
     kind: Literal["phone", "vehicle", "gateway"]
     server: str
-    enrolment_token: str
     examples: Path
     state: Path = Path("state")
+    enrolment_token: str = ""
     trainer: Literal["litert", "keras"] = "litert"
     task: Path | None = None
     threads: int = 1
@@ -87,7 +89,8 @@ def load_config(path: Path) -> AgentConfig:
     check_name(config.device, f"{path}: device")
     check_name(config.population, f"{path}: population")
     check_labels(config.labels, f"{path}: labels")
-    split_token(config.enrolment_token)
+    if config.enrolment_token:
+        split_token(config.enrolment_token)
     if not config.server.startswith(("http://", "https://")):
         raise UmbelError(f"{path}: server should begin with http:// or https://, got {config.server!r}")
     if config.threads < 1:
@@ -104,6 +107,24 @@ def load_config(path: Path) -> AgentConfig:
         readings=folder / config.readings if config.readings is not None else None,
         task=folder / config.task if config.task is not None else None,
     )
+
+
+def write_config(path: Path, values: Mapping[str, str]) -> None:
+    """Write EXAMPLE with these `values` of its keys to a new file at `path`, readable by its owner alone."""
+    lines = []
+    for line in EXAMPLE.splitlines():
+        key, _, rest = line.partition(" = ")
+        if key in values:
+            comment = rest.partition("#")[2]
+            line = f"{key} = {_quoted(values[key])}".ljust(31) + (f" #{comment}" if comment else "")
+            line = line.rstrip()
+        lines.append(line)
+    write_atomically(path, ("\n".join(lines) + "\n").encode(), mode=0o600)
+
+
+def _quoted(text: str) -> str:
+    """A TOML basic string, which a JSON string is but for the character DEL."""
+    return msgspec.json.encode(text).decode().replace("\x7f", "\\u007f")
 
 
 def _path(kind: type, value: object) -> Path:

@@ -1,7 +1,8 @@
-"""The agent's HTTP: enrolment, and downloads that resume where they stopped."""
+"""The agent's HTTP: signed requests, and downloads that resume where they stopped."""
 
 import hashlib
 import logging
+import math
 import os
 import random
 import ssl
@@ -15,25 +16,13 @@ import msgspec
 import urllib3
 from joserfc.jwk import ECKey
 
-from umbel import signing
 from umbel.atomic import write_atomically
-from umbel.enrolment import (
-    BLOB_PATH,
-    ENROL_PATH,
-    TRUST_PATH,
-    Access,
-    EnrolmentReply,
-    EnrolmentRequest,
-    Trust,
-    bearer,
-    split_token,
-)
+from umbel.enrolment import BLOB_PATH, TRUST_PATH, Access, Trust, bearer
 from umbel.errors import NOT_DECODED, SignatureError, UmbelError
 from umbel.messages import Blob
 from umbel.tensors import digest
 from umbel.tls import blind_context, client_context
 from umbel_edge.config import AgentConfig
-from umbel_edge.state import AgentState
 from umbel_edge.storage import is_full
 
 log = logging.getLogger("umbel.agent")
@@ -54,62 +43,64 @@ class Stopped(UmbelError):
 
 
 class Refused(UmbelError):
-    """A request that the server does not accept; `status` is the HTTP status."""
+    """A request that the server does not accept; `status` is the HTTP status.
 
-    def __init__(self, status: int, reason: str) -> None:
+    `code` says what a device can act on: umbel.enrolment.UNKNOWN or CLOCK, or that it is `suspended` or `revoked`.
+    """
+
+    def __init__(self, status: int, reason: str, code: str = "") -> None:
         super().__init__(reason)
-        self.status = status
+        self.status, self.code = status, code
+
+    @property
+    def bars(self) -> bool:
+        """Whether the server takes part in nothing with this device."""
+        return self.code in ("suspended", "revoked")
 
 
 class ServerHttp:
-    """Requests to one server, each signed by the device; `stopping` ends waiting."""
+    """Requests to one server, each signed by the device; `stopping` ends waiting.
+
+    `on_barred` is told, in the thread that asked, of an answer that bars the device.
+    """
 
     def __init__(self, config: AgentConfig, key: ECKey, stopping: threading.Event) -> None:
         self._config, self._key, self._stopping = config, key, stopping
-        self._base = config.server.rstrip("/")
-        self._pool = _pool(None)
+        self.url = self._base = config.server.rstrip("/")
+        self.secure = self._base.startswith("https:")
+        self.on_barred: Callable[[Refused], None] = lambda refused: None
         self.ca = ""
         """The authority of the server's certificates, in PEM, once it is known; empty without TLS."""
+        self._pool = _pool(None)
 
-    def enrol(self, state: AgentState) -> EnrolmentReply:
-        """Make the device known to the server and pin what it trusts; waits, saying so, while nobody answers.
+    def use(self, trust: Trust) -> None:
+        """Believe from now on who has a certificate of this authority, where the URL asks for TLS."""
+        if self.secure:
+            self.ca = trust.ca
+            self._pool = _pool(client_context(trust.ca))
 
-        Raises UmbelError when the server refuses or is not the one that the token names.
+    def ask_trust(self, fingerprint: str, attempts: float) -> Trust:
+        """Whom the server says is to be trusted, if that is what the fingerprint is of; TLS proves nothing before.
+
+        Raises UmbelError otherwise, and when it has not answered in so many `attempts`.
         """
-        secret, fingerprint = split_token(self._config.enrolment_token)
-        secure, pinned = self._base.startswith("https:"), state.pinned()
-        if pinned is None or (secure and not pinned.ca):
-            pinned = self._ask_trust(fingerprint)
-        if secure:
-            self.ca = pinned.ca
-            self._pool = _pool(client_context(pinned.ca))
-        request = EnrolmentRequest(
-            self._config.population, self._config.device, self._config.kind, signing.public_key(self._key), secret
-        )
-        reply = msgspec.json.decode(
-            self._until_answered("POST", ENROL_PATH, msgspec.json.encode(request)), type=EnrolmentReply
-        )
-        self._check(signing.fingerprint(signing.import_public(reply.server_key)), _key_of(pinned))
-        state.pin(pinned)
-        return reply
-
-    def _ask_trust(self, fingerprint: str) -> Trust:
-        """What the server says is to be trusted, which is what the token's fingerprint is of; TLS proves nothing yet."""
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)  # it is meant: the answer is checked
         self._pool = _pool(blind_context())
-        answer = self._until_answered("GET", TRUST_PATH, b"")
+        answer = self.until_answered("GET", TRUST_PATH, signed=False, attempts=attempts)
         try:
             trust = msgspec.json.decode(answer, type=Trust)
-            self._check(trust.fingerprint(), fingerprint)
+            found = trust.fingerprint()
         except (SignatureError, *NOT_DECODED) as error:
-            raise UmbelError(f"{self._base} is no Umbel server: {error}; correct server") from error
+            raise UmbelError(f"{self.url} answers like no Umbel server ({error}); correct its URL") from error
+        self.check(found, fingerprint)
         return trust
 
-    def _check(self, found: str, expected: str) -> None:
+    def check(self, found: str, expected: str) -> None:
+        """Raise UmbelError unless a fingerprint is the one that this device trusts."""
         if found != expected:
             raise UmbelError(
-                f"{self._base} has the key {found[:8]}, this device trusts {expected[:8]}: it is another server; "
-                "correct server or enrolment_token"
+                f"{self.url} has the key {found[:8]}, this device trusts {expected[:8]}: it is another server; "
+                "correct its URL or the enrolment token"
             )
 
     def fetch(self, blob: Blob, folder: Path, check: Callable[[], None] | None = None) -> bytes:
@@ -201,7 +192,10 @@ class ServerHttp:
             response.drain_conn()
             raise urllib3.exceptions.HTTPError(f"the server answered {response.status}")
         if response.status >= 400:
-            raise Refused(response.status, _reason(response))
+            refused = _refused(response)
+            if refused.bars:
+                self.on_barred(refused)
+            raise refused
         return response
 
     def attempt(
@@ -229,19 +223,29 @@ class ServerHttp:
                 log.info("%s: %s; trying again", self._base, error)
                 self._pause(max(0, failures - 1), check)
 
-    def _until_answered(self, method: str, path: str, body: bytes) -> bytes:
+    def until_answered(
+        self, method: str, path: str, body: bytes | None = None, signed: bool = True, attempts: float = math.inf
+    ) -> bytes:
+        """The answer to a small request, waited for, saying so, while nobody answers.
+
+        Raises Refused when the server does not accept it, UmbelError after so many `attempts` without an answer.
+        """
         attempt = 0
         while True:
             try:
+                if signed:
+                    return _limited(self.request(method, path, body), ANSWER_BYTES)
                 response = self._pool.request(method, self._base + path, body=body, preload_content=False)
                 if response.status < 500:
                     if response.status >= 400:
-                        raise UmbelError(_reason(response))
+                        raise _refused(response)
                     return _limited(response, ANSWER_BYTES)
                 response.drain_conn()
                 why = f"it answered {response.status}"
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 why = str(error)
+            if attempt + 1 >= attempts:
+                raise UmbelError(f"{self._base} does not answer ({why}); correct the URL, or start the server")
             if attempt == 0:
                 log.warning("%s does not answer (%s); waiting until it does", self._base, why)
             self._pause(attempt)
@@ -262,16 +266,13 @@ def _pool(tls: ssl.SSLContext | None) -> urllib3.PoolManager:
     return urllib3.PoolManager(num_pools=1, maxsize=2, retries=False, timeout=timeout, ssl_context=tls)
 
 
-def _key_of(trust: Trust) -> str:
-    return signing.fingerprint(signing.import_public(trust.server_key))
-
-
-def _reason(response: urllib3.BaseHTTPResponse) -> str:
+def _refused(response: urllib3.BaseHTTPResponse) -> Refused:
     data = _limited(response, ANSWER_BYTES)
     try:
-        return str(msgspec.json.decode(data, type=dict[str, str])["error"])
+        answer = msgspec.json.decode(data, type=dict[str, str])
+        return Refused(response.status, answer["error"], answer.get("code", ""))
     except (KeyError, *NOT_DECODED):
-        return f"the server answered {response.status}"
+        return Refused(response.status, f"the server answered {response.status}")
 
 
 def _limited(response: urllib3.BaseHTTPResponse, size: int) -> bytes:

@@ -31,6 +31,7 @@ from umbel.messages import (
     Outcome,
     Report,
     Reported,
+    Standing,
     Train,
     Trained,
 )
@@ -98,7 +99,7 @@ class Worker:
                 return self._export(command.id, body)
             case Report():
                 return self._report()
-            case Cancel():
+            case Cancel() | Standing():
                 return None  # answered at once by the agent; here only when it had waited in the queue
 
     def broken(self, body: Train | Evaluate) -> tuple[Violation, ...]:

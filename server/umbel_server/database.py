@@ -40,7 +40,9 @@ class Device(Base):
     """One phone, vehicle or gateway: its key, and what it last said of itself. `node_id` is its Flower node id.
 
     `assigned` is when it was last given an assignment; `rejections` counts its updates that were vetted and refused since
-    it was last readmitted, and `quarantined` says why it gets no more assignments.
+    it was last readmitted, and `quarantined` says why it gets no more assignments. `state` is active, suspended, revoked
+    or deleted, since `state_since` and for `state_reason`; of a deleted device the row stays, for the runs that it was in.
+    `name` is for people; `set_labels` are an administrator's, and win over its own `labels`.
     """
 
     __tablename__ = "devices"
@@ -64,6 +66,42 @@ class Device(Base):
     rejections: Mapped[int] = mapped_column(default=0)
     quarantined: Mapped[str] = mapped_column(default="")
     reasons: Mapped[list[str]] = mapped_column(default=list, server_default="[]")
+    name: Mapped[str] = mapped_column(default="", server_default="")
+    set_labels: Mapped[dict[str, str]] = mapped_column(default=dict, server_default="{}")
+    state: Mapped[str] = mapped_column(default="active", server_default="active")
+    state_reason: Mapped[str] = mapped_column(default="", server_default="")
+    state_since: Mapped[float] = mapped_column(default=0.0, server_default="0")
+
+
+class RefusedKey(Base):
+    """The key, by its fingerprint, of a device that was revoked or deleted: it enrols no more, or only when invited anew."""
+
+    __tablename__ = "refused_keys"
+    fingerprint: Mapped[str] = mapped_column(String(43), primary_key=True)
+    state: Mapped[str]
+    population: Mapped[str] = mapped_column(String(64))
+    device: Mapped[str] = mapped_column(String(64))
+    since: Mapped[float]
+
+
+class Invitation(Base):
+    """One device may enrol with it until `expires`; `secret` is the SHA-256 of the token's secret, in hex.
+
+    `used` and `revoked` are when that happened, 0 before; `device` is who used it. The device gets the `labels`, and the
+    `kind` unless it is empty.
+    """
+
+    __tablename__ = "invitations"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    population: Mapped[str] = mapped_column(String(64))
+    secret: Mapped[str] = mapped_column(String(64), unique=True)
+    labels: Mapped[dict[str, str]]
+    kind: Mapped[str]
+    created: Mapped[float]
+    expires: Mapped[float]
+    used: Mapped[float] = mapped_column(default=0.0)
+    device: Mapped[str] = mapped_column(String(64), default="")
+    revoked: Mapped[float] = mapped_column(default=0.0)
 
 
 class Command(Base):

@@ -1,14 +1,15 @@
 """The fleet's register: who is enrolled, with which key, and what each device last said of itself."""
 
 import hashlib
-import hmac
-import logging
+import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 from joserfc.jwk import ECKey
 from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
 from umbel import signing
 from umbel.enrolment import EnrolmentRequest
@@ -16,73 +17,132 @@ from umbel.errors import SignatureError, UmbelError
 from umbel.messages import Status
 from umbel.signing import PublicKey
 from umbel.topics import check_name
-from umbel_server.database import Database, Device
-
-log = logging.getLogger("umbel.devices")
+from umbel_server.database import Database, Device, RefusedKey
 
 KINDS = ("phone", "vehicle", "gateway")
+
+
+ACTIVE, SUSPENDED, REVOKED, DELETED = "active", "suspended", "revoked", "deleted"
+_MEANS = {
+    SUSPENDED: "wait until an administrator resumes it",
+    REVOKED: "that is for good",
+    DELETED: "ask for a new invitation",
+}
 
 
 class UnknownDevice(UmbelError):
     """A device that is not enrolled."""
 
 
+class Barred(UmbelError):
+    """A device that is suspended, revoked or deleted; `state` says which."""
+
+    def __init__(self, population: str, device: str, state: str, reason: str) -> None:
+        why = f" ({reason})" if reason else ""
+        super().__init__(f"device {device} of {population} is {state}{why}: {_MEANS[state]}")
+        self.state = state
+
+
+@dataclass(frozen=True)
+class Known:
+    """An enrolled device's key, and its state."""
+
+    population: str
+    device: str
+    key: ECKey
+    state: str
+    reason: str
+
+    def check(self) -> None:
+        """Raise Barred unless the device is active."""
+        if self.state != ACTIVE:
+            raise Barred(self.population, self.device, self.state, self.reason)
+
+
 class Devices:
-    """The register in the database, with the keys of devices that spoke lately in memory."""
+    """The register in the database, with the keys and states of devices that spoke lately in memory."""
 
     def __init__(self, database: Database, clock: Callable[[], float]) -> None:
         self._database = database
         self._clock = clock
-        self._keys: dict[tuple[str, str], ECKey] = {}
+        self._known: dict[tuple[str, str], Known] = {}
+        self._changes = 0
+        self._lock = threading.Lock()
 
-    def enrol(self, request: EnrolmentRequest, secret: str) -> None:
-        """Register a device by its key; the same device with the same key may enrol again.
+    def register(
+        self, session: Session, population: str, request: EnrolmentRequest, labels: dict[str, str], invited: bool
+    ) -> None:
+        """Note a device by its key, within the caller's transaction; the same device with the same key may enrol again.
 
-        Raises SignatureError on a wrong secret or a known device with another key, MessageError on a bad name.
+        `labels` are an administrator's. Raises SignatureError when it is known by another key, Barred when it or its key
+        is refused - a deleted device's unless it is `invited` - and MessageError on a bad name.
         """
-        if not hmac.compare_digest(request.secret.encode(), secret.encode()):
-            raise SignatureError("the enrolment token is not this server's; use the one that 'umbel init' printed")
-        check_name(request.population, "a population")
         check_name(request.device, "a device id")
         if request.kind not in KINDS:
-            raise UmbelError(f"a device's kind is one of {', '.join(KINDS)}; got {request.kind!r}")
-        signing.import_public(request.key)
+            got = f"got {request.kind[:64]!r}" if request.kind else "neither the device nor its invitation names one"
+            raise UmbelError(f"a device's kind is one of {', '.join(KINDS)}; {got}")
         key: dict[str, str] = msgspec.to_builtins(request.key)
+        self._admit(session, signing.fingerprint(signing.import_public(request.key)), invited)
         now = self._clock()
-        with self._database.transaction() as session:
-            device = session.get(Device, (request.population, request.device))
+        device = session.get(Device, (population, request.device), with_for_update=True)
+        if device is None or device.state == DELETED:
             if device is None:
-                session.add(
-                    Device(
-                        population=request.population,
-                        id=request.device,
-                        node_id=node_id(request.population, request.device),
-                        kind=request.kind,
-                        key=key,
-                        enrolled=now,
-                        last_seen=now,
-                    )
+                device = Device(
+                    population=population, id=request.device, node_id=node_id(population, request.device), labels={}
                 )
-            elif device.key != key:
-                raise SignatureError(
-                    f"device {request.device} of {request.population} is enrolled with another key; "
-                    "give this device another id, or restore its state folder"
-                )
-            else:
-                device.kind = request.kind
-        log.info("enrolled %s/%s (%s)", request.population, request.device, request.kind)
+                session.add(device)
+            device.key, device.kind, device.enrolled, device.last_seen = key, request.kind, now, now
+            device.state, device.state_reason, device.state_since = ACTIVE, "", now
+            device.epoch, device.online, device.set_labels = 0, False, labels
+            return
+        if device.key != key:
+            raise SignatureError(
+                f"device {request.device} of {population} is enrolled with another key; "
+                "give this device another id, or restore its state folder"
+            )
+        if device.state != ACTIVE:
+            raise Barred(population, device.id, device.state, device.state_reason)
+        device.kind, device.set_labels = request.kind, {**device.set_labels, **labels}
 
-    def key(self, population: str, device: str) -> ECKey:
-        """The public key of an enrolled device; raises UnknownDevice."""
-        if (known := self._keys.get((population, device))) is not None:
+    def _admit(self, session: Session, fingerprint: str, invited: bool) -> None:
+        refused = session.get(RefusedKey, fingerprint)
+        if refused is None:
+            return
+        if refused.state != DELETED or not invited:
+            raise Barred(refused.population, refused.device, refused.state, "")
+        session.delete(refused)
+
+    def known(self, population: str, device: str) -> Known:
+        """The key and the state of an enrolled device; raises UnknownDevice."""
+        if (known := self._known.get((population, device))) is not None:
             return known
+        before = self._changes
         with self._database.transaction() as session:
             row = session.get(Device, (population, device))
-        if row is None:
+        if row is None or row.state == DELETED:
             raise UnknownDevice(f"device {device} of population {population} is not enrolled here")
         key = signing.import_public(msgspec.convert(row.key, PublicKey))
-        self._keys[population, device] = key
-        return key
+        known = Known(population, device, key, row.state, row.state_reason)
+        with self._lock:
+            if before == self._changes:  # else what was read may be what was just changed
+                self._known[population, device] = known
+        return known
+
+    def remembered(self, population: str, device: str) -> Known | None:
+        """As `known`, but None where that takes the database."""
+        return self._known.get((population, device))
+
+    def forget(self, population: str, device: str) -> None:
+        """Take nothing for known of a device whose key or state has just changed in the database."""
+        with self._lock:
+            self._changes += 1
+            self._known.pop((population, device), None)
+
+    def key(self, population: str, device: str) -> ECKey:
+        """The public key of a device that takes part; raises UnknownDevice or Barred."""
+        known = self.known(population, device)
+        known.check()
+        return known.key
 
     def heard(self, status: Status) -> bool:
         """Take a status for true unless a newer session is known; returns whether it begins the device's session here.
@@ -93,6 +153,8 @@ class Devices:
             device = session.get(Device, (status.population, status.device))
             if device is None:
                 raise UnknownDevice(f"device {status.device} of population {status.population} is not enrolled here")
+            if device.state != ACTIVE:
+                return False  # it was barred since its key was looked up
             if status.epoch < device.epoch or (status.epoch == device.epoch and status.online and not device.online):
                 return False
             began = status.online and (status.epoch, True) != (device.epoch, device.online)
@@ -118,7 +180,7 @@ class Devices:
 
     def list(self, population: str | None = None) -> Sequence[Device]:
         """The devices of one population, or all, by name."""
-        query = select(Device).order_by(Device.population, Device.id)
+        query = select(Device).where(Device.state != DELETED).order_by(Device.population, Device.id)
         if population is not None:
             query = query.where(Device.population == population)
         with self._database.transaction() as session:
@@ -127,8 +189,12 @@ class Devices:
     def get(self, population: str, device: str) -> Device:
         """One device; raises UnknownDevice."""
         with self._database.transaction() as session:
-            row = session.get(Device, (population, device))
-        if row is None:
+            return self.row(session, population, device, hold=False)
+
+    def row(self, session: Session, population: str, device: str, hold: bool = True) -> Device:
+        """One device within the caller's transaction, which may `hold` it against changes; raises UnknownDevice."""
+        row = session.get(Device, (population, device), with_for_update=hold)
+        if row is None or row.state == DELETED:
             raise UnknownDevice(
                 f"device {device} of population {population} is not enrolled here; see 'umbel devices list'"
             )
@@ -140,8 +206,16 @@ def node_id(population: str, device: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{population}/{device}".encode()).digest()[:8]) >> 2 or 1
 
 
+def labels_of(device: Device) -> dict[str, str]:
+    """A device's labels: its own, but where an administrator has set another."""
+    return {**device.labels, **device.set_labels}
+
+
 def describe(device: Device) -> dict[str, Any]:
-    """A device as the API shows it: no key, times in Unix seconds; without `reasons` it is eligible by its own rules."""
+    """A device as the API shows it: no key, times in Unix seconds; without `reasons` it is eligible by its own rules.
+
+    `labels` are those that count, `set_labels` those among them that an administrator set.
+    """
     return {
         "population": device.population,
         "id": device.id,
@@ -153,7 +227,12 @@ def describe(device: Device) -> dict[str, Any]:
         "examples": device.examples,
         "rss_mb": device.rss_mb,
         "installed": device.installed,
-        "labels": device.labels,
+        "name": device.name,
+        "labels": labels_of(device),
+        "set_labels": device.set_labels,
+        "state": device.state,
+        "state_reason": device.state_reason,
+        "state_since": device.state_since,
         "reasons": device.reasons,
         "last_seen": device.last_seen,
         "enrolled": device.enrolled,

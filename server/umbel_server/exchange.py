@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import msgspec
 from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
@@ -25,13 +26,14 @@ from umbel.messages import (
     Outcome,
     Reported,
     Result,
+    Standing,
     Status,
     Trained,
 )
 from umbel.mqtt import Link
 from umbel_server import moments
 from umbel_server.database import Assignment, Command, Database
-from umbel_server.devices import Devices
+from umbel_server.devices import ACTIVE, Devices, Known
 from umbel_server.outbox import Addressed, Outbox
 from umbel_server.quarantine import count_rejection
 from umbel_server.received import Received
@@ -47,6 +49,9 @@ UNFINISHED_SECONDS = 60.0
 
 MOST_WAITING = 10_000
 """Messages kept for later while the database cannot be written; beyond that a command's repeat brings them back."""
+
+TOLD_SECONDS = 5.0
+"""A barred device that comes back again and again is told how it stands at most so often."""
 
 STALL_SECONDS, QUIET_SECONDS, CATCH_UP_SECONDS = 0.5, 0.3, 5.0
 
@@ -89,6 +94,8 @@ class Exchange:
         )
         self._again: deque[tuple[str, bytes]] = deque(maxlen=MOST_WAITING)
         self._busy, self._handled, self._stalled = False, -math.inf, -math.inf
+        self._told: dict[tuple[str, str], float] = {}
+        """Until when (monotonic) a barred device, a message of which was dropped, is told nothing again."""
         self._listeners: dict[str, tuple[str, Listener]] = {}
         self._stopping = threading.Event()
         self._sweeper = threading.Thread(target=self._sweep, name="outbox", daemon=True)
@@ -124,6 +131,17 @@ class Exchange:
         """Tell nobody of this run any more."""
         self._listeners.pop(run, None)
 
+    def tell(self, population: str, device: str, moved: Iterable[Assignment]) -> None:
+        """Tell those who listen that an administrator changed a device, and ended assignments, in a transaction before."""
+        self._told.pop((population, device), None)
+        for assignment in moved:
+            self._tell(assignment)
+        self._tell_presence(population)
+
+    def clear_status(self, population: str, device: str) -> None:
+        """Let the broker forget the retained status of a device that is gone."""
+        self._link.publish(topics.topic(population, device, "status"), b"", retain=True)
+
     def catch_up(self) -> None:
         """After the database was slow or locked: wait, at most CATCH_UP_SECONDS, until what had come meanwhile is taken in."""
         until = time.monotonic() + CATCH_UP_SECONDS
@@ -153,7 +171,8 @@ class Exchange:
             address = topics.parse(topic)
             if not payload:
                 return  # a retained message was cleared
-            key = self._devices.key(address.population, address.device)
+            known = self._devices.known(address.population, address.device)
+            key = known.key
             message: Status | Ack | Result
             if address.channel == "status":
                 message = messages.decode(payload, Status, key)
@@ -166,6 +185,9 @@ class Exchange:
         except UmbelError as error:
             log.warning("refused a message on %s: %s", topic, error)
             return
+        if known.state != ACTIVE:
+            self._drop(known, address.channel)
+            return
         if isinstance(message, Status):
             began = self._devices.heard(message)
             self._tell_presence(message.population)
@@ -175,6 +197,18 @@ class Exchange:
             self._acknowledged(message)
         else:
             self._completed(message)
+
+    def _drop(self, known: Known, channel: topics.Channel) -> None:
+        """Take nothing in of a barred device, and say so once; one that comes back is told how it stands."""
+        now, name = time.monotonic(), (known.population, known.device)
+        if name not in self._told:
+            log.warning("dropped a message of %s/%s, and will drop all others: it is %s", *name, known.state)
+            self._told[name] = -math.inf
+        if channel != "status" or now < self._told[name]:
+            return
+        self._told[name] = now + TOLD_SECONDS
+        standing = msgspec.convert({"type": "standing", "state": known.state, "reason": known.reason}, Standing)
+        self.send([self._outbox.notice(*name, standing)])
 
     def _tell_presence(self, population: str | None) -> None:
         for of, listener in list(self._listeners.values()):
@@ -199,9 +233,11 @@ class Exchange:
             if command is None:
                 return
             if ack.state == "done":
-                assignment = _move(session, command, "failed", "it was acknowledged as done, and nothing came of it")
+                assignment = move_assignment(
+                    session, command, "failed", "it was acknowledged as done, and nothing came of it"
+                )
             else:
-                assignment = _move(session, command, ack.state, ack.reason)
+                assignment = move_assignment(session, command, ack.state, ack.reason)
             if assignment is not None and ours:
                 count_rejection(session, assignment)
         if ack.state == "accepted":
@@ -263,7 +299,7 @@ class Exchange:
                     self._received(*self._again.popleft())
                 with self._database.transaction() as session:
                     expired = self._outbox.expire(session)
-                    moved = [_move(session, command, "expired", command.reason) for command in expired]
+                    moved = [move_assignment(session, command, "expired", command.reason) for command in expired]
                 for assignment in moved:
                     self._tell(assignment)
                 self._answers.tidy([command.id for command in expired])
@@ -284,8 +320,8 @@ def _unfit(kind: str, outcome: Outcome) -> str:
     return ""
 
 
-def _move(session: Session, command: Command, state: str, reason: str) -> Assignment | None:
-    """Move the command's assignment, if it has one that may go there, to `state`."""
+def move_assignment(session: Session, command: Command, state: str, reason: str) -> Assignment | None:
+    """Move the command's assignment, if it has one that may go there, to `state`, within the caller's transaction."""
     assignment = session.scalars(select(Assignment).where(Assignment.command == command.id)).one_or_none()
     if assignment is None or not may_follow(assignment.state, state):
         return None
@@ -295,7 +331,7 @@ def _move(session: Session, command: Command, state: str, reason: str) -> Assign
 
 def _reject(session: Session, command: Command, reason: str) -> Assignment | None:
     """Reject what came for the command's assignment; a device that refuses work itself is not counted like that."""
-    if (assignment := _move(session, command, "rejected", reason)) is not None:
+    if (assignment := move_assignment(session, command, "rejected", reason)) is not None:
         count_rejection(session, assignment)
     return assignment
 
@@ -319,7 +355,7 @@ def _take(session: Session, command: Command, outcome: Outcome) -> Assignment | 
         return _reject(
             session, command, f"0 to {MOST_COUNT} examples were expected, it claims {str(outcome.examples)[:12]}"
         )
-    moved = _move(session, command, "uploaded" if isinstance(outcome, Trained) else "folded", "")
+    moved = move_assignment(session, command, "uploaded" if isinstance(outcome, Trained) else "folded", "")
     if moved is not None:
         moved.examples, moved.metrics, moved.seconds = outcome.examples, outcome.metrics, outcome.seconds
         if isinstance(outcome, Trained):

@@ -9,6 +9,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from umbel_server.database import Assignment, Checkpoint, Database, Device, Round, Run
+from umbel_server.devices import DELETED
 from umbel_server.rounds.assignments import LIVE, WITH_DEVICE
 from umbel_server.rounds.fleet_port import candidate
 from umbel_server.rounds.policy import RoundPolicy
@@ -140,7 +141,7 @@ def _abandoned(session: Session, run: str) -> dict[str, Any]:
 
 
 def _devices(session: Session, run: Run, training: Sequence[Any], policy: RoundPolicy, now: float) -> dict[str, Any]:
-    devices = session.scalars(select(Device).where(Device.population == run.population))
+    devices = session.scalars(select(Device).where(Device.population == run.population, Device.state != DELETED))
     busy = session.scalars(select(Assignment.device).where(*training, Assignment.state.in_(WITH_DEVICE))).all()
     there = available(policy, [candidate(device) for device in devices], busy, now)
     return {"available": len(there.candidates), "excluded": dict(there.excluded)}

@@ -12,10 +12,12 @@ from sqlalchemy.orm import Session
 
 from umbel import messages
 from umbel.errors import UmbelError
-from umbel.messages import Ack, Body, Result
+from umbel.messages import Ack, Body, Result, Standing
 from umbel_server.database import Command, Database
 
 OPEN = ("pending", "accepted")
+NOTICE_SECONDS = 300.0
+"""How long news may be on its way: a device's clock may differ from the server's by so much."""
 
 
 class UnknownCommand(UmbelError):
@@ -43,22 +45,29 @@ class Outbox:
     def add(self, session: Session, population: str, device: str, body: Body, ttl: float) -> Addressed:
         """Sign a command that expires in `ttl` seconds and put it into the outbox, within the caller's transaction."""
         now = self._clock()
-        command = messages.Command(secrets.token_hex(8), population, device, now, now + ttl, body)
-        token = messages.encode(command, self._key)
+        signed = self._sign(population, device, body, now, ttl)
         session.add(
             Command(
-                id=command.id,
+                id=signed.id,
                 population=population,
                 device=device,
                 kind=type(body).__name__.lower(),
-                token=token,
+                token=signed.token,
                 issued=now,
-                expires=command.expires,
+                expires=now + ttl,
                 updated=now,
             )
         )
         session.flush()
-        return Addressed(command.id, population, device, token)
+        return signed
+
+    def notice(self, population: str, device: str, standing: Standing) -> Addressed:
+        """Sign news that nobody waits to be acknowledged, so that no outbox holds it."""
+        return self._sign(population, device, standing, self._clock(), NOTICE_SECONDS)
+
+    def _sign(self, population: str, device: str, body: Body, now: float, ttl: float) -> Addressed:
+        command = messages.Command(secrets.token_hex(8), population, device, now, now + ttl, body)
+        return Addressed(command.id, population, device, messages.encode(command, self._key))
 
     def waiting(self, population: str, device: str) -> list[Addressed]:
         """The open commands of one device, oldest first."""

@@ -13,6 +13,8 @@ from umbel_server.database import Database
 from umbel_server.devices import Devices
 from umbel_server.exchange import Exchange
 from umbel_server.fleet import Fleet
+from umbel_server.invitations import Invitations
+from umbel_server.lifecycle import Lifecycle
 from umbel_server.live import Live
 from umbel_server.outbox import Outbox
 from umbel_server.plans import Plans
@@ -43,6 +45,8 @@ class Server:
         self.uploads = Uploads(parts, clock)
         self.received = Received(self.database, self.blobs, parts, state.config.keep_updates)
         self.devices = Devices(self.database, clock)
+        open_secret = state.enrolment_secret if state.config.enrolment.open else ""
+        self.invitations = Invitations(self.database, self.devices, clock, open_secret)
         self.outbox = Outbox(self.database, state.key, clock)
         tls = state.broker_context() if mqtt.tls else None
         self.exchange = Exchange(
@@ -52,6 +56,7 @@ class Server:
         self.awaited = Awaited(self.database, self.received, self.plans, state.key, self.most)
         self.releases = Releases(self.database, self.blobs, state.key, clock)
         fleet = Fleet(self.database, self.devices, self.outbox, self.exchange, self.blobs, self.received)
+        self.lifecycle = Lifecycle(fleet, clock)
         self.runs = Runs(fleet, self.plans, clock)
         self.live = Live(self.database, clock)
 

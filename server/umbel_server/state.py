@@ -16,7 +16,7 @@ from joserfc.jwk import ECKey
 
 from umbel import signing
 from umbel.atomic import write_atomically
-from umbel.enrolment import Trust, make_token
+from umbel.enrolment import SECRET_BYTES, Trust, make_secret, make_token
 from umbel.errors import UmbelError
 from umbel.tls import client_context
 from umbel_server import pki
@@ -50,6 +50,12 @@ class Mqtt(msgspec.Struct, forbid_unknown_fields=True):
     tls: bool = True
 
 
+class Enrolment(msgspec.Struct, forbid_unknown_fields=True):
+    """Who may enrol. Insecure with `open`: whoever has the state folder's one token, which never expires, may be any device."""
+
+    open: bool = False
+
+
 class Config(msgspec.Struct, forbid_unknown_fields=True):
     """`umbel.toml`. Empty `database` and `blobs` mean SQLite and a folder inside the state folder.
 
@@ -63,6 +69,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True):
     http: Http = msgspec.field(default_factory=Http)
     mqtt: Mqtt = msgspec.field(default_factory=Mqtt)
     hostnames: list[str] = []
+    enrolment: Enrolment = msgspec.field(default_factory=Enrolment)
     database: str = ""
     blobs: str = ""
     max_blob_mb: int = 2048
@@ -91,7 +98,12 @@ class State:
 
     @property
     def enrolment_token(self) -> str:
-        """What a device needs to enrol: the secret and the fingerprint of what it may trust."""
+        """The token with which any device enrols, where that is open; raises UmbelError where devices are invited."""
+        if not self.config.enrolment.open:
+            raise UmbelError(
+                f"{self.folder}: this server has no reusable enrolment token; make one that is good once with "
+                "'umbel devices invite', or set open = true under [enrolment] in umbel.toml"
+            )
         return make_token(self.enrolment_secret, self.trust)
 
     @property
@@ -147,7 +159,7 @@ def init_state(folder: Path, config: Config) -> State:
     if config.http.tls or config.mqtt.tls:
         pki.make_authority(folder, datetime.now(UTC))
     write_atomically(folder / ADMIN_TOKEN, secrets.token_urlsafe(32).encode(), mode=0o600)
-    write_atomically(folder / ENROLMENT_SECRET, secrets.token_urlsafe(24).encode(), mode=0o600)
+    write_atomically(folder / ENROLMENT_SECRET, make_secret(secrets.token_bytes(SECRET_BYTES)).encode(), mode=0o600)
     write_atomically(folder / CONFIG, tomli_w.dumps(msgspec.to_builtins(config)).encode(), mode=0o600)
     state = open_state(folder)
     state.keep_certificate()

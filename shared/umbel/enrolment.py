@@ -13,6 +13,8 @@ from umbel.errors import SignatureError
 from umbel.signing import PublicKey
 
 ENROL_PATH, TRUST_PATH = "/v1/enrol", "/v1/trust"
+CONNECTION_PATH = "/v1/connection"
+"""Where an enrolled device asks for its EnrolmentReply again."""
 BLOB_PATH = "/v1/blobs/{sha256}"
 UPLOAD_PATH = "/v1/uploads/{sha256}"
 """The upload of that blob for one command: HEAD says how far it has come, PATCH goes on with it."""
@@ -22,16 +24,23 @@ MOST_PEM = 16_384
 """Characters of an authority's certificate."""
 CLOCK_TOLERANCE = 300.0
 """Seconds that a device's clock may differ from the server's."""
+SECRET_BYTES = 32
+UNKNOWN, CLOCK = "unknown", "clock"
+"""The `code` beside the `error` of a refusal that a device acts on: it is not enrolled; its clock is wrong. A suspended or
+revoked device finds that state there."""
 
 
 class EnrolmentRequest(Struct, frozen=True):
-    """A device asks to be known by its public key; `secret` is the first part of its enrolment token."""
+    """A device asks to be known by its public key; `secret` is the first part of its enrolment token.
 
-    population: str
+    The population and the kind may be left to the invitation.
+    """
+
     device: str
     kind: str
     key: PublicKey
     secret: str
+    population: str = ""
 
 
 class Trust(Struct, frozen=True, omit_defaults=True):
@@ -50,11 +59,14 @@ class Trust(Struct, frozen=True, omit_defaults=True):
 
 
 class EnrolmentReply(Struct, frozen=True):
-    """The server's signing key and where the broker listens, and whether it does so with TLS."""
+    """The server's signing key, where the broker listens and whether with TLS, and as what the device is known."""
 
     server_key: PublicKey
     broker_host: str
     broker_port: int
+    population: str
+    device: str
+    kind: str
     broker_tls: bool = False
 
 
@@ -72,6 +84,11 @@ class Access(Struct, frozen=True):
     command: str = ""
 
 
+def make_secret(data: bytes) -> str:
+    """Random bytes as the secret of an enrolment token; it begins with a letter, as it is typed on command lines."""
+    return "u" + base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
 def make_token(secret: str, trust: Trust) -> str:
     """The enrolment token: `<secret>.<fingerprint of what to trust>`, so that the device can pin the server."""
     return f"{secret}.{trust.fingerprint()}"
@@ -82,7 +99,7 @@ def split_token(token: str) -> tuple[str, str]:
     secret, dot, fingerprint = token.partition(".")
     if not dot or not secret or len(fingerprint) != 43:
         raise SignatureError(
-            "expected an enrolment token as 'umbel init' prints it (secret.fingerprint), got another text"
+            "expected an enrolment token as 'umbel devices invite' prints it (secret.fingerprint), got another text"
         )
     return secret, fingerprint
 

@@ -116,7 +116,14 @@ class Report(Struct, frozen=True, tag="report"):
     """Tell what the device is and holds."""
 
 
-Body = Train | Evaluate | Cancel | Install | Infer | Export | Report
+class Standing(Struct, frozen=True, tag="standing", omit_defaults=True):
+    """Whether the server takes part with this device: told when that changes, as news that needs no answer."""
+
+    state: Literal["active", "suspended", "revoked"]
+    reason: str = ""
+
+
+Body = Train | Evaluate | Cancel | Install | Infer | Export | Report | Standing
 
 
 class Command(Struct, frozen=True):

@@ -21,7 +21,7 @@ from umbel.errors import UmbelError
 from umbel.plan import INITIAL, SCHEMA, Manifest, Plan
 from umbel.tensors import TensorSpec, WeightSpec, dump
 from umbel_server.client import Client
-from umbel_server.state import Config, Http, Mqtt, init_state
+from umbel_server.state import Config, Enrolment, Http, Mqtt, init_state
 from umbel_sim.demo.processes import Processes, free_port, program
 
 START_SECONDS, ROUND_SECONDS = 120.0, 60.0
@@ -53,7 +53,10 @@ def weights_plan(path: Path, megabytes: float) -> Plan:
 
 def measure(folder: Path, devices: int, rounds: int, megabytes: float) -> dict[str, Any]:
     """Seconds of each round and of its parts; raises UmbelError when something does not come up or a round fails."""
-    state = init_state(folder / "server", Config(http=Http(port=free_port()), mqtt=Mqtt(port=free_port())))
+    state = init_state(
+        folder / "server",
+        Config(http=Http(port=free_port()), mqtt=Mqtt(port=free_port()), enrolment=Enrolment(open=True)),
+    )
     swarm = folder / "swarm.json"
     with Processes(folder) as processes:
         processes.start("server", 0, program("umbel"), "serve", "--state", str(state.folder))
@@ -68,7 +71,8 @@ def measure(folder: Path, devices: int, rounds: int, megabytes: float) -> dict[s
             "umbel_sim.swarm",
             "--server",
             state.server_url,
-            f"--token={state.enrolment_token}",  # it may begin with a dash
+            "--token",
+            state.enrolment_token,
             *arguments,
         )
         processes.until(lambda: _online(client) == devices, START_SECONDS, f"{devices} devices", "swarm")

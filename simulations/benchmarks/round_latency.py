@@ -23,7 +23,7 @@ from umbel.keras_import import import_keras
 from umbel.task import load_task
 from umbel_server.client import Client
 from umbel_server.compiler import compile_task
-from umbel_server.state import Config, Http, Mqtt, init_state
+from umbel_server.state import Config, Enrolment, Http, Mqtt, init_state
 from umbel_sim.demo.processes import Processes, free_port, program
 from umbel_sim.stock_flower import StockFlower
 
@@ -52,7 +52,10 @@ def umbel_rounds(folder: Path, rounds: int) -> list[float]:
     import_keras()
     plan = compile_task(load_task(NOOP), folder / "noop.plan")
     mqtt_port = free_port()
-    state = init_state(folder / "server", Config(http=Http(port=free_port()), mqtt=Mqtt(port=mqtt_port)))
+    state = init_state(
+        folder / "server",
+        Config(http=Http(port=free_port()), mqtt=Mqtt(port=mqtt_port), enrolment=Enrolment(open=True)),
+    )
     np.savez(folder / "examples.npz", x=np.zeros((1, 10), np.float32), y=np.zeros((1, 100), np.float32))
     with Processes(folder) as processes:
         processes.start("server", 0, program("umbel"), "serve", "--state", str(state.folder))

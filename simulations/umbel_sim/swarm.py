@@ -23,7 +23,9 @@ from umbel.messages import Ack, Command, Outcome, Result, Status, Train, Trained
 from umbel.mqtt import Link, Will
 from umbel.tls import client_context
 from umbel_edge.config import AgentConfig
+from umbel_edge.enrolment import connect
 from umbel_edge.http import ServerHttp
+from umbel_edge.standing import Standing
 from umbel_edge.state import AgentState
 from umbel_edge.uploads import Uploads
 from umbel_server.serve import allow_many_files
@@ -55,13 +57,15 @@ class LightDevice:
     ) -> None:
         self._config, self._pool, self._measured = config, pool, measured
         self._state = AgentState(config.state)
+        self._stopping = stopping
         self._http = ServerHttp(config, self._state.key, stopping)
         self._server: ECKey | None = None
         self._link: Link | None = None
 
     def start(self) -> None:
         """Enrol and connect."""
-        enrolment = self._http.enrol(self._state)
+        standing = Standing(self._stopping, lambda: None)
+        enrolment = connect(self._http, self._config, self._state, standing)
         self._server = signing.import_public(enrolment.server_key)
         population, device = self._config.population, self._config.device
         self._link = Link(
@@ -132,7 +136,7 @@ def main() -> None:
     """Run a swarm until SIGTERM."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server", required=True, help="the server's URL")
-    parser.add_argument("--token", required=True, help="the enrolment token")
+    parser.add_argument("--token", required=True, help="the server's reusable enrolment token")
     parser.add_argument("--population", default="swarm")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--folder", type=Path, required=True, help="for the devices' state")

@@ -184,7 +184,7 @@ def test_whole_numbers_that_no_database_holds_are_refused(
 
 def test_the_server_says_how_it_is_while_its_database_is_locked(running: RunningServer, device: ScriptedDevice) -> None:
     request = EnrolmentRequest(
-        POPULATION, device.name, "phone", signing.public_key(device.key), running.state.enrolment_secret
+        device.name, "phone", signing.public_key(device.key), running.state.enrolment_secret, POPULATION
     )
     body, admin = msgspec.json.encode(request), {"Authorization": f"Bearer {running.state.admin_token}"}
     start = msgspec.json.encode({"population": POPULATION, "plan": "0" * 64, "from_run": "latest"})

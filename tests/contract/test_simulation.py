@@ -266,9 +266,9 @@ def fleet_of_agents(tmp_path: Path) -> Iterator[Callable[[Fleet, int], RunningSe
                 POPULATION,
                 "phone",
                 running.state.server_url,
-                token,
                 folder / "examples.npz",
                 folder / "state",
+                token,
             )
             agents.append(RunningAgent(config))
         running.wait_online(count)

@@ -23,7 +23,9 @@ from umbel.errors import UmbelError
 from umbel.messages import Blob, Infer
 from umbel.tensors import digest
 from umbel_edge.config import AgentConfig
+from umbel_edge.enrolment import connect
 from umbel_edge.http import ServerHttp
+from umbel_edge.standing import Standing
 from umbel_edge.state import AgentState
 from umbel_edge.uploads import Uploads
 from umbel_server.blobs import BlobError
@@ -47,7 +49,7 @@ class Sender:
         raw = {field: getattr(config, field) for field in config.__struct_fields__}
         self.config = AgentConfig(**{**raw, "device": secrets.token_hex(4), "server": url})
         self.restart()
-        self._http.enrol(self.state)
+        connect(self._http, self.config, self.state, Standing(threading.Event(), lambda: None))
         with running.server.database.transaction() as session:
             asked = running.server.outbox.add(session, POPULATION, self.config.device, Infer(Blob.of(b"")), 600.0)
         self.command, self.store = asked.id, running.server.received.of(asked.id)

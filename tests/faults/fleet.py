@@ -15,7 +15,7 @@ from tests.faults.processes import Programs, script
 from tests.waiting import eventually
 from umbel.errors import UmbelError
 from umbel_server.client import Client
-from umbel_server.state import Config, Http, Mqtt, State, init_state
+from umbel_server.state import Config, Enrolment, Http, Mqtt, State, init_state
 from umbel_sim.demo.processes import free_port
 
 POPULATION = "fleet"
@@ -92,7 +92,8 @@ class Fleet:
         """Start everything, and wait until every device is online."""
         mqtt = Mqtt(port=self.server_broker_port, embedded=not self.apart, tls=False)
         # What checkpoints are made of is read again afterwards, by an oracle.
-        config = Config(http=Http(port=self.http_port, tls=False), mqtt=mqtt, keep_updates=True)
+        http, enrolment = Http(port=self.http_port, tls=False), Enrolment(open=True)
+        config = Config(http=http, mqtt=mqtt, enrolment=enrolment, keep_updates=True)
         self.state: State = init_state(self.server_folder, config)
         self.client = Client(self.state.server_url, self.state.admin_token)
         for number, host in enumerate(self.hosts):

@@ -35,7 +35,7 @@ class HostileDevice:
         self._rng = np.random.default_rng(list(name.encode()))
         self._done: list[Command] = []
         self._http = httpx.Client(base_url=state.server_url, timeout=10.0, trust_env=False)
-        request = EnrolmentRequest(population, name, "phone", signing.public_key(self._key), state.enrolment_secret)
+        request = EnrolmentRequest(name, "phone", signing.public_key(self._key), state.enrolment_secret, population)
         self._http.post(ENROL_PATH, content=msgspec.json.encode(request)).raise_for_status()
         self._epoch = 0
         self._link = Link(

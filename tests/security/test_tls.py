@@ -27,7 +27,9 @@ from umbel.plan import Plan
 from umbel.tls import client_context
 from umbel_edge.agent import Agent
 from umbel_edge.config import AgentConfig
+from umbel_edge.enrolment import connect
 from umbel_edge.http import ServerHttp
+from umbel_edge.standing import Standing
 from umbel_edge.state import AgentState
 from umbel_server import pki
 from umbel_server.client import Client, NoAnswer
@@ -50,13 +52,13 @@ def config_of(running: RunningServer, folder: Path) -> AgentConfig:
     x = np.float32([[-1.0], [0.0], [1.0], [2.0]])
     np.savez(folder / "points.npz", allow_pickle=False, x=x, y=2 * x - 1)
     return AgentConfig(
-        "phone",
-        POPULATION,
-        "phone",
-        running.state.server_url,
-        running.state.enrolment_token,
-        folder / "points.npz",
-        folder / "state",
+        device="phone",
+        population=POPULATION,
+        kind="phone",
+        server=running.state.server_url,
+        enrolment_token=running.state.enrolment_token,
+        examples=folder / "points.npz",
+        state=folder / "state",
     )
 
 
@@ -64,7 +66,8 @@ def enrol(config: AgentConfig) -> Trust | None:
     """Enrol once, without connecting; what is pinned then."""
     state = AgentState(config.state)
     try:
-        ServerHttp(config, state.key, threading.Event()).enrol(state)
+        http = ServerHttp(config, state.key, threading.Event())
+        connect(http, config, state, Standing(threading.Event(), lambda: None))
         return state.pinned()
     finally:
         state.close()
@@ -204,7 +207,9 @@ def test_who_passes_on_the_true_trust_does_not_get_the_secret(
     config = msgspec.structs.replace(config_of(running, tmp_path / "phone"), server=impostor.url)
     state, stopping = AgentState(config.state), threading.Event()
     with caplog.at_level(logging.WARNING):
-        thread = threading.Thread(target=lambda: _quietly(ServerHttp(config, state.key, stopping), state), daemon=True)
+        thread = threading.Thread(
+            target=lambda: _quietly(ServerHttp(config, state.key, stopping), config, state, stopping), daemon=True
+        )
         thread.start()
         eventually(lambda: "certificate verify failed" in caplog.text)
     stopping.set()
@@ -214,9 +219,9 @@ def test_who_passes_on_the_true_trust_does_not_get_the_secret(
     assert impostor.seen == ["/v1/trust"]
 
 
-def _quietly(http: ServerHttp, state: AgentState) -> None:
+def _quietly(http: ServerHttp, config: AgentConfig, state: AgentState, stopping: threading.Event) -> None:
     try:
-        http.enrol(state)
+        connect(http, config, state, Standing(stopping, lambda: None))
     except UmbelError:
         return
 

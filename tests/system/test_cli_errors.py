@@ -96,7 +96,7 @@ def test_an_agent_refuses_what_it_cannot_use(tmp_path: Path) -> None:
     path.write_text(good)
     assert run("umbel-agent", path, "--check").returncode == 0
     for bad, sentence in (
-        (example, "enrolment token"),
+        (example.replace("# enrolment_token", "enrolment_token"), "enrolment token"),
         (good.replace('kind = "phone"', 'kind = "toaster"'), "kind"),
         (good.replace('device = "phone-1"', 'device = "a/b"'), "device should be"),
         (good.replace("threads = 1", "threads = 0"), "threads"),

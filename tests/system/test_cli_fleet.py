@@ -1,6 +1,7 @@
 """The operator's commands, as programs, against a running server and its devices."""
 
 import json
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,7 +38,9 @@ def test_an_operator_trains_looks_ships_and_asks(
 ) -> None:
     def umbel(*words: str | Path, code: int = 0) -> str:
         command = [program("umbel"), *map(str, words), "--state", str(tmp_path / "server")]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env={"COLUMNS": "160"})
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, check=False, env=os.environ | {"COLUMNS": "160"}
+        )
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout
 

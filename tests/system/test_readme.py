@@ -16,7 +16,9 @@ ROOT = Path(__file__).parent.parent.parent
 def test_the_first_example_of_the_readme_answers_19(tmp_path: Path) -> None:
     block = re.search(r"```bash\n(umbel init .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert block is not None
-    script = block[1].replace("umbel init ", f"umbel init --port {free_port()} --mqtt-port {free_port()} ", 1)
+    port = free_port()
+    script = block[1].replace("umbel init ", f"umbel init --port {port} --mqtt-port {free_port()} ", 1)
+    script = script.replace("127.0.0.1:8470", f"127.0.0.1:{port}")
     (tmp_path / "simulations").symlink_to(ROOT / "simulations")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(

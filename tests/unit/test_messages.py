@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from umbel import messages, signing
 from umbel.errors import MessageError, SignatureError
-from umbel.messages import INLINE_MAX, Ack, Blob, Cancel, Command, Infer, Report, Status, UnknownKind
+from umbel.messages import INLINE_MAX, Ack, Blob, Cancel, Command, Infer, Report, Standing, Status, UnknownKind
 
 KEY, OTHER = signing.generate_key(), signing.generate_key()
 
@@ -14,7 +14,7 @@ def command(body: messages.Body) -> Command:
     return Command("c1", "home", "phone", 1.0, 2.0, body)
 
 
-@pytest.mark.parametrize("body", [Report(), Cancel("a1"), Infer(Blob.of(b"tensors"))])
+@pytest.mark.parametrize("body", [Report(), Cancel("a1"), Infer(Blob.of(b"tensors")), Standing("revoked", "sold")])
 def test_a_command_arrives_as_it_was_sent(body: messages.Body) -> None:
     assert messages.decode_command(messages.encode(command(body), KEY), KEY) == command(body)
 

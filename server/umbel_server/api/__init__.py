@@ -4,14 +4,21 @@ from fastapi import FastAPI
 from starlette.requests import ClientDisconnect
 
 from umbel import __version__
-from umbel_server.api import admin_routes, device_routes, errors, trust_routes
+from umbel_server.api import admin_routes, device_routes, enrolment_routes, errors, lifecycle_routes, trust_routes
 from umbel_server.server import Server
 
-ROUTERS = (device_routes.router, admin_routes.public, admin_routes.router, trust_routes.router)
+ROUTERS = (
+    enrolment_routes.router,
+    device_routes.router,
+    admin_routes.public,
+    admin_routes.router,
+    lifecycle_routes.router,
+    trust_routes.router,
+)
 
 
 def make_app(server: Server) -> FastAPI:
-    """The application; every error is JSON with one sentence: {"error": "..."}."""
+    """The application; every error is JSON with one sentence: {"error": "..."}, and a `code` where a device acts on it."""
     app = FastAPI(title="Umbel", version=__version__, docs_url="/docs", redoc_url=None)
     app.state.server = server
     for router in ROUTERS:

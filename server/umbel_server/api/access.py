@@ -10,20 +10,21 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from umbel import signing
-from umbel.enrolment import CLOCK_TOLERANCE, Access
+from umbel.enrolment import CLOCK, CLOCK_TOLERANCE, UNKNOWN, Access
 from umbel.errors import NOT_DECODED, UmbelError
 from umbel_server.admins import LOCAL, Identity, Role, TooManyFailures, WrongToken, is_local
+from umbel_server.devices import UnknownDevice
 from umbel_server.server import Server
 
 OWNER = Identity(LOCAL, "owner")
 
 
 class Refused(UmbelError):
-    """A request that its sender may not make; `status` is the HTTP status."""
+    """A request that its sender may not make; `status` is the HTTP status, `code` tells a device what it can act on."""
 
-    def __init__(self, sentence: str, status: int = 401) -> None:
+    def __init__(self, sentence: str, status: int = 401, code: str = "") -> None:
         super().__init__(sentence)
-        self.status = status
+        self.status, self.code = status, code
 
 
 @dataclass(frozen=True)
@@ -121,11 +122,13 @@ def _identify(request: Request, token: str) -> Identity:
 
 
 def _device(request: Request, token: str) -> Access:
-    """What a device says of its request; raises Refused unless it signed a fresh token for it, and is enrolled."""
+    """What a device says of its request; raises Refused unless it signed a fresh token for it and is enrolled, Barred."""
     try:
         claimed = msgspec.json.decode(signing.payload_unverified(token.encode()), type=Access)
-        key = server_of(request).devices.key(claimed.population, claimed.device)
-        access = msgspec.json.decode(signing.verify(token.encode(), key), type=Access)
+        known = server_of(request).devices.known(claimed.population, claimed.device)
+        access = msgspec.json.decode(signing.verify(token.encode(), known.key), type=Access)
+    except UnknownDevice as error:
+        raise Refused(f"expected a request signed by an enrolled device: {error}", code=UNKNOWN) from error
     except (UmbelError, *NOT_DECODED) as error:
         raise Refused(f"expected a request signed by an enrolled device: {error}") from error
     if (access.method, access.path) != (request.method, request.url.path):
@@ -133,8 +136,10 @@ def _device(request: Request, token: str) -> Access:
     if abs(time.time() - access.at) > CLOCK_TOLERANCE:
         raise Refused(
             f"the token's time differs from the server's by {abs(time.time() - access.at):.0f} s "
-            f"(at most {CLOCK_TOLERANCE:.0f}); set the device's clock"
+            f"(at most {CLOCK_TOLERANCE:.0f}); set the device's clock",
+            code=CLOCK,
         )
+    known.check()
     return access
 
 

@@ -134,10 +134,15 @@ def _send_commands(server: Server, who: Identity, wanted: CommandRequest) -> lis
     if wanted.devices:
         names = [server.devices.get(wanted.population, name).id for name in wanted.devices]
     else:
-        names = [device.id for device in server.devices.list(wanted.population)]
+        listed = server.devices.list(wanted.population)
+        names = [device.id for device in listed if device.state == devices.ACTIVE]
     if not names:
-        raise UmbelError(f"population {wanted.population} has no devices; see 'umbel devices list'")
+        raise UmbelError(f"population {wanted.population} has no devices that take part; see 'umbel devices list'")
     with server.database.transaction() as session:
+        for name in names:
+            device = server.devices.row(session, wanted.population, name)
+            if device.state != devices.ACTIVE:
+                raise devices.Barred(wanted.population, name, device.state, device.state_reason)
         commands = [server.outbox.add(session, wanted.population, name, body, wanted.ttl) for name in names]
     server.exchange.send(commands)
     return [outbox.describe(server.outbox.get(command.id)) for command in commands]

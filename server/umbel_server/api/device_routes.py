@@ -1,31 +1,20 @@
-"""What devices ask of the server: to be enrolled, and blobs."""
+"""What devices ask of the server: blobs."""
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Annotated
 
-import msgspec
 from fastapi import Depends, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from umbel.enrolment import (
-    BLOB_PATH,
-    COMPLETE,
-    ENROL_PATH,
-    OFFSET,
-    TRUST_PATH,
-    UPLOAD_PATH,
-    Access,
-    EnrolmentReply,
-    EnrolmentRequest,
-)
+from umbel.enrolment import BLOB_PATH, COMPLETE, OFFSET, UPLOAD_PATH, Access
 from umbel.errors import UmbelError
 from umbel.messages import Blob
-from umbel.signing import public_key
 from umbel_server import moments
-from umbel_server.api.access import Who, device_or, everybody, server_of
+from umbel_server.api.access import Who, device_or, server_of
 from umbel_server.api.guarded import by, guarded, note
+from umbel_server.server import Server
 from umbel_server.uploads import Sender, WrongOffset
 
 router = guarded("device")
@@ -58,43 +47,25 @@ async def body_of(request: Request, limit: int = MAX_REQUEST) -> bytes:
     return bytes(data)
 
 
-@router.get(TRUST_PATH, dependencies=by(everybody()))
-async def show_trust(request: Request) -> Response:
-    """Whom to trust, for devices that check it against their enrolment token."""
-    return Response(msgspec.json.encode(server_of(request).state.trust), media_type="application/json")
-
-
-@router.post(ENROL_PATH, dependencies=by(everybody("device.enrol")))
-async def enrol(request: Request) -> Response:
-    """Register a device by its public key."""
-    server = server_of(request)
-    asked = msgspec.json.decode(await body_of(request), type=EnrolmentRequest)
-    name = f"{asked.population}/{asked.device}"
-    noted = note(request, name, asked.population, kind=asked.kind)
-    await run_in_threadpool(server.devices.enrol, asked, server.state.enrolment_secret)
-    noted.who = name
-    mqtt = server.state.config.mqtt
-    host = mqtt.advertised_host or mqtt.host
-    reply = EnrolmentReply(public_key(server.state.key), host, server.broker_port, mqtt.tls)
-    return Response(msgspec.json.encode(reply), media_type="application/json")
-
-
 @router.get(BLOB_PATH, dependencies=by(device_or("viewer")))
-def get_blob(request: Request, sha256: str) -> StreamingResponse:
+def get_blob(request: Request, sha256: str, who: Who) -> StreamingResponse:
     """A blob's bytes; `Range: bytes=N-` resumes a broken download."""
-    blobs = server_of(request).blobs
+    server = server_of(request)
+    blobs = server.blobs
     size = blobs.size(sha256)
     headers = {"Accept-Ranges": "bytes", "ETag": f'"{sha256}"', "Cache-Control": "private, immutable, max-age=31536000"}
     wanted = _RANGE.fullmatch(request.headers.get("range", ""))
     if wanted is None:
         headers["Content-Length"] = str(size)
-        return StreamingResponse(blobs.read(sha256, 0, size), 200, headers, "application/octet-stream")
+        chunks = _sent(server, who, blobs.read(sha256, 0, size))
+        return StreamingResponse(chunks, 200, headers, "application/octet-stream")
     start = int(wanted[1])
     stop = min(size, int(wanted[2]) + 1) if wanted[2] else size
     if start >= size or stop <= start:
         return StreamingResponse(iter(()), 416, {"Content-Range": f"bytes */{size}"})
     headers |= {"Content-Range": f"bytes {start}-{stop - 1}/{size}", "Content-Length": str(stop - start)}
-    return StreamingResponse(blobs.read(sha256, start, stop), 206, headers, "application/octet-stream")
+    chunks = _sent(server, who, blobs.read(sha256, start, stop))
+    return StreamingResponse(chunks, 206, headers, "application/octet-stream")
 
 
 @router.head(BLOB_PATH, dependencies=by(device_or("viewer")))
@@ -146,7 +117,10 @@ async def _receive(request: Request, who: Access | None, sender: Sender, sha256:
     """Take in what a device sends, and remove it if the command that it answers ended meanwhile."""
     server = server_of(request)
     try:
-        return await server.uploads.receive(sender, sha256, offset, _noticed(request.stream()))
+        chunks = _noticed(request.stream())
+        if who is not None:
+            chunks = _while_admitted(server, who, chunks)
+        return await server.uploads.receive(sender, sha256, offset, chunks)
     finally:
         if who is not None:
             server.received.tidy([who.command])
@@ -160,3 +134,20 @@ async def _noticed(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         if first and chunk:
             first = False
             await run_in_threadpool(moments.reached, "uploading")
+
+
+def _sent(server: Server, who: Access | None, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The chunks, until their receiver is suspended or revoked; then its connection breaks, as the answer has begun."""
+    for chunk in chunks:
+        if who is not None:
+            server.devices.known(who.population, who.device).check()
+        yield chunk
+
+
+async def _while_admitted(server: Server, who: Access, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The chunks, until their sender is suspended or revoked; then raises Barred."""
+    async for chunk in chunks:
+        if (known := server.devices.remembered(who.population, who.device)) is None:
+            known = await run_in_threadpool(server.devices.known, who.population, who.device)
+        known.check()
+        yield chunk

@@ -12,7 +12,8 @@ from umbel_server.api.access import Refused
 from umbel_server.audit import NotRecorded
 from umbel_server.awaited import NotAwaited
 from umbel_server.blobs import BlobError, MissingBlob
-from umbel_server.devices import UnknownDevice
+from umbel_server.devices import Barred, UnknownDevice
+from umbel_server.invitations import UnknownInvitation
 from umbel_server.outbox import UnknownCommand
 from umbel_server.releases import UnknownRelease
 from umbel_server.runs import UnknownRun
@@ -27,8 +28,9 @@ class UnknownPopulation(UmbelError):
 
 
 async def answer(_request: Request, error: Exception) -> JSONResponse:
-    """The answer to a request that raised: JSON with one sentence, {"error": "..."}."""
-    return JSONResponse({"error": sentence_of(error)}, _status(error))
+    """The answer to a request that raised: JSON with one sentence, {"error": "..."}, with a `code` where a device can act on it."""
+    code = error.code if isinstance(error, Refused) else error.state if isinstance(error, Barred) else ""
+    return JSONResponse({"error": sentence_of(error)} | ({"code": code} if code else {}), _status(error))
 
 
 async def client_gone(_request: Request, _error: Exception) -> Response:
@@ -56,7 +58,7 @@ def _status(error: Exception) -> int:
     match error:
         case Refused():
             return error.status
-        case SignatureError() | NotAwaited():
+        case SignatureError() | NotAwaited() | Barred():
             return 403
         case (
             UnknownDevice()
@@ -65,6 +67,7 @@ def _status(error: Exception) -> int:
             | UnknownRelease()
             | UnknownAdmin()
             | UnknownPopulation()
+            | UnknownInvitation()
             | MissingBlob()
         ):
             return 404

@@ -1,4 +1,4 @@
-"""Commands about devices: devices list|show|readmit|config, command send."""
+"""Commands about devices: devices list|show|readmit|config and those of their own files, command send."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -12,6 +12,7 @@ from rich.markup import escape
 from umbel import tensors
 from umbel.errors import UmbelError
 from umbel.topics import check_name
+from umbel_server.cli import invitations, lifecycle
 from umbel_server.cli.show import (
     DEFAULT_STATE,
     JsonOption,
@@ -22,7 +23,6 @@ from umbel_server.cli.show import (
     print_table,
 )
 from umbel_server.client import FINAL, Client
-from umbel_server.state import open_state
 
 
 class Kind(StrEnum):
@@ -37,11 +37,13 @@ class Kind(StrEnum):
 
 def add_commands(app: typer.Typer) -> None:
     """Add the groups devices and command."""
-    devices = typer.Typer(no_args_is_help=True, help="See the devices of the fleet, and readmit them.")
+    devices = typer.Typer(no_args_is_help=True, help="Invite devices, see them, and decide about them.")
     devices.command("list")(list_devices)
     devices.command("show")(show_device)
     devices.command("readmit")(readmit)
     devices.command("config")(print_config)
+    invitations.add_commands(devices)
+    lifecycle.add_commands(devices)
     app.add_typer(devices, name="devices")
     command = typer.Typer(no_args_is_help=True, help="Tell devices to do something.")
     command.command("send")(send)
@@ -63,9 +65,11 @@ def list_devices(
     if json:
         print_json(rows)
         return
+    named = any(row["name"] for row in rows)
     print_table(
         (
             "device",
+            *(["name"] if named else []),
             "population",
             "kind",
             "state",
@@ -79,9 +83,10 @@ def list_devices(
         (
             (
                 row["id"],
+                *([escape(row["name"]) or "-"] if named else []),
                 row["population"],
                 row["kind"],
-                "[green]online[/]" if row["online"] else "[dim]offline[/]",
+                _state(row),
                 _eligible(row),
                 row["trainer"] or "-",
                 str(row["examples"]),
@@ -91,7 +96,7 @@ def list_devices(
             )
             for row in rows
         ),
-        "No device is enrolled yet; start one with 'umbel-agent CONFIG' and the token that 'umbel init' printed.",
+        "No device is enrolled yet; invite one with 'umbel devices invite --population NAME'.",
     )
 
 
@@ -108,8 +113,10 @@ def show_device(
         return
     for name in (
         "id",
+        "name",
         "population",
         "kind",
+        "state",
         "online",
         "trainer",
         "runtime",
@@ -118,7 +125,11 @@ def show_device(
         "installed",
         "labels",
     ):
-        console.print(f"{name:12} {row[name]}", highlight=False)
+        console.print(f"{name:12} {escape(str(row[name]))}", highlight=False)
+    if row["set_labels"]:
+        console.print(f"{'set here':12} {escape(str(row['set_labels']))}", highlight=False)
+    if row["state"] != "active":
+        console.print(f"{row['state']:12} [red]{ago(row['state_since'])}: {_why(row)}[/]", highlight=False)
     console.print(f"{'conditions':12} {_eligible(row)}", highlight=False)
     if row["quarantined"]:
         console.print(f"{'quarantined':12} [red]{escape(row['quarantined'])}[/]", highlight=False)
@@ -140,7 +151,19 @@ def readmit(
         console.print(f"{row['id']} of {row['population']} gets assignments again", highlight=False)
 
 
+def _state(row: dict[str, Any]) -> str:
+    if row["state"] != "active":
+        return f"[red]{row['state']}[/]"
+    return "[green]online[/]" if row["online"] else "[dim]offline[/]"
+
+
+def _why(row: dict[str, Any]) -> str:
+    return escape(row["state_reason"]) or "no reason was given"
+
+
 def _eligible(row: dict[str, Any]) -> str:
+    if row["state"] != "active":
+        return f"[red]{_why(row)}[/]"
     if row["quarantined"]:
         return "[red]quarantined[/]"
     reasons = ", ".join(row["reasons"])
@@ -152,16 +175,19 @@ def print_config(
     population: Annotated[str, typer.Option("--population", "-p", help="its population")],
     kind: Annotated[str, typer.Option(help="phone, vehicle or gateway")] = "phone",
     examples: Annotated[str, typer.Option(help="the device's .npz of examples, relative to the file")] = "examples.npz",
+    expires: Annotated[str, typer.Option(help="how long it may enrol: 90s, 30m, 24h, 7d")] = "24h",
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Print the configuration file of a new device, with this server's address and enrolment token."""
-    opened = open_state(state)
+    """Print the configuration file of a new device, with an invitation for it; 'umbel-agent enrol' makes one there."""
+    client = Client.of_state(state)
+    check_name(device, "a device id")
+    (made,) = invitations.ask_for(client, population, 1, expires, [], kind)
     config = {
-        "device": check_name(device, "a device id"),
-        "population": check_name(population, "a population"),
+        "device": device,
+        "population": population,
         "kind": kind,
-        "server": opened.server_url,
-        "enrolment_token": opened.enrolment_token,
+        "server": client.url,
+        "enrolment_token": made["token"],
         "examples": examples,
         "state": "state",
     }

@@ -11,7 +11,7 @@ from umbel.plan import Plan
 from umbel.task import load_task
 from umbel_server.cli.compiling import progress_of
 from umbel_server.cli.show import DEFAULT_STATE, StateOption, console, print_json, size_text
-from umbel_server.state import Config, Http, Mqtt, init_state, open_state
+from umbel_server.state import Config, Enrolment, Http, Mqtt, init_state, open_state
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -35,19 +35,30 @@ def init(
     insecure_broker: Annotated[
         bool, typer.Option("--insecure-broker", help="no TLS on MQTT: for a broker that cannot speak it")
     ] = False,
+    open_enrolment: Annotated[
+        bool,
+        typer.Option("--open-enrolment", help="insecure: let any device enrol, with one token that never expires"),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
 ) -> None:
     """Make a server's state folder: configuration, keys, tokens."""
     tls = not insecure
     mqtt = Mqtt(mqtt_host, mqtt_port, not external_broker, tls=tls and not insecure_broker)
-    state = init_state(folder, Config(http=Http(host, port, tls), mqtt=mqtt, hostnames=hostname or []))
+    http, enrolment = Http(host, port, tls), Enrolment(open_enrolment)
+    state = init_state(folder, Config(http=http, mqtt=mqtt, enrolment=enrolment, hostnames=hostname or []))
     if json:
-        print_json({"state": str(folder), "server": state.server_url, "enrolment_token": state.enrolment_token})
+        token = {"enrolment_token": state.enrolment_token} if open_enrolment else {}
+        print_json({"state": str(folder), "server": state.server_url, **token})
         return
     console.print(f"The server's state is in [bold]{folder}[/]. Next:")
     console.print(f"  umbel serve --state {folder}", highlight=False)
+    if not open_enrolment:
+        console.print("and a token for each device, good once (it proves the server to the device as well):")
+        console.print(f"  umbel devices invite --population NAME --state {folder}", highlight=False)
+        return
     console.print("and give each device this enrolment token (it proves the server to the device as well):")
     console.print(f"  {state.enrolment_token}", highlight=False, soft_wrap=True)
+    console.print("[yellow]Whoever has it may enrol as any device, in any population, for ever.[/]")
 
 
 def serve(

@@ -227,13 +227,13 @@ class FleetPort:
             commands = [
                 self._assign(session, offer, message, self._weights, self._attempt) for offer, message in offers
             ]
-        self._fleet.exchange.send(commands)
+        self._fleet.exchange.send(filter(None, commands))
 
     def assign(self, offers: Sequence[tuple[Offer, Message, Blob]]) -> None:
         """Note assignments outside any round, each with its own weights, in one transaction, and send their commands."""
         with self._fleet.database.transaction() as session:
             commands = [self._assign(session, offer, message, weights, 0) for offer, message, weights in offers]
-        self._fleet.exchange.send(commands)
+        self._fleet.exchange.send(filter(None, commands))
 
     def store(self, weights: Tensors) -> Blob:
         """Weights as a blob."""
@@ -253,39 +253,52 @@ class FleetPort:
                 self._assign(session, Offer(secrets.token_hex(8), device, number, closes), message, self._weights, 0)
                 for device, message in messages.items()
             ]
-        self._fleet.exchange.send(commands)
+        self._fleet.exchange.send(filter(None, commands))
 
-    def _assign(self, session: Session, offer: Offer, message: Message, weights: Blob, attempt: int) -> Addressed:
+    def _assign(
+        self, session: Session, offer: Offer, message: Message, weights: Blob, attempt: int
+    ) -> Addressed | None:
         now = self._clock()
         rate = self.plan.manifest.learning_rate
         body = instruction(
             message, offer.id, self.run, self._plan_blob, weights, offer.closes, rate, self._policy.requires
         )
         command = self._fleet.outbox.add(session, self.population, offer.device, body, max(0.0, offer.closes - now))
-        session.add(
-            Assignment(
-                id=offer.id,
-                run=self.run,
-                round=body.round,
-                population=self.population,
-                device=offer.device,
-                command=command.id,
-                kind=message.metadata.message_type,
-                offered=now,
-                updated=now,
-                attempt=attempt,
-                closes=offer.closes,
-                bytes_down=weights.size,
-            )
+        assignment = Assignment(
+            id=offer.id,
+            run=self.run,
+            round=body.round,
+            population=self.population,
+            device=offer.device,
+            command=command.id,
+            kind=message.metadata.message_type,
+            offered=now,
+            updated=now,
+            attempt=attempt,
+            closes=offer.closes,
+            bytes_down=weights.size,
         )
-        session.get_one(Device, (self.population, offer.device)).assigned = now
-        return command
+        session.add(assignment)
+        device = session.get_one(Device, (self.population, offer.device), with_for_update=True)
+        if device.state == devices.ACTIVE:
+            device.assigned = now
+            return command
+        # It was barred since it was chosen: what nobody may be offered ends here, in the transaction that notes it.
+        session.flush()
+        row = session.get_one(Command, command.id)
+        row.state = assignment.state = "cancelled"
+        row.reason = assignment.reason = f"the device was {device.state}"
+        self._news.put(Ended(now, offer.id, f"{offer.device} cancelled: {assignment.reason}"))
+        return None
 
     def arrival(self, id: str) -> Arrival:
         """The update of an assignment; raises UmbelError when its metrics or its blob cannot be used."""
         with self._fleet.database.transaction() as session:
             row = session.get_one(Assignment, id)
-            reported = session.get_one(Device, (self.population, row.device)).examples
+            device = session.get_one(Device, (self.population, row.device))
+        reported = device.examples
+        if device.state != devices.ACTIVE:
+            raise UmbelError(f"{device.id} was {device.state} before its update was folded")
         check_metrics(row.device, row.metrics, self.plan.manifest.metrics)
         most = largest_update(self.plan.manifest.weights)
         if row.bytes_up > most:  # it is read whole, so its size is looked at first
@@ -379,11 +392,12 @@ def candidate(device: Device) -> Candidate:
     return Candidate(
         device.id,
         device.online,
-        device.labels,
+        devices.labels_of(device),
         device.examples,
         tuple(device.reasons),
         device.quarantined,
         device.assigned,
+        "" if device.state == devices.ACTIVE else device.state,
     )
 
 

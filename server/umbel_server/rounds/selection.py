@@ -12,7 +12,8 @@ from umbel_server.rounds.policy import RoundPolicy
 class Candidate:
     """A device as selection sees it: what it last said of itself, and when it was last assigned (Unix seconds; 0: never).
 
-    `reasons` say why it does not want to train now, by its own conditions; `quarantined` why it must not.
+    `reasons` say why it does not want to train now, by its own conditions; `quarantined` why it must not; `barred` that an
+    administrator has suspended or revoked it.
     """
 
     device: str
@@ -22,6 +23,7 @@ class Candidate:
     reasons: tuple[str, ...] = ()
     quarantined: str = ""
     assigned: float = 0.0
+    barred: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ def available(policy: RoundPolicy, candidates: Sequence[Candidate], busy: Collec
 
 
 def _why_not(policy: RoundPolicy, candidate: Candidate, busy: Collection[str], now: float) -> str:
+    if candidate.barred:
+        return candidate.barred
     if not candidate.online:
         return "offline"
     if candidate.quarantined:

@@ -52,6 +52,9 @@ FLEET = (
 )
 
 
+INVITATIONS = {"population": POPULATION, "count": len(FLEET), "ttl": 600.0, "labels": {"demo": "digits"}}
+
+
 class DeviceReport(msgspec.Struct):
     """What the demo measured of one device; memory in MB (10^6 bytes)."""
 
@@ -136,6 +139,9 @@ class Story:
         broker = ("broker", "run", "--port", str(mqtt_port), "--state", str(state.folder))
         self.processes.start("broker", 0, program("umbel"), *broker)
         self.processes.start("server", 1, program("umbel"), "serve", "--state", str(state.folder))
+        client = Client.of_state(state.folder)
+        self.processes.until(lambda: _answers(client), START_SECONDS, "starting the server", "server")
+        tokens = iter([one["token"] for one in client.post("/v1/invitations", INVITATIONS)])
         shares = of_labels(train.y, len(FLEET), ALPHA, rng, LEAST_EXAMPLES)
         for device, member in enumerate(FLEET):
             folder = self.folder / member.id
@@ -143,7 +149,7 @@ class Story:
             shard = train.rows(shares.rows(device))
             np.savez(folder / "examples.npz", allow_pickle=False, x=shard.x, y=shard.y)
             config_path = folder / "agent.toml"
-            config_path.write_text(tomli_w.dumps(_agent_config(member, state)))
+            config_path.write_text(tomli_w.dumps(_agent_config(member, state, next(tokens))))
             self.processes.start(member.id, 2, program("umbel-agent"), str(config_path))
         return state
 
@@ -269,17 +275,23 @@ class Story:
         self.report.ok = True
 
 
-def _agent_config(member: Member, state: State) -> dict[str, Any]:
+def _answers(client: Client) -> bool:
+    try:
+        return bool(client.get("/v1/health")["broker"])
+    except UmbelError:
+        return False
+
+
+def _agent_config(member: Member, state: State, token: str) -> dict[str, Any]:
     config: dict[str, Any] = {
         "device": member.id,
         "population": POPULATION,
         "kind": member.kind,
         "state": "state",
         "server": state.server_url,
-        "enrolment_token": state.enrolment_token,
+        "enrolment_token": token,
         "trainer": member.trainer,
         "examples": "examples.npz",
-        "labels": {"demo": "digits"},
     }
     if member.trainer == "keras":
         config["task"] = str(TASK)

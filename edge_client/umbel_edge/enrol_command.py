@@ -1,0 +1,101 @@
+"""`umbel-agent enrol`: a new device's key, its enrolment, and its configuration."""
+
+import argparse
+import hashlib
+import logging
+import os
+import shlex
+import sys
+import threading
+from pathlib import Path
+
+from umbel import signing
+from umbel.enrolment import split_token
+from umbel.errors import UmbelError
+from umbel.topics import check_name
+from umbel_edge.config import AgentConfig, write_config
+from umbel_edge.enrolment import ATTEMPTS, enrol
+from umbel_edge.http import ServerHttp
+from umbel_edge.state import AgentState
+
+KINDS = ("phone", "vehicle", "gateway")
+STATE = "state"
+SCHEME = "umbel:"
+
+
+def options_of(words: list[str]) -> argparse.Namespace:
+    """What is asked for on the command line after `enrol`."""
+    parser = argparse.ArgumentParser(
+        prog="umbel-agent enrol",
+        description="Make this device known to a server, with a token that 'umbel devices invite' printed, and write "
+        "its configuration. The key is made here and stays here.",
+    )
+    parser.add_argument("url", help="the server's URL; or what the QR code holds, umbel:URL#TOKEN")
+    parser.add_argument("token", nargs="?", help="the enrolment token; good once")
+    parser.add_argument("--device", help="this device's id (default: made of its key)")
+    parser.add_argument("--kind", choices=KINDS, default="", help="what it is, unless the invitation says so")
+    parser.add_argument(
+        "--examples", type=Path, default=None, help="its .npz of examples (default: examples.npz beside the file)"
+    )
+    parser.add_argument("--config", type=Path, default=Path("agent.toml"), help="the file to write (agent.toml)")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = parser.parse_args(words)
+    if options.token is None and options.url.startswith(SCHEME):
+        options.url, _, options.token = options.url.removeprefix(SCHEME).partition("#")
+    if options.token is None:
+        parser.error("name the token too: umbel-agent enrol URL TOKEN")
+    return options
+
+
+def run(options: argparse.Namespace) -> None:
+    """Enrol, and write the configuration and the state folder beside it; raises UmbelError, overwriting nothing.
+
+    Broken off at any instant, the same command goes on: the device keeps its key, and the server answers it again.
+    """
+    path: Path = options.config
+    if path.exists():
+        raise UmbelError(f"{path}: there is a configuration already; name another file with --config")
+    if not options.url.startswith(("http://", "https://")):
+        raise UmbelError(f"the server's URL should begin with http:// or https://, got {options.url!r}")
+    split_token(options.token)
+    logging.basicConfig(level=logging.WARNING, format="umbel-agent: %(message)s", stream=sys.stderr)
+    state = AgentState(path.parent / STATE)
+    try:
+        device = check_name(options.device or _id_of(state), "a device id")
+        if (before := state.fact("device", device)) != device:
+            raise UmbelError(f"{state.folder}: it belongs to device {before}; name a file in another folder")
+        state.remember("device", device)
+        examples = _beside(path, options.examples)
+        # Population and kind are the server's to tell; enrolling needs only where to ask.
+        config = AgentConfig(device, "", "phone", options.url, Path(examples), state.folder)
+        http = ServerHttp(config, state.key, threading.Event())
+        reply = enrol(http, state, options.token, device, options.kind, attempts=ATTEMPTS)
+    finally:
+        state.close()
+    write_config(
+        path,
+        {
+            "device": reply.device,
+            "population": reply.population,
+            "kind": reply.kind,
+            "server": options.url,
+            "examples": examples,
+            "state": STATE,
+        },
+    )
+    print(f"{reply.device} is enrolled in population {reply.population}; {path} is its configuration. Next:")
+    if not (path.parent / examples).is_file():
+        print(f"  put its examples into {path.parent / examples}")
+    print(f"  umbel-agent {shlex.quote(str(path))}")
+
+
+def _id_of(state: AgentState) -> str:
+    """An id that no other device has, and that this one has again when it asks again."""
+    return "device-" + hashlib.sha256(signing.fingerprint(state.key).encode()).hexdigest()[:10]
+
+
+def _beside(path: Path, examples: Path | None) -> str:
+    """The examples as the configuration at `path` names them: relative to its folder."""
+    if examples is None:
+        return "examples.npz"
+    return str(examples) if examples.is_absolute() else os.path.relpath(examples, path.parent)

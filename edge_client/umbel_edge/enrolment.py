@@ -1,0 +1,107 @@
+"""How the agent becomes known to its server, once, and finds it again ever after."""
+
+import logging
+
+import msgspec
+
+from umbel import signing
+from umbel.enrolment import (
+    CLOCK,
+    CONNECTION_PATH,
+    ENROL_PATH,
+    UNKNOWN,
+    EnrolmentReply,
+    EnrolmentRequest,
+    Trust,
+    split_token,
+)
+from umbel.errors import NOT_DECODED, UmbelError
+from umbel_edge.config import AgentConfig
+from umbel_edge.http import Refused, ServerHttp
+from umbel_edge.standing import Standing
+from umbel_edge.state import AgentState
+
+log = logging.getLogger("umbel.agent")
+
+ATTEMPTS = 5
+"""How often `umbel-agent enrol` asks a server that does not answer: a person waits."""
+
+
+def connect(http: ServerHttp, config: AgentConfig, state: AgentState, standing: Standing) -> EnrolmentReply:
+    """Where the broker is, from the server that this device trusts; a device that is not enrolled yet enrols first.
+
+    Waits, saying so, while nobody answers, the device is suspended, or its clock is wrong. Raises UmbelError when the
+    server refuses the device or is not the one that it trusts.
+    """
+    waited = 0
+    while True:
+        try:
+            return _connect(http, config, state)
+        except Refused as error:
+            if error.code not in ("suspended", CLOCK):
+                raise
+            if waited == 0:
+                log.warning("%s; waiting", error)
+            standing.pause(waited)
+            waited += 1
+
+
+def _connect(http: ServerHttp, config: AgentConfig, state: AgentState) -> EnrolmentReply:
+    pinned = _pinned(http, state)
+    if pinned is None and not config.enrolment_token:
+        raise UmbelError(
+            f"{state.folder}: this device is not enrolled; 'umbel-agent enrol URL TOKEN' does that, "
+            "with a token from 'umbel devices invite'"
+        )
+    if pinned is not None:
+        http.use(pinned)
+        try:
+            answer = http.until_answered("GET", CONNECTION_PATH)
+            return _checked(http, answer, pinned)
+        except Refused as error:
+            if error.code != UNKNOWN:
+                raise
+            if not config.enrolment_token:
+                raise UmbelError(
+                    f"{error}; ask for a new invitation, and put its token into the configuration as enrolment_token"
+                ) from error
+    return enrol(http, state, config.enrolment_token, config.device, config.kind, config.population)
+
+
+def enrol(
+    http: ServerHttp,
+    state: AgentState,
+    token: str,
+    device: str,
+    kind: str,
+    population: str = "",
+    attempts: float = float("inf"),
+) -> EnrolmentReply:
+    """Make the device known to the server by its key, and trust from then on what the token's fingerprint is of.
+
+    An empty `population` or `kind` is left to the invitation. Raises UmbelError when the server refuses, is not the one
+    that the token names, or has not answered in so many `attempts`.
+    """
+    secret, fingerprint = split_token(token)
+    trust = _pinned(http, state) or http.ask_trust(fingerprint, attempts)
+    http.use(trust)
+    request = EnrolmentRequest(device, kind, signing.public_key(state.key), secret, population)
+    answer = http.until_answered("POST", ENROL_PATH, msgspec.json.encode(request), signed=False, attempts=attempts)
+    reply = _checked(http, answer, trust)
+    state.pin(trust)
+    return reply
+
+
+def _pinned(http: ServerHttp, state: AgentState) -> Trust | None:
+    """What this device trusts already, unless that says nothing of certificates and there are some now."""
+    pinned = state.pinned()
+    return None if pinned is None or (http.secure and not pinned.ca) else pinned
+
+
+def _checked(http: ServerHttp, answer: bytes, trust: Trust) -> EnrolmentReply:
+    try:
+        reply = msgspec.json.decode(answer, type=EnrolmentReply)
+    except NOT_DECODED as error:
+        raise UmbelError(f"{http.url} answers like no Umbel server ({error}); correct its URL") from error
+    http.check(*(signing.fingerprint(signing.import_public(key)) for key in (reply.server_key, trust.server_key)))
+    return reply

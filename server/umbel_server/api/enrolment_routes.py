@@ -1,0 +1,105 @@
+"""How devices come to be enrolled: invitations for administrators, enrolment and the way back for devices."""
+
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from umbel.enrolment import CONNECTION_PATH, ENROL_PATH, TRUST_PATH, EnrolmentReply, EnrolmentRequest, make_token
+from umbel.errors import UmbelError
+from umbel.signing import public_key
+from umbel_server.api.access import Asking, Who, device_or, everybody, owner, server_of, viewer
+from umbel_server.api.device_routes import body_of
+from umbel_server.api.guarded import by, guarded, note
+from umbel_server.api.scope import check_population
+from umbel_server.invitations import UnknownInvitation
+from umbel_server.server import Server
+
+router = guarded("enrolment")
+
+
+class InvitationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Invitations to make: `count` into a population, each open for `ttl` seconds, with labels and perhaps a kind."""
+
+    population: str
+    count: Annotated[int, msgspec.Meta(ge=1)] = 1
+    ttl: float = 86_400.0
+    labels: dict[str, str] = {}
+    kind: str = ""
+
+
+@router.get(TRUST_PATH, dependencies=by(everybody()))
+async def show_trust(request: Request) -> Response:
+    """Whom to trust, for devices that check it against their enrolment token."""
+    return Response(msgspec.json.encode(server_of(request).state.trust), media_type="application/json")
+
+
+@router.post(ENROL_PATH, dependencies=by(everybody("device.enrol")))
+async def enrol(request: Request) -> Response:
+    """Register a device by its public key."""
+    server = server_of(request)
+    asked = msgspec.json.decode(await body_of(request), type=EnrolmentRequest)
+    noted = note(request, f"{asked.population}/{asked.device}", asked.population, kind=asked.kind)
+    enrolled = await run_in_threadpool(server.invitations.enrol, asked)
+    noted.who = name = f"{enrolled.population}/{enrolled.device}"
+    note(request, name, enrolled.population, kind=enrolled.kind)
+    return _reply(server, enrolled.population, enrolled.device, enrolled.kind)
+
+
+@router.get(CONNECTION_PATH, dependencies=by(device_or("viewer")))
+def connection(request: Request, who: Who) -> Response:
+    """What the device was told when it enrolled, as it is now."""
+    if who is None:
+        raise UmbelError("a device asks for its connection with a token that it signed, not an administrator")
+    server = server_of(request)
+    device = server.devices.get(who.population, who.device)
+    return _reply(server, device.population, device.id, device.kind)
+
+
+def _reply(server: Server, population: str, device: str, kind: str) -> Response:
+    mqtt = server.state.config.mqtt
+    reply = EnrolmentReply(
+        public_key(server.state.key),
+        mqtt.advertised_host or mqtt.host,
+        server.broker_port,
+        population,
+        device,
+        kind,
+        mqtt.tls,
+    )
+    return Response(msgspec.json.encode(reply), media_type="application/json")
+
+
+@router.post("/v1/invitations", dependencies=by(owner("invitation.add")))
+async def invite(request: Request, who: Asking) -> list[dict[str, Any]]:
+    """Make invitations; only this answer ever holds their tokens."""
+    server = server_of(request)
+    asked = msgspec.json.decode(await body_of(request), type=InvitationRequest)
+    note(request, population=asked.population, count=asked.count, ttl=asked.ttl)
+    check_population(who, asked.population)
+    made = await run_in_threadpool(
+        server.invitations.invite, asked.population, asked.count, asked.ttl, asked.labels, asked.kind
+    )
+    return [
+        {**server.invitations.describe(one.invitation), "token": make_token(one.secret, server.state.trust)}
+        for one in made
+    ]
+
+
+@router.get("/v1/invitations", dependencies=by(viewer()))
+def list_invitations(request: Request, who: Asking) -> list[dict[str, Any]]:
+    """Every invitation, newest first; the tokens are nowhere."""
+    invitations = server_of(request).invitations
+    return [invitations.describe(row) for row in invitations.list() if who.sees(row.population)]
+
+
+@router.post("/v1/invitations/{id}/revoke", dependencies=by(owner("invitation.revoke")))
+def revoke_invitation(request: Request, who: Asking, id: str) -> dict[str, Any]:
+    """Take back an invitation that nobody has used."""
+    invitations = server_of(request).invitations
+    invitation = invitations.get(id)
+    if not who.sees(invitation.population):
+        raise UnknownInvitation(id)
+    note(request, id, invitation.population)
+    return invitations.describe(invitations.revoke(id))
