@@ -58,7 +58,7 @@ def plan(running: RunningServer, plan_of: Callable[[str], Plan]) -> str:
 
 def enrol(running: RunningServer, population: str, device: str, secret: str = "") -> httpx.Response:
     key = signing.public_key(signing.generate_key())
-    asked = EnrolmentRequest(population, device, "phone", key, secret or running.state.enrolment_secret)
+    asked = EnrolmentRequest(device, "phone", key, secret or running.state.enrolment_secret, population)
     return ask(running, "", "POST", "/v1/enrol", content=msgspec.json.encode(asked))
 
 
@@ -203,8 +203,9 @@ def test_refusals_are_recorded(running: RunningServer) -> None:
 
 def test_a_device_is_no_admin_and_its_work_is_not_in_the_audit_log(running: RunningServer) -> None:
     key = signing.generate_key()
-    asked = EnrolmentRequest("home", "worker", "phone", signing.public_key(key), running.state.enrolment_secret)
+    asked = EnrolmentRequest("worker", "phone", signing.public_key(key), running.state.enrolment_secret, "home")
     assert ask(running, "", "POST", "/v1/enrol", content=msgspec.json.encode(asked)).status_code == 200
+    running.client.put_blob(b"of an admin")
     before = newest(running)[0]["sequence"]
     for method, path, status in (("PUT", BLOB, 403), ("GET", BLOB, 200), ("GET", "/v1/devices", 401)):
         access = Access("home", "worker", method, path, time.time(), "0123")
