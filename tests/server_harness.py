@@ -25,7 +25,7 @@ POPULATION = "test"
 class RunningServer:
     """`umbel serve` without its process: everything is real, and ended by `stop`.
 
-    Without TLS, unless it is asked for: then with a broker of its own on `broker_port`.
+    Without TLS, unless it is asked for: then with a broker of its own on `broker_port`, or with what `broker` starts there.
     """
 
     def __init__(
@@ -35,15 +35,18 @@ class RunningServer:
         keep_updates: bool = False,
         tls: bool = False,
         open_enrolment: bool = True,
+        broker: Callable[[State], object] | None = None,
     ) -> None:
         port = free_port()
         config = Config(
             http=Http(port=port, tls=tls),
-            mqtt=Mqtt(port=broker_port, embedded=tls, tls=tls),
+            mqtt=Mqtt(port=broker_port, embedded=tls and broker is None, tls=tls),
             enrolment=Enrolment(open=open_enrolment),
             keep_updates=keep_updates,
         )
         self.state: State = init_state(folder, config)
+        if broker is not None:
+            broker(self.state)
         self._listener = listen("127.0.0.1", port)
         self.server = Server(self.state)
         self.server.start()

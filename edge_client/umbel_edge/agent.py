@@ -3,6 +3,7 @@
 import logging
 import queue
 import sqlite3
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from umbel.errors import MessageError, SignatureError, TensorError, UmbelError
 from umbel.litert import runtime_name
 from umbel.messages import Ack, AckState, Cancel, Command, Evaluate, Outcome, Result, Status, Train, UnknownKind
 from umbel.mqtt import Link, Will
-from umbel.tls import client_context
+from umbel_edge.certificate import LOOK_SECONDS, Certificate
 from umbel_edge.conditions import Conditions
 from umbel_edge.config import AgentConfig
 from umbel_edge.enrolment import connect
@@ -54,7 +55,8 @@ class Agent:
         self._stopping = threading.Event()
         self._queue: queue.Queue[Command | None] = queue.Queue()
         self._last_complaint = float("-inf")
-        self._epoch = 0
+        self._epoch = self._sequence = 0
+        self._saying = threading.Lock()
         self._state = AgentState(config.state)
         self._cancelled = self._state.cancelled()
         self._count_examples = ExampleCount(config.examples)
@@ -84,7 +86,7 @@ class Agent:
                 self._received,
                 on_up=self._say_hello,
                 will=self._will,
-                tls=client_context(self._http.ca) if enrolment.broker_tls else None,
+                tls=self._tls() if enrolment.broker_tls else None,
             )
             self._link.start()
             self._watch.start()
@@ -97,6 +99,13 @@ class Agent:
             log.info("stopped")
         finally:
             self._state.close()
+
+    def _tls(self) -> ssl.SSLContext:
+        """How to connect to the broker, with a certificate that is renewed while the agent runs."""
+        certificate = Certificate(self._state, self._http, self._clock)
+        context = certificate.context()
+        Watch(certificate.due, certificate.keep, self._stopping, LOOK_SECONDS, LOOK_SECONDS).start()
+        return context
 
     def stop(self) -> None:
         """End `run` soon, from any thread or a signal handler; the work at hand is left within one batch."""
@@ -161,7 +170,9 @@ class Agent:
         return Will(self._topic("status"), self._status(online=False))
 
     def _say_hello(self) -> None:
-        self._link.publish(self._topic("status"), self._status(online=True), retain=True)
+        with self._saying:  # in the order of their numbers, of which the last is retained
+            self._sequence += 1
+            self._link.publish(self._topic("status"), self._status(online=True), retain=True)
 
     def _status(self, online: bool) -> bytes:
         installed = self._models.installed
@@ -179,6 +190,7 @@ class Agent:
             installed=installed.release if installed is not None else "",
             labels=self._config.labels,
             reasons=self._watch.seen.reasons,
+            sequence=self._sequence,
         )
         return messages.encode(status, self._state.key)
 

@@ -18,7 +18,7 @@ from umbel.errors import NOT_DECODED, UmbelError
 from umbel.signing import PublicKey
 
 SCHEMA = 2
-DATABASE = "agent.sqlite"
+DATABASE, KEY = "agent.sqlite", "key.pem"
 KEPT_SECONDS = 86_400.0
 _TABLES = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -77,7 +77,7 @@ class AgentState:
                 f"{folder}: made by a newer umbel-agent (schema {schema}, this one has {SCHEMA}); upgrade it"
             )
         self.remember("schema", str(SCHEMA))
-        self.key: ECKey = signing.load_or_create_key(folder / "key.pem")
+        self.key: ECKey = signing.load_or_create_key(folder / KEY)
         with self.change():
             oldest = (time.time() - KEPT_SECONDS,)
             self._database.execute("DELETE FROM inbox WHERE expires < ?", oldest)

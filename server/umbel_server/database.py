@@ -54,6 +54,8 @@ class Device(Base):
     enrolled: Mapped[float]
     last_seen: Mapped[float]
     epoch: Mapped[int] = mapped_column(BigInteger, default=0)
+    said_epoch: Mapped[int] = mapped_column(BigInteger, default=0)
+    said_sequence: Mapped[int] = mapped_column(BigInteger, default=0)
     online: Mapped[bool] = mapped_column(default=False)
     trainer: Mapped[str] = mapped_column(default="")
     runtime: Mapped[str] = mapped_column(default="")

@@ -94,6 +94,7 @@ class Devices:
             device.key, device.kind, device.enrolled, device.last_seen = key, request.kind, now, now
             device.state, device.state_reason, device.state_since = ACTIVE, "", now
             device.epoch, device.online, device.set_labels = 0, False, labels
+            device.said_epoch = device.said_sequence = 0
             return
         if device.key != key:
             raise SignatureError(
@@ -147,7 +148,8 @@ class Devices:
     def heard(self, status: Status) -> bool:
         """Take a status for true unless a newer session is known; returns whether it begins the device's session here.
 
-        Of two sessions the higher epoch wins; within one, offline is final, so a late "online" revives nobody.
+        Of two sessions the higher epoch wins; within one, offline is final, so a late "online" revives nobody, and what
+        was said before the newest that is known counts no more, also after presence was forgotten.
         """
         with self._database.transaction() as session:
             device = session.get(Device, (status.population, status.device))
@@ -157,9 +159,13 @@ class Devices:
                 return False  # it was barred since its key was looked up
             if status.epoch < device.epoch or (status.epoch == device.epoch and status.online and not device.online):
                 return False
+            said = status.epoch, status.sequence
+            if status.online and said < (device.said_epoch, device.said_sequence):
+                return False
             began = status.online and (status.epoch, True) != (device.epoch, device.online)
             device.epoch, device.online, device.last_seen = status.epoch, status.online, self._clock()
             if status.online:
+                device.said_epoch, device.said_sequence = said
                 device.trainer, device.agent, device.runtime = status.trainer, status.agent, status.runtime
                 device.examples, device.rss_mb = status.examples, status.rss_mb
                 device.installed, device.labels, device.reasons = status.installed, status.labels, status.reasons

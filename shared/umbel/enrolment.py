@@ -13,8 +13,8 @@ from umbel.errors import SignatureError
 from umbel.signing import PublicKey
 
 ENROL_PATH, TRUST_PATH = "/v1/enrol", "/v1/trust"
-CONNECTION_PATH = "/v1/connection"
-"""Where an enrolled device asks for its EnrolmentReply again."""
+CONNECTION_PATH, CERTIFICATE_PATH = "/v1/connection", "/v1/certificate"
+"""Where an enrolled device asks for its EnrolmentReply again, and for a certificate with a signing request in PEM."""
 BLOB_PATH = "/v1/blobs/{sha256}"
 UPLOAD_PATH = "/v1/uploads/{sha256}"
 """The upload of that blob for one command: HEAD says how far it has come, PATCH goes on with it."""

@@ -231,6 +231,7 @@ class Result(Struct, frozen=True):
 class Status(Struct, frozen=True):
     """Presence, retained and also the last will. Of two, the higher `epoch` is true; within one epoch, offline is final.
 
+    Of two of one epoch that say online the higher `sequence` is true: who repeats an older one is not believed.
     `reasons` are the device's own rules that do not hold now; with none it is eligible for work.
     """
 
@@ -247,6 +248,7 @@ class Status(Struct, frozen=True):
     installed: str = ""
     labels: dict[str, str] = {}
     reasons: list[str] = []
+    sequence: Annotated[int, Meta(ge=0, le=2**62)] = 0
     version: int = PROTOCOL
 
 

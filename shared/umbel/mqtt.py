@@ -96,6 +96,7 @@ class Link:
         if client is None or not self._up.is_set():
             return False
         if threading.current_thread() is self._thread:
+            self._publish_outgoing(client)  # what was said before goes before
             return client.publish(topic, payload, qos=1, retain=retain).rc == MQTTErrorCode.MQTT_ERR_SUCCESS
         self._outgoing.append((topic, payload, retain))
         self._wake()

@@ -21,7 +21,7 @@ from umbel import messages, signing, tensors, topics
 from umbel.errors import UmbelError
 from umbel.messages import Ack, Command, Outcome, Result, Status, Train, Trained
 from umbel.mqtt import Link, Will
-from umbel.tls import client_context
+from umbel_edge.certificate import Certificate
 from umbel_edge.config import AgentConfig
 from umbel_edge.enrolment import connect
 from umbel_edge.http import ServerHttp
@@ -76,7 +76,7 @@ class LightDevice:
             self._received,
             on_up=lambda: self._say("status", self._status(True), retain=True),
             will=lambda: Will(self._topic("status"), messages.encode(self._status(False), self._state.key)),
-            tls=client_context(self._http.ca) if enrolment.broker_tls else None,
+            tls=Certificate(self._state, self._http, time.time).context() if enrolment.broker_tls else None,
         )
         self._link.start()
 

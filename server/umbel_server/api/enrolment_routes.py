@@ -1,14 +1,25 @@
 """How devices come to be enrolled: invitations for administrators, enrolment and the way back for devices."""
 
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import msgspec
 from fastapi import Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from umbel.enrolment import CONNECTION_PATH, ENROL_PATH, TRUST_PATH, EnrolmentReply, EnrolmentRequest, make_token
+from umbel.enrolment import (
+    CERTIFICATE_PATH,
+    CONNECTION_PATH,
+    ENROL_PATH,
+    TRUST_PATH,
+    Access,
+    EnrolmentReply,
+    EnrolmentRequest,
+    make_token,
+)
 from umbel.errors import UmbelError
 from umbel.signing import public_key
+from umbel_server import pki
 from umbel_server.api.access import Asking, Who, device_or, everybody, owner, server_of, viewer
 from umbel_server.api.device_routes import body_of
 from umbel_server.api.guarded import by, guarded, note
@@ -55,6 +66,24 @@ def connection(request: Request, who: Who) -> Response:
     server = server_of(request)
     device = server.devices.get(who.population, who.device)
     return _reply(server, device.population, device.id, device.kind)
+
+
+@router.post(CERTIFICATE_PATH, dependencies=by(device_or("owner", "device.certify")))
+async def certify(request: Request, who: Who) -> Response:
+    """A certificate in PEM for the device that asks, with which brokers know it by `<population>/<device>`."""
+    if who is None:
+        raise UmbelError("a device asks for its certificate with a token that it signed, not an administrator")
+    server = server_of(request)
+    asked = (await body_of(request)).decode("ascii", "replace")
+    certificate = await run_in_threadpool(_certify, server, who, asked)
+    return Response(certificate, media_type="application/pem-certificate-chain")
+
+
+def _certify(server: Server, who: Access, asked: str) -> str:
+    if not server.state.tls:
+        raise UmbelError("this server speaks without TLS and issues no certificates")
+    key, now = server.devices.known(who.population, who.device).key, datetime.fromtimestamp(server.clock(), UTC)
+    return pki.certify(server.state.folder, asked, key.public_key, f"{who.population}/{who.device}", now)
 
 
 def _reply(server: Server, population: str, device: str, kind: str) -> Response:

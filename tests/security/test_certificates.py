@@ -1,0 +1,168 @@
+"""Devices' certificates: asked for by the agent itself, shown to a broker that asks for them, renewed in time."""
+
+import getpass
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from tests.brokers import Mosquitto, mosquitto_program
+from tests.server_harness import POPULATION, RunningServer
+from tests.waiting import eventually
+
+from umbel import signing
+from umbel.enrolment import CERTIFICATE_PATH
+from umbel.errors import UmbelError
+from umbel.plan import Plan
+from umbel_edge.agent import Agent
+from umbel_edge.certificate import FILE, Certificate
+from umbel_edge.config import AgentConfig
+from umbel_edge.enrolment import connect
+from umbel_edge.http import Refused, ServerHttp
+from umbel_edge.standing import Standing
+from umbel_edge.state import AgentState
+from umbel_server import mosquitto, pki
+from umbel_server.run_settings import RunSettings
+from umbel_server.state import State
+from umbel_sim.demo.processes import free_port
+
+PlanOf = Callable[[str], Plan]
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[RunningServer]:
+    server = RunningServer(tmp_path / "server", free_port(), tls=True)
+    yield server
+    server.stop()
+
+
+def config_of(running: RunningServer, folder: Path) -> AgentConfig:
+    folder.mkdir(exist_ok=True)
+    x = np.float32([[-1.0], [0.0], [1.0], [2.0]])
+    np.savez(folder / "points.npz", allow_pickle=False, x=x, y=2 * x - 1)
+    return AgentConfig(
+        device="phone",
+        population=POPULATION,
+        kind="phone",
+        server=running.state.server_url,
+        enrolment_token=running.state.enrolment_token,
+        examples=folder / "points.npz",
+        state=folder / "state",
+    )
+
+
+class Enrolled:
+    """A device that is enrolled, and what it has to ask for certificates with."""
+
+    def __init__(self, running: RunningServer, folder: Path) -> None:
+        config = config_of(running, folder)
+        self.state = AgentState(config.state)
+        self.http = ServerHttp(config, self.state.key, threading.Event())
+        connect(self.http, config, self.state, Standing(threading.Event(), lambda: None))
+        self.now = time.time()
+
+    def certificate(self) -> Certificate:
+        return Certificate(self.state, self.http, lambda: self.now)
+
+    def held(self) -> x509.Certificate:
+        return x509.load_pem_x509_certificate((self.state.folder / FILE).read_bytes())
+
+
+@pytest.fixture
+def device(running: RunningServer, tmp_path: Path) -> Iterator[Enrolled]:
+    made = Enrolled(running, tmp_path / "phone")
+    yield made
+    made.state.close()
+
+
+@pytest.mark.skipif(mosquitto_program() is None, reason="mosquitto is not installed")
+def test_a_fleet_works_with_a_broker_that_asks_for_certificates(tmp_path: Path, plan_of: PlanOf) -> None:
+    port, brokers = free_port(), list[Mosquitto]()
+
+    def start(state: State) -> None:
+        path = mosquitto.write_config(state, tmp_path / "broker", "127.0.0.1", port, [], getpass.getuser())
+        brokers.append(Mosquitto(tmp_path, path, port))
+        brokers[0].start()
+
+    running = RunningServer(tmp_path / "server", port, tls=True, broker=start)
+    agent = Agent(config_of(running, tmp_path / "phone"))
+    thread = threading.Thread(target=agent.run, daemon=True)
+    thread.start()
+    running.wait_online(1)
+    plan = running.server.plans.add(plan_of("line").path)
+    settings = msgspec.convert({"rounds": 2, "policy": {"deadline": 30.0, "attempts": 1}}, RunSettings)
+    id = running.server.runs.start(POPULATION, plan.sha256, settings).id
+    eventually(lambda: running.server.runs.get(id).state != "running", 40)
+    assert running.server.runs.get(id).state == "finished"
+    agent.stop()
+    thread.join(15)
+    running.stop()
+    brokers[0].stop()
+
+
+def test_a_device_is_certified_under_its_name_and_its_own_key(running: RunningServer, device: Enrolled) -> None:
+    assert device.certificate().due()
+    device.certificate().context()
+    held = device.held()
+    assert held.subject.rfc4514_string() == f"CN={POPULATION}/phone"
+    assert held.public_key() == device.state.key.public_key
+    held.verify_directly_issued_by(x509.load_pem_x509_certificate(running.state.ca.encode()))
+    assert (device.state.folder / FILE).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_certificate_is_renewed_in_its_last_third_and_not_before(running: RunningServer, device: Enrolled) -> None:
+    device.certificate().context()
+    first, day = device.held(), 86_400.0
+    device.now += 55 * day
+    assert device.certificate().due() == 0
+    device.certificate().context()
+    assert device.held() == first
+    device.now += 10 * day
+    assert device.certificate().due()
+    running.server.clock = lambda: device.now
+    device.http.until_answered = lambda *asked: _certified(running, device)  # type: ignore[method-assign,assignment]
+    device.certificate().context()
+    assert device.held().not_valid_after_utc > first.not_valid_after_utc
+    assert device.certificate().due() == 0
+
+
+def _certified(running: RunningServer, device: Enrolled) -> bytes:
+    """What the server answers at the device's time, at which its clocks in between would not let it ask."""
+    asked = Certificate._request(device.certificate()).decode()
+    now = datetime.fromtimestamp(device.now, UTC)
+    key = device.state.key.public_key
+    return pki.certify(running.state.folder, asked, key, f"{POPULATION}/phone", now).encode()
+
+
+@pytest.mark.parametrize("data", [b"", b"nonsense"])
+def test_a_damaged_certificate_is_replaced(device: Enrolled, data: bytes) -> None:
+    (device.state.folder / FILE).write_bytes(data)
+    device.certificate().context()
+    assert device.held().public_key() == device.state.key.public_key
+
+
+def test_nobody_is_certified_for_a_key_that_is_not_the_devices(device: Enrolled) -> None:
+    other = signing.generate_key().private_key
+    foreign = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(other, hashes.SHA256())
+    for asked in (foreign.public_bytes(serialization.Encoding.PEM), b"", b"\xff" * 100, b"x" * 60_000):
+        with pytest.raises(Refused) as refused:
+            device.http.until_answered("POST", CERTIFICATE_PATH, asked)
+        assert refused.value.status == 403
+
+
+def test_a_revoked_device_gets_no_certificate(running: RunningServer, device: Enrolled) -> None:
+    running.client.post(f"/v1/devices/{POPULATION}/phone/revoke", {"reason": "stolen"})
+    with pytest.raises(Refused, match="revoked"):
+        device.certificate().context()
+    assert not (device.state.folder / FILE).exists()
+
+
+def test_an_administrator_gets_none_either(running: RunningServer) -> None:
+    with pytest.raises(UmbelError, match="a device asks for its certificate"):
+        running.client.post(CERTIFICATE_PATH)
