@@ -244,6 +244,8 @@ class ServerHttp:
                 why = f"it answered {response.status}"
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 why = str(error)
+            if not self.secure:
+                why += "; a server with TLS is asked with https://"
             if attempt + 1 >= attempts:
                 raise UmbelError(f"{self._base} does not answer ({why}); correct the URL, or start the server")
             if attempt == 0:
