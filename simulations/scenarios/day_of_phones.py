@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -92,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         able = who_can_train(given.seed, devices)
     rows = [{**who, **what} for who, what in zip(able, by_hour(result), strict=True)]
     ends = [end for end in ENDS if any(row[end] for row in rows)]
-    shown = Table("hour", "online", "able", "rounds", *ends, "wasted", "accuracy", title=f"{devices:,} phones")
+    heads = ("hour", "online", "able", "rounds", *ends, "wasted", "accuracy")
+    shown = Table(*heads, title=f"{devices:,} phones", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for row in rows:
         trained = row["trained_seconds"]
         shown.add_row(

@@ -226,16 +226,19 @@ def lines(
 
 
 def stacks(layers: Sequence[tuple[str, Sequence[float]]], title: str, x: str, y: str) -> Figure:
-    """Bars of (label, heights) on top of each other, one at each of 0, 1, 2, ..."""
+    """Bars of (label, heights) on top of each other, one at each of 0, 1, 2, ...; a layer of zeros is left out."""
     figure, (axes,) = _figure(8, 4)
     bottom = np.zeros(len(layers[0][1]))
-    for number, (label, heights) in enumerate(layers):
+    for number, (label, heights) in enumerate(layer for layer in layers if any(layer[1])):
         colour = ENDS.get(label, COLOURS[number % len(COLOURS)])
         axes.bar(np.arange(len(bottom)), heights, 0.9, bottom=bottom, color=colour, label=label, linewidth=0)
         bottom = bottom + np.asarray(heights, float)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False, fontsize=9, ncols=4, labelcolor=INK)
     _name(axes, title, x, y)
+    if axes.containers:  # under the axis: bars may be anywhere above it
+        axes.legend(
+            frameon=False, fontsize=9, ncols=6, labelcolor=INK, loc="upper left", bbox_to_anchor=(-0.02, -0.14)
+        )
     return figure
 
 
