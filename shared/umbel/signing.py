@@ -43,6 +43,8 @@ def public_key(key: ECKey) -> PublicKey:
 
 def import_public(key: PublicKey) -> ECKey:
     """The key of a JWK; raises SignatureError when it is not a point on P-256."""
+    if (key.kty, key.crv) != ("EC", "P-256"):
+        raise SignatureError(f"expected an EC P-256 public key, got {key.kty!r} {key.crv!r}")
     try:
         return ECKey.import_key(msgspec.to_builtins(key))
     except (JoseError, ValueError) as error:

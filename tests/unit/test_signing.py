@@ -34,6 +34,15 @@ def test_points_that_are_not_on_the_curve_are_refused() -> None:
         signing.import_public(PublicKey("EC", "P-256", "AAAA", "BBBB"))
 
 
+@pytest.mark.parametrize(
+    ("kind", "curve"), [("EC", "P-384"), ("EC", "-256"), ("OKP", "Ed25519"), ("oct", ""), ("", "P-256")]
+)
+def test_keys_of_other_kinds_are_refused(kind: str, curve: str) -> None:
+    point = signing.public_key(signing.generate_key())
+    with pytest.raises(SignatureError, match="expected an EC P-256 public key"):
+        signing.import_public(PublicKey(kind, curve, point.x, point.y))
+
+
 def test_an_enrolment_token_holds_the_servers_fingerprint() -> None:
     key = signing.generate_key()
     trust = enrolment.Trust(signing.public_key(key))

@@ -236,9 +236,7 @@ def stacks(layers: Sequence[tuple[str, Sequence[float]]], title: str, x: str, y:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _name(axes, title, x, y)
     if axes.containers:  # under the axis: bars may be anywhere above it
-        axes.legend(
-            frameon=False, fontsize=9, ncols=6, labelcolor=INK, loc="upper left", bbox_to_anchor=(-0.02, -0.14)
-        )
+        axes.legend(frameon=False, fontsize=9, ncols=6, labelcolor=INK, loc="upper left", bbox_to_anchor=(-0.02, -0.14))
     return figure
 
 
