@@ -79,7 +79,11 @@ class Devices:
         """
         check_name(request.device, "a device id")
         if request.kind not in KINDS:
-            got = f"got {request.kind[:64]!r}" if request.kind else "neither the device nor its invitation names one"
+            got = (
+                f"got {request.kind[:64]!r}"
+                if request.kind
+                else "neither the device nor its invitation names one; add --kind"
+            )
             raise UmbelError(f"a device's kind is one of {', '.join(KINDS)}; {got}")
         key: dict[str, str] = msgspec.to_builtins(request.key)
         self._admit(session, signing.fingerprint(signing.import_public(request.key)), invited)

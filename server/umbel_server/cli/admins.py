@@ -69,6 +69,8 @@ def add(
     console.print(f"[bold]{row['name']}[/] is {row['role']} for {_scope(row)}, {_until(row)}. On another machine:")
     console.print(f"  export UMBEL_URL={client.url}", highlight=False, soft_wrap=True)
     console.print(f"  export UMBEL_TOKEN={row['token']}", highlight=False, soft_wrap=True, markup=False)
+    if client.url.startswith("https:"):
+        console.print("  export UMBEL_CA=ca.pem        # a copy of the state folder's", highlight=False)
     console.print("The token is shown this once; if it is lost, revoke the admin and add it again.")
 
 
