@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import uvicorn
 from joserfc.jwk import ECKey
 
@@ -12,6 +13,7 @@ from umbel import messages, signing, topics
 from umbel.enrolment import EnrolmentRequest
 from umbel.messages import Ack, Command, Outcome, Result, Status
 from umbel.mqtt import Link, Will
+from umbel_edge.config import AgentConfig
 from umbel_server.api import make_app
 from umbel_server.client import Client
 from umbel_server.serve import listen, speak_tls
@@ -20,6 +22,7 @@ from umbel_server.state import Config, Enrolment, Http, Mqtt, State, init_state
 from umbel_sim.demo.processes import free_port
 
 POPULATION = "test"
+X = np.float32([[-1.0], [0.0], [1.0], [2.0], [3.0], [4.0]])
 
 
 class RunningServer:
@@ -67,6 +70,21 @@ class RunningServer:
     def wait_online(self, count: int) -> None:
         """Until `count` devices are online."""
         eventually(lambda: sum(device.online for device in self.server.devices.list(POPULATION)) == count)
+
+
+def config_of(running: RunningServer, folder: Path) -> AgentConfig:
+    """Of an agent that holds six points of y = 2x - 1."""
+    folder.mkdir(exist_ok=True)
+    np.savez(folder / "points.npz", allow_pickle=False, x=X, y=2 * X - 1)
+    return AgentConfig(
+        device="phone",
+        population=POPULATION,
+        kind="phone",
+        server=running.state.server_url,
+        enrolment_token=running.state.enrolment_token,
+        examples=folder / "points.npz",
+        state=folder / "state",
+    )
 
 
 class ScriptedDevice:

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 from tests.brokers import EmbeddedProcess, Mosquitto
-from tests.server_harness import POPULATION, RunningServer
+from tests.server_harness import POPULATION, RunningServer, X, config_of
 from tests.waiting import eventually
 
 from umbel import messages, signing, tensors, topics
@@ -24,7 +24,6 @@ from umbel_edge.config import AgentConfig
 from umbel_server.run_settings import RunSettings
 
 PlanOf = Callable[[str], Plan]
-X = np.float32([[-1.0], [0.0], [1.0], [2.0], [3.0], [4.0]])
 
 
 class RunningAgent:
@@ -81,20 +80,6 @@ class Bench:
         id = self.running.server.runs.start(POPULATION, plan.sha256, wanted).id
         eventually(lambda: self.running.server.runs.get(id).state != "running", 40)
         return self.running.server.runs.show(id)
-
-
-def config_of(running: RunningServer, folder: Path) -> AgentConfig:
-    folder.mkdir(exist_ok=True)
-    np.savez(folder / "points.npz", allow_pickle=False, x=X, y=2 * X - 1)
-    return AgentConfig(
-        device="phone",
-        population=POPULATION,
-        kind="phone",
-        server=running.state.server_url,
-        enrolment_token=running.state.enrolment_token,
-        examples=folder / "points.npz",
-        state=folder / "state",
-    )
 
 
 @pytest.fixture

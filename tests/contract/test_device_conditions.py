@@ -12,8 +12,8 @@ import numpy as np
 import psutil
 import pytest
 from tests.brokers import EmbeddedProcess
-from tests.contract.test_agent import Bench, RunningAgent, config_of
-from tests.server_harness import POPULATION, RunningServer
+from tests.contract.test_agent import Bench, RunningAgent
+from tests.server_harness import POPULATION, RunningServer, config_of
 from tests.waiting import eventually
 
 from umbel import messages, tensors, topics

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from tests.brokers import EmbeddedProcess
 from tests.conftest import TASKS
-from tests.contract.test_agent import RunningAgent, config_of
-from tests.server_harness import POPULATION, RunningServer
+from tests.contract.test_agent import RunningAgent
+from tests.server_harness import POPULATION, RunningServer, config_of
 from tests.waiting import eventually
 
 from umbel import release, tensors

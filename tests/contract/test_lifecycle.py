@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 import pytest
 from tests.brokers import EmbeddedProcess, Mosquitto
-from tests.contract.test_agent import RunningAgent, config_of
+from tests.contract.test_agent import RunningAgent
 from tests.contract.test_fleet_grid import start, trained
-from tests.server_harness import POPULATION, RunningServer, ScriptedDevice
+from tests.server_harness import POPULATION, RunningServer, ScriptedDevice, config_of
 from tests.waiting import eventually
 
 from umbel import signing

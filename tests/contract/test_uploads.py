@@ -13,8 +13,7 @@ import httpx
 import numpy as np
 import pytest
 from tests.brokers import EmbeddedProcess
-from tests.contract.test_agent import config_of
-from tests.server_harness import POPULATION, RunningServer
+from tests.server_harness import POPULATION, RunningServer, config_of
 from tests.tcp_proxy import TcpProxy
 from tests.waiting import eventually
 

@@ -8,12 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from tests.brokers import Mosquitto, mosquitto_program
-from tests.server_harness import POPULATION, RunningServer
+from tests.server_harness import POPULATION, RunningServer, config_of
 from tests.waiting import eventually
 
 from umbel import signing
@@ -22,7 +21,6 @@ from umbel.errors import UmbelError
 from umbel.plan import Plan
 from umbel_edge.agent import Agent
 from umbel_edge.certificate import FILE, Certificate
-from umbel_edge.config import AgentConfig
 from umbel_edge.enrolment import connect
 from umbel_edge.http import Refused, ServerHttp
 from umbel_edge.standing import Standing
@@ -40,21 +38,6 @@ def running(tmp_path: Path) -> Iterator[RunningServer]:
     server = RunningServer(tmp_path / "server", free_port(), tls=True)
     yield server
     server.stop()
-
-
-def config_of(running: RunningServer, folder: Path) -> AgentConfig:
-    folder.mkdir(exist_ok=True)
-    x = np.float32([[-1.0], [0.0], [1.0], [2.0]])
-    np.savez(folder / "points.npz", allow_pickle=False, x=x, y=2 * x - 1)
-    return AgentConfig(
-        device="phone",
-        population=POPULATION,
-        kind="phone",
-        server=running.state.server_url,
-        enrolment_token=running.state.enrolment_token,
-        examples=folder / "points.npz",
-        state=folder / "state",
-    )
 
 
 class Enrolled:

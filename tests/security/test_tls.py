@@ -13,10 +13,9 @@ from pathlib import Path
 
 import httpx
 import msgspec
-import numpy as np
 import pytest
 import tomli_w
-from tests.server_harness import POPULATION, RunningServer
+from tests.server_harness import POPULATION, RunningServer, config_of
 from tests.waiting import eventually
 
 from umbel import signing
@@ -45,21 +44,6 @@ def running(tmp_path: Path) -> Iterator[RunningServer]:
     server = RunningServer(tmp_path / "server", free_port(), tls=True)
     yield server
     server.stop()
-
-
-def config_of(running: RunningServer, folder: Path) -> AgentConfig:
-    folder.mkdir(exist_ok=True)
-    x = np.float32([[-1.0], [0.0], [1.0], [2.0]])
-    np.savez(folder / "points.npz", allow_pickle=False, x=x, y=2 * x - 1)
-    return AgentConfig(
-        device="phone",
-        population=POPULATION,
-        kind="phone",
-        server=running.state.server_url,
-        enrolment_token=running.state.enrolment_token,
-        examples=folder / "points.npz",
-        state=folder / "state",
-    )
 
 
 def enrol(config: AgentConfig) -> Trust | None:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from tests.brokers import EmbeddedProcess
 from tests.conftest import TASKS
-from tests.contract.test_agent import RunningAgent, X, config_of
-from tests.server_harness import POPULATION, RunningServer
+from tests.contract.test_agent import RunningAgent
+from tests.server_harness import POPULATION, RunningServer, X, config_of
 
 from umbel.litert import Predictor
 from umbel.plan import Plan
