@@ -16,6 +16,7 @@ import pytest
 from fastapi.routing import iter_route_contexts
 from tests.brokers import EmbeddedProcess
 from tests.server_harness import RunningServer
+from tests.waiting import eventually
 
 from umbel import signing
 from umbel.enrolment import Access, EnrolmentRequest, bearer
@@ -220,11 +221,8 @@ def test_an_admin_for_a_population_sees_and_acts_on_nothing_else(running: Runnin
     hanna, local = Client(running.state.server_url, token), running.client
     ours = local.post("/v1/runs", {"population": "home", "plan": plan})["id"]
     theirs = local.post("/v1/runs", {"population": "office", "plan": plan})["id"]
-    release = (
-        local.post(f"/v1/runs/{theirs}/releases", {"variants": ["float32"]})["id"]
-        if wait_checkpoint(local, theirs)
-        else ""
-    )
+    eventually(lambda: local.get(f"/v1/runs/{theirs}")["checkpoints"])
+    release = local.post(f"/v1/runs/{theirs}/releases", {"variants": ["float32"]})["id"]
     (command,) = local.post("/v1/commands", {"population": "office", "kind": "report"})
     assert {row["population"] for row in hanna.get("/v1/devices")} == {"home"}
     assert hanna.get("/v1/devices", population="office") == []
@@ -259,14 +257,6 @@ def test_an_admin_for_a_population_sees_and_acts_on_nothing_else(running: Runnin
     hanna.post("/v1/commands", {"population": "home", "kind": "report", "devices": ["car"]})
     for run in (ours, theirs):
         local.post(f"/v1/runs/{run}/stop")
-
-
-def wait_checkpoint(client: Client, run: str) -> bool:
-    for _ in range(100):
-        if client.get(f"/v1/runs/{run}")["checkpoints"]:
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def test_an_owner_for_a_population_makes_no_admin_for_others(running: RunningServer) -> None:

@@ -292,7 +292,7 @@ def test_a_device_barred_between_its_choice_and_its_offer_is_offered_nothing(
 
 
 def test_an_agent_waits_while_it_is_suspended_and_works_when_it_is_resumed(
-    running: RunningServer, tmp_path: Path, plan_of: PlanOf
+    running: RunningServer, tmp_path: Path, plan_of: PlanOf, caplog: pytest.LogCaptureFixture
 ) -> None:
     agent = RunningAgent(config_of(running, tmp_path / "phone"))
     running.wait_online(1)
@@ -310,8 +310,9 @@ def test_an_agent_waits_while_it_is_suspended_and_works_when_it_is_resumed(
     assert done["state"] == "done"
     agent.stop()
     decide(running, "phone", "suspend", reason="again")
+    caplog.clear()
     agent = RunningAgent(msgspec.structs.replace(config_of(running, tmp_path / "phone"), enrolment_token=""))
-    time.sleep(0.5)
+    eventually(lambda: "; waiting" in caplog.text)
     decide(running, "phone", "resume")  # it asks now and then, and has no link over which it could be told
     running.wait_online(1)
     agent.stop()
@@ -321,19 +322,21 @@ def test_an_agent_waits_while_it_is_suspended_and_works_when_it_is_resumed(
 def test_fifty_messages_at_the_moment_of_a_revocation_change_nothing_after_it(running: RunningServer) -> None:
     device = ScriptedDevice(running, "phone", lambda c: None)
     running.wait_online(1)
-    stop = threading.Event()
+    stop, said = threading.Event(), list[int]()
 
     def talk() -> None:
         while not stop.is_set():
             device.say(device.status(True), "status", retain=True)
-            time.sleep(0.002)
+            said.append(1)
+            stop.wait(0.002)
 
     talking = threading.Thread(target=talk)
     talking.start()
     for _ in range(10):
         decide(running, "phone", "suspend")
         assert not running.server.devices.get(POPULATION, "phone").online
-        time.sleep(0.05)
+        before = len(said)
+        eventually(lambda before=before: len(said) >= before + 20)
         assert not running.server.devices.get(POPULATION, "phone").online
         decide(running, "phone", "resume")
         running.wait_online(1)

@@ -4,7 +4,6 @@ import getpass
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -25,7 +24,7 @@ from umbel_edge.enrolment import connect
 from umbel_edge.http import Refused, ServerHttp
 from umbel_edge.standing import Standing
 from umbel_edge.state import AgentState
-from umbel_server import mosquitto, pki
+from umbel_server import mosquitto
 from umbel_server.run_settings import RunSettings
 from umbel_server.state import State
 from umbel_sim.demo.processes import free_port
@@ -109,18 +108,9 @@ def test_a_certificate_is_renewed_in_its_last_third_and_not_before(running: Runn
     device.now += 10 * day
     assert device.certificate().due()
     running.server.clock = lambda: device.now
-    device.http.until_answered = lambda *asked: _certified(running, device)  # type: ignore[method-assign,assignment]
     device.certificate().context()
     assert device.held().not_valid_after_utc > first.not_valid_after_utc
     assert device.certificate().due() == 0
-
-
-def _certified(running: RunningServer, device: Enrolled) -> bytes:
-    """What the server answers at the device's time, at which its clocks in between would not let it ask."""
-    asked = Certificate._request(device.certificate()).decode()
-    now = datetime.fromtimestamp(device.now, UTC)
-    key = device.state.key.public_key
-    return pki.certify(running.state.folder, asked, key, f"{POPULATION}/phone", now).encode()
 
 
 @pytest.mark.parametrize("data", [b"", b"nonsense"])

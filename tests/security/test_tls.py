@@ -5,7 +5,6 @@ import socket
 import ssl
 import stat
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -210,7 +209,9 @@ def _quietly(http: ServerHttp, config: AgentConfig, state: AgentState, stopping:
         return
 
 
-def test_a_device_does_not_connect_to_a_broker_of_another_authority(running: RunningServer, tmp_path: Path) -> None:
+def test_a_device_does_not_connect_to_a_broker_of_another_authority(
+    running: RunningServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     other = init_state(tmp_path / "other", Config())
     port = running.state.config.mqtt.port
     links = [
@@ -220,7 +221,9 @@ def test_a_device_does_not_connect_to_a_broker_of_another_authority(running: Run
     for link in links:
         link.start()
     assert links[0].wait_up(10)
-    time.sleep(1.0)  # an attempt of the others takes a few milliseconds
+    eventually(
+        lambda: {r.threadName for r in caplog.records if "trying again" in r.message} >= {"mqtt-link-1", "mqtt-link-2"}
+    )
     assert [link.is_up for link in links] == [True, False, False]
     for link in links:
         link.stop()
