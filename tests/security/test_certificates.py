@@ -24,7 +24,8 @@ from umbel_edge.enrolment import connect
 from umbel_edge.http import Refused, ServerHttp
 from umbel_edge.standing import Standing
 from umbel_edge.state import AgentState
-from umbel_server import mosquitto
+from umbel_server.broker_config import mosquitto
+from umbel_server.broker_config.files import Broker
 from umbel_server.run_settings import RunSettings
 from umbel_server.state import State
 from umbel_sim.demo.processes import free_port
@@ -68,7 +69,7 @@ def test_a_fleet_works_with_a_broker_that_asks_for_certificates(tmp_path: Path, 
     port, brokers = free_port(), list[Mosquitto]()
 
     def start(state: State) -> None:
-        path = mosquitto.write_config(state, tmp_path / "broker", "127.0.0.1", port, [], getpass.getuser())
+        path = mosquitto.write_config(state, tmp_path / "broker", Broker("127.0.0.1", port, (), getpass.getuser()))
         brokers.append(Mosquitto(tmp_path, path, port))
         brokers[0].start()
 

@@ -21,7 +21,9 @@ from tests.waiting import eventually
 from umbel import topics
 from umbel.mqtt import Link
 from umbel.tls import client_context
-from umbel_server import mosquitto, pki
+from umbel_server import pki
+from umbel_server.broker_config import files, mosquitto
+from umbel_server.broker_config.files import Broker
 from umbel_server.state import Config, Http, Mqtt, State, init_state
 from umbel_sim.demo.processes import free_port
 
@@ -36,7 +38,9 @@ def state(tmp_path: Path) -> State:
 @pytest.fixture
 def broker(state: State, tmp_path: Path) -> Iterator[Mosquitto]:
     port = free_port()
-    path = mosquitto.write_config(state, tmp_path / "broker", "127.0.0.1", port, ["broker.example"], getpass.getuser())
+    path = mosquitto.write_config(
+        state, tmp_path / "broker", Broker("127.0.0.1", port, ["broker.example"], getpass.getuser())
+    )
     running = Mosquitto(tmp_path, path, port)
     running.start()
     yield running
@@ -151,5 +155,5 @@ def test_a_server_works_with_it(state: State, broker: Mosquitto) -> None:
 
 
 def test_its_key_is_private(state: State, broker: Mosquitto, tmp_path: Path) -> None:
-    assert stat.S_IMODE((tmp_path / "broker" / mosquitto.KEY).stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "broker" / files.KEY).stat().st_mode) == 0o600
     assert not (tmp_path / "broker" / pki.CA_KEY).exists()

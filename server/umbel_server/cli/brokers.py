@@ -6,9 +6,14 @@ from typing import Annotated
 
 import typer
 
-from umbel_server import mosquitto
+from umbel.errors import UmbelError
+from umbel_server.broker_config import emqx, mosquitto
+from umbel_server.broker_config.files import Broker
 from umbel_server.cli.show import DEFAULT_STATE, JsonOption, StateOption, console, print_json
 from umbel_server.state import open_state
+
+CONFIGURED = {"mosquitto": mosquitto, "emqx": emqx}
+"""Brokers for which a configuration can be written."""
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -45,7 +50,7 @@ def run(
 
 
 def config(
-    kind: Annotated[str, typer.Argument(help="mosquitto")],
+    kind: Annotated[str, typer.Argument(help="mosquitto or emqx")],
     folder: Annotated[Path, typer.Argument(help="a folder to write its configuration, certificate and key into")],
     port: Annotated[int, typer.Option(help="port to listen on")] = 8883,
     host: Annotated[str, typer.Option(help="address to listen on")] = "0.0.0.0",  # noqa: S104
@@ -57,15 +62,19 @@ def config(
     json: JsonOption = False,
 ) -> None:
     """Write a ready configuration: TLS, device certificates, and for each device its own four topics alone."""
-    if kind != "mosquitto":
-        raise typer.BadParameter(f"a configuration can be written for mosquitto, not for {kind!r}")
+    if (broker := CONFIGURED.get(kind)) is None:
+        raise typer.BadParameter(f"a configuration can be written for {' or '.join(CONFIGURED)}, not for {kind!r}")
     opened = open_state(state)
-    path = mosquitto.write_config(opened, folder, host, port, hostname or [], user)
+    if not opened.tls:
+        raise UmbelError(
+            f"{state}: this server has no authority that could certify a broker; make one without --insecure"
+        )
+    path = broker.write_config(opened, folder, Broker(host, port, hostname or [], user))
     if json:
         print_json({"config": str(path)})
         return
-    console.print("Start it with:", highlight=False)
-    console.print(f"  mosquitto -c {path}", highlight=False, soft_wrap=True)
+    for line in broker.start_of(path):
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(
         f"and name it in {opened.folder / 'umbel.toml'}, under \\[mqtt]: embedded = false, host, port = {port}, and the "
         "advertised_host that devices are told if it is another.",
