@@ -14,9 +14,9 @@ from umbel.enrolment import EnrolmentRequest
 from umbel.messages import Ack, Command, Outcome, Result, Status
 from umbel.mqtt import Link, Will
 from umbel_edge.config import AgentConfig
-from umbel_server.api import make_app
+from umbel_server.bounded_http import Patience
 from umbel_server.client import Client
-from umbel_server.serve import listen, speak_tls
+from umbel_server.serve import PATIENCE, http_config, listen
 from umbel_server.server import Server
 from umbel_server.state import Config, Enrolment, Http, Mqtt, State, init_state
 from umbel_sim.demo.processes import free_port
@@ -39,6 +39,7 @@ class RunningServer:
         tls: bool = False,
         open_enrolment: bool = True,
         broker: Callable[[State], object] | None = None,
+        patience: Patience = PATIENCE,
     ) -> None:
         port = free_port()
         config = Config(
@@ -53,9 +54,7 @@ class RunningServer:
         self._listener = listen("127.0.0.1", port)
         self.server = Server(self.state)
         self.server.start()
-        config_of_http = uvicorn.Config(make_app(self.server), log_level="error", lifespan="off", ws="none")
-        speak_tls(config_of_http, self.state)
-        self._uvicorn = uvicorn.Server(config_of_http)
+        self._uvicorn = uvicorn.Server(http_config(self.server, patience))
         self._thread = threading.Thread(target=self._uvicorn.run, kwargs={"sockets": [self._listener]}, daemon=True)
         self._thread.start()
         self.client = Client(self.state.server_url, self.state.admin_token, self.state.context() if tls else None)

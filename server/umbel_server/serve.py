@@ -13,10 +13,13 @@ import uvicorn
 from umbel.errors import UmbelError
 from umbel_server import pki
 from umbel_server.api import make_app
+from umbel_server.bounded_http import Patience, bounded
 from umbel_server.server import Server
 from umbel_server.state import State
 
 log = logging.getLogger("umbel.server")
+
+PATIENCE = Patience()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -36,11 +39,21 @@ def allow_many_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def speak_tls(config: uvicorn.Config, state: State) -> None:
-    """Make an application answer with TLS, where the state says so."""
+def http_config(server: Server, patience: Patience = PATIENCE) -> uvicorn.Config:
+    """How the API of a server is served: with TLS where its state says so, and to nobody who keeps it waiting."""
+    config = uvicorn.Config(
+        make_app(server),
+        http=bounded(patience),
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=5,
+    )
     config.load()
-    if state.config.http.tls:
-        config.ssl = pki.server_context(state.folder)
+    if server.state.config.http.tls:
+        config.ssl = pki.server_context(server.state.folder)
+    return config
 
 
 def serve(state: State) -> None:
@@ -52,10 +65,7 @@ def serve(state: State) -> None:
         server = Server(state)
         try:
             server.start()
-            config = uvicorn.Config(
-                make_app(server), log_level="warning", access_log=False, timeout_graceful_shutdown=5
-            )
-            speak_tls(config, state)
+            config = http_config(server)
             log.info("serving on %s", state.server_url)
             uvicorn.Server(config).run(sockets=[listener])
         finally:

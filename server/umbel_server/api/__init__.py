@@ -1,6 +1,7 @@
 """The HTTP API: blobs and enrolment for devices, everything else for administrators."""
 
 from fastapi import FastAPI
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from umbel import __version__
@@ -19,11 +20,13 @@ ROUTERS = (
 
 def make_app(server: Server) -> FastAPI:
     """The application; every error is JSON with one sentence: {"error": "..."}, and a `code` where a device acts on it."""
-    app = FastAPI(title="Umbel", version=__version__, docs_url="/docs", redoc_url=None)
+    # A redirect would send whoever asks where its own Host header says.
+    app = FastAPI(title="Umbel", version=__version__, docs_url="/docs", redoc_url=None, redirect_slashes=False)
     app.state.server = server
     for router in ROUTERS:
         app.include_router(router)
     for error in errors.ANSWERED:
         app.add_exception_handler(error, errors.answer)
+    app.add_exception_handler(HTTPException, errors.no_route)
     app.add_exception_handler(ClientDisconnect, errors.client_gone)
     return app

@@ -4,9 +4,11 @@ import msgspec
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from umbel.errors import NOT_DECODED, SignatureError, UmbelError
+from umbel.limits import cut
 from umbel_server.admins import UnknownAdmin
 from umbel_server.api.access import Refused
 from umbel_server.audit import NotRecorded
@@ -18,6 +20,9 @@ from umbel_server.outbox import UnknownCommand
 from umbel_server.releases import UnknownRelease
 from umbel_server.runs import UnknownRun
 from umbel_server.uploads import StoreFull, TooLarge
+
+SHOWN = 100
+"""Characters of a path that an answer repeats."""
 
 ANSWERED = (UmbelError, *NOT_DECODED, RequestValidationError)
 """Errors that get an answer of one sentence; any other is a mistake of ours."""
@@ -31,6 +36,14 @@ async def answer(_request: Request, error: Exception) -> JSONResponse:
     """The answer to a request that raised: JSON with one sentence, {"error": "..."}, with a `code` where a device can act on it."""
     code = error.code if isinstance(error, Refused) else error.state if isinstance(error, Barred) else ""
     return JSONResponse({"error": sentence_of(error)} | ({"code": code} if code else {}), _status(error))
+
+
+async def no_route(request: Request, error: Exception) -> JSONResponse:
+    """The answer to a request for which there is no route, or not with its method."""
+    assert isinstance(error, HTTPException)
+    asked = f"{request.method} {cut(request.url.path, SHOWN)}"
+    sentence = {404: f"there is no {asked} here", 405: f"{asked} is not possible"}.get(error.status_code, error.detail)
+    return JSONResponse({"error": f"{sentence}; /docs lists what is"}, error.status_code, error.headers)
 
 
 async def client_gone(_request: Request, _error: Exception) -> Response:
