@@ -20,7 +20,7 @@ from umbel_edge.conditions import Conditions
 from umbel_edge.config import AgentConfig
 from umbel_edge.enrolment import connect
 from umbel_edge.example_count import ExampleCount
-from umbel_edge.http import ServerHttp, Stopped
+from umbel_edge.http import ServerHttp, Stopped, drain
 from umbel_edge.litert_trainer import LiteRTTrainer
 from umbel_edge.models import Models
 from umbel_edge.outgoing import Outgoing
@@ -277,7 +277,7 @@ class Agent:
                 command = self._queue.get_nowait()
             except queue.Empty:
                 break
-        self._standing.wait_out(lambda: self._http.request("GET", CONNECTION_PATH).drain_conn())
+        self._standing.wait_out(lambda: drain(self._http.request("GET", CONNECTION_PATH)))
         self._say_hello()
 
     def _execute(self, command: Command) -> None:

@@ -159,7 +159,7 @@ class ServerHttp:
         headers = {"Range": f"bytes={have}-"} if have else {}
         response = self.request("GET", BLOB_PATH.format(sha256=blob.sha256), headers=headers)
         with part.open("ab" if response.status == 206 else "wb") as file:
-            for chunk in response.stream(CHUNK):
+            for chunk in response.stream(CHUNK, decode_content=False):
                 file.write(chunk)
                 if file.tell() > blob.size:
                     raise UmbelError(f"blob {blob.sha256[:12]} should have {blob.size} bytes, the server sends more")
@@ -187,11 +187,12 @@ class ServerHttp:
             body=body,
             headers={**(headers or {}), "Authorization": bearer(access, self._key)},
             preload_content=False,
+            redirect=False,
         )
         if response.status >= 500:
-            response.drain_conn()
+            drain(response)
             raise urllib3.exceptions.HTTPError(f"the server answered {response.status}")
-        if response.status >= 400:
+        if response.status >= 300:
             refused = _refused(response)
             if refused.bars:
                 self.on_barred(refused)
@@ -235,12 +236,14 @@ class ServerHttp:
             try:
                 if signed:
                     return _limited(self.request(method, path, body), ANSWER_BYTES)
-                response = self._pool.request(method, self._base + path, body=body, preload_content=False)
+                response = self._pool.request(
+                    method, self._base + path, body=body, preload_content=False, redirect=False
+                )
                 if response.status < 500:
-                    if response.status >= 400:
+                    if response.status >= 300:
                         raise _refused(response)
                     return _limited(response, ANSWER_BYTES)
-                response.drain_conn()
+                drain(response)
                 why = f"it answered {response.status}"
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 why = str(error)
@@ -277,12 +280,21 @@ def _refused(response: urllib3.BaseHTTPResponse) -> Refused:
         return Refused(response.status, f"the server answered {response.status}")
 
 
+def drain(response: urllib3.BaseHTTPResponse) -> None:
+    """Read an answer that says nothing more, so that its connection can be used again, if it is short."""
+    _limited(response, ANSWER_BYTES)
+
+
 def _limited(response: urllib3.BaseHTTPResponse, size: int) -> bytes:
-    """At most `size` + 1 bytes of the body: enough to see that there are too many."""
+    """At most `size` + 1 bytes of the body, as they came: enough to see that there are too many.
+
+    Nothing is unpacked: nobody asked for packed bytes, and a few could fill all memory.
+    """
     data = bytearray()
-    for chunk in response.stream(CHUNK):
+    for chunk in response.stream(CHUNK, decode_content=False):
         data += chunk
         if len(data) > size:
+            response.close()  # of what is left nothing is read
             break
     response.release_conn()
     return bytes(data[: size + 1])

@@ -11,7 +11,7 @@ import urllib3
 
 from umbel.enrolment import BLOB_PATH, COMPLETE, OFFSET, UPLOAD_PATH
 from umbel.messages import Blob
-from umbel_edge.http import CHUNK, Refused, ServerHttp
+from umbel_edge.http import CHUNK, Refused, ServerHttp, drain
 from umbel_edge.state import AgentState
 
 log = logging.getLogger("umbel.agent")
@@ -83,7 +83,7 @@ class Uploads:
     def _arrived(self, command: str, blob: Blob) -> int | None:
         """How many bytes the server has; None when it has the blob."""
         response = self._http.request("HEAD", UPLOAD_PATH.format(sha256=blob.sha256), command=command)
-        response.drain_conn()
+        drain(response)
         if response.headers.get(COMPLETE) == "?1":
             return None
         offset = response.headers.get(OFFSET, "")
@@ -95,12 +95,12 @@ class Uploads:
         headers = {"Content-Length": str(blob.size - offset), "Content-Type": "application/octet-stream"}
         body = _pieces(source, check)
         if offset == 0:
-            self._http.request("PUT", BLOB_PATH.format(sha256=blob.sha256), body, headers, command).drain_conn()
+            drain(self._http.request("PUT", BLOB_PATH.format(sha256=blob.sha256), body, headers, command))
             return
         log.info("upload of %s goes on from byte %d of %d", blob.sha256[:12], offset, blob.size)
         headers |= {"Content-Type": "application/partial-upload", OFFSET: str(offset), COMPLETE: "?1"}
         try:
-            self._http.request("PATCH", UPLOAD_PATH.format(sha256=blob.sha256), body, headers, command).drain_conn()
+            drain(self._http.request("PATCH", UPLOAD_PATH.format(sha256=blob.sha256), body, headers, command))
         except Refused as error:
             if error.status not in (409, 422):
                 raise
