@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import random
+import re
 import ssl
 import threading
 import time
@@ -31,6 +32,7 @@ ATTEMPTS = 5
 CHUNK = 1 << 16
 ANSWER_BYTES = 1 << 16
 LAST_PAUSE = 20.0
+_ADDRESS = re.compile(r"[0-9a-f]{64}")
 IN_MEMORY = 1 << 18
 """Blobs up to this many bytes are not written to flash on their way."""
 
@@ -108,6 +110,7 @@ class ServerHttp:
 
         With `check`, which raises when the work should end, it is tried however long the link takes.
         """
+        _check_address(blob)
         if (data := blob.content()) is not None:
             return data
         if blob.size > IN_MEMORY:
@@ -122,6 +125,7 @@ class ServerHttp:
 
     def fetch_file(self, blob: Blob, path: Path, check: Callable[[], None] | None = None) -> Path:
         """The blob as a file at `path`, fetched unless it is there already with the right digest."""
+        _check_address(blob)
         if path.is_file() and path.stat().st_size == blob.size and file_digest(path) == blob.sha256:
             return path
         if blob.data is None and blob.size > IN_MEMORY:
@@ -269,6 +273,11 @@ class ServerHttp:
 def _pool(tls: ssl.SSLContext | None) -> urllib3.PoolManager:
     timeout = urllib3.Timeout(connect=10, read=60)
     return urllib3.PoolManager(num_pools=1, maxsize=2, retries=False, timeout=timeout, ssl_context=tls)
+
+
+def _check_address(blob: Blob) -> None:
+    if not _ADDRESS.fullmatch(blob.sha256):  # it is part of a path here
+        raise UmbelError(f"a blob's address is 64 lower-case hex digits, got {blob.sha256[:80]!r}")
 
 
 def _refused(response: urllib3.BaseHTTPResponse) -> Refused:

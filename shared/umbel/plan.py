@@ -1,5 +1,6 @@
 import hashlib
 import io
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ TRAIN, INFER, INFER_INT8, INITIAL = "train.tflite", "infer.tflite", "infer.int8.
 FROZEN = "frozen.safetensors"
 PLACED = {"float32": INFER, "int8": INFER_INT8}
 """The inference files that weights are placed in by their maps, by what they are called in a release."""
+TASK_NAME = re.compile(r"[a-z0-9_-]{1,64}")
+"""A task's name: files are named by it, on devices too."""
 _CHUNK = 1 << 16
 
 
@@ -217,9 +220,14 @@ def _parse(path: Path, data: bytes) -> Manifest:
             raise PlanError(
                 f"{path}: the plan has schema {schema}, this Umbel reads up to {SCHEMA}: upgrade Umbel here"
             )
-        return _MANIFEST.decode(data)
+        manifest = _MANIFEST.decode(data)
     except NOT_DECODED as error:
         raise PlanError(f"{path}: the plan's manifest does not parse: {error}") from error
+    if not TASK_NAME.fullmatch(manifest.task):
+        raise PlanError(
+            f"{path}: a task's name is at most 64 lower-case letters, digits, '-' and '_'; got {manifest.task[:80]!r}"
+        )
+    return manifest
 
 
 def _sha256(stream: IO[bytes]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from umbel.errors import TaskError
+from umbel.plan import TASK_NAME
 from umbel.tensors import TensorSpec
 
 Specs = TensorSpec | Mapping[str, TensorSpec]
@@ -45,8 +46,8 @@ class Task:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
-        if not self.name or not all(c.isascii() and (c.islower() or c.isdigit() or c in "-_") for c in self.name):
-            raise TaskError(f"a task's name is lower-case letters, digits, '-' and '_'; got {self.name!r}")
+        if not TASK_NAME.fullmatch(self.name):
+            raise TaskError(f"a task's name is at most 64 lower-case letters, digits, '-' and '_'; got {self.name[:80]!r}")
         if self.batch_size < 1:
             raise TaskError(f"task {self.name}: batch_size must be at least 1, got {self.batch_size}")
         if not self.learning_rate > 0:

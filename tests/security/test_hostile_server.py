@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from umbel import signing
-from umbel.enrolment import CONNECTION_PATH, BLOB_PATH
+from umbel.enrolment import BLOB_PATH, CONNECTION_PATH
 from umbel.errors import UmbelError
 from umbel.messages import Blob
 from umbel_edge.config import AgentConfig
 from umbel_edge.http import ANSWER_BYTES, Refused, ServerHttp
-from umbel_edge.uploads import Uploads
 from umbel_edge.state import AgentState
+from umbel_edge.uploads import Uploads
 
 PACKED = 200_000_000
 """What a few bytes would unpack to."""
@@ -47,7 +47,7 @@ class _Handler(BaseHTTPRequestHandler):
         except OSError:
             return  # the device had enough
 
-    do_PUT = do_HEAD = do_POST = do_PATCH = do_GET  # noqa: N815
+    do_PUT = do_HEAD = do_POST = do_PATCH = do_GET
 
     def log_message(self, *_: object) -> None:
         return
@@ -174,9 +174,7 @@ def test_an_answer_that_makes_no_sense_is_refused_with_a_sentence(
     assert hostile.url in str(refused.value) or str(status) in str(refused.value)
 
 
-def test_a_head_that_never_ends_is_given_up(
-    hostile: Hostile, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_head_that_never_ends_is_given_up(hostile: Hostile, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def answer(request: BaseHTTPRequestHandler) -> None:
         request.wfile.write(b"HTTP/1.1 200 OK\r\n")
         while True:
