@@ -177,7 +177,10 @@ class Admins:
             )
         if not self._remembers(token, row.secret):
             self._verify(token, match[2], row, address)
-        role = next(role for role in ROLES if role == row.role)
+        if (role := next((role for role in ROLES if role == row.role), None)) is None:
+            raise WrongToken(
+                f"the database says {row.role[:40]!r} is the role of {row.name}, which is none; revoke this token"
+            )
         return Identity(row.name, role, tuple(row.populations))
 
     def _verify(self, token: str, secret: str, row: Admin, address: str) -> None:

@@ -126,8 +126,7 @@ class Devices:
             row = session.get(Device, (population, device))
         if row is None or row.state == DELETED:
             raise UnknownDevice(f"device {device} of population {population} is not enrolled here")
-        key = signing.import_public(msgspec.convert(row.key, PublicKey))
-        known = Known(population, device, key, row.state, row.state_reason)
+        known = Known(population, device, key_of(row), row.state, row.state_reason)
         with self._lock:
             if before == self._changes:  # else what was read may be what was just changed
                 self._known[population, device] = known
@@ -209,6 +208,17 @@ class Devices:
                 f"device {device} of population {population} is not enrolled here; see 'umbel devices list'"
             )
         return row
+
+
+def key_of(device: Device) -> ECKey:
+    """A device's public key; raises SignatureError when what the register holds is none."""
+    try:
+        return signing.import_public(msgspec.convert(device.key, PublicKey))
+    except (SignatureError, msgspec.ValidationError) as error:
+        raise SignatureError(
+            f"the register holds no key of device {device.id} of population {device.population} ({error}): "
+            "restore the database from a backup, or delete the device and invite it anew"
+        ) from error
 
 
 def node_id(population: str, device: str) -> int:

@@ -8,12 +8,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from umbel import signing
-from umbel.errors import UmbelError
+from umbel.errors import SignatureError, UmbelError
 from umbel.limits import SENTENCE, WORD, check_labels, cut
 from umbel.messages import Standing
-from umbel.signing import PublicKey
 from umbel_server.database import Assignment, Command, Device, RefusedKey
-from umbel_server.devices import ACTIVE, DELETED, REVOKED, SUSPENDED
+from umbel_server.devices import ACTIVE, DELETED, REVOKED, SUSPENDED, key_of
 from umbel_server.exchange import move_assignment
 from umbel_server.fleet import Fleet
 from umbel_server.outbox import OPEN
@@ -112,7 +111,11 @@ class Lifecycle:
             row.online, row.epoch = False, row.epoch - 1
 
     def _refuse_key(self, session: Session, row: Device) -> None:
-        fingerprint = signing.fingerprint(signing.import_public(msgspec.convert(row.key, PublicKey)))
+        try:
+            fingerprint = signing.fingerprint(key_of(row))
+        except SignatureError as error:
+            log.warning("the key of %s/%s cannot be refused: %s", row.population, row.id, error)
+            return
         session.merge(
             RefusedKey(
                 fingerprint=fingerprint,

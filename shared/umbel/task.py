@@ -47,7 +47,9 @@ class Task:
 
     def __post_init__(self) -> None:
         if not TASK_NAME.fullmatch(self.name):
-            raise TaskError(f"a task's name is at most 64 lower-case letters, digits, '-' and '_'; got {self.name[:80]!r}")
+            raise TaskError(
+                f"a task's name is at most 64 lower-case letters, digits, '-' and '_'; got {self.name[:80]!r}"
+            )
         if self.batch_size < 1:
             raise TaskError(f"task {self.name}: batch_size must be at least 1, got {self.batch_size}")
         if not self.learning_rate > 0:
