@@ -1,11 +1,14 @@
 """The HTTP API: blobs and enrolment for devices, everything else for administrators."""
 
+from functools import partial
+
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from umbel import __version__
 from umbel_server.api import admin_routes, device_routes, enrolment_routes, errors, lifecycle_routes, trust_routes
+from umbel_server.api.documented import document
 from umbel_server.server import Server
 
 ROUTERS = (
@@ -23,6 +26,7 @@ def make_app(server: Server) -> FastAPI:
     # A redirect would send whoever asks where its own Host header says.
     app = FastAPI(title="Umbel", version=__version__, docs_url="/docs", redoc_url=None, redirect_slashes=False)
     app.state.server = server
+    app.openapi = partial(document, app)  # type: ignore[method-assign]
     for router in ROUTERS:
         app.include_router(router)
     for error in errors.ANSWERED:

@@ -19,6 +19,7 @@ from umbel_server import devices, outbox, releases, runs
 from umbel_server.admins import Identity
 from umbel_server.api.access import Asking, everybody, operator, server_of, viewer
 from umbel_server.api.device_routes import body_of
+from umbel_server.api.documented import takes, takes_bytes
 from umbel_server.api.guarded import by, guarded, note
 from umbel_server.api.scope import check_population, command_in_scope, device_in_scope, release_in_scope, run_in_scope
 from umbel_server.database import Run
@@ -115,7 +116,7 @@ def readmit_device(request: Request, population: str, device: str) -> dict[str, 
     return devices.describe(server_of(request).devices.readmit(population, device))
 
 
-@router.post("/v1/commands", dependencies=by(operator("command.send")))
+@router.post("/v1/commands", dependencies=by(operator("command.send")), openapi_extra=takes(CommandRequest))
 async def send_commands(request: Request, who: Asking) -> list[dict[str, Any]]:
     """Put commands into the outbox and publish them; returns them as they are now."""
     wanted = msgspec.json.decode(await body_of(request), type=CommandRequest)
@@ -175,7 +176,7 @@ def show_command(request: Request, id: str) -> dict[str, Any]:
     return outbox.describe(command_in_scope(request, id))
 
 
-@router.post("/v1/plans", dependencies=by(operator("plan.add")))
+@router.post("/v1/plans", dependencies=by(operator("plan.add")), openapi_extra=takes_bytes())
 async def add_plan(request: Request) -> dict[str, Any]:
     """Check, sign and store the bundle in the body."""
     server = server_of(request)
@@ -192,7 +193,7 @@ async def add_plan(request: Request) -> dict[str, Any]:
     return {"plan": plan.sha256, "task": plan.manifest.task, "metrics": plan.manifest.metric_names}
 
 
-@router.post("/v1/runs", dependencies=by(operator("run.start")))
+@router.post("/v1/runs", dependencies=by(operator("run.start")), openapi_extra=takes(RunRequest))
 async def start_run(request: Request, who: Asking) -> dict[str, Any]:
     """Start a run."""
     wanted = msgspec.json.decode(await body_of(request), type=RunRequest)
@@ -251,7 +252,7 @@ def resume_run(request: Request, id: str) -> dict[str, Any]:
     return runs.describe(server_of(request).runs.resume(run_in_scope(request, id).id))
 
 
-@router.post("/v1/runs/{id}/clone", dependencies=by(operator("run.clone")))
+@router.post("/v1/runs/{id}/clone", dependencies=by(operator("run.clone")), openapi_extra=takes(CloneRequest, False))
 async def clone_run(request: Request, who: Asking, id: str) -> dict[str, Any]:
     """Start a run with the settings of another, with some of them changed."""
     wanted = msgspec.json.decode(await body_of(request) or b"{}", type=CloneRequest)
@@ -265,7 +266,9 @@ def _clone_run(server: Server, who: Identity, id: str, wanted: CloneRequest) -> 
     return runs.describe(server.runs.clone(id, wanted.settings, _weights(server, who, wanted)))
 
 
-@router.post("/v1/runs/{id}/releases", dependencies=by(operator("release.export")))
+@router.post(
+    "/v1/runs/{id}/releases", dependencies=by(operator("release.export")), openapi_extra=takes(ReleaseRequest, False)
+)
 async def export_release(request: Request, id: str) -> dict[str, Any]:
     """Export a release from a checkpoint of the run."""
     wanted = msgspec.json.decode(await body_of(request) or b"{}", type=ReleaseRequest)

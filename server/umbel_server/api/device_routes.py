@@ -13,6 +13,7 @@ from umbel.errors import UmbelError
 from umbel.messages import Blob
 from umbel_server import moments
 from umbel_server.api.access import Who, device_or, server_of
+from umbel_server.api.documented import BYTES, gives_bytes, takes_bytes
 from umbel_server.api.guarded import by, guarded, note
 from umbel_server.server import Server
 from umbel_server.uploads import Sender, WrongOffset
@@ -47,7 +48,12 @@ async def body_of(request: Request, limit: int = MAX_REQUEST) -> bytes:
     return bytes(data)
 
 
-@router.get(BLOB_PATH, dependencies=by(device_or("viewer")))
+@router.get(
+    BLOB_PATH,
+    dependencies=by(device_or("viewer")),
+    responses=gives_bytes(BYTES, 206, 416),
+    response_class=StreamingResponse,
+)
 def get_blob(request: Request, sha256: str, who: Who) -> StreamingResponse:
     """A blob's bytes; `Range: bytes=N-` resumes a broken download."""
     server = server_of(request)
@@ -58,23 +64,23 @@ def get_blob(request: Request, sha256: str, who: Who) -> StreamingResponse:
     if wanted is None:
         headers["Content-Length"] = str(size)
         chunks = _sent(server, who, blobs.read(sha256, 0, size))
-        return StreamingResponse(chunks, 200, headers, "application/octet-stream")
+        return StreamingResponse(chunks, 200, headers, BYTES)
     start = int(wanted[1])
     stop = min(size, int(wanted[2]) + 1) if wanted[2] else size
     if start >= size or stop <= start:
-        return StreamingResponse(iter(()), 416, {"Content-Range": f"bytes */{size}"})
+        return StreamingResponse(iter(()), 416, {"Content-Range": f"bytes */{size}"}, BYTES)
     headers |= {"Content-Range": f"bytes {start}-{stop - 1}/{size}", "Content-Length": str(stop - start)}
     chunks = _sent(server, who, blobs.read(sha256, start, stop))
-    return StreamingResponse(chunks, 206, headers, "application/octet-stream")
+    return StreamingResponse(chunks, 206, headers, BYTES)
 
 
-@router.head(BLOB_PATH, dependencies=by(device_or("viewer")))
+@router.head(BLOB_PATH, dependencies=by(device_or("viewer")), response_class=Response)
 def head_blob(request: Request, sha256: str) -> Response:
     """Whether a blob is stored, and its size."""
     return Response(headers={"Content-Length": str(server_of(request).blobs.size(sha256))})
 
 
-@router.put(BLOB_PATH, dependencies=by(device_or("operator", "blob.put")))
+@router.put(BLOB_PATH, dependencies=by(device_or("operator", "blob.put")), openapi_extra=takes_bytes())
 async def put_blob(request: Request, sha256: Address, who: Who, sender: Uploading) -> dict[str, object]:
     """Store a blob sent from its first byte; bytes with another digest are refused and nothing is kept.
 
@@ -89,7 +95,7 @@ async def put_blob(request: Request, sha256: Address, who: Who, sender: Uploadin
     return {"sha256": blob.sha256, "size": blob.size}
 
 
-@router.head(UPLOAD_PATH, dependencies=by(device_or("operator")))
+@router.head(UPLOAD_PATH, dependencies=by(device_or("operator")), status_code=204, response_class=Response)
 async def head_upload(request: Request, sha256: Address, sender: Uploading) -> Response:
     """How far the sender's upload has come: `Upload-Offset` in bytes, `Upload-Complete: ?1` when the blob is stored."""
     offset, complete = await server_of(request).uploads.offset(sender, sha256)
@@ -97,7 +103,13 @@ async def head_upload(request: Request, sha256: Address, sender: Uploading) -> R
     return Response(status_code=204, headers=headers)
 
 
-@router.patch(UPLOAD_PATH, dependencies=by(device_or("operator", "blob.put")))
+@router.patch(
+    UPLOAD_PATH,
+    dependencies=by(device_or("operator", "blob.put")),
+    openapi_extra=takes_bytes("application/partial-upload"),
+    status_code=204,
+    response_class=Response,
+)
 async def patch_upload(request: Request, sha256: Address, who: Who, sender: Uploading) -> Response:
     """Go on with an upload: the body is every byte from `Upload-Offset` on.
 

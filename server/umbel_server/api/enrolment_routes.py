@@ -22,12 +22,15 @@ from umbel.signing import public_key
 from umbel_server import pki
 from umbel_server.api.access import Asking, Who, device_or, everybody, owner, server_of, viewer
 from umbel_server.api.device_routes import body_of
+from umbel_server.api.documented import gives_bytes, takes, takes_bytes
 from umbel_server.api.guarded import by, guarded, note
 from umbel_server.api.scope import check_population
 from umbel_server.invitations import UnknownInvitation
 from umbel_server.server import Server
 
 router = guarded("enrolment")
+
+PEM = "application/pem-certificate-chain"
 
 
 class InvitationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,7 +49,7 @@ async def show_trust(request: Request) -> Response:
     return Response(msgspec.json.encode(server_of(request).state.trust), media_type="application/json")
 
 
-@router.post(ENROL_PATH, dependencies=by(everybody("device.enrol")))
+@router.post(ENROL_PATH, dependencies=by(everybody("device.enrol")), openapi_extra=takes(EnrolmentRequest))
 async def enrol(request: Request) -> Response:
     """Register a device by its public key."""
     server = server_of(request)
@@ -68,7 +71,13 @@ def connection(request: Request, who: Who) -> Response:
     return _reply(server, device.population, device.id, device.kind)
 
 
-@router.post(CERTIFICATE_PATH, dependencies=by(device_or("owner", "device.certify")))
+@router.post(
+    CERTIFICATE_PATH,
+    dependencies=by(device_or("owner", "device.certify")),
+    openapi_extra=takes_bytes(),
+    responses=gives_bytes(PEM),
+    response_class=Response,
+)
 async def certify(request: Request, who: Who) -> Response:
     """A certificate in PEM for the device that asks, with which brokers know it by `<population>/<device>`."""
     if who is None:
@@ -76,7 +85,7 @@ async def certify(request: Request, who: Who) -> Response:
     server = server_of(request)
     asked = (await body_of(request)).decode("ascii", "replace")
     certificate = await run_in_threadpool(_certify, server, who, asked)
-    return Response(certificate, media_type="application/pem-certificate-chain")
+    return Response(certificate, media_type=PEM)
 
 
 def _certify(server: Server, who: Access, asked: str) -> str:
@@ -100,7 +109,7 @@ def _reply(server: Server, population: str, device: str, kind: str) -> Response:
     return Response(msgspec.json.encode(reply), media_type="application/json")
 
 
-@router.post("/v1/invitations", dependencies=by(owner("invitation.add")))
+@router.post("/v1/invitations", dependencies=by(owner("invitation.add")), openapi_extra=takes(InvitationRequest))
 async def invite(request: Request, who: Asking) -> list[dict[str, Any]]:
     """Make invitations; only this answer ever holds their tokens."""
     server = server_of(request)

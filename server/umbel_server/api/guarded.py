@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from umbel_server.admins import public_id
 from umbel_server.api.access import Guard, Refused, bearer_of, server_of
+from umbel_server.api.documented import refusals
 from umbel_server.api.errors import sentence_of
 from umbel_server.audit import DONE, UNKNOWN
 
@@ -45,11 +46,14 @@ class GuardedRoute(APIRoute):
     guard: Guard
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
-        super().__init__(path, endpoint, **options)
-        guards = [one.dependency for one in self.dependencies if isinstance(one.dependency, Guard)]
+        given = [*(options.get("dependencies") or ())]
+        guards = [one.dependency for one in given if isinstance(one.dependency, Guard)]
         if len(guards) != 1:
             raise TypeError(f"{path}: expected one guard that says who may use this route, got {len(guards)}")
         self.guard = guards[0]
+        refused = refusals(self.guard, set(options.get("methods") or ()))
+        options["responses"] = refused | (options.get("responses") or {})
+        super().__init__(path, endpoint, **options)
         if not (self.methods or set()) <= READS and not self.guard.action:
             raise TypeError(f"{path}: expected the action as which the use of this route is recorded, got none")
 

@@ -9,6 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from umbel_server import devices
 from umbel_server.api.access import operator, owner, server_of
 from umbel_server.api.device_routes import body_of
+from umbel_server.api.documented import takes
 from umbel_server.api.guarded import by, guarded
 from umbel_server.api.scope import device_in_scope
 
@@ -36,7 +37,7 @@ class Labels(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     remove: list[str] = []
 
 
-@router.post(f"{DEVICE}/suspend", dependencies=by(operator("device.suspend")))
+@router.post(f"{DEVICE}/suspend", dependencies=by(operator("device.suspend")), openapi_extra=takes(Because, False))
 async def suspend(request: Request, population: str, device: str) -> dict[str, Any]:
     """Let a device take part in nothing until it is resumed."""
     await run_in_threadpool(device_in_scope, request, population, device)
@@ -52,7 +53,7 @@ def resume(request: Request, population: str, device: str) -> dict[str, Any]:
     return devices.describe(server_of(request).lifecycle.resume(population, device))
 
 
-@router.post(f"{DEVICE}/revoke", dependencies=by(owner("device.revoke")))
+@router.post(f"{DEVICE}/revoke", dependencies=by(owner("device.revoke")), openapi_extra=takes(Because, False))
 async def revoke(request: Request, population: str, device: str) -> dict[str, Any]:
     """Bar a device and its key for good."""
     await run_in_threadpool(device_in_scope, request, population, device)
@@ -61,7 +62,7 @@ async def revoke(request: Request, population: str, device: str) -> dict[str, An
     return devices.describe(await run_in_threadpool(lifecycle.revoke, population, device, asked.reason))
 
 
-@router.post(f"{DEVICE}/rename", dependencies=by(operator("device.rename")))
+@router.post(f"{DEVICE}/rename", dependencies=by(operator("device.rename")), openapi_extra=takes(Name))
 async def rename(request: Request, population: str, device: str) -> dict[str, Any]:
     """Give a device a name for people."""
     await run_in_threadpool(device_in_scope, request, population, device)
@@ -71,7 +72,7 @@ async def rename(request: Request, population: str, device: str) -> dict[str, An
     )
 
 
-@router.post(f"{DEVICE}/label", dependencies=by(operator("device.label")))
+@router.post(f"{DEVICE}/label", dependencies=by(operator("device.label")), openapi_extra=takes(Labels))
 async def label(request: Request, population: str, device: str) -> dict[str, Any]:
     """Set and remove labels that win over the device's own."""
     await run_in_threadpool(device_in_scope, request, population, device)

@@ -10,6 +10,7 @@ from umbel_server import admins
 from umbel_server.admins import Role
 from umbel_server.api.access import Asking, owner, server_of, viewer
 from umbel_server.api.device_routes import body_of
+from umbel_server.api.documented import takes
 from umbel_server.api.guarded import by, guarded, note
 
 router = guarded("trust")
@@ -28,7 +29,7 @@ class AdminRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expires_in: Annotated[float, msgspec.Meta(ge=0, le=LONGEST)] = 0.0
 
 
-@router.post("/v1/admins", dependencies=by(owner("admin.add")))
+@router.post("/v1/admins", dependencies=by(owner("admin.add")), openapi_extra=takes(AdminRequest))
 async def add_admin(request: Request, who: Asking) -> dict[str, Any]:
     """Add an administrator; `token` in the answer is shown this once."""
     wanted = msgspec.json.decode(await body_of(request), type=AdminRequest)
