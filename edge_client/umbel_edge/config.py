@@ -84,7 +84,7 @@ def load_config(path: Path) -> AgentConfig:
         config = msgspec.convert(tomllib.loads(path.read_text()), AgentConfig, dec_hook=_path)
     except FileNotFoundError as error:
         raise UmbelError(f"{path}: no such configuration file; 'umbel-agent --example' prints one") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except (OSError, ValueError, RecursionError, msgspec.ValidationError) as error:
         raise UmbelError(f"{path}: {error}; 'umbel-agent --example' prints a right one") from error
     check_name(config.device, f"{path}: device")
     check_name(config.population, f"{path}: population")

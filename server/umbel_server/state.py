@@ -173,7 +173,7 @@ def open_state(folder: Path) -> State:
         raise UmbelError(f"{folder}: expected a state folder made by 'umbel init', found no {CONFIG} in it")
     try:
         config = _config(tomllib.loads(path.read_text()))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:
         raise UmbelError(f"{path}: {error}; correct the file") from error
     if config.schema > SCHEMA:
         raise UmbelError(f"{path}: made by a newer Umbel (schema {config.schema}, this one reads {SCHEMA}); upgrade")

@@ -5,13 +5,16 @@ import json
 import tempfile
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import numpy as np
+from typer import BadParameter
 
 from umbel import messages, release, signing, tensors
+from umbel.conditions import Rules
 from umbel.enrolment import Access, EnrolmentReply, EnrolmentRequest, Trust, split_token
 from umbel.errors import NOT_DECODED, UmbelError
 from umbel.examples import load_arrays
@@ -20,16 +23,32 @@ from umbel.plan import INITIAL, Manifest, Plan
 from umbel.release import ReleaseManifest
 from umbel.tensors import TensorSpec, WeightSpec
 from umbel.topics import parse
+from umbel_edge.conditions import Conditions
 from umbel_edge.config import EXAMPLE, load_config
+from umbel_edge.models import CURRENT, Models
+from umbel_edge.progress import Progress
+from umbel_server.admins import public_id
 from umbel_server.aggregation.safetensors_layout import views
+from umbel_server.api.admin_routes import CloneRequest, CommandRequest, ReleaseRequest, RunRequest
+from umbel_server.api.device_routes import offset_of, range_of
+from umbel_server.api.enrolment_routes import InvitationRequest
+from umbel_server.api.lifecycle_routes import Because, Labels, Name
+from umbel_server.api.trust_routes import AdminRequest
+from umbel_server.audit_seal import Seal
+from umbel_server.blobs import check_address
+from umbel_server.cli import durations, invitations, run_options
+from umbel_server.cli.policy_options import policy_of
 from umbel_server.run_settings import RunSettings
 from umbel_server.state import CONFIG, open_state
+from umbel_sim.partitions import PARTITIONS
+from umbel_sim.partitions.spec import parse as parse_partition
+from umbel_sim.virtual.classes import mix
 from umbel_sim.virtual.trace import Trace
 
 KEY = signing.generate_key()
 FOLDER = Path(tempfile.mkdtemp(prefix="umbel-parsers-"))
-REFUSED = (UmbelError, *NOT_DECODED)
-"""What the callers of msgspec's decoders take for bad input."""
+REFUSED = (UmbelError, BadParameter, *NOT_DECODED)
+"""What the callers of msgspec's decoders, and of what reads a command line, take for bad input."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +143,50 @@ def _decoder(kind: type[msgspec.Struct]) -> Callable[[bytes], object]:
     return msgspec.json.Decoder(kind).decode
 
 
+def _text(parse: Callable[[str], object]) -> Callable[[bytes], object]:
+    """A parser of what comes in a header (latin-1) or on a command line, as a text."""
+    return lambda data: parse(data.decode("latin-1"))
+
+
+def _every(*kinds: type[msgspec.Struct]) -> Callable[[bytes], object]:
+    """The body of a request, for each route that it could be sent to."""
+    decoders = [_decoder(kind) for kind in kinds]
+
+    def parsed(data: bytes) -> None:
+        for decode in decoders:
+            with suppress(*REFUSED):
+                decode(data)
+
+    return parsed
+
+
+def sealed(data: bytes) -> object:
+    """A seal that is signed, and one that is not."""
+    path = FOLDER / "audit-head"
+    for written in (data, signing.sign(data, KEY)):
+        path.write_bytes(written)
+        try:
+            Seal(path, KEY).read()
+        except UmbelError:
+            continue
+    return None
+
+
+def installed(data: bytes) -> object:
+    folder = FOLDER / "models"
+    folder.mkdir(exist_ok=True)
+    (folder / CURRENT).write_bytes(data)
+    return Models(folder, 1).installed
+
+
+def readings(file: Path) -> object:
+    return Conditions(FOLDER, lambda: 1, file).violations(Rules(min_battery=0.5, hours="22-6"))
+
+
+def policy(file: Path) -> object:
+    return policy_of(file, {})
+
+
 PARSERS = {
     "command": Parser(
         signed(Command), _json(*(Command("id", "p", "d", 1.0, 2.0, body) for body in (_train, Report())))
@@ -165,6 +228,41 @@ PARSERS = {
     ),
     "agent.toml": Parser(in_file(load_config, "agent.toml"), (EXAMPLE.encode(),)),
     "umbel.toml": Parser(opened_state, (b'schema = 2\n[http]\nport = 1\n[mqtt]\nhost = "x"\n',)),
+    "readings.json": Parser(in_file(readings, "readings.json"), (b'{"battery": 0.8, "charging": true, "hour": 23}',)),
+    "rules": Parser(_decoder(Rules), _json(Rules(min_battery=0.5, hours="0-6, 22-24"))),
+    "installed.json": Parser(installed, (b'{"release":"r","variant":"int8","sha256":"x"}',)),
+    "progress": Parser(
+        in_file(lambda path: Progress(path, "id", 1.0).load(), "progress.npz"), (npz(order=np.arange(3)), _safetensors)
+    ),
+    "seal": Parser(sealed, (b'{"kind":"audit-head","count":1,"hash":"x"}',)),
+    "policy.toml": Parser(in_file(policy, "policy.toml"), (b"target = 10\nquorum = 7\n[labels]\nsite = 'lab'\n",)),
+    "policy.json": Parser(in_file(policy, "policy.json"), (b'{"target": 10, "requires": {"charging": true}}',)),
+    "requests": Parser(
+        _every(CommandRequest, RunRequest, CloneRequest, ReleaseRequest, InvitationRequest, AdminRequest),
+        (
+            b'{"population":"p","kind":"install","devices":["d"],"ttl":60}',
+            b'{"population":"p","plan":"x","settings":{"options":{"beta":0.1},"policy":{"target":3}}}',
+            b'{"name":"vera","role":"viewer","populations":["p"]}',
+        ),
+    ),
+    "small requests": Parser(
+        _every(Because, Name, Labels), (b'{"reason":"x"}', b'{"name":"x"}', b'{"labels":{"a":"b"},"remove":["c"]}')
+    ),
+    "range": Parser(_text(lambda text: range_of(text, 1000)), (b"bytes=10-19", b"bytes=0-", b"bytes=1-2,4-5")),
+    "upload offset": Parser(_text(offset_of), (b"0", b"123456")),
+    "address": Parser(_text(check_address), (b"0" * 64,)),
+    "admin's token": Parser(_text(public_id), (b"umbel_" + b"0" * 16 + b"_" + b"A" * 43,)),
+    "duration": Parser(_text(lambda text: durations.seconds_of(text, "--since")), (b"90d", b"1.5h")),
+    "expiry": Parser(_text(lambda text: invitations.seconds_of(text, "--expires")), (b"24h", b"30m")),
+    "budget": Parser(
+        _text(lambda text: run_options.budget([text])),
+        (b"hours=12,bytes=50GB", b"rounds=3", b"bytes=1e308TB", b"rounds=" + b"9" * 5000),
+    ),
+    "goal": Parser(_text(run_options.goal), (b"accuracy>=0.97",)),
+    "checkpoint": Parser(_text(run_options.checkpoint), (b"latest@12", b"abc")),
+    "option": Parser(_text(lambda text: run_options.number_pair(text, "--option")), (b"beta=0.2",)),
+    "device class": Parser(_text(lambda text: mix([text])), (b"phone-low:drop_out=0.1=0.7", b"vehicle=0.3")),
+    "partition": Parser(_text(lambda text: parse_partition(text, PARTITIONS)), (b"shards:2", b"dirichlet:0.1")),
     "trace": Parser(in_file(Trace, "trace.csv"), (_line.encode(),)),
 }
 

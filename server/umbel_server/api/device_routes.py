@@ -24,7 +24,7 @@ Address = Annotated[str, "64 hex digits"]
 
 MAX_REQUEST = 1 << 16
 ADMIN = "admin"
-_RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})")
+_RANGE = re.compile(r"bytes=([0-9]{1,18})-([0-9]{0,18})")
 
 
 def sender_of(request: Request, who: Who) -> Sender:
@@ -48,6 +48,24 @@ async def body_of(request: Request, limit: int = MAX_REQUEST) -> bytes:
     return bytes(data)
 
 
+def range_of(text: str, size: int) -> tuple[int, int] | None:
+    """The first byte and the one after the last that a Range header asks for of `size` bytes; None for all.
+
+    What is no single range of bytes is ignored, as RFC 9110 has it. The range is empty when there are no such bytes.
+    """
+    wanted = _RANGE.fullmatch(text)
+    if wanted is None:
+        return None
+    return int(wanted[1]), min(size, int(wanted[2]) + 1) if wanted[2] else size
+
+
+def offset_of(text: str) -> int:
+    """The bytes of an upload that have come before, as its header says; raises UmbelError."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise UmbelError(f"{OFFSET} should be the number of bytes sent before, got {text[:40]!r}")
+    return int(text)
+
+
 @router.get(
     BLOB_PATH,
     dependencies=by(device_or("viewer")),
@@ -60,13 +78,11 @@ def get_blob(request: Request, sha256: str, who: Who) -> StreamingResponse:
     blobs = server.blobs
     size = blobs.size(sha256)
     headers = {"Accept-Ranges": "bytes", "ETag": f'"{sha256}"', "Cache-Control": "private, immutable, max-age=31536000"}
-    wanted = _RANGE.fullmatch(request.headers.get("range", ""))
-    if wanted is None:
+    if (wanted := range_of(request.headers.get("range", ""), size)) is None:
         headers["Content-Length"] = str(size)
         chunks = _sent(server, who, blobs.read(sha256, 0, size))
         return StreamingResponse(chunks, 200, headers, BYTES)
-    start = int(wanted[1])
-    stop = min(size, int(wanted[2]) + 1) if wanted[2] else size
+    start, stop = wanted
     if start >= size or stop <= start:
         return StreamingResponse(iter(()), 416, {"Content-Range": f"bytes */{size}"}, BYTES)
     headers |= {"Content-Range": f"bytes {start}-{stop - 1}/{size}", "Content-Length": str(stop - start)}
@@ -115,11 +131,9 @@ async def patch_upload(request: Request, sha256: Address, who: Who, sender: Uplo
 
     409 with the right `Upload-Offset` when the server has another number of bytes; as PUT of the blob otherwise.
     """
-    offset = request.headers.get(OFFSET, "")
-    if not (offset.isascii() and offset.isdigit() and len(offset) <= 18):
-        raise UmbelError(f"{OFFSET} should be the number of bytes sent before, got {offset[:40]!r}")
+    offset = offset_of(request.headers.get(OFFSET, ""))
     try:
-        await _receive(request, who, sender, sha256, int(offset))
+        await _receive(request, who, sender, sha256, offset)
     except WrongOffset as error:
         return JSONResponse({"error": str(error)}, 409, {OFFSET: str(error.offset)})
     return Response(status_code=204, headers={COMPLETE: "?1"})

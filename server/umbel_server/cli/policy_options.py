@@ -94,7 +94,7 @@ def _read(file: Path) -> dict[str, Any]:
         fields = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise typer.BadParameter((error.strerror or str(error)).lower(), param_hint=where) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         sentence = f"expected a round policy in TOML, or JSON in a .json file: {error}"
         raise typer.BadParameter(sentence, param_hint=where) from error
     if not isinstance(fields, dict):

@@ -74,7 +74,7 @@ def size(text: str) -> int:
     unit = text[len(digits) :].strip()
     if unit not in UNITS:
         raise ValueError(text)
-    return round(_finite(digits) * UNITS[unit])
+    return round(_finite(_finite(digits) * UNITS[unit]))
 
 
 def checkpoint(text: str) -> dict[str, Any]:
@@ -82,16 +82,16 @@ def checkpoint(text: str) -> dict[str, Any]:
     if not text:
         return {}
     run, sign, number = (part.strip() for part in text.partition("@"))
-    if not run or (sign and not (number.isascii() and number.isdigit())):
+    if not run or (sign and not (number.isascii() and number.isdigit() and len(number) <= 10)):
         sentence = f"expected RUN or RUN@ROUND such as latest@12, got {text!r}"
         raise typer.BadParameter(sentence, param_hint="--from-checkpoint")
     return {"from_run": run} | ({"from_round": int(number)} if sign else {})
 
 
-def _finite(text: str) -> float:
-    value = float(text)
+def _finite(number: str | float) -> float:
+    value = float(number)
     if not math.isfinite(value):
-        raise ValueError(text)
+        raise ValueError(number)
     return value
 
 
