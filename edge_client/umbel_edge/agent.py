@@ -7,6 +7,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from umbel import __version__, messages, signing, topics
@@ -21,6 +22,7 @@ from umbel_edge.config import AgentConfig
 from umbel_edge.enrolment import connect
 from umbel_edge.example_count import ExampleCount
 from umbel_edge.http import ServerHttp, Stopped
+from umbel_edge.keys import store_of
 from umbel_edge.litert_trainer import LiteRTTrainer
 from umbel_edge.models import Models
 from umbel_edge.outgoing import Outgoing
@@ -57,18 +59,18 @@ class Agent:
         self._last_complaint = float("-inf")
         self._epoch = self._sequence = 0
         self._saying = threading.Lock()
-        self._state = AgentState(config.state)
+        self._state = AgentState(config.state, store_of(config.key, config.state, self._stopping))
         self._cancelled = self._state.cancelled()
         self._count_examples = ExampleCount(config.examples)
         self._conditions = Conditions(config.state, self._count_examples, config.readings, now=clock)
         self._watch = Watch(self._look, self._say_hello, self._stopping)
-        self._http = ServerHttp(config, self._state.key, self._stopping)
         self._standing = Standing(self._stopping, lambda: self._queue.put(None))
 
     def run(self) -> None:
         """Enrol, connect, and work until `stop` is called; raises UmbelError when the device is revoked."""
         try:
             trainer = self._make_trainer()
+            self._http = ServerHttp(self._config, self._state.key, self._stopping)
             enrolment = connect(self._http, self._config, self._state, self._standing)
             self._http.on_barred = self._standing.refused
             host, port = enrolment.broker_host, enrolment.broker_port
@@ -94,7 +96,7 @@ class Agent:
                 self._work()
             finally:
                 self._stopping.set()
-                self._link.stop(farewell=Will(self._topic("status"), self._status(online=False)))
+                self._link.stop(farewell=self._last_word())
         except Stopped:
             log.info("stopped")
         finally:
@@ -165,12 +167,19 @@ class Agent:
     def _topic(self, channel: topics.Channel) -> str:
         return topics.topic(self._config.population, self._config.device, channel)
 
-    def _will(self) -> Will:
+    def _will(self) -> Will | None:
         self._epoch = self._state.count("epoch")
-        return Will(self._topic("status"), self._status(online=False))
+        return self._last_word()
+
+    def _last_word(self) -> Will | None:
+        """That this session is over; None when the agent stops while its key is away."""
+        try:
+            return Will(self._topic("status"), self._status(online=False))
+        except Stopped:
+            return None
 
     def _say_hello(self) -> None:
-        with self._saying:  # in the order of their numbers, of which the last is retained
+        with self._saying, suppress(Stopped):  # in the order of their numbers, of which the last is retained
             self._sequence += 1
             self._link.publish(self._topic("status"), self._status(online=True), retain=True)
 
@@ -197,6 +206,8 @@ class Agent:
     def _received(self, _topic: str, token: bytes) -> None:
         try:
             self._take_in(token)
+        except Stopped:
+            return  # before it was answered: the server sends it again
         except sqlite3.Error as error:
             if not is_full(error):
                 raise
@@ -265,6 +276,8 @@ class Agent:
                 continue
             try:
                 self._execute(command)
+            except Stopped:
+                return
             except Exception:
                 log.exception("command %s could not be answered", command.id)
 
