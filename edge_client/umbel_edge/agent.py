@@ -10,12 +10,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from umbel import __version__, messages, signing, topics
+from umbel import __version__, messages, topics
 from umbel.enrolment import CONNECTION_PATH
 from umbel.errors import MessageError, SignatureError, TensorError, UmbelError
 from umbel.litert import runtime_name
-from umbel.messages import Ack, AckState, Cancel, Command, Evaluate, Outcome, Result, Status, Train, UnknownKind
+from umbel.messages import Ack, AckState, Cancel, Command, Evaluate, Outcome, Rekey, Result, Status, Train, UnknownKind
 from umbel.mqtt import Link, Will
+from umbel.signing import UnknownKey
 from umbel_edge.certificate import LOOK_SECONDS, Certificate
 from umbel_edge.conditions import Conditions
 from umbel_edge.config import AgentConfig
@@ -26,6 +27,7 @@ from umbel_edge.keys import store_of
 from umbel_edge.litert_trainer import LiteRTTrainer
 from umbel_edge.models import Models
 from umbel_edge.outgoing import Outgoing
+from umbel_edge.server_keys import ServerKeys
 from umbel_edge.standing import Standing
 from umbel_edge.state import AgentState, Answer
 from umbel_edge.storage import FULL, is_full
@@ -76,7 +78,7 @@ class Agent:
             host, port = enrolment.broker_host, enrolment.broker_port
             if self._config.mqtt is not None:
                 host, port = self._config.mqtt.host, self._config.mqtt.port
-            self._server = signing.import_public(enrolment.server_key)
+            self._keys = ServerKeys(self._state, self._http, self._clock)
             self._models = Models(self._config.state / "models", self._config.threads)
             self._worker = Worker(self._make_workshop(trainer), self._why_stop, self._clock)
             self._take_up()
@@ -92,10 +94,12 @@ class Agent:
             )
             self._link.start()
             self._watch.start()
+            self._keys.start()
             try:
                 self._work()
             finally:
                 self._stopping.set()
+                self._keys.stop()
                 self._link.stop(farewell=self._last_word())
         except Stopped:
             log.info("stopped")
@@ -128,7 +132,7 @@ class Agent:
             self._state,
             self._http,
             uploads,
-            self._server,
+            self._keys,
             Outgoing(self._state, uploads),
             trainer,
             self._models,
@@ -144,7 +148,7 @@ class Agent:
         wanted = set()
         for id, token in self._state.unanswered().items():
             try:
-                command = messages.decode_command(token, self._server)
+                command = messages.decode_command(token, self._keys.known)
             except (SignatureError, MessageError):
                 self._state.forget(id)
                 continue
@@ -217,7 +221,7 @@ class Agent:
 
     def _take_in(self, token: bytes) -> None:
         try:
-            command = messages.decode_command(token, self._server)
+            command = messages.decode_command(token, self._keys.accepted)
         except UnknownKind as error:
             if self._state.begin(error.id, self._clock()) is False:
                 self._refuse(error.id, "rejected", str(error))
@@ -227,6 +231,8 @@ class Agent:
         except SignatureError as error:
             # Whoever made it chose the id that it names: an answer would be our word on a command that may still come.
             log.warning("dropped a message that proves nothing: %s", error)
+            if isinstance(error, UnknownKey):
+                self._keys.missed(error.key)
             return
         except MessageError as error:
             self._complain(token, str(error))
@@ -245,6 +251,8 @@ class Agent:
         elif isinstance(command.body, messages.Standing):
             self._refuse(command.id, "done", "")
             self._standing.hear(command.body)
+        elif isinstance(command.body, Rekey):
+            self._keys.learn(command.body.key, lambda: self._refuse(command.id, "done", ""))
         elif isinstance(command.body, Cancel):
             self._state.cancel(command.body.assignment, self._clock())
             self._cancelled.add(command.body.assignment)

@@ -14,8 +14,8 @@ from joserfc.jwk import ECKey
 
 from umbel import signing
 from umbel.atomic import write_atomically
-from umbel.enrolment import Trust
-from umbel.errors import NOT_DECODED, UmbelError
+from umbel.enrolment import Trust, read_trust
+from umbel.errors import NOT_DECODED, SignatureError, UmbelError
 from umbel.signing import PublicKey
 from umbel_edge.keys import FileStore, KeyStore
 
@@ -231,10 +231,10 @@ class AgentState:
         """What this device trusts, once enrolled."""
         path = self.folder / "trust.json"
         try:
-            return msgspec.json.decode(path.read_bytes(), type=Trust)
+            return read_trust(path.read_bytes())
         except FileNotFoundError:
             return self._pinned_key()
-        except NOT_DECODED as error:
+        except SignatureError as error:
             raise UmbelError(
                 f"{path}: expected what this device trusts, got {error}; enrol with a new folder"
             ) from error

@@ -4,7 +4,15 @@ from fastapi import FastAPI
 from starlette.requests import ClientDisconnect
 
 from umbel import __version__
-from umbel_server.api import admin_routes, device_routes, enrolment_routes, errors, lifecycle_routes, trust_routes
+from umbel_server.api import (
+    admin_routes,
+    device_routes,
+    enrolment_routes,
+    errors,
+    key_routes,
+    lifecycle_routes,
+    trust_routes,
+)
 from umbel_server.server import Server
 
 ROUTERS = (
@@ -14,6 +22,7 @@ ROUTERS = (
     admin_routes.router,
     lifecycle_routes.router,
     trust_routes.router,
+    key_routes.router,
 )
 
 

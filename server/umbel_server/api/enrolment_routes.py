@@ -94,7 +94,7 @@ def _certify(server: Server, who: Access, asked: bytes) -> str:
 def _reply(server: Server, population: str, device: str, kind: str) -> Response:
     mqtt = server.state.config.mqtt
     reply = EnrolmentReply(
-        public_key(server.state.key),
+        public_key(server.state.keys.lineage.newest),
         mqtt.advertised_host or mqtt.host,
         server.broker_port,
         population,
