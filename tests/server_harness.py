@@ -1,6 +1,7 @@
 """A real server in this process - database, blobs, HTTP, MQTT - and devices that speak the real protocol."""
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from umbel_server.bounded_http import Patience
 from umbel_server.client import Client
 from umbel_server.serve import PATIENCE, http_config, listen
 from umbel_server.server import Server
-from umbel_server.state import Config, Enrolment, Http, Mqtt, State, init_state
+from umbel_server.state import Config, Enrolment, Http, Mqtt, State, init_state, open_state
 from umbel_sim.demo.processes import free_port
 
 POPULATION = "test"
@@ -28,7 +29,8 @@ X = np.float32([[-1.0], [0.0], [1.0], [2.0], [3.0], [4.0]])
 class RunningServer:
     """`umbel serve` without its process: everything is real, and ended by `stop`.
 
-    Without TLS, unless it is asked for: then with a broker of its own on `broker_port`, or with what `broker` starts there.
+    A folder that has a state is served again as it is. Without TLS, unless it is asked for:
+    then with a broker of its own on `broker_port`, or with what `broker` starts there.
     """
 
     def __init__(
@@ -40,19 +42,20 @@ class RunningServer:
         open_enrolment: bool = True,
         broker: Callable[[State], object] | None = None,
         patience: Patience = PATIENCE,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        port = free_port()
         config = Config(
-            http=Http(port=port, tls=tls),
+            http=Http(port=free_port(), tls=tls),
             mqtt=Mqtt(port=broker_port, embedded=tls and broker is None, tls=tls),
             enrolment=Enrolment(open=open_enrolment),
             keep_updates=keep_updates,
         )
-        self.state: State = init_state(folder, config)
+        self.state: State = open_state(folder) if folder.exists() else init_state(folder, config)
+        port, tls = self.state.config.http.port, self.state.config.http.tls
         if broker is not None:
             broker(self.state)
         self._listener = listen("127.0.0.1", port)
-        self.server = Server(self.state)
+        self.server = Server(self.state, clock)
         self.server.start()
         self._uvicorn = uvicorn.Server(http_config(self.server, patience))
         self._thread = threading.Thread(target=self._uvicorn.run, kwargs={"sockets": [self._listener]}, daemon=True)

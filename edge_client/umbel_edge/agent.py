@@ -7,23 +7,27 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-from umbel import __version__, messages, signing, topics
+from umbel import __version__, messages, topics
 from umbel.enrolment import CONNECTION_PATH
 from umbel.errors import MessageError, SignatureError, TensorError, UmbelError
 from umbel.litert import runtime_name
-from umbel.messages import Ack, AckState, Cancel, Command, Evaluate, Outcome, Result, Status, Train, UnknownKind
+from umbel.messages import Ack, AckState, Cancel, Command, Evaluate, Outcome, Rekey, Result, Status, Train, UnknownKind
 from umbel.mqtt import Link, Will
+from umbel.signing import UnknownKey
 from umbel_edge.certificate import LOOK_SECONDS, Certificate
 from umbel_edge.conditions import Conditions
 from umbel_edge.config import AgentConfig
 from umbel_edge.enrolment import connect
 from umbel_edge.example_count import ExampleCount
 from umbel_edge.http import ServerHttp, Stopped, drain
+from umbel_edge.keys import store_of
 from umbel_edge.litert_trainer import LiteRTTrainer
 from umbel_edge.models import Models
 from umbel_edge.outgoing import Outgoing
+from umbel_edge.server_keys import ServerKeys
 from umbel_edge.standing import Standing
 from umbel_edge.state import AgentState, Answer
 from umbel_edge.storage import FULL, is_full
@@ -57,24 +61,24 @@ class Agent:
         self._last_complaint = float("-inf")
         self._epoch = self._sequence = 0
         self._saying = threading.Lock()
-        self._state = AgentState(config.state)
+        self._state = AgentState(config.state, store_of(config.key, config.state, self._stopping))
         self._cancelled = self._state.cancelled()
         self._count_examples = ExampleCount(config.examples)
         self._conditions = Conditions(config.state, self._count_examples, config.readings, now=clock)
         self._watch = Watch(self._look, self._say_hello, self._stopping)
-        self._http = ServerHttp(config, self._state.key, self._stopping)
         self._standing = Standing(self._stopping, lambda: self._queue.put(None))
 
     def run(self) -> None:
         """Enrol, connect, and work until `stop` is called; raises UmbelError when the device is revoked."""
         try:
             trainer = self._make_trainer()
+            self._http = ServerHttp(self._config, self._state.key, self._stopping)
             enrolment = connect(self._http, self._config, self._state, self._standing)
             self._http.on_barred = self._standing.refused
             host, port = enrolment.broker_host, enrolment.broker_port
             if self._config.mqtt is not None:
                 host, port = self._config.mqtt.host, self._config.mqtt.port
-            self._server = signing.import_public(enrolment.server_key)
+            self._keys = ServerKeys(self._state, self._http, self._clock)
             self._models = Models(self._config.state / "models", self._config.threads)
             self._worker = Worker(self._make_workshop(trainer), self._why_stop, self._clock)
             self._take_up()
@@ -90,11 +94,13 @@ class Agent:
             )
             self._link.start()
             self._watch.start()
+            self._keys.start()
             try:
                 self._work()
             finally:
                 self._stopping.set()
-                self._link.stop(farewell=Will(self._topic("status"), self._status(online=False)))
+                self._keys.stop()
+                self._link.stop(farewell=self._last_word())
         except Stopped:
             log.info("stopped")
         finally:
@@ -126,7 +132,7 @@ class Agent:
             self._state,
             self._http,
             uploads,
-            self._server,
+            self._keys,
             Outgoing(self._state, uploads),
             trainer,
             self._models,
@@ -142,7 +148,7 @@ class Agent:
         wanted = set()
         for id, token in self._state.unanswered().items():
             try:
-                command = messages.decode_command(token, self._server)
+                command = messages.decode_command(token, self._keys.known)
             except (SignatureError, MessageError):
                 self._state.forget(id)
                 continue
@@ -165,12 +171,19 @@ class Agent:
     def _topic(self, channel: topics.Channel) -> str:
         return topics.topic(self._config.population, self._config.device, channel)
 
-    def _will(self) -> Will:
+    def _will(self) -> Will | None:
         self._epoch = self._state.count("epoch")
-        return Will(self._topic("status"), self._status(online=False))
+        return self._last_word()
+
+    def _last_word(self) -> Will | None:
+        """That this session is over; None when the agent stops while its key is away."""
+        try:
+            return Will(self._topic("status"), self._status(online=False))
+        except Stopped:
+            return None
 
     def _say_hello(self) -> None:
-        with self._saying:  # in the order of their numbers, of which the last is retained
+        with self._saying, suppress(Stopped):  # in the order of their numbers, of which the last is retained
             self._sequence += 1
             self._link.publish(self._topic("status"), self._status(online=True), retain=True)
 
@@ -197,6 +210,8 @@ class Agent:
     def _received(self, _topic: str, token: bytes) -> None:
         try:
             self._take_in(token)
+        except Stopped:
+            return  # before it was answered: the server sends it again
         except sqlite3.Error as error:
             if not is_full(error):
                 raise
@@ -206,7 +221,7 @@ class Agent:
 
     def _take_in(self, token: bytes) -> None:
         try:
-            command = messages.decode_command(token, self._server)
+            command = messages.decode_command(token, self._keys.accepted)
         except UnknownKind as error:
             if self._state.begin(error.id, self._clock()) is False:
                 self._refuse(error.id, "rejected", str(error))
@@ -216,6 +231,8 @@ class Agent:
         except SignatureError as error:
             # Whoever made it chose the id that it names: an answer would be our word on a command that may still come.
             log.warning("dropped a message that proves nothing: %s", error)
+            if isinstance(error, UnknownKey):
+                self._keys.missed(error.key)
             return
         except MessageError as error:
             self._complain(token, str(error))
@@ -234,6 +251,8 @@ class Agent:
         elif isinstance(command.body, messages.Standing):
             self._refuse(command.id, "done", "")
             self._standing.hear(command.body)
+        elif isinstance(command.body, Rekey):
+            self._keys.learn(command.body.key, lambda: self._refuse(command.id, "done", ""))
         elif isinstance(command.body, Cancel):
             self._state.cancel(command.body.assignment, self._clock())
             self._cancelled.add(command.body.assignment)
@@ -265,6 +284,8 @@ class Agent:
                 continue
             try:
                 self._execute(command)
+            except Stopped:
+                return
             except Exception:
                 log.exception("command %s could not be answered", command.id)
 

@@ -1,4 +1,8 @@
-"""The certificate with which a device shows a broker who it is: asked for with its own key, and renewed in time."""
+"""The certificate with which a device shows a broker who it is: asked for in its own name, and renewed in time.
+
+It is of a key that is made for it and lies beside it, as TLS needs one in a file; the device's signing key, which may be on a
+token, vouches for the request.
+"""
 
 import logging
 import ssl
@@ -7,13 +11,15 @@ from datetime import UTC, datetime
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
+from umbel import signing
 from umbel.atomic import write_atomically
 from umbel.enrolment import CERTIFICATE_PATH
 from umbel.errors import UmbelError
 from umbel.tls import client_context
 from umbel_edge.http import Refused, ServerHttp
-from umbel_edge.state import KEY, AgentState
+from umbel_edge.state import AgentState
 
 log = logging.getLogger("umbel.agent")
 
@@ -23,14 +29,14 @@ LOOK_SECONDS = 3600.0
 
 
 class Certificate:
-    """The device's certificate in its state folder, issued by the server that it trusts.
+    """The device's certificate and its key, in one file of the state folder, issued by the server that it trusts.
 
     `http` must know the server's authority already.
     """
 
     def __init__(self, state: AgentState, http: ServerHttp, clock: Callable[[], float]) -> None:
         self._state, self._http, self._clock = state, http, clock
-        self._path, self._key = state.folder / FILE, state.folder / KEY
+        self._path = state.folder / FILE
         self._context = client_context(http.ca)
 
     def context(self) -> ssl.SSLContext:
@@ -45,40 +51,43 @@ class Certificate:
     def keep(self) -> None:
         """Have a certificate, a new one if it is due. A server that issues none is taken as it is."""
         if self._is_due():
+            key = ec.generate_private_key(ec.SECP256R1())
             try:
-                answer = self._http.until_answered("POST", CERTIFICATE_PATH, self._request())
+                answer = self._http.until_answered("POST", CERTIFICATE_PATH, self._request(key))
             except Refused as error:
                 if error.bars:
                     raise
                 log.info("the server issues no certificate: %s", error)
                 return
-            write_atomically(self._path, answer, mode=0o600)
+            write_atomically(self._path, answer + _pem(key), mode=0o600)
             log.info("the device has a new certificate")
         try:
-            self._context.load_cert_chain(self._path, self._key)
+            self._context.load_cert_chain(self._path)
         except (OSError, ssl.SSLError) as error:
             self._path.unlink(missing_ok=True)
             raise UmbelError(
-                f"{self._path}: the server's answer is no certificate of this device's key: {error}"
+                f"{self._path}: the server's answer is no certificate of the key that was asked for: {error}"
             ) from error
 
     def _is_due(self) -> bool:
         try:
-            found = x509.load_pem_x509_certificate(self._path.read_bytes())
+            held = self._path.read_bytes()
+            found = x509.load_pem_x509_certificate(held)
+            key = serialization.load_pem_private_key(held, None)
             issuer = x509.load_pem_x509_certificate(self._http.ca.encode()).subject
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError):
             return True
         begins, ends = found.not_valid_before_utc, found.not_valid_after_utc
         last_third = ends - (ends - begins) / 3
         now = datetime.fromtimestamp(self._clock(), UTC)
-        return (
-            found.issuer != issuer or found.public_key() != self._state.key.public_key or not begins <= now < last_third
-        )
+        return found.issuer != issuer or found.public_key() != key.public_key() or not begins <= now < last_third
 
-    def _request(self) -> bytes:
-        """A signing request (RFC 2986): it proves that this device holds its key, the server knows the rest."""
-        builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-        key = self._state.key.private_key
-        assert key is not None
-        request = builder.sign(key, hashes.SHA256())
-        return request.public_bytes(serialization.Encoding.PEM)
+    def _request(self, key: ec.EllipticCurvePrivateKey) -> bytes:
+        """A signing request (RFC 2986) for `key`, which proves that it is held, in a JWS by the device's own key."""
+        request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
+        return signing.sign(request.public_bytes(serialization.Encoding.PEM), self._state.key)
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    encoding, kind = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    return key.private_bytes(encoding, kind, serialization.NoEncryption())

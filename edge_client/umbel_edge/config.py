@@ -13,6 +13,7 @@ from umbel.enrolment import split_token
 from umbel.errors import UmbelError
 from umbel.limits import check_labels
 from umbel.topics import check_name
+from umbel_edge.keys import KeyConfig
 
 EXAMPLE = """\
 device = "phone-1"              # this device's id, unique in its population
@@ -29,6 +30,14 @@ progress_seconds = 20           # half-finished training is saved so often, to s
 # readings = "readings.json"    # read battery, load, ... from this file instead of the system (null: unknown):
                                 # {"battery": 0.8, "charging": true, "metered": false, "load": 0.1, "temperature": 30,
                                 #  "hour": 23, "free_memory_mb": 900, "free_disk_mb": 5000, "examples": 200}
+
+[key]                           # where this device's private key is; 'umbel-agent enrol' makes it there
+store = "file"                  # file: in the state folder; pkcs11: on a TPM or another token, and never out of it
+# module = "/usr/lib/x86_64-linux-gnu/pkcs11/libtpm2_pkcs11.so"   # pkcs11 only, as what follows: the token's library
+# token = "umbel"               # the token's label
+# name = "umbel"                # the key's label on it
+# pin_file = "pin"              # a file that its owner alone may read, with the token's PIN
+# pin_env = "UMBEL_PIN"         # or a variable of the environment with it
 
 [labels]                        # anything that tells devices apart
 # site = "lab"
@@ -76,6 +85,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     readings: Path | None = None
     labels: dict[str, str] = {}
     mqtt: Mqtt | None = None
+    key: KeyConfig = KeyConfig()
 
 
 def load_config(path: Path) -> AgentConfig:
@@ -99,6 +109,10 @@ def load_config(path: Path) -> AgentConfig:
         raise UmbelError(f"{path}: progress_seconds should be 0 or more seconds, got {config.progress_seconds}")
     if (config.trainer == "keras") != (config.task is not None):
         raise UmbelError(f"{path}: task is the task file of the keras trainer: give both or neither")
+    try:
+        config.key.check()
+    except UmbelError as error:
+        raise UmbelError(f"{path}: {error}") from error
     folder = path.resolve().parent
     return msgspec.structs.replace(
         config,
@@ -106,6 +120,7 @@ def load_config(path: Path) -> AgentConfig:
         examples=folder / config.examples,
         readings=folder / config.readings if config.readings is not None else None,
         task=folder / config.task if config.task is not None else None,
+        key=config.key.within(folder),
     )
 
 
@@ -114,6 +129,7 @@ def write_config(path: Path, values: Mapping[str, str]) -> None:
     lines = []
     for line in EXAMPLE.splitlines():
         key, _, rest = line.partition(" = ")
+        key = key.removeprefix("# ")
         if key in values:
             comment = rest.partition("#")[2]
             line = f"{key} = {_quoted(values[key])}".ljust(31) + (f" #{comment}" if comment else "")

@@ -16,6 +16,7 @@ from umbel.topics import check_name
 from umbel_edge.config import AgentConfig, write_config
 from umbel_edge.enrolment import ATTEMPTS, enrol
 from umbel_edge.http import ServerHttp
+from umbel_edge.keys import KeyConfig, store_of
 from umbel_edge.state import AgentState
 
 KINDS = ("phone", "vehicle", "gateway")
@@ -37,6 +38,18 @@ def options_of(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--examples", type=Path, default=None, help="its .npz of examples (default: examples.npz beside the file)"
     )
+    parser.add_argument(
+        "--key-store",
+        choices=("file", "pkcs11"),
+        default="file",
+        help="where the key is made: in the state folder (file), "
+        "or on a TPM or another token, which does not give it out",
+    )
+    parser.add_argument("--module", type=Path, help="pkcs11: the token's library")
+    parser.add_argument("--token-label", default="", help="pkcs11: the token's label")
+    parser.add_argument("--key-name", default="umbel", help="pkcs11: the key's label on the token (umbel)")
+    parser.add_argument("--pin-file", type=Path, help="pkcs11: a file that you alone may read, with the token's PIN")
+    parser.add_argument("--pin-env", default="", help="pkcs11: or the variable of the environment that holds it")
     parser.add_argument("--config", type=Path, default=Path("agent.toml"), help="the file to write (agent.toml)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(words)
@@ -58,8 +71,10 @@ def run(options: argparse.Namespace) -> None:
     if not options.url.startswith(("http://", "https://")):
         raise UmbelError(f"the server's URL should begin with http:// or https://, got {options.url!r}")
     split_token(options.token)
+    key = _key_of(options)
     logging.basicConfig(level=logging.WARNING, format="umbel-agent: %(message)s", stream=sys.stderr)
-    state = AgentState(path.parent / STATE)
+    store = store_of(key, path.parent / STATE, threading.Event(), patient=False)
+    state = AgentState(path.parent / STATE, store)
     try:
         device = check_name(options.device or _id_of(state), "a device id")
         if (before := state.fact("device", device)) != device:
@@ -81,12 +96,30 @@ def run(options: argparse.Namespace) -> None:
             "server": options.url,
             "examples": examples,
             "state": STATE,
+            **_key_lines(path, key),
         },
     )
     print(f"{reply.device} is enrolled in population {reply.population}; {path} is its configuration. Next:")
     if not (path.parent / examples).is_file():
         print(f"  put its examples into {path.parent / examples}")
     print(f"  umbel-agent {shlex.quote(str(path))}")
+
+
+def _key_of(options: argparse.Namespace) -> KeyConfig:
+    """Where the key is asked to be; raises UmbelError when that is not said whole."""
+    key = KeyConfig(
+        options.key_store, options.module, options.token_label, options.key_name, options.pin_file, options.pin_env
+    )
+    key.check()
+    return key.within(Path.cwd())
+
+
+def _key_lines(path: Path, key: KeyConfig) -> dict[str, str]:
+    """The lines of [key] in the configuration at `path`, which names a PIN file relative to its folder."""
+    if key.store == "file":
+        return {}
+    pin = {"pin_env": key.pin_env} if key.pin_file is None else {"pin_file": os.path.relpath(key.pin_file, path.parent)}
+    return {"store": key.store, "module": str(key.module), "token": key.token, "name": key.name, **pin}
 
 
 def _id_of(state: AgentState) -> str:

@@ -15,7 +15,7 @@ from umbel.enrolment import (
     Trust,
     split_token,
 )
-from umbel.errors import NOT_DECODED, UmbelError
+from umbel.errors import NOT_DECODED, SignatureError, UmbelError
 from umbel_edge.config import AgentConfig
 from umbel_edge.http import Refused, ServerHttp
 from umbel_edge.standing import Standing
@@ -57,7 +57,7 @@ def _connect(http: ServerHttp, config: AgentConfig, state: AgentState) -> Enrolm
         http.use(pinned)
         try:
             answer = http.until_answered("GET", CONNECTION_PATH)
-            return _checked(http, answer, pinned)
+            return _checked(http, answer, state, pinned)[0]
         except Refused as error:
             if error.code != UNKNOWN:
                 raise
@@ -87,7 +87,7 @@ def enrol(
     http.use(trust)
     request = EnrolmentRequest(device, kind, signing.public_key(state.key), secret, population)
     answer = http.until_answered("POST", ENROL_PATH, msgspec.json.encode(request), signed=False, attempts=attempts)
-    reply = _checked(http, answer, trust)
+    reply, trust = _checked(http, answer, state, trust)
     state.pin(trust)
     return reply
 
@@ -98,10 +98,31 @@ def _pinned(http: ServerHttp, state: AgentState) -> Trust | None:
     return None if pinned is None or (http.secure and not pinned.ca) else pinned
 
 
-def _checked(http: ServerHttp, answer: bytes, trust: Trust) -> EnrolmentReply:
+def catch_up(http: ServerHttp, state: AgentState, trust: Trust) -> Trust:
+    """`trust` and the signing keys that the server has got since, each by the word of the one before; kept when there are some.
+
+    Raises UmbelError when what the server answers does not prove it.
+    """
+    try:
+        extended = trust.extended(http.told_trust())
+    except SignatureError as error:
+        raise UmbelError(f"{http.url} cannot prove its signing keys ({error}); is it another server?") from error
+    if extended != trust:
+        log.info("the server has the signing key %s now", signing.fingerprint(extended.lineage().newest)[:8])
+        if state.pinned() is not None:
+            state.pin(extended)
+    return extended
+
+
+def _checked(http: ServerHttp, answer: bytes, state: AgentState, trust: Trust) -> tuple[EnrolmentReply, Trust]:
+    """The reply of the server that is trusted, and what is trusted when it has got a signing key since."""
     try:
         reply = msgspec.json.decode(answer, type=EnrolmentReply)
     except NOT_DECODED as error:
         raise UmbelError(f"{http.url} answers like no Umbel server ({error}); correct its URL") from error
-    http.check(*(signing.fingerprint(signing.import_public(key)) for key in (reply.server_key, trust.server_key)))
-    return reply
+    newest = signing.fingerprint(signing.import_public(reply.server_key))
+    if newest not in trust.lineage().all:
+        trust = catch_up(http, state, trust)
+    if newest not in trust.lineage().all:
+        http.check(newest, signing.fingerprint(trust.lineage().newest))
+    return reply, trust

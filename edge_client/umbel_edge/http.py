@@ -18,7 +18,7 @@ import urllib3
 from joserfc.jwk import ECKey
 
 from umbel.atomic import write_atomically
-from umbel.enrolment import BLOB_PATH, TRUST_PATH, Access, Trust, bearer
+from umbel.enrolment import BLOB_PATH, TRUST_PATH, Access, Trust, bearer, read_trust
 from umbel.errors import NOT_DECODED, SignatureError, UmbelError
 from umbel.messages import Blob
 from umbel.tensors import digest
@@ -31,6 +31,8 @@ log = logging.getLogger("umbel.agent")
 ATTEMPTS = 5
 CHUNK = 1 << 16
 ANSWER_BYTES = 1 << 16
+TRUST_BYTES = 1 << 20
+"""Answers that are longer are no answers; whom to trust says how every signing key followed another."""
 LAST_PAUSE = 20.0
 _ADDRESS = re.compile(r"[0-9a-f]{64}")
 IN_MEMORY = 1 << 18
@@ -88,14 +90,20 @@ class ServerHttp:
         """
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)  # it is meant: the answer is checked
         self._pool = _pool(blind_context())
-        answer = self.until_answered("GET", TRUST_PATH, signed=False, attempts=attempts)
+        trust = self.told_trust(attempts)
         try:
-            trust = msgspec.json.decode(answer, type=Trust)
-            found = trust.fingerprint()
-        except (SignatureError, *NOT_DECODED) as error:
+            return trust.anchored(fingerprint)
+        except SignatureError:
+            self.check(trust.fingerprint(), fingerprint)
+            raise
+
+    def told_trust(self, attempts: float = math.inf) -> Trust:
+        """Whom the server says is to be trusted, waited for as in `until_answered`; raises UmbelError on another answer."""
+        answer = self.until_answered("GET", TRUST_PATH, signed=False, attempts=attempts, most=TRUST_BYTES)
+        try:
+            return read_trust(answer)
+        except SignatureError as error:
             raise UmbelError(f"{self.url} answers like no Umbel server ({error}); correct its URL") from error
-        self.check(found, fingerprint)
-        return trust
 
     def check(self, found: str, expected: str) -> None:
         """Raise UmbelError unless a fingerprint is the one that this device trusts."""
@@ -229,9 +237,15 @@ class ServerHttp:
                 self._pause(max(0, failures - 1), check)
 
     def until_answered(
-        self, method: str, path: str, body: bytes | None = None, signed: bool = True, attempts: float = math.inf
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        signed: bool = True,
+        attempts: float = math.inf,
+        most: int = ANSWER_BYTES,
     ) -> bytes:
-        """The answer to a small request, waited for, saying so, while nobody answers.
+        """The answer of at most `most` bytes to a request, waited for, saying so, while nobody answers.
 
         Raises Refused when the server does not accept it, UmbelError after so many `attempts` without an answer.
         """
@@ -239,14 +253,14 @@ class ServerHttp:
         while True:
             try:
                 if signed:
-                    return _limited(self.request(method, path, body), ANSWER_BYTES)
+                    return _limited(self.request(method, path, body), most)
                 response = self._pool.request(
                     method, self._base + path, body=body, preload_content=False, redirect=False
                 )
                 if response.status < 500:
                     if response.status >= 300:
                         raise _refused(response)
-                    return _limited(response, ANSWER_BYTES)
+                    return _limited(response, most)
                 drain(response)
                 why = f"it answered {response.status}"
             except (urllib3.exceptions.HTTPError, OSError) as error:

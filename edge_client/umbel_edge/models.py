@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from joserfc.jwk import ECKey
 from numpy.typing import NDArray
 
 from umbel import release
@@ -14,6 +13,7 @@ from umbel.atomic import write_atomically
 from umbel.errors import NOT_DECODED, UmbelError
 from umbel.litert import Predictor
 from umbel.messages import Install
+from umbel.signing import Keys
 from umbel.tensors import Tensors, digest
 
 CURRENT = "installed.json"
@@ -48,7 +48,7 @@ class Models:
                 f"{path}: expected a note of the installed release, got {error}; install it again"
             ) from error
 
-    def install(self, command: Install, model: bytes, server: ECKey) -> Installed:
+    def install(self, command: Install, model: bytes, server: Keys) -> Installed:
         """Verify the release and its file, try the file, and swap it in atomically; raises UmbelError, changing nothing."""
         manifest = release.verify(command.manifest.encode(), server)
         file = manifest.files.get(command.variant)

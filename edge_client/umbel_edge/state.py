@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -13,12 +14,13 @@ from joserfc.jwk import ECKey
 
 from umbel import signing
 from umbel.atomic import write_atomically
-from umbel.enrolment import Trust
-from umbel.errors import NOT_DECODED, UmbelError
+from umbel.enrolment import Trust, read_trust
+from umbel.errors import NOT_DECODED, SignatureError, UmbelError
 from umbel.signing import PublicKey
+from umbel_edge.keys import FileStore, KeyStore
 
 SCHEMA = 2
-DATABASE, KEY = "agent.sqlite", "key.pem"
+DATABASE = "agent.sqlite"
 KEPT_SECONDS = 86_400.0
 _TABLES = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -40,9 +42,12 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class AgentState:
-    """An opened state folder; only one process can have it open. Safe to use from several threads."""
+    """An opened state folder; only one process can have it open. Safe to use from several threads.
 
-    def __init__(self, folder: Path) -> None:
+    The key is in `store`: without one, in a file of the folder.
+    """
+
+    def __init__(self, folder: Path, store: KeyStore | None = None) -> None:
         foreign = folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _is_ours(folder)))
         if foreign:
             raise UmbelError(f"{folder}: expected a new folder or one that umbel-agent made; name another one as state")
@@ -77,15 +82,40 @@ class AgentState:
                 f"{folder}: made by a newer umbel-agent (schema {schema}, this one has {SCHEMA}); upgrade it"
             )
         self.remember("schema", str(SCHEMA))
-        self.key: ECKey = signing.load_or_create_key(folder / KEY)
+        self._store = store or FileStore(folder)
         with self.change():
             oldest = (time.time() - KEPT_SECONDS,)
             self._database.execute("DELETE FROM inbox WHERE expires < ?", oldest)
             self._database.execute("DELETE FROM cancelled WHERE at < ?", oldest)
             self._database.execute("DELETE FROM uploads WHERE begun < ?", oldest)
 
+    @cached_property
+    def key(self) -> ECKey:
+        """The device's signing key, made when it is asked for the first time.
+
+        Raises UmbelError when its store cannot be used, has lost the key, or has another one.
+        """
+        known = self.fact("key")
+        key = self._store.load()
+        if key is None:
+            if known:
+                raise UmbelError(
+                    f"{self._store.where}: the key {known[:8]} of this device is gone; restore it, or enrol with a new state folder"
+                )
+            key = self._store.create()
+        found = signing.fingerprint(key)
+        if known not in ("", found):
+            raise UmbelError(
+                f"{self._store.where}: expected the key {known[:8]} that this device is known by, found {found[:8]}; "
+                "correct [key], or enrol with a new state folder"
+            )
+        if not known:
+            self.remember("key", found)
+        return key
+
     def close(self) -> None:
-        """Close the database and let another process have the folder."""
+        """Close the database, let go of the key, and let another process have the folder."""
+        self._store.close()
         self._database.close()
         self._lock_file.close()
 
@@ -201,10 +231,10 @@ class AgentState:
         """What this device trusts, once enrolled."""
         path = self.folder / "trust.json"
         try:
-            return msgspec.json.decode(path.read_bytes(), type=Trust)
+            return read_trust(path.read_bytes())
         except FileNotFoundError:
             return self._pinned_key()
-        except NOT_DECODED as error:
+        except SignatureError as error:
             raise UmbelError(
                 f"{path}: expected what this device trusts, got {error}; enrol with a new folder"
             ) from error

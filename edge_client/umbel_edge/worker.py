@@ -9,7 +9,6 @@ from pathlib import Path
 
 import msgspec
 import psutil
-from joserfc.jwk import ECKey
 
 from umbel import __version__, tensors
 from umbel.atomic import remove_interrupted, write_atomically
@@ -29,6 +28,7 @@ from umbel.messages import (
     Infer,
     Install,
     Outcome,
+    Rekey,
     Report,
     Reported,
     Standing,
@@ -44,6 +44,7 @@ from umbel_edge.http import IN_MEMORY, ServerHttp
 from umbel_edge.models import Models
 from umbel_edge.outgoing import Outgoing
 from umbel_edge.progress import Progress
+from umbel_edge.server_keys import ServerKeys
 from umbel_edge.state import KEPT_SECONDS, AgentState
 from umbel_edge.trainers import Cancelled, Trainer
 from umbel_edge.uploads import Uploads
@@ -62,7 +63,7 @@ class Workshop:
     state: AgentState
     http: ServerHttp
     uploads: Uploads
-    server: ECKey
+    keys: ServerKeys
     outgoing: Outgoing
     trainer: Trainer
     models: Models
@@ -89,7 +90,7 @@ class Worker:
                 return self._evaluate(body)
             case Install() as body:
                 model = self._shop.http.fetch(body.model, self._shop.state.folder / "downloads")
-                self._shop.models.install(body, model, self._shop.server)
+                self._shop.models.install(body, model, self._shop.keys.known)
                 return None
             case Infer() as body:
                 inputs = tensors.load(self._shop.http.fetch(body.inputs, self._shop.state.folder / "downloads"))
@@ -99,7 +100,7 @@ class Worker:
                 return self._export(command.id, body)
             case Report():
                 return self._report()
-            case Cancel() | Standing():
+            case Cancel() | Standing() | Rekey():
                 return None  # answered at once by the agent; here only when it had waited in the queue
 
     def broken(self, body: Train | Evaluate) -> tuple[Violation, ...]:
@@ -200,7 +201,7 @@ class Worker:
         path = self._shop.http.fetch_file(blob, folder / f"{blob.sha256}.plan", check)
         try:
             plan = Plan.open(path)
-            plan.verify(self._shop.server)
+            plan.verify(self._shop.keys.known)
         except UmbelError:
             path.unlink(missing_ok=True)
             raise

@@ -18,7 +18,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from joserfc.jwk import ECKey
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -27,6 +26,7 @@ from umbel.errors import UmbelError
 from umbel_server.audit_chain import Entry, Fault, Head, Walk, chained
 from umbel_server.audit_seal import BadSeal, Seal
 from umbel_server.database import AuditEntry, Database
+from umbel_server.keyring import Keyring
 from umbel_server.rate_limit import RateLimit
 
 log = logging.getLogger("umbel.audit")
@@ -54,11 +54,11 @@ class Audit:
     """
 
     def __init__(
-        self, database: Database, folder: Path, key: ECKey, clock: Callable[[], float], secrets: Sequence[str] = ()
+        self, database: Database, folder: Path, keys: Keyring, clock: Callable[[], float], secrets: Sequence[str] = ()
     ) -> None:
         self._database, self._clock = database, clock
         self._secrets = [secret for secret in secrets if secret]
-        self._seal = Seal(folder / SEAL, key)
+        self._seal = Seal(folder / SEAL, keys)
         self._refusals = RateLimit(REFUSALS, REFUSAL_SECONDS, clock)
         self._unwritten: dict[str, int] = {}
         self._turn, self._sealing, self._verifying = threading.Lock(), threading.Lock(), threading.Lock()
@@ -215,6 +215,17 @@ class Audit:
         with self._sealing:
             if self._whole:
                 self._write_seal(head)
+
+    @property
+    def is_sealed_before(self) -> bool:
+        """Whether the log is whole, and its end is sealed with a key before the one that signs now."""
+        return self._whole and self._seal.is_older
+
+    def reseal(self) -> None:
+        """Seal the end anew, with the key that signs now."""
+        with self._turn:
+            self._noted = Head(-1)
+        self._note()
 
     def _write_seal(self, head: Head) -> None:
         try:

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
-from joserfc.jwk import ECKey
 
 from umbel import signing
 from umbel.atomic import write_atomically
 from umbel.errors import NOT_DECODED, SignatureError
 from umbel_server.audit_chain import Head
+from umbel_server.keyring import Keyring
 
 
 class _Sealed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -27,23 +27,33 @@ class BadSeal(SignatureError):
 class Seal:
     """The file at `path`. Whoever has the state folder has the key too: it guards against those who have the database alone."""
 
-    def __init__(self, path: Path, key: ECKey) -> None:
-        self._path, self._key = path, key
+    def __init__(self, path: Path, keys: Keyring) -> None:
+        self._path, self._keys = path, keys
 
     def exists(self) -> bool:
         """Whether there is a file."""
         return self._path.exists()
 
+    @property
+    def is_older(self) -> bool:
+        """Whether the file was signed with a key of the server's before the one that signs now."""
+        try:
+            token = self._path.read_bytes()
+            signing.verify(token, self._keys.lineage.all)
+        except (OSError, SignatureError):
+            return False
+        return signing.signer_of(token) != signing.fingerprint(self._keys.current)
+
     def write(self, head: Head) -> None:
         """Replace the file; the old or the new one survives a crash."""
         sealed = msgspec.json.encode(_Sealed("audit-head", head.count, head.hash))
-        write_atomically(self._path, signing.sign(sealed, self._key), mode=0o600)
+        write_atomically(self._path, signing.sign(sealed, self._keys.current), mode=0o600)
 
     def read(self) -> Head:
         """What the file says; raises BadSeal."""
         what = f"{self._path.name}, which says how far the audit log has come,"
         try:
-            sealed = msgspec.json.decode(signing.verify(self._path.read_bytes(), self._key), type=_Sealed)
+            sealed = msgspec.json.decode(signing.verify(self._path.read_bytes(), self._keys.lineage.all), type=_Sealed)
         except OSError as error:
             raise BadSeal(f"{what} cannot be read ({error.strerror}); restore it from a backup") from error
         except (SignatureError, *NOT_DECODED) as error:

@@ -1,13 +1,12 @@
 """What a device may upload: the blob that an open command of its own waits for, no larger than it can need to be."""
 
-from joserfc.jwk import ECKey
-
 from umbel import messages
 from umbel.errors import UmbelError
 from umbel.messages import Export, Infer, Train
 from umbel.plan import PLACED
 from umbel_server.aggregation import largest_update
 from umbel_server.database import Command, Database
+from umbel_server.keyring import Keyring
 from umbel_server.outbox import OPEN
 from umbel_server.plans import Plans
 from umbel_server.received import Received, sender_of
@@ -21,8 +20,8 @@ class NotAwaited(UmbelError):
 class Awaited:
     """Who may upload what; `most` bytes where nothing else says how large an answer can be."""
 
-    def __init__(self, database: Database, received: Received, plans: Plans, key: ECKey, most: int) -> None:
-        self._database, self._received, self._plans, self._key, self._most = database, received, plans, key, most
+    def __init__(self, database: Database, received: Received, plans: Plans, keys: Keyring, most: int) -> None:
+        self._database, self._received, self._plans, self._keys, self._most = database, received, plans, keys, most
         self._sizes: dict[tuple[str, str], int] = {}
 
     def sender(self, population: str, device: str, command: str) -> Sender:
@@ -40,7 +39,7 @@ class Awaited:
         return Sender(sender_of(command), self._received.of(command), min(self._most, self._largest(row)))
 
     def _largest(self, row: Command) -> int:
-        body = messages.decode_command(row.token, self._key).body
+        body = messages.decode_command(row.token, self._keys.lineage.all).body
         match body:
             case Infer():
                 return self._most

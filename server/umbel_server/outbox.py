@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from joserfc.jwk import ECKey
 from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session
 
-from umbel import messages
-from umbel.errors import UmbelError
+from umbel import messages, signing
+from umbel.errors import SignatureError, UmbelError
 from umbel.messages import Ack, Body, Result, Standing
 from umbel_server.database import Command, Database
+from umbel_server.keyring import Keyring
 
 OPEN = ("pending", "accepted")
 NOTICE_SECONDS = 300.0
@@ -37,9 +37,9 @@ class Addressed:
 class Outbox:
     """The outbox in the database."""
 
-    def __init__(self, database: Database, key: ECKey, clock: Callable[[], float]) -> None:
+    def __init__(self, database: Database, keys: Keyring, clock: Callable[[], float]) -> None:
         self._database = database
-        self._key = key
+        self._keys = keys
         self._clock = clock
 
     def add(self, session: Session, population: str, device: str, body: Body, ttl: float) -> Addressed:
@@ -67,7 +67,7 @@ class Outbox:
 
     def _sign(self, population: str, device: str, body: Body, now: float, ttl: float) -> Addressed:
         command = messages.Command(secrets.token_hex(8), population, device, now, now + ttl, body)
-        return Addressed(command.id, population, device, messages.encode(command, self._key))
+        return Addressed(command.id, population, device, messages.encode(command, self._keys.current))
 
     def waiting(self, population: str, device: str) -> list[Addressed]:
         """The open commands of one device, oldest first."""
@@ -100,7 +100,17 @@ class Outbox:
             .order_by(Command.issued)
         )
         with self._database.transaction() as session:
-            return [Addressed(*row) for row in session.execute(query)]
+            return [Addressed(*row[:3], self._signed_now(row[3])) for row in session.execute(query)]
+
+    def _signed_now(self, token: bytes) -> bytes:
+        """A command by the key that signs now: one by a key before it may have been retired since."""
+        current = self._keys.current
+        try:
+            if signing.signer_of(token) == signing.fingerprint(current):
+                return token
+            return signing.sign(signing.verify(token, self._keys.lineage.all), current)
+        except SignatureError:
+            return token  # which somebody has put into the database: no device takes it
 
     def open(self, session: Session, id: str, population: str, device: str) -> Command | None:
         """A command of a device that may still be answered, or None."""

@@ -92,18 +92,18 @@ def own(folder: Path, names: Sequence[str]) -> Pair:
     return Pair(folder / CERTIFICATE, folder / CERTIFICATE_KEY, SERVER, tuple(dict.fromkeys(names)))
 
 
-def certify(folder: Path, request: str, key: ec.EllipticCurvePublicKey, common: str, now: datetime) -> str:
+def certify(folder: Path, request: bytes, common: str, now: datetime) -> str:
     """A device's certificate in PEM, good for DEVICE_DAYS, of the key that its signing request (PEM, RFC 2986) proves to hold.
 
-    Of the request nothing but the key counts, which must be `key`. Raises SignatureError otherwise.
+    Of the request nothing but the key counts, which must be an EC P-256 key. Raises SignatureError otherwise.
     """
     try:
-        asked = x509.load_pem_x509_csr(request.encode())
-        proven = asked.is_signature_valid and asked.public_key() == key
+        asked = x509.load_pem_x509_csr(request)
+        proven, key = asked.is_signature_valid, asked.public_key()
     except (ValueError, UnsupportedAlgorithm) as error:
         raise SignatureError(f"expected a certificate signing request in PEM, could not read one: {error}") from error
-    if not proven:
-        raise SignatureError("the certificate signing request should be for, and signed with, the device's own key")
+    if not proven or not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise SignatureError("the certificate signing request should be for an EC P-256 key, and signed with it")
     with _authority(folder) as (authority, signer):
         certificate = _issue(authority, signer, common, [], key, now, DEVICE_DAYS)
     return certificate.public_bytes(serialization.Encoding.PEM).decode()

@@ -2,29 +2,28 @@
 
 from pathlib import Path
 
-from joserfc.jwk import ECKey
-
 from umbel.atomic import write_atomically
 from umbel.messages import Blob
 from umbel.plan import Plan
 from umbel.tensors import digest
 from umbel_server.blobs import Blobs
+from umbel_server.keyring import Keyring
 
 
 class Plans:
     """Signed plans by the SHA-256 of their bundle; `folder` is a cache of the blob store."""
 
-    def __init__(self, folder: Path, blobs: Blobs, key: ECKey) -> None:
-        self._folder, self._blobs, self._key = folder, blobs, key
+    def __init__(self, folder: Path, blobs: Blobs, keys: Keyring) -> None:
+        self._folder, self._blobs, self._keys = folder, blobs, keys
 
     def add(self, path: Path) -> Plan:
         """Check the bundle at `path`, sign it with the server's key, and store it; raises PlanError."""
         self._folder.mkdir(parents=True, exist_ok=True)
         plan = Plan.open(path)
         if plan.signature is not None:
-            plan.verify(self._key)
+            plan.verify(self._keys.lineage.all)
         else:
-            plan = plan.sign(self._folder / f"{plan.sha256}.unsigned", self._key)
+            plan = plan.sign(self._folder / f"{plan.sha256}.unsigned", self._keys.current)
         stored = self._blobs.put(plan.path.read_bytes())
         if plan.path.parent == self._folder:
             plan.path.unlink()
@@ -36,7 +35,7 @@ class Plans:
         if not path.is_file() or digest(path.read_bytes()) != sha256:
             write_atomically(path, self._blobs.get(sha256))
         plan = Plan.open(path)
-        plan.verify(self._key)
+        plan.verify(self._keys.lineage.all)
         return plan
 
     def blob(self, plan: Plan) -> Blob:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from joserfc.jwk import ECKey
 from sqlalchemy import Select, select
 
 from umbel import release
@@ -18,6 +17,7 @@ from umbel.plan import Plan
 from umbel.tensors import Tensors, load
 from umbel_server.blobs import Blobs
 from umbel_server.database import Checkpoint, Database, Release, Run
+from umbel_server.keyring import Keyring
 from umbel_server.parity import Yardstick
 from umbel_server.variants import WITHOUT_EXAMPLES, check_variants, make_variant
 
@@ -43,8 +43,8 @@ class Wanted:
 class Releases:
     """Releases in the database, their files in the blob store."""
 
-    def __init__(self, database: Database, blobs: Blobs, key: ECKey, clock: Callable[[], float] = time.time) -> None:
-        self._database, self._blobs, self._key, self._clock = database, blobs, key, clock
+    def __init__(self, database: Database, blobs: Blobs, keys: Keyring, clock: Callable[[], float] = time.time) -> None:
+        self._database, self._blobs, self._keys, self._clock = database, blobs, keys, clock
 
     def export(self, run: Run, checkpoint: Checkpoint, plan: Plan, wanted: Wanted) -> Release:
         """Make a release of a checkpoint; raises UmbelError, storing nothing, when one of its files cannot be made."""
@@ -81,7 +81,7 @@ class Releases:
             round=checkpoint.round,
             task=run.task,
             created=manifest.created,
-            manifest=release.sign(manifest, self._key),
+            manifest=release.sign(manifest, self._keys.current),
             files=msgspec.to_builtins(files),
         )
         with self._database.transaction() as session:

@@ -20,6 +20,7 @@ from umbel_server.outbox import Outbox
 from umbel_server.plans import Plans
 from umbel_server.received import Received
 from umbel_server.releases import Releases
+from umbel_server.rotation import Rotation
 from umbel_server.runs import Runs
 from umbel_server.state import State, reachable
 from umbel_server.uploads import Uploads
@@ -39,7 +40,7 @@ class Server:
         self.database = Database(state.database_url)
         self.admins = Admins(self.database, clock)
         secrets = (state.admin_token, state.enrolment_secret)
-        self.audit = Audit(self.database, state.folder, state.key, clock, secrets)
+        self.audit = Audit(self.database, state.folder, state.keys, clock, secrets)
         self.blobs = Blobs(state.blobs_url)
         parts, self.most = state.folder / "uploads", state.config.max_blob_mb * 1_000_000
         self.uploads = Uploads(parts, clock)
@@ -47,16 +48,17 @@ class Server:
         self.devices = Devices(self.database, clock)
         open_secret = state.enrolment_secret if state.config.enrolment.open else ""
         self.invitations = Invitations(self.database, self.devices, clock, open_secret)
-        self.outbox = Outbox(self.database, state.key, clock)
+        self.outbox = Outbox(self.database, state.keys, clock)
         tls = state.broker_context() if mqtt.tls else None
         self.exchange = Exchange(
             self.database, self.devices, self.outbox, self.received, reachable(mqtt.host), mqtt.port, tls
         )
-        self.plans = Plans(state.folder / "plans", self.blobs, state.key)
-        self.awaited = Awaited(self.database, self.received, self.plans, state.key, self.most)
-        self.releases = Releases(self.database, self.blobs, state.key, clock)
+        self.plans = Plans(state.folder / "plans", self.blobs, state.keys)
+        self.awaited = Awaited(self.database, self.received, self.plans, state.keys, self.most)
+        self.releases = Releases(self.database, self.blobs, state.keys, clock)
         fleet = Fleet(self.database, self.devices, self.outbox, self.exchange, self.blobs, self.received)
         self.lifecycle = Lifecycle(fleet, clock)
+        self.rotation = Rotation(state.keys, fleet, self.audit, clock)
         self.runs = Runs(fleet, self.plans, clock)
         self.live = Live(self.database, clock)
 
@@ -68,11 +70,13 @@ class Server:
         self.audit.start()
         self.received.start()
         self.exchange.start()
+        self.rotation.start()
         self.runs.go_on()
 
     def stop(self) -> None:
         """Leave every run where it is, disconnect, and stop the embedded broker."""
         self.runs.shutdown()
+        self.rotation.stop()
         self.exchange.stop()
         self.received.stop()
         if self._broker is not None:

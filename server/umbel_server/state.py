@@ -20,8 +20,9 @@ from umbel.enrolment import SECRET_BYTES, Trust, make_secret, make_token
 from umbel.errors import UmbelError
 from umbel.tls import client_context
 from umbel_server import pki
+from umbel_server.keyring import KEY, Keyring
 
-CONFIG, KEY, ADMIN_TOKEN, ENROLMENT_SECRET = "umbel.toml", "signing-key.pem", "admin-token", "enrolment-secret"
+CONFIG, ADMIN_TOKEN, ENROLMENT_SECRET = "umbel.toml", "admin-token", "enrolment-secret"
 SCHEMA = 2
 """Of `umbel.toml`; before 2 there was no TLS."""
 
@@ -82,9 +83,14 @@ class State:
 
     folder: Path
     config: Config
-    key: ECKey
+    keys: Keyring
     admin_token: str
     enrolment_secret: str
+
+    @property
+    def key(self) -> ECKey:
+        """The key that signs now."""
+        return self.keys.current
 
     @property
     def database_url(self) -> str:
@@ -119,7 +125,7 @@ class State:
     @property
     def trust(self) -> Trust:
         """What devices pin."""
-        return Trust(signing.public_key(self.key), self.ca)
+        return Trust(signing.public_key(self.key), self.ca, self.keys.successions)
 
     @property
     def names(self) -> list[str]:
@@ -177,7 +183,7 @@ def open_state(folder: Path) -> State:
         raise UmbelError(f"{path}: {error}; correct the file") from error
     if config.schema > SCHEMA:
         raise UmbelError(f"{path}: made by a newer Umbel (schema {config.schema}, this one reads {SCHEMA}); upgrade")
-    needed = [KEY, ADMIN_TOKEN, ENROLMENT_SECRET]
+    needed = [ADMIN_TOKEN, ENROLMENT_SECRET]
     if config.http.tls or config.mqtt.tls:
         needed += [pki.CA, pki.CA_KEY]
     missing = [name for name in needed if not (folder / name).is_file()]
@@ -186,7 +192,7 @@ def open_state(folder: Path) -> State:
     return State(
         folder,
         config,
-        signing.load_or_create_key(folder / KEY),
+        Keyring(folder),
         (folder / ADMIN_TOKEN).read_text().strip(),
         (folder / ENROLMENT_SECRET).read_text().strip(),
     )

@@ -8,9 +8,10 @@ import msgspec
 from joserfc.jwk import ECKey
 from msgspec import Meta, Struct
 
-from umbel import signing
-from umbel.errors import SignatureError
+from umbel import signing, succession
+from umbel.errors import NOT_DECODED, SignatureError
 from umbel.signing import PublicKey
+from umbel.succession import Lineage, Successions
 
 ENROL_PATH, TRUST_PATH = "/v1/enrol", "/v1/trust"
 CONNECTION_PATH, CERTIFICATE_PATH = "/v1/connection", "/v1/certificate"
@@ -44,22 +45,65 @@ class EnrolmentRequest(Struct, frozen=True):
 
 
 class Trust(Struct, frozen=True, omit_defaults=True):
-    """What a device trusts once and for all: the server's signing key, and the authority of its certificates (PEM).
+    """What a device trusts once and for all: a signing key of the server, and the authority of its certificates (PEM).
 
-    `ca` is empty for a server that speaks without TLS.
+    `ca` is empty for a server that speaks without TLS. `successions` lead from that key to the newest, and to those before
+    it; they are known to be right only once there is a `lineage`.
     """
 
     server_key: PublicKey
     ca: Annotated[str, Meta(max_length=MOST_PEM)] = ""
+    successions: Successions = ()
 
     def fingerprint(self) -> str:
         """43 base64url characters that no other server's trust has: of both, or the key's own where there is no authority."""
         key = signing.fingerprint(signing.import_public(self.server_key))
         return _base64url(hashlib.sha256(f"{key}.{self.ca}".encode()).digest()) if self.ca else key
 
+    def lineage(self) -> Lineage:
+        """The server's keys; raises SignatureError when the successions are not of the key that is trusted."""
+        return succession.lineage(self.server_key, self.successions)
+
+    def anchored(self, fingerprint: str) -> "Trust":
+        """The same server, trusted for that of its keys which the fingerprint is of: it may have got another one since.
+
+        Raises SignatureError when the fingerprint is of none of them.
+        """
+        for key in self.lineage().keys:
+            one = msgspec.structs.replace(self, server_key=signing.public_key(key))
+            if one.fingerprint() == fingerprint:
+                return one
+        raise SignatureError(f"no key of this server has the fingerprint {fingerprint[:8]}")
+
+    def extended(self, told: "Trust") -> "Trust":
+        """This with the successions in `told` that go on from its newest key; raises SignatureError when they are not right.
+
+        A key that has a successor here gets no other one, whoever has signed that.
+        """
+        here, there = self.lineage(), told.lineage()
+        newest = signing.fingerprint(here.newest)
+        place = next((i for i, key in enumerate(there.keys) if signing.fingerprint(key) == newest), len(there.keys))
+        more = msgspec.structs.replace(self, successions=(*self.successions, *told.successions[place:]))
+        more.lineage()
+        return more
+
+
+# Made here, in one thread: msgspec 0.22 crashes when several threads decode nested structs for the first time at once.
+_TRUST = msgspec.json.Decoder(Trust)
+
+
+def read_trust(data: bytes) -> Trust:
+    """Trust as it was told or kept, its lineage checked; raises SignatureError."""
+    try:
+        trust = _TRUST.decode(data)
+    except NOT_DECODED as error:
+        raise SignatureError(f"expected whom to trust, got something that does not parse: {error}") from error
+    trust.lineage()
+    return trust
+
 
 class EnrolmentReply(Struct, frozen=True):
-    """The server's signing key, where the broker listens and whether with TLS, and as what the device is known."""
+    """The server's newest signing key, where the broker listens and whether with TLS, and as what the device is known."""
 
     server_key: PublicKey
     broker_host: str

@@ -10,6 +10,7 @@ from umbel import signing
 from umbel.conditions import Rules
 from umbel.errors import NOT_DECODED, MessageError, SignatureError
 from umbel.limits import check_metrics, cut_texts
+from umbel.signing import Keys
 from umbel.tensors import digest
 from umbel.topics import PROTOCOL
 
@@ -123,7 +124,13 @@ class Standing(Struct, frozen=True, tag="standing", omit_defaults=True):
     reason: str = ""
 
 
-Body = Train | Evaluate | Cancel | Install | Infer | Export | Report | Standing
+class Rekey(Struct, frozen=True, tag="rekey"):
+    """The server has a new signing key, with the fingerprint `key`: ask it for the successions, which prove that."""
+
+    key: str
+
+
+Body = Train | Evaluate | Cancel | Install | Infer | Export | Report | Standing | Rekey
 
 
 class Command(Struct, frozen=True):
@@ -275,7 +282,7 @@ def encode(message: Command | Ack | Result | Status, key: ECKey) -> bytes:
     return signing.sign(msgspec.json.encode(_fitting(message)), key)
 
 
-def decode(token: bytes, kind: type[M], key: ECKey) -> M:
+def decode(token: bytes, kind: type[M], key: Keys) -> M:
     """The message in a JWS signed by `key`, its texts for people cut to umbel.limits; raises SignatureError or MessageError."""
     payload = signing.verify(token, key)
     _check_version(payload)
@@ -314,8 +321,11 @@ def check_outcome(outcome: Outcome) -> None:
                 raise MessageError(f"at most {INLINE_MAX} bytes travel in a message, got {len(blob.data)}; upload them")
 
 
-def decode_command(token: bytes, key: ECKey) -> Command:
-    """The command in a JWS signed by `key`; raises SignatureError, MessageError, or UnknownKind when only its kind is unknown."""
+def decode_command(token: bytes, key: Keys) -> Command:
+    """The command in a JWS signed by `key`, or one of them.
+
+    Raises SignatureError, MessageError, or UnknownKind when only its kind is unknown.
+    """
     payload = signing.verify(token, key)
     _check_version(payload)
     try:

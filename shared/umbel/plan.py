@@ -14,6 +14,7 @@ from umbel import signing
 from umbel.atomic import write_atomically
 from umbel.errors import NOT_DECODED, PlanError, SignatureError
 from umbel.metrics import MetricSpec
+from umbel.signing import Keys
 from umbel.tensors import Tensors, TensorSpec, WeightSpec, load
 
 SCHEMA = 1
@@ -177,8 +178,8 @@ class Plan:
         write_atomically(path, buffer.getvalue())
         return Plan.open(path)
 
-    def verify(self, key: ECKey) -> None:
-        """Raise PlanError unless `key` signed this plan's manifest."""
+    def verify(self, key: Keys) -> None:
+        """Raise PlanError unless `key`, or one of them, signed this plan's manifest."""
         if self.signature is None:
             raise PlanError(f"{self.path}: the plan is not signed; start a run with it, then the server signs it")
         try:

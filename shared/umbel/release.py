@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from umbel import signing
 from umbel.errors import NOT_DECODED, PlanError, SignatureError
+from umbel.signing import Keys
 
 SCHEMA = 1
 
@@ -66,8 +67,8 @@ def sign(manifest: ReleaseManifest, key: ECKey) -> bytes:
     return signing.sign(msgspec.json.encode(manifest), key)
 
 
-def verify(token: bytes, key: ECKey) -> ReleaseManifest:
-    """The manifest in a JWS signed by `key`; raises PlanError when it is not signed so, or of a newer schema."""
+def verify(token: bytes, key: Keys) -> ReleaseManifest:
+    """The manifest in a JWS signed by `key`, or one of them; raises PlanError when it is not signed so, or of a newer schema."""
     try:
         payload = signing.verify(token, key)
         schema = msgspec.json.decode(payload, type=_Schema).schema

@@ -1,3 +1,4 @@
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,17 @@ from umbel.atomic import write_atomically
 from umbel.errors import SignatureError
 
 ALGORITHM = "ES256"
+
+Keys = ECKey | Mapping[str, ECKey]
+"""What may have signed: one key, or one of several by fingerprint."""
+
+
+class UnknownKey(SignatureError):
+    """Something signed by a key that is not among those that are accepted, or claims to be; `key` is its fingerprint."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"expected a message signed by a key that is accepted here, got one by key {key[:8]!r}")
+        self.key = key
 
 
 class PublicKey(msgspec.Struct, frozen=True):
@@ -61,14 +73,25 @@ def sign(payload: bytes, key: ECKey) -> bytes:
     return jws.serialize_compact({"alg": ALGORITHM, "kid": fingerprint(key)}, payload, key).encode()
 
 
-def verify(token: bytes, key: ECKey) -> bytes:
-    """The payload of a compact JWS signed by `key`; raises SignatureError when it is unsigned, damaged or another's."""
+def verify(token: bytes, keys: Keys) -> bytes:
+    """The payload of a compact JWS signed by the key, or by that of the keys which its header names.
+
+    Raises UnknownKey when it names none of them, SignatureError when it is unsigned, damaged or another's.
+    """
+    key = keys if isinstance(keys, ECKey) else _named(token, keys)
     try:
         return bytes(jws.deserialize_compact(token, key, algorithms=[ALGORITHM]).payload)
     except (JoseError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SignatureError(
             f"expected a message signed by key {fingerprint(key)[:8]}, got one that does not verify ({error or 'malformed'})"
         ) from error
+
+
+def _named(token: bytes, keys: Mapping[str, ECKey]) -> ECKey:
+    signer = signer_of(token)
+    if signer not in keys:
+        raise UnknownKey(signer)
+    return keys[signer]
 
 
 def signer_of(token: bytes) -> str:

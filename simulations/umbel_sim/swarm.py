@@ -15,12 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from joserfc.jwk import ECKey
 
-from umbel import messages, signing, tensors, topics
+from umbel import messages, tensors, topics
 from umbel.errors import UmbelError
 from umbel.messages import Ack, Command, Outcome, Result, Status, Train, Trained
 from umbel.mqtt import Link, Will
+from umbel.succession import Lineage
 from umbel_edge.certificate import Certificate
 from umbel_edge.config import AgentConfig
 from umbel_edge.enrolment import connect
@@ -59,14 +59,16 @@ class LightDevice:
         self._state = AgentState(config.state)
         self._stopping = stopping
         self._http = ServerHttp(config, self._state.key, stopping)
-        self._server: ECKey | None = None
+        self._server: Lineage | None = None
         self._link: Link | None = None
 
     def start(self) -> None:
         """Enrol and connect."""
         standing = Standing(self._stopping, lambda: None)
         enrolment = connect(self._http, self._config, self._state, standing)
-        self._server = signing.import_public(enrolment.server_key)
+        trust = self._state.pinned()
+        assert trust is not None
+        self._server = trust.lineage()
         population, device = self._config.population, self._config.device
         self._link = Link(
             enrolment.broker_host,
@@ -100,7 +102,7 @@ class LightDevice:
 
     def _received(self, _topic: str, token: bytes) -> None:
         assert self._server is not None
-        command = messages.decode_command(token, self._server)
+        command = messages.decode_command(token, self._server.all)
         if self._state.begin(command.id, command.expires) is False:
             self._pool.submit(self._work, command)
 

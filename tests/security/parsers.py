@@ -13,14 +13,15 @@ import msgspec
 import numpy as np
 from typer import BadParameter
 
-from umbel import messages, release, signing, tensors
+from umbel import messages, release, signing, succession, tensors
 from umbel.conditions import Rules
-from umbel.enrolment import Access, EnrolmentReply, EnrolmentRequest, Trust, split_token
+from umbel.enrolment import Access, EnrolmentReply, EnrolmentRequest, Trust, read_trust, split_token
 from umbel.errors import NOT_DECODED, UmbelError
 from umbel.examples import load_arrays
 from umbel.messages import Ack, Answered, Blob, Command, Report, Result, Status, Train, Trained
 from umbel.plan import INITIAL, Manifest, Plan
 from umbel.release import ReleaseManifest
+from umbel.succession import Succession
 from umbel.tensors import TensorSpec, WeightSpec
 from umbel.topics import parse
 from umbel_edge.conditions import Conditions
@@ -38,6 +39,8 @@ from umbel_server.audit_seal import Seal
 from umbel_server.blobs import check_address
 from umbel_server.cli import durations, invitations, run_options
 from umbel_server.cli.policy_options import policy_of
+from umbel_server.keyring import KEY as FIRST_KEY
+from umbel_server.keyring import KEYS, Keyring
 from umbel_server.run_settings import RunSettings
 from umbel_server.state import CONFIG, open_state
 from umbel_sim.partitions import PARTITIONS
@@ -94,6 +97,20 @@ def opened_state(data: bytes) -> object:
     return open_state(folder)
 
 
+def opened_keyring(data: bytes) -> object:
+    folder = FOLDER / "keys"
+    (folder / KEYS).write_bytes(data)
+    return Keyring(folder)
+
+
+def kept_keys() -> bytes:
+    folder = FOLDER / "keys"
+    folder.mkdir()
+    signing.load_or_create_key(folder / FIRST_KEY)
+    Keyring(folder).begin(60.0, 1.0)
+    return (folder / KEYS).read_bytes()
+
+
 def plan_bytes() -> bytes:
     spec = {"x": TensorSpec((2,))}
     manifest = Manifest(1, "task", 4, 0.1, "mse", "sgd", (), spec, spec, spec, (WeightSpec("w", (2,)),), {}, {}, {}, {})
@@ -131,12 +148,17 @@ _specs = {"x": TensorSpec((2,))}
 _train = Train("a", "r", 1, _blob, _blob, 2e9, 0.1)
 _line = "device,start,end,online,charging,metered\n0,0,10,1,1,0\n0,10,20,0,0,0\n"
 _key = signing.public_key(KEY)
+_succession = succession.succeed(KEY, signing.generate_key(), 1.0, 2.0)
 _safetensors = tensors.dump({"a": np.ones((2, 3), np.float32), "b": np.zeros(0, np.int8)})
 _plan = plan_bytes()
 
 
 def _json(*values: msgspec.Struct) -> tuple[bytes, ...]:
     return tuple(msgspec.json.encode(value) for value in values)
+
+
+def _signed(data: bytes) -> str:
+    return signing.sign(data, KEY).decode()
 
 
 def _decoder(kind: type[msgspec.Struct]) -> Callable[[bytes], object]:
@@ -202,7 +224,15 @@ PARSERS = {
     "enrolment token": Parser(lambda data: split_token(data.decode(errors="replace")), (b"secret." + b"A" * 43,)),
     "enrolment": Parser(_decoder(EnrolmentRequest), _json(EnrolmentRequest("d", "phone", _key, "s", "p"))),
     "enrolment reply": Parser(_decoder(EnrolmentReply), _json(EnrolmentReply(_key, "h", 1, "p", "d", "phone", True))),
-    "trust": Parser(lambda data: msgspec.json.decode(data, type=Trust).fingerprint(), _json(Trust(_key, "ca"))),
+    "trust": Parser(
+        lambda data: read_trust(data).fingerprint(),
+        _json(Trust(_key, "ca"), Trust(_key, successions=(_succession,))),
+    ),
+    "succession": Parser(
+        lambda data: succession.read(Succession(_signed(data), _signed(data))),
+        (signing.payload_unverified(_succession.by_old.encode()),),
+    ),
+    "signing keys": Parser(opened_keyring, (kept_keys(),)),
     "access": Parser(_decoder(Access), _json(Access("p", "d", "GET", "/", 1.0))),
     "run settings": Parser(_decoder(RunSettings), _json(RunSettings())),
     "safetensors": Parser(tensors.load, (_safetensors,)),

@@ -10,6 +10,8 @@ import msgspec
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from tests.brokers import Mosquitto, mosquitto_program
 from tests.server_harness import POPULATION, RunningServer, config_of
 from tests.waiting import eventually
@@ -56,6 +58,9 @@ class Enrolled:
     def held(self) -> x509.Certificate:
         return x509.load_pem_x509_certificate((self.state.folder / FILE).read_bytes())
 
+    def held_key(self) -> PrivateKeyTypes:
+        return serialization.load_pem_private_key((self.state.folder / FILE).read_bytes(), None)
+
 
 @pytest.fixture
 def device(running: RunningServer, tmp_path: Path) -> Iterator[Enrolled]:
@@ -89,12 +94,15 @@ def test_a_fleet_works_with_a_broker_that_asks_for_certificates(tmp_path: Path, 
     brokers[0].stop()
 
 
-def test_a_device_is_certified_under_its_name_and_its_own_key(running: RunningServer, device: Enrolled) -> None:
+def test_a_device_is_certified_under_its_name_for_a_key_beside_the_certificate(
+    running: RunningServer, device: Enrolled
+) -> None:
     assert device.certificate().due()
     device.certificate().context()
     held = device.held()
     assert held.subject.rfc4514_string() == f"CN={POPULATION}/phone"
-    assert held.public_key() == device.state.key.public_key
+    assert held.public_key() == device.held_key().public_key()
+    assert held.public_key() != device.state.key.public_key
     held.verify_directly_issued_by(x509.load_pem_x509_certificate(running.state.ca.encode()))
     assert (device.state.folder / FILE).stat().st_mode & 0o777 == 0o600
 
@@ -118,16 +126,33 @@ def test_a_certificate_is_renewed_in_its_last_third_and_not_before(running: Runn
 def test_a_damaged_certificate_is_replaced(device: Enrolled, data: bytes) -> None:
     (device.state.folder / FILE).write_bytes(data)
     device.certificate().context()
-    assert device.held().public_key() == device.state.key.public_key
+    assert device.held().public_key() == device.held_key().public_key()
 
 
-def test_nobody_is_certified_for_a_key_that_is_not_the_devices(device: Enrolled) -> None:
-    other = signing.generate_key().private_key
-    foreign = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(other, hashes.SHA256())
-    for asked in (foreign.public_bytes(serialization.Encoding.PEM), b"", b"\xff" * 100, b"x" * 60_000):
+def test_a_certificate_of_another_key_than_the_one_beside_it_is_replaced(device: Enrolled) -> None:
+    device.certificate().context()
+    first = device.held()
+    other = signing.generate_key().as_pem(private=True)
+    (device.state.folder / FILE).write_bytes(first.public_bytes(serialization.Encoding.PEM) + other)
+    device.certificate().context()
+    assert device.held().public_key() == device.held_key().public_key() != first.public_key()
+
+
+def test_nobody_is_certified_unless_the_devices_own_key_vouches_for_it(device: Enrolled) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    asked = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
+    pem = asked.public_bytes(serialization.Encoding.PEM)
+    damaged = pem.replace(pem[100:104], b"AAAA", 1)
+    own = device.state.key
+    for body in (
+        pem,
+        signing.sign(pem, signing.generate_key()),
+        *(signing.sign(wrong, own) for wrong in (b"", b"\xff" * 100, b"x" * 40_000, damaged)),
+    ):
         with pytest.raises(Refused) as refused:
-            device.http.until_answered("POST", CERTIFICATE_PATH, asked)
+            device.http.until_answered("POST", CERTIFICATE_PATH, body)
         assert refused.value.status == 403
+    device.http.until_answered("POST", CERTIFICATE_PATH, signing.sign(pem, own))
 
 
 def test_a_revoked_device_gets_no_certificate(running: RunningServer, device: Enrolled) -> None:

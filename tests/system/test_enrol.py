@@ -12,6 +12,7 @@ import pytest
 from tests.brokers import EmbeddedProcess
 from tests.contract.test_fleet_grid import start
 from tests.server_harness import POPULATION, RunningServer
+from tests.tokens import PIN, SOFTHSM, SoftHsm, needs_softhsm
 from tests.waiting import eventually
 
 from umbel.plan import Plan
@@ -79,6 +80,44 @@ def test_a_device_is_enrolled_trains_and_is_revoked(
         f"umbel-agent: device {written['device']} of {POPULATION} is revoked (it was sold): that is for good"
     )
     assert "is revoked (it was sold)" in agent(path, code=1).splitlines()[-1]
+
+
+@needs_softhsm
+def test_a_device_is_enrolled_with_a_key_on_a_token(
+    running: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SOFTHSM2_CONF", raising=False)
+    hsm = SoftHsm(tmp_path, "phones")
+    path, pin = tmp_path / "phone" / "agent.toml", tmp_path / "phones.pin"
+    asked = ("enrol", running.state.server_url, token(running), "--kind", "phone", "--config", path)
+    on_token = ("--key-store", "pkcs11", "--module", SOFTHSM, "--token-label", "phones", "--key-name", "one")
+    assert "either pin_file or pin_env" in agent(*asked, *on_token, code=1)
+    hsm.write_pin("not the PIN")
+    assert "token 'phones' refuses the PIN" in agent(*asked, *on_token, "--pin-file", pin, code=1)
+    assert not path.exists()
+    hsm.write_pin(PIN)
+    agent(*asked, *on_token, "--pin-file", pin)
+    written = tomllib.loads(path.read_text())
+    assert written["key"] == {
+        "store": "pkcs11",
+        "module": str(SOFTHSM),
+        "token": "phones",
+        "name": "one",
+        "pin_file": "../phones.pin",
+    }
+    assert PIN not in path.read_text()
+    assert not (path.parent / "state" / "key.pem").exists()
+    np.savez(path.parent / "examples.npz", x=X, y=2 * X - 1)
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([program("umbel-agent"), str(path)], stderr=log, env=os.environ)
+        try:
+            running.wait_online(1)
+        finally:
+            process.terminate()
+            assert process.wait(20) == 0
+    assert "Traceback" not in (tmp_path / "log").read_text()
+    hsm.write_pin("changed")
+    assert agent(path, code=1).endswith("umbel-agent: token 'phones' refuses the PIN; correct it\n")
 
 
 def test_what_cannot_enrol_says_so_in_a_line_and_leaves_no_configuration(

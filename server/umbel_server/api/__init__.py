@@ -7,7 +7,15 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from umbel import __version__
-from umbel_server.api import admin_routes, device_routes, enrolment_routes, errors, lifecycle_routes, trust_routes
+from umbel_server.api import (
+    admin_routes,
+    device_routes,
+    enrolment_routes,
+    errors,
+    key_routes,
+    lifecycle_routes,
+    trust_routes,
+)
 from umbel_server.api.documented import document
 from umbel_server.server import Server
 
@@ -18,6 +26,7 @@ ROUTERS = (
     admin_routes.router,
     lifecycle_routes.router,
     trust_routes.router,
+    key_routes.router,
 )
 
 

@@ -7,6 +7,7 @@ import msgspec
 from fastapi import Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from umbel import signing
 from umbel.enrolment import (
     CERTIFICATE_PATH,
     CONNECTION_PATH,
@@ -79,26 +80,30 @@ def connection(request: Request, who: Who) -> Response:
     response_class=Response,
 )
 async def certify(request: Request, who: Who) -> Response:
-    """A certificate in PEM for the device that asks, with which brokers know it by `<population>/<device>`."""
+    """A certificate in PEM for the device that asks, with which brokers know it by `<population>/<device>`.
+
+    The body is the signing request, in PEM, in a JWS by the device's key.
+    """
     if who is None:
         raise UmbelError("a device asks for its certificate with a token that it signed, not an administrator")
     server = server_of(request)
-    asked = (await body_of(request)).decode("ascii", "replace")
+    asked = await body_of(request)
     certificate = await run_in_threadpool(_certify, server, who, asked)
     return Response(certificate, media_type=PEM)
 
 
-def _certify(server: Server, who: Access, asked: str) -> str:
+def _certify(server: Server, who: Access, asked: bytes) -> str:
     if not server.state.tls:
         raise UmbelError("this server speaks without TLS and issues no certificates")
-    key, now = server.devices.known(who.population, who.device).key, datetime.fromtimestamp(server.clock(), UTC)
-    return pki.certify(server.state.folder, asked, key.public_key, f"{who.population}/{who.device}", now)
+    request = signing.verify(asked, server.devices.known(who.population, who.device).key)
+    now = datetime.fromtimestamp(server.clock(), UTC)
+    return pki.certify(server.state.folder, request, f"{who.population}/{who.device}", now)
 
 
 def _reply(server: Server, population: str, device: str, kind: str) -> Response:
     mqtt = server.state.config.mqtt
     reply = EnrolmentReply(
-        public_key(server.state.key),
+        public_key(server.state.keys.lineage.newest),
         mqtt.advertised_host or mqtt.host,
         server.broker_port,
         population,

@@ -27,11 +27,13 @@ def test_every_key_that_the_example_comments_out_is_right_too(tmp_path: Path) ->
     lines = []
     for line in EXAMPLE.splitlines():
         key = line.removeprefix("# ")
-        lines.append(key if line.startswith("# ") and "=" in key and not key.startswith("task") else line)
-    config = load_config(written(tmp_path, "\n".join(lines).replace("# [mqtt]", "[mqtt]")))
+        lines.append(key if line.startswith("# ") and "=" in key and not key.startswith(("task", "pin_env")) else line)
+    text = "\n".join(lines).replace("# [mqtt]", "[mqtt]").replace('store = "file"', 'store = "pkcs11"')
+    config = load_config(written(tmp_path, text))
     assert config.conditions.hours == "22-6"
     assert (config.conditions.max_load, config.conditions.max_temperature) == (0.5, 45)
     assert config.readings == tmp_path / "readings.json"
+    assert (config.key.token, config.key.name, config.key.pin_file) == ("umbel", "umbel", tmp_path / "pin")
 
 
 @pytest.mark.parametrize(
@@ -47,3 +49,20 @@ def test_every_key_that_the_example_comments_out_is_right_too(tmp_path: Path) ->
 def test_conditions_that_make_no_sense_are_refused(tmp_path: Path, old: str, new: str, sentence: str) -> None:
     with pytest.raises(UmbelError, match=sentence):
         load_config(written(tmp_path, EXAMPLE.replace(old, new)))
+
+
+@pytest.mark.parametrize(
+    ("key", "sentence"),
+    [
+        ('token = "umbel"', 'are for store = "pkcs11"'),
+        ('store = "pkcs11"', "needs the module"),
+        ('store = "pkcs11"\nmodule = "x.so"', "needs the module"),
+        ('store = "pkcs11"\nmodule = "x.so"\ntoken = "t"', "either pin_file or pin_env"),
+        ('store = "pkcs11"\nmodule = "x.so"\ntoken = "t"\npin_env = "A"\npin_file = "b"', "either pin_file or pin_env"),
+        ('pin = "1234"', "unknown field `pin`"),
+        ('store = "cloud"', "Invalid enum value"),
+    ],
+)
+def test_a_key_store_that_makes_no_sense_is_refused(tmp_path: Path, key: str, sentence: str) -> None:
+    with pytest.raises(UmbelError, match=sentence):
+        load_config(written(tmp_path, EXAMPLE.replace('store = "file"', key)))

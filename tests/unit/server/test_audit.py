@@ -16,8 +16,8 @@ from umbel import signing
 from umbel_server.audit import REFUSALS, SEAL, Audit
 from umbel_server.audit_chain import START, Entry, Head, Walk, chained
 from umbel_server.database import AuditEntry, Database
+from umbel_server.keyring import KEY, Keyring
 
-KEY = signing.generate_key()
 TEXT = st.text(max_size=8)
 FIELDS = ("at", "who", "action", "subject", "population", "detail", "outcome", "previous", "hash")
 
@@ -113,11 +113,13 @@ class Opened:
     def __init__(self, folder: Path, clock: Clock) -> None:
         self.folder, self.clock = folder, clock
         self.path = folder / "log.sqlite"
+        signing.load_or_create_key(folder / KEY)
+        self.keys = Keyring(folder)
         self.open()
 
     def open(self) -> None:
         self.database = Database(f"sqlite:///{self.path}")
-        self.audit = Audit(self.database, self.folder, KEY, self.clock, ["the-admin-token"])
+        self.audit = Audit(self.database, self.folder, self.keys, self.clock, ["the-admin-token"])
 
     def close(self) -> None:
         self.audit.stop()
@@ -252,10 +254,28 @@ def test_any_byte_of_the_seal_counts(tmp_path_factory: pytest.TempPathFactory, d
         log.database.close()
 
 
+def test_the_end_stays_sealed_when_the_signing_key_changes(opened: Opened) -> None:
+    opened.audit.append("olga", "x")
+    opened.audit._note()
+    opened.keys.begin(0.0, 1000.0)
+    assert opened.fault() == ""
+    assert opened.audit.is_sealed_before
+    again = Audit(opened.database, opened.folder, Keyring(opened.folder), opened.clock)
+    assert again.verify()[1] is None
+    again.reseal()
+    assert not again.is_sealed_before
+    assert signing.signer_of((opened.folder / SEAL).read_bytes()) == signing.fingerprint(opened.keys.current)
+    assert opened.fault() == ""
+    (opened.folder / SEAL).write_bytes(signing.sign(b"{}", signing.generate_key()))
+    assert not again.is_sealed_before
+    assert "audit-head" in opened.fault()
+    opened.close()
+
+
 def test_a_seal_that_is_gone_or_another_message_of_the_server_is_found(opened: Opened) -> None:
     opened.audit._note()
     path = opened.folder / SEAL
-    path.write_bytes(signing.sign(b'{"count": 0, "hash": ""}', KEY))
+    path.write_bytes(signing.sign(b'{"count": 0, "hash": ""}', opened.keys.current))
     assert "audit-head" in opened.fault()
     path.unlink()
     assert "audit-head" in opened.fault()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from umbel.errors import SignatureError, UmbelError
@@ -96,18 +96,33 @@ def test_only_tls_1_3_is_spoken(folder: Path) -> None:
 
 
 def test_a_device_is_certified_by_the_key_that_it_proves_to_hold(folder: Path) -> None:
-    key, other = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-    asked = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
-    made = x509.load_pem_x509_certificate(pki.certify(folder, asked, key.public_key(), "home/phone", NOW).encode())
+    key = ec.generate_private_key(ec.SECP256R1())
+    made = x509.load_pem_x509_certificate(pki.certify(folder, _asked(key), "home/phone", NOW).encode())
     made.verify_directly_issued_by(x509.load_pem_x509_certificate((folder / pki.CA).read_bytes()))
     assert made.public_key() == key.public_key()
     assert made.subject.rfc4514_string() == "CN=home/phone"
     assert made.not_valid_after_utc == NOW + timedelta(days=pki.DEVICE_DAYS)
     usages = made.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     assert list(usages) == [ExtendedKeyUsageOID.CLIENT_AUTH]
-    with pytest.raises(SignatureError, match="the device's own key"):
-        pki.certify(folder, asked, other.public_key(), "home/phone", NOW)
-    for wrong in ("", "nonsense", "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n"):
+
+
+def test_a_request_that_proves_nothing_is_refused(folder: Path) -> None:
+    good = _asked(ec.generate_private_key(ec.SECP256R1()))
+    begin, end = b"-----BEGIN CERTIFICATE REQUEST-----\n", b"\n-----END CERTIFICATE REQUEST-----\n"
+    signature = good.removesuffix(end)[-12:]
+    for wrong in (
+        b"",
+        b"nonsense",
+        b"\xff",
+        begin + b"AAAA" + end,
+        good.replace(signature, signature.swapcase()),
+        _asked(ec.generate_private_key(ec.SECP384R1())),
+        _asked(rsa.generate_private_key(65537, 2048)),
+    ):
         with pytest.raises(SignatureError, match="certificate signing request"):
-            pki.certify(folder, wrong, key.public_key(), "home/phone", NOW)
+            pki.certify(folder, wrong, "home/phone", NOW)
+
+
+def _asked(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
+    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
+    return request.public_bytes(serialization.Encoding.PEM)
