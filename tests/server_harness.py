@@ -29,8 +29,8 @@ X = np.float32([[-1.0], [0.0], [1.0], [2.0], [3.0], [4.0]])
 class RunningServer:
     """`umbel serve` without its process: everything is real, and ended by `stop`.
 
-    A folder that has a state is served again as it is. Without TLS, unless it is asked for:
-    then with a broker of its own on `broker_port`, or with what `broker` starts there.
+    A folder that has a state is served again as it is. Without TLS, unless it is asked for: then
+    with a broker of its own on `broker_port`, or with what `broker` starts there.
     """
 
     def __init__(

@@ -1,0 +1,49 @@
+"""`umbel keys`, as a program, against a running server."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.server_harness import RunningServer
+
+from umbel_server.state import open_state
+from umbel_sim.demo.processes import free_port, program
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[RunningServer]:
+    server = RunningServer(tmp_path / "server", free_port(), tls=True)
+    yield server
+    server.stop()
+
+
+def test_an_owner_rotates_and_sees_the_keys(running: RunningServer, tmp_path: Path) -> None:
+    def umbel(*words: str, code: int = 0) -> str:
+        done = subprocess.run(
+            [program("umbel"), "keys", *words],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env=os.environ | {"COLUMNS": "200", "UMBEL_STATE": str(tmp_path / "server")},
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    (only,) = json.loads(umbel("list", "--json"))
+    assert (only["state"], only["until"]) == ("signing", None)
+    assert "signs in 7.0 days" in umbel("rotate")
+    assert [row["state"] for row in json.loads(umbel("list", "--json"))] == ["signing", "announced"]
+    refused = umbel("rotate", "--overlap", "24h", code=1)
+    assert "announced already" in refused
+    assert refused.count("\n") == 1
+    assert "such as 90d" in umbel("rotate", "--overlap", "soon", code=2)
+    assert "refuses the old key from the moment" in umbel("rotate", "--now")
+    states = [row["state"] for row in json.loads(umbel("list", "--json"))]
+    assert states == ["retired", "retired", "signing"]
+    assert umbel("list").count("retired") == 2
+    assert len(open_state(tmp_path / "server").keys.lineage.keys) == 3
+    assert len(list((tmp_path / "server").glob("signing-key*.pem"))) == 1
