@@ -1,9 +1,11 @@
 """A real server in this process - database, blobs, HTTP, MQTT - and devices that speak the real protocol."""
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import uvicorn
 from joserfc.jwk import ECKey
@@ -114,7 +116,9 @@ class ScriptedDevice:
         return Status(POPULATION, self.name, self.epoch, online, kind="phone", trainer="scripted", reasons=self.reasons)
 
     def encode(self, message: Status | Ack | Result, key: ECKey | None = None) -> bytes:
-        return messages.encode(message, key or self.key)
+        """As an agent would: good for a minute, unless the message says otherwise."""
+        until = message.expires or time.time() + 60
+        return messages.encode(msgspec.structs.replace(message, expires=until), key or self.key)
 
     def say(
         self, message: Status | Ack | Result, channel: topics.Channel, key: ECKey | None = None, retain: bool = False

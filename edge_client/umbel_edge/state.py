@@ -3,17 +3,17 @@
 import fcntl
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 from joserfc.jwk import ECKey
 
 from umbel import signing
 from umbel.atomic import write_atomically
-from umbel.enrolment import Trust
+from umbel.enrolment import CLOCK_TOLERANCE, Trust
 from umbel.errors import NOT_DECODED, UmbelError
 from umbel.signing import PublicKey
 
@@ -33,10 +33,11 @@ CREATE TABLE IF NOT EXISTS outgoing (command TEXT PRIMARY KEY, outcome BLOB NOT 
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What a command was answered with: the channel ("ack" or "result") and the signed message."""
+    """What a command was answered with: the channel, the signed message, and its sequence where it is new."""
 
-    channel: str
+    channel: Literal["ack", "result"]
     token: bytes
+    sequence: int = 0
 
 
 class AgentState:
@@ -78,11 +79,6 @@ class AgentState:
             )
         self.remember("schema", str(SCHEMA))
         self.key: ECKey = signing.load_or_create_key(folder / KEY)
-        with self.change():
-            oldest = (time.time() - KEPT_SECONDS,)
-            self._database.execute("DELETE FROM inbox WHERE expires < ?", oldest)
-            self._database.execute("DELETE FROM cancelled WHERE at < ?", oldest)
-            self._database.execute("DELETE FROM uploads WHERE begun < ?", oldest)
 
     def close(self) -> None:
         """Close the database and let another process have the folder."""
@@ -137,6 +133,12 @@ class AgentState:
                 return False
         return Answer(row[0], row[1]) if row[1] else None
 
+    def known(self, command: str) -> Answer | None:
+        """What a command was answered with, or None when it was not, or is not known."""
+        with self._lock:
+            row = self._database.execute("SELECT channel, token FROM inbox WHERE id = ?", (command,)).fetchone()
+        return Answer(row[0], row[1]) if row is not None and row[1] else None
+
     def answer(self, command: str, answer: Answer) -> None:
         """Remember what a command was answered with."""
         with self.change():
@@ -144,6 +146,38 @@ class AgentState:
                 "UPDATE inbox SET channel = ?, token = ?, command = x'' WHERE id = ?",
                 (answer.channel, answer.token, command),
             )
+            if answer.sequence:
+                self.answered = answer.sequence
+
+    @property
+    def answered(self) -> int:
+        """The sequence of the newest final answer that this device remembers to have given."""
+        return int(self.fact("answered", "0"))
+
+    @answered.setter
+    def answered(self, sequence: int) -> None:
+        self.remember("answered", str(sequence))
+
+    def begin_memory(self, sequence: int) -> None:
+        """Nothing is known of commands up to this sequence, so `remembers` none of them from now on."""
+        self.remember("memory", str(sequence))
+
+    def remembers(self, sequence: int, expires: float) -> bool:
+        """Whether a command would be known here if it had come before: else it may not be executed."""
+        return sequence > int(self.fact("memory", "0")) and expires > float(self.fact("forgotten", "0"))
+
+    def forget_old(self, now: float) -> None:
+        """Forget what nobody can send any more: what had expired `now` (the server's time), and a stated clock's error before.
+
+        None of that is remembered again, whatever time it is later.
+        """
+        forgotten = now - CLOCK_TOLERANCE
+        with self.change():
+            if forgotten > float(self.fact("forgotten", "0")):
+                self.remember("forgotten", str(forgotten))
+            self._database.execute("DELETE FROM inbox WHERE expires < ? AND token != x''", (forgotten,))
+            for table, column in (("cancelled", "at"), ("uploads", "begun")):
+                self._database.execute(f"DELETE FROM {table} WHERE {column} < ?", (now - KEPT_SECONDS,))
 
     def unanswered(self) -> dict[str, bytes]:
         """The signed commands that were begun and not answered, by id, in the order in which they came."""

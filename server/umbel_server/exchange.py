@@ -14,7 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from umbel import messages, topics
+from umbel import messages, sealing, topics
 from umbel.errors import UmbelError
 from umbel.messages import (
     MOST_COUNT,
@@ -81,7 +81,10 @@ class Exchange:
         host: str,
         port: int,
         tls: ssl.SSLContext | None,
+        unseal: Callable[[bytes], bytes],
+        clock: Callable[[], float],
     ) -> None:
+        self._unseal, self._clock = unseal, clock
         self._database, self._devices, self._outbox, self._answers = database, devices, outbox, received
         self._link = Link(
             host,
@@ -121,7 +124,17 @@ class Exchange:
     def send(self, commands: Iterable[Addressed]) -> None:
         """Publish commands that the outbox holds; what cannot be sent now goes when the device comes back."""
         for command in commands:
-            self._link.publish(topics.topic(command.population, command.device, "command"), command.token)
+            token = command.token
+            if command.sealed:
+                key = self._devices.agreement(command.population, command.device)
+                if key is None:
+                    log.warning(
+                        "command %s waits: %s/%s has told no key to seal it with, and it may not leave in the clear",
+                        *(command.id, command.population, command.device),
+                    )
+                    continue
+                token = sealing.seal(token, key)
+            self._link.publish(topics.topic(command.population, command.device, "command"), token)
 
     def listen(self, run: str, population: str, listener: Listener) -> None:
         """Tell `listener` of the run's assignments that devices move on, and (None) when the population's presence changes."""
@@ -173,6 +186,8 @@ class Exchange:
                 return  # a retained message was cleared
             known = self._devices.known(address.population, address.device)
             key = known.key
+            if sealing.is_sealed(payload):
+                payload = self._unseal(payload)
             message: Status | Ack | Result
             if address.channel == "status":
                 message = messages.decode(payload, Status, key)
@@ -182,12 +197,14 @@ class Exchange:
                 message = messages.decode(payload, Result, key)
             if (message.population, message.device) != (address.population, address.device):
                 raise UmbelError(f"it speaks for {message.population}/{message.device}")
+            messages.check_current(message, now := self._clock())
         except UmbelError as error:
             log.warning("refused a message on %s: %s", topic, error)
             return
         if known.state != ACTIVE:
             self._drop(known, address.channel)
             return
+        self._devices.clocks.signed_at(message.population, message.device, message.at - now)
         if isinstance(message, Status):
             began = self._devices.heard(message)
             self._tell_presence(message.population)
@@ -252,7 +269,16 @@ class Exchange:
             return  # nothing is stored for a command that is over, or another's
         if reason := _unfit(open.kind, result.outcome) or self._take_blob(result):
             self._acknowledged(
-                Ack(result.command, result.population, result.device, "rejected", result.at, reason), True
+                Ack(
+                    result.command,
+                    result.population,
+                    result.device,
+                    "rejected",
+                    result.at,
+                    reason,
+                    sequence=result.sequence,
+                ),
+                True,
             )
             return
         assignment = None

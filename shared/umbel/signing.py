@@ -71,6 +71,28 @@ def verify(token: bytes, key: ECKey) -> bytes:
         ) from error
 
 
+def sign_as(kind: str, payload: bytes, key: ECKey) -> bytes:
+    """As `sign`, and good for one purpose only: the header's `typ` is `umbel-<kind>` (RFC 8725, section 3.11)."""
+    header = {"alg": ALGORITHM, "typ": f"umbel-{kind}", "kid": fingerprint(key)}
+    return jws.serialize_compact(header, payload, key).encode()
+
+
+def verify_as(kind: str, token: bytes, key: ECKey) -> bytes:
+    """As `verify`; raises SignatureError also when what was signed is of another kind, or of none."""
+    payload = verify(token, key)
+    check_kind(kind, token)
+    return payload
+
+
+def check_kind(kind: str, token: bytes) -> None:
+    """Raise SignatureError unless a token, whose signature has verified, was signed as this kind."""
+    found = str(jws.extract_compact(token).headers().get("typ", ""))
+    if found != f"umbel-{kind}":
+        raise SignatureError(
+            f"expected what was signed as umbel-{kind}, got what was signed as {found[:40] or 'nothing'}"
+        )
+
+
 def signer_of(token: bytes) -> str:
     """The fingerprint a compact JWS claims to be signed by, unverified; raises SignatureError when it is not a JWS."""
     try:

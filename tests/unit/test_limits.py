@@ -15,7 +15,9 @@ MANY = [LONG] * 9 + ["x"] * 100
 
 def unbounded(message: Ack | Status | Result) -> bytes:
     """As a device signs that keeps to no limits."""
-    return signing.sign(msgspec.json.encode(message), KEY)
+    channel = type(message).__name__.lower()
+    addressed = msgspec.structs.replace(message, topic=f"umbel/1/p/d/{channel}")
+    return signing.sign_as(channel, msgspec.json.encode(addressed), KEY)
 
 
 def test_texts_for_people_are_cut_by_who_sends_and_by_who_receives() -> None:
@@ -38,7 +40,8 @@ def test_texts_for_people_are_cut_by_who_sends_and_by_who_receives() -> None:
 
 def test_what_fits_is_left_as_it_is() -> None:
     status = Status("p", "d", 1, True, "phone", "litert", labels={"site": "lab"}, reasons=["not charging"])
-    assert messages.decode(messages.encode(status, KEY), Status, KEY) == status
+    heard = messages.decode(messages.encode(status, KEY), Status, KEY)
+    assert heard == msgspec.structs.replace(status, topic="umbel/1/p/d/status")
 
 
 @pytest.mark.parametrize("wrong", [{"epoch": 10**30}, {"examples": MOST_COUNT + 1}, {"examples": -1}])

@@ -18,6 +18,7 @@ from umbel.enrolment import (
     make_token,
 )
 from umbel.errors import UmbelError
+from umbel.messages import PROTOCOL
 from umbel.signing import public_key
 from umbel_server import pki
 from umbel_server.api.access import Asking, Who, device_or, everybody, owner, server_of, viewer
@@ -55,7 +56,7 @@ async def enrol(request: Request) -> Response:
     enrolled = await run_in_threadpool(server.invitations.enrol, asked)
     noted.who = name = f"{enrolled.population}/{enrolled.device}"
     note(request, name, enrolled.population, kind=enrolled.kind)
-    return _reply(server, enrolled.population, enrolled.device, enrolled.kind)
+    return await run_in_threadpool(_reply, server, enrolled.population, enrolled.device, enrolled.kind)
 
 
 @router.get(CONNECTION_PATH, dependencies=by(device_or("viewer")))
@@ -87,7 +88,7 @@ def _certify(server: Server, who: Access, asked: str) -> str:
 
 
 def _reply(server: Server, population: str, device: str, kind: str) -> Response:
-    mqtt = server.state.config.mqtt
+    mqtt, row = server.state.config.mqtt, server.devices.get(population, device)
     reply = EnrolmentReply(
         public_key(server.state.key),
         mqtt.advertised_host or mqtt.host,
@@ -96,6 +97,11 @@ def _reply(server: Server, population: str, device: str, kind: str) -> Response:
         device,
         kind,
         mqtt.tls,
+        server.clock(),
+        server.outbox.sequence.next(),
+        row.said_epoch,
+        row.answered,
+        PROTOCOL,
     )
     return Response(msgspec.json.encode(reply), media_type="application/json")
 
