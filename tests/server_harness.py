@@ -20,7 +20,7 @@ from umbel_server.api import make_app
 from umbel_server.client import Client
 from umbel_server.serve import listen, speak_tls
 from umbel_server.server import Server
-from umbel_server.state import Config, Enrolment, Http, Mqtt, State, init_state
+from umbel_server.state import Config, Enrolment, Http, Mqtt, Population, State, init_state
 from umbel_sim.demo.processes import free_port
 
 POPULATION = "test"
@@ -41,6 +41,7 @@ class RunningServer:
         tls: bool = False,
         open_enrolment: bool = True,
         broker: Callable[[State], object] | None = None,
+        encrypt_commands: bool = False,
     ) -> None:
         port = free_port()
         config = Config(
@@ -48,6 +49,7 @@ class RunningServer:
             mqtt=Mqtt(port=broker_port, embedded=tls and broker is None, tls=tls),
             enrolment=Enrolment(open=open_enrolment),
             keep_updates=keep_updates,
+            populations={POPULATION: Population(encrypt_commands)},
         )
         self.state: State = init_state(folder, config)
         if broker is not None:
@@ -55,7 +57,8 @@ class RunningServer:
         self._listener = listen("127.0.0.1", port)
         self.server = Server(self.state)
         self.server.start()
-        config_of_http = uvicorn.Config(make_app(self.server), log_level="error", lifespan="off", ws="none")
+        self._app = make_app(self.server)
+        config_of_http = uvicorn.Config(self._app, log_level="error", lifespan="off", ws="none")
         speak_tls(config_of_http, self.state)
         self._uvicorn = uvicorn.Server(config_of_http)
         self._thread = threading.Thread(target=self._uvicorn.run, kwargs={"sockets": [self._listener]}, daemon=True)
@@ -68,6 +71,13 @@ class RunningServer:
         self._thread.join(10)
         self.server.stop()
         self._listener.close()
+
+    def restart(self) -> None:
+        """As when the process ends and another one opens the same state folder."""
+        self.server.stop()
+        self.server = self._app.state.server = Server(self.state)
+        self.server.start()
+        eventually(lambda: self.server.exchange.is_up)
 
     def wait_online(self, count: int) -> None:
         """Until `count` devices are online."""

@@ -168,7 +168,7 @@ class Agent:
         names, reasons = [violation.condition for violation in broken], [violation.phrase for violation in broken]
         if wrong := self._time.wrong:
             if "clock" not in self._broken:
-                log.warning("%s; this device takes no work until then", wrong)
+                log.warning("%s; it takes no work until then", wrong)
             names, reasons = [*names, "clock"], [*reasons, wrong]
         self._broken = tuple(names)
         renewal = self._time.since_start(STATUS_SECONDS / 3)

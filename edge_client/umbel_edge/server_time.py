@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from umbel.enrolment import CLOCK_TOLERANCE
+from umbel.skew import is_wrong, sentence
 
 LOOK_SECONDS = 3600.0
 DAY = 86_400.0
@@ -46,11 +46,8 @@ class ServerTime:
 
     @property
     def wrong(self) -> str:
-        """What is wrong with the device's clock, in words; empty while it is within CLOCK_TOLERANCE."""
-        if abs(skew := self.skew) <= CLOCK_TOLERANCE:
-            return ""
-        way = "ahead of" if skew > 0 else "behind"
-        return f"the device's clock is {abs(skew):.0f} s {way} the server's (at most {CLOCK_TOLERANCE:.0f}); set it"
+        """What is wrong with the device's clock, in words; empty while that is tolerated."""
+        return f"the device's clock is {sentence(self.skew)}" if is_wrong(self.skew) else ""
 
     def since_start(self, seconds: float) -> int:
         """A number that is another one every so many seconds."""

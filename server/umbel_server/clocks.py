@@ -5,7 +5,7 @@ import threading
 
 from sqlalchemy import func, select, update
 
-from umbel.enrolment import CLOCK_TOLERANCE
+from umbel.skew import is_wrong, sentence
 from umbel_server.database import Database, Device
 
 log = logging.getLogger("umbel.devices")
@@ -45,16 +45,3 @@ class Clocks:
         have been on its way for so long."""
         if is_wrong(ahead) and ahead > 0:
             self.measured(population, device, ahead)
-
-
-def is_wrong(skew: float) -> bool:
-    """Whether a clock is further off than is tolerated."""
-    return abs(skew) > CLOCK_TOLERANCE
-
-
-def sentence(skew: float) -> str:
-    """How far a clock is off, in words."""
-    way = "ahead of" if skew > 0 else "behind"
-    return f"{abs(skew):.0f} s {way} the server's" + (
-        f", {CLOCK_TOLERANCE:.0f} s are tolerated: set it" if is_wrong(skew) else ""
-    )

@@ -24,7 +24,6 @@ from umbel.messages import (
     Evaluated,
     Exported,
     Outcome,
-    Reported,
     Result,
     Standing,
     Status,
@@ -35,6 +34,7 @@ from umbel_server import moments
 from umbel_server.database import Assignment, Command, Database
 from umbel_server.devices import ACTIVE, Devices, Known
 from umbel_server.outbox import Addressed, Outbox
+from umbel_server.outcomes import check_outcome, unfit
 from umbel_server.quarantine import count_rejection
 from umbel_server.received import Received
 from umbel_server.rounds.assignments import may_follow
@@ -54,14 +54,6 @@ TOLD_SECONDS = 5.0
 """A barred device that comes back again and again is told how it stands at most so often."""
 
 STALL_SECONDS, QUIET_SECONDS, CATCH_UP_SECONDS = 0.5, 0.3, 5.0
-
-_OUTCOMES: dict[str, type[Outcome]] = {
-    "train": Trained,
-    "evaluate": Evaluated,
-    "infer": Answered,
-    "export": Exported,
-    "report": Reported,
-}
 
 Listener = Callable[[Assignment | None], None]
 
@@ -267,7 +259,7 @@ class Exchange:
             open = self._outbox.open(session, result.command, result.population, result.device)
         if open is None:
             return  # nothing is stored for a command that is over, or another's
-        if reason := _unfit(open.kind, result.outcome) or self._take_blob(result):
+        if reason := unfit(open.kind, result.outcome) or self._take_blob(result):
             self._acknowledged(
                 Ack(
                     result.command,
@@ -299,7 +291,7 @@ class Exchange:
             case Trained(update=blob) | Answered(outputs=blob) | Exported(model=blob):
                 pass
         try:
-            messages.check_outcome(result.outcome)
+            check_outcome(result.outcome)
             if blob is None:
                 return ""
             data = blob.content()
@@ -335,15 +327,6 @@ class Exchange:
                     self._outbox.touch([command.id for command in silent])
             except Exception:
                 log.exception("the outbox could not be swept; trying again")
-
-
-def _unfit(kind: str, outcome: Outcome) -> str:
-    """Why an outcome cannot answer a command of this kind; empty when it can."""
-    if (expected := _OUTCOMES.get(kind)) is None:
-        return f"a command of kind {kind} has no outcome, it was answered with {type(outcome).__name__}"
-    if not isinstance(outcome, expected):
-        return f"the answer should be {expected.__name__}, it is {type(outcome).__name__}"
-    return ""
 
 
 def move_assignment(session: Session, command: Command, state: str, reason: str) -> Assignment | None:

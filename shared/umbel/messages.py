@@ -16,7 +16,7 @@ from umbel import signing, topics
 from umbel.conditions import Rules
 from umbel.enrolment import CLOCK_TOLERANCE
 from umbel.errors import NOT_DECODED, MessageError, SignatureError
-from umbel.limits import check_metrics, cut_texts
+from umbel.limits import cut_texts
 from umbel.signing import PublicKey
 from umbel.tensors import digest
 
@@ -337,10 +337,19 @@ def _check_topic(message: CommandHead | Ack | Result | Status, channel: topics.C
         raise MessageError(f"expected a message signed for {expected}, got one for {message.topic[:200]!r}")
 
 
+class _Version(Struct):
+    version: int
+
+
 def _verify(token: bytes, kind: type[Struct], key: ECKey) -> bytes:
-    """The payload; of another version that is said first, as it may not know kinds."""
+    """The payload; of another version that is said first, as that may know no kinds."""
     payload = signing.verify(token, key)
-    _check_version(payload)
+    try:
+        version = msgspec.json.decode(payload, type=_Version).version
+    except NOT_DECODED as error:
+        raise MessageError(f"expected a message with a version, got one that does not parse: {error}") from error
+    if version != PROTOCOL:
+        raise MessageError(f"the message speaks protocol {version}, this Umbel {PROTOCOL}: upgrade the older side")
     signing.check_kind(_CHANNELS[kind], token)
     return payload
 
@@ -355,24 +364,8 @@ _TEXTS: dict[type[Struct], tuple[str, ...]] = {
 
 def _fitting(message: S) -> S:
     if isinstance(message, Result):
-        return msgspec.structs.replace(
-            message, outcome=cut_texts(message.outcome, *_TEXTS.get(type(message.outcome), ()))
-        )
+        return msgspec.structs.replace(message, outcome=_fitting(message.outcome))
     return cut_texts(message, *_TEXTS.get(type(message), ()))
-
-
-def check_outcome(outcome: Outcome) -> None:
-    """Raise MessageError when an outcome holds more than its kind can need, where cutting would change what it means."""
-    blob: Blob | None = None
-    match outcome:
-        case Trained(assignment=assignment, metrics=metrics) | Evaluated(assignment=assignment, metrics=metrics):
-            check_metrics(metrics)
-            if len(assignment) > ID_MAX:
-                raise MessageError(f"an assignment's id has at most {ID_MAX} characters, got {len(assignment)}")
-    match outcome:
-        case Trained(update=blob) | Answered(outputs=blob) | Exported(model=blob):
-            if blob.data is not None and len(blob.data) > INLINE_MAX:
-                raise MessageError(f"at most {INLINE_MAX} bytes travel in a message, got {len(blob.data)}; upload them")
 
 
 def decode_command(token: bytes, key: ECKey) -> Command:
@@ -393,21 +386,6 @@ def decode_command(token: bytes, key: ECKey) -> Command:
     return Command(**{**msgspec.structs.asdict(head), "body": body})
 
 
-class _Version(Struct):
-    version: int
-
-
-def _check_version(payload: bytes) -> None:
-    try:
-        version = msgspec.json.decode(payload, type=_Version).version
-    except NOT_DECODED as error:
-        raise MessageError(f"expected a message with a version, got one that does not parse: {error}") from error
-    if version != PROTOCOL:
-        raise MessageError(
-            f"the message speaks protocol {version}, this Umbel speaks {PROTOCOL}: upgrade the older side"
-        )
-
-
 class _Id(Struct):
     id: str
 
@@ -416,5 +394,5 @@ def claimed_id(token: bytes) -> str:
     """The command id that a token names, which is whose word it is only once its signature has verified; empty without one."""
     try:
         return msgspec.json.decode(signing.payload_unverified(token), type=_Id).id[:ID_MAX]
-    except (MessageError, SignatureError, *NOT_DECODED):
+    except (SignatureError, *NOT_DECODED):
         return ""

@@ -29,8 +29,8 @@ PlanOf = Callable[[str], Plan]
 class RunningAgent:
     """A real agent in a thread."""
 
-    def __init__(self, config: AgentConfig) -> None:
-        self.agent = Agent(config)
+    def __init__(self, config: AgentConfig, clock: Callable[[], float] = time.time) -> None:
+        self.agent = Agent(config, clock)
         self._thread = threading.Thread(target=self.agent.run, daemon=True)
         self._thread.start()
 

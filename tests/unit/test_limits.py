@@ -7,6 +7,7 @@ from umbel import messages, signing
 from umbel.errors import MessageError
 from umbel.limits import ENTRIES, METRICS, NUMBERS, SENTENCE, WORD, check_labels
 from umbel.messages import INLINE_MAX, MOST_COUNT, Ack, Answered, Blob, Exported, Reported, Result, Status, Trained
+from umbel_server.outcomes import check_outcome
 
 KEY = signing.generate_key()
 LONG = "x" * 2000
@@ -63,7 +64,7 @@ def test_a_status_of_numbers_that_no_database_holds_is_refused(wrong: dict[str, 
 )
 def test_an_outcome_that_holds_more_than_it_can_need_is_refused(outcome: messages.Outcome) -> None:
     with pytest.raises(MessageError, match="at most"):
-        messages.check_outcome(outcome)
+        check_outcome(outcome)
 
 
 def test_labels_that_would_be_cut_are_refused_where_they_are_written() -> None:
