@@ -1,3 +1,4 @@
+from base64 import urlsafe_b64decode
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +8,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
 
 from umbel.atomic import write_atomically
-from umbel.errors import SignatureError
+from umbel.errors import NOT_DECODED, SignatureError
 
 ALGORITHM = "ES256"
 
@@ -84,9 +85,19 @@ def verify_as(kind: str, token: bytes, key: ECKey) -> bytes:
     return payload
 
 
+class _Header(msgspec.Struct):
+    typ: str = ""
+
+
 def check_kind(kind: str, token: bytes) -> None:
     """Raise SignatureError unless a token, whose signature has verified, was signed as this kind."""
-    found = str(jws.extract_compact(token).headers().get("typ", ""))
+    header = token.split(b".", 1)[0]
+    try:
+        found = msgspec.json.decode(urlsafe_b64decode(header + b"=" * (-len(header) % 4)), type=_Header).typ
+    except (ValueError, *NOT_DECODED) as error:
+        raise SignatureError(
+            f"expected what was signed as umbel-{kind}, got a header that does not say: {error}"
+        ) from error
     if found != f"umbel-{kind}":
         raise SignatureError(
             f"expected what was signed as umbel-{kind}, got what was signed as {found[:40] or 'nothing'}"

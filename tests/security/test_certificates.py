@@ -45,9 +45,9 @@ class Enrolled:
     def __init__(self, running: RunningServer, folder: Path) -> None:
         config = config_of(running, folder)
         self.state = AgentState(config.state)
-        self.http = ServerHttp(config, self.state.key, threading.Event())
-        connect(self.http, config, self.state, Standing(threading.Event(), lambda: None))
         self.now = time.time()
+        self.http = ServerHttp(config, self.state.key, threading.Event(), lambda: self.now)
+        connect(self.http, config, self.state, Standing(threading.Event(), lambda: None))
 
     def certificate(self) -> Certificate:
         return Certificate(self.state, self.http, lambda: self.now)

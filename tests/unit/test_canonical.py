@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from joserfc import jws
 
 from umbel import messages, release, signing
 from umbel.enrolment import CLOCK_TOLERANCE
@@ -129,6 +130,9 @@ def test_what_is_signed_for_one_purpose_is_good_for_no_other() -> None:
                     signing.verify_as(kind, token, KEY)
         with pytest.raises(SignatureError):
             signing.verify_as(kind, tokens[kind], OTHER)
+    odd = jws.serialize_compact({"alg": "ES256", "typ": "x" * 100}, b"{}", KEY).encode()
+    with pytest.raises(SignatureError, match="signed as x{40}$"):
+        signing.verify_as("ack", odd, KEY)
     with pytest.raises(PlanError, match="umbel-plan"):
         release.verify(tokens["plan"], KEY)
 
