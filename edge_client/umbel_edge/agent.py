@@ -264,7 +264,7 @@ class Agent:
             return
         self._last_complaint = now
         said = answer()
-        self._state.answered = said.sequence
+        self._state.note_answered(said.sequence)
         self._publish(said)
 
     def _publish(self, answer: Answer) -> None:

@@ -115,7 +115,7 @@ def _begin_memory(state: AgentState, reply: EnrolmentReply) -> None:
     with state.change():
         state.begin_memory(reply.sequence)
         state.remember("epoch", str(max(int(state.fact("epoch", "0")), reply.epoch)))
-        state.answered = max(state.answered, reply.answered)
+        state.note_answered(reply.answered)
 
 
 def _pinned(http: ServerHttp, state: AgentState) -> Trust | None:

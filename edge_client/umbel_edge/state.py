@@ -146,17 +146,18 @@ class AgentState:
                 "UPDATE inbox SET channel = ?, token = ?, command = x'' WHERE id = ?",
                 (answer.channel, answer.token, command),
             )
-            if answer.sequence:
-                self.answered = answer.sequence
+            self.note_answered(answer.sequence)
 
     @property
     def answered(self) -> int:
-        """The sequence of the newest final answer that this device remembers to have given."""
+        """The highest sequence of a final answer that this device remembers to have given."""
         return int(self.fact("answered", "0"))
 
-    @answered.setter
-    def answered(self, sequence: int) -> None:
-        self.remember("answered", str(sequence))
+    def note_answered(self, sequence: int) -> None:
+        """Remember that a final answer of this sequence was given."""
+        with self.change():
+            if sequence > self.answered:
+                self.remember("answered", str(sequence))
 
     def begin_memory(self, sequence: int) -> None:
         """Nothing is known of commands up to this sequence, so `remembers` none of them from now on."""

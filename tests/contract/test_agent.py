@@ -15,6 +15,7 @@ from tests.server_harness import POPULATION, RunningServer, X, config_of
 from tests.waiting import eventually
 
 from umbel import messages, signing, tensors, topics
+from umbel.errors import UmbelError
 from umbel.litert import Predictor
 from umbel.messages import Ack, Blob, Body, Cancel, Command, Infer, Report, Result, Train
 from umbel.mqtt import Link
@@ -272,9 +273,18 @@ def test_an_agent_remembers_across_restarts_and_catches_up(bench: Bench, plan_of
 
 
 @pytest.mark.parametrize("broker", ["embedded"], indirect=True)
-def test_a_device_that_sends_another_key_or_secret_is_not_enrolled(bench: Bench, tmp_path: Path) -> None:
-    from umbel.errors import UmbelError
+@pytest.mark.parametrize("protocol", [1, 3])
+def test_an_agent_that_meets_another_protocol_says_so_and_ends(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: int
+) -> None:
+    monkeypatch.setattr("umbel_server.api.enrolment_routes.PROTOCOL", protocol)
+    other = msgspec.structs.replace(config_of(bench.running, tmp_path / "other"), device="other")
+    with pytest.raises(UmbelError, match=rf"speaks protocol {protocol}, this agent 2: upgrade"):
+        Agent(other).run()
 
+
+@pytest.mark.parametrize("broker", ["embedded"], indirect=True)
+def test_a_device_that_sends_another_key_or_secret_is_not_enrolled(bench: Bench, tmp_path: Path) -> None:
     impostor = config_of(bench.running, tmp_path / "impostor")
     with pytest.raises(UmbelError, match="enrolled with another key"):
         Agent(impostor).run()
@@ -289,8 +299,6 @@ def test_a_device_that_sends_another_key_or_secret_is_not_enrolled(bench: Bench,
 
 @pytest.mark.parametrize("broker", ["embedded"], indirect=True)
 def test_two_agents_cannot_share_a_state_folder_nor_take_a_foreign_one(bench: Bench, tmp_path: Path) -> None:
-    from umbel.errors import UmbelError
-
     with pytest.raises(UmbelError, match="another umbel-agent uses"):
         Agent(bench.config)
     foreign = tmp_path / "photos"

@@ -183,7 +183,9 @@ PARSERS = {
         ),
     ),
     "agent.toml": Parser(in_file(load_config, "agent.toml"), (EXAMPLE.encode(),)),
-    "umbel.toml": Parser(opened_state, (b'schema = 2\n[http]\nport = 1\n[mqtt]\nhost = "x"\n',)),
+    "umbel.toml": Parser(
+        opened_state, (b'schema = 2\n[http]\nport = 1\n[mqtt]\nhost = "x"\n[populations.p]\nencrypt_commands = true\n',)
+    ),
     "trace": Parser(in_file(Trace, "trace.csv"), (_line.encode(),)),
 }
 

@@ -13,8 +13,10 @@ from tests.server_harness import POPULATION, RunningServer, ScriptedDevice
 from tests.waiting import eventually
 
 from umbel import sealing, signing, topics
+from umbel.errors import UmbelError
 from umbel.messages import Standing, Status
 from umbel.mqtt import Link
+from umbel_server.state import CONFIG, Config, init_state, open_state
 
 KNOWN = b'"learning_rate":', b'"examples":6', b'"weights":', b'"outcome":', b'"assignment":'
 """What is in a training command and in its result."""
@@ -115,6 +117,20 @@ def test_without_a_key_to_seal_with_nothing_leaves(
         ear.stop()
         device.stop()
         running.stop()
+
+
+def test_the_setting_of_a_population_is_a_table_of_its_own(tmp_path: Path) -> None:
+    state = init_state(tmp_path / "state", Config())
+    path = state.folder / CONFIG
+    written = path.read_text()
+    path.write_text(written + "[populations.home]\nencrypt_commands = true\n[populations.lab]\n")
+    assert open_state(state.folder).config.encrypted == {"home"}
+    path.write_text(written + '[populations."a/b"]\nencrypt_commands = true\n')
+    with pytest.raises(UmbelError, match="a population should be"):
+        open_state(state.folder)
+    path.write_text(written + "[populations.home]\nencrypt = true\n")
+    with pytest.raises(UmbelError, match="encrypt"):
+        open_state(state.folder)
 
 
 def test_statuses_tell_the_key_of_the_newest_session_only(open_wire: Wire) -> None:

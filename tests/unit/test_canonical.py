@@ -131,7 +131,7 @@ def test_what_is_signed_for_one_purpose_is_good_for_no_other() -> None:
         with pytest.raises(SignatureError):
             signing.verify_as(kind, tokens[kind], OTHER)
     odd = jws.serialize_compact({"alg": "ES256", "typ": "x" * 100}, b"{}", KEY).encode()
-    with pytest.raises(SignatureError, match="signed as x{40}$"):
+    with pytest.raises(SignatureError, match=r"signed as x{40}$"):
         signing.verify_as("ack", odd, KEY)
     with pytest.raises(PlanError, match="umbel-plan"):
         release.verify(tokens["plan"], KEY)

@@ -81,6 +81,15 @@ def test_what_nobody_can_send_any_more_is_forgotten_and_never_taken_for_new(tmp_
     again.close()
 
 
+def test_answers_that_are_noted_in_another_order_are_none_too_few(tmp_path: Path) -> None:
+    """Two threads answer; a lower number that is written later may not look like a loss of memory."""
+    state = AgentState(tmp_path / "state")
+    for sequence in (5, 9, 7):
+        state.note_answered(sequence)
+    assert state.answered == 9
+    state.close()
+
+
 def test_of_before_its_memory_began_a_device_remembers_nothing(tmp_path: Path) -> None:
     state = AgentState(tmp_path / "state")
     assert state.remembers(1, 1.0)
