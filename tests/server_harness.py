@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import uvicorn
 from joserfc.jwk import ECKey
@@ -19,7 +20,7 @@ from umbel_server.bounded_http import Patience
 from umbel_server.client import Client
 from umbel_server.serve import PATIENCE, http_config, listen
 from umbel_server.server import Server
-from umbel_server.state import Config, Enrolment, Http, Mqtt, State, init_state, open_state
+from umbel_server.state import Config, Enrolment, Http, Mqtt, Population, State, init_state, open_state
 from umbel_sim.demo.processes import free_port
 
 POPULATION = "test"
@@ -43,12 +44,14 @@ class RunningServer:
         broker: Callable[[State], object] | None = None,
         patience: Patience = PATIENCE,
         clock: Callable[[], float] = time.time,
+        encrypt_commands: bool = False,
     ) -> None:
         config = Config(
             http=Http(port=free_port(), tls=tls),
             mqtt=Mqtt(port=broker_port, embedded=tls and broker is None, tls=tls),
             enrolment=Enrolment(open=open_enrolment),
             keep_updates=keep_updates,
+            populations={POPULATION: Population(encrypt_commands)},
         )
         self.state: State = open_state(folder) if folder.exists() else init_state(folder, config)
         port, tls = self.state.config.http.port, self.state.config.http.tls
@@ -68,6 +71,13 @@ class RunningServer:
         self._thread.join(10)
         self.server.stop()
         self._listener.close()
+
+    def restart(self) -> None:
+        """As when the process ends and another one opens the same state folder."""
+        self.server.stop()
+        self.server = self._app.state.server = Server(self.state)
+        self.server.start()
+        eventually(lambda: self.server.exchange.is_up)
 
     def wait_online(self, count: int) -> None:
         """Until `count` devices are online."""
@@ -116,7 +126,9 @@ class ScriptedDevice:
         return Status(POPULATION, self.name, self.epoch, online, kind="phone", trainer="scripted", reasons=self.reasons)
 
     def encode(self, message: Status | Ack | Result, key: ECKey | None = None) -> bytes:
-        return messages.encode(message, key or self.key)
+        """As an agent would: good for a minute, unless the message says otherwise."""
+        until = message.expires or time.time() + 60
+        return messages.encode(msgspec.structs.replace(message, expires=until), key or self.key)
 
     def say(
         self, message: Status | Ack | Result, channel: topics.Channel, key: ECKey | None = None, retain: bool = False

@@ -10,17 +10,28 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from umbel import __version__, messages, topics
+from umbel import messages, sealing, topics
 from umbel.enrolment import CONNECTION_PATH
 from umbel.errors import MessageError, SignatureError, TensorError, UmbelError
-from umbel.litert import runtime_name
-from umbel.messages import Ack, AckState, Cancel, Command, Evaluate, Outcome, Rekey, Result, Status, Train, UnknownKind
+from umbel.messages import (
+    STATUS_SECONDS,
+    AckState,
+    Cancel,
+    Command,
+    CommandHead,
+    Evaluate,
+    Outcome,
+    Rekey,
+    Train,
+    UnknownKind,
+)
 from umbel.mqtt import Link, Will
 from umbel.signing import UnknownKey
-from umbel_edge.certificate import LOOK_SECONDS, Certificate
+from umbel_edge.certificate import LOOK_SECONDS as CERTIFICATE_SECONDS
+from umbel_edge.certificate import Certificate
 from umbel_edge.conditions import Conditions
 from umbel_edge.config import AgentConfig
-from umbel_edge.enrolment import connect
+from umbel_edge.enrolment import ask, connect
 from umbel_edge.example_count import ExampleCount
 from umbel_edge.http import ServerHttp, Stopped, drain
 from umbel_edge.keys import store_of
@@ -28,8 +39,10 @@ from umbel_edge.litert_trainer import LiteRTTrainer
 from umbel_edge.models import Models
 from umbel_edge.outgoing import Outgoing
 from umbel_edge.server_keys import ServerKeys
+from umbel_edge.server_time import DAY, LOOK_SECONDS, ServerTime
 from umbel_edge.standing import Standing
 from umbel_edge.state import AgentState, Answer
+from umbel_edge.statements import Statements
 from umbel_edge.storage import FULL, is_full
 from umbel_edge.trainers import Cancelled, Trainer
 from umbel_edge.uploads import Uploads
@@ -49,6 +62,7 @@ class Seen:
     broken: tuple[str, ...]
     examples: int
     reasons: list[str] = field(compare=False)
+    renewal: int = 0
 
 
 class Agent:
@@ -59,9 +73,12 @@ class Agent:
         self._stopping = threading.Event()
         self._queue: queue.Queue[Command | None] = queue.Queue()
         self._last_complaint = float("-inf")
-        self._epoch = self._sequence = 0
+        self._epoch = 0
         self._saying = threading.Lock()
+        self._broken: tuple[str, ...] = ()
         self._state = AgentState(config.state, store_of(config.key, config.state, self._stopping))
+        self._time = ServerTime(clock)
+        self._say = Statements(config, self._state, self._time, clock)
         self._cancelled = self._state.cancelled()
         self._count_examples = ExampleCount(config.examples)
         self._conditions = Conditions(config.state, self._count_examples, config.readings, now=clock)
@@ -72,15 +89,17 @@ class Agent:
         """Enrol, connect, and work until `stop` is called; raises UmbelError when the device is revoked."""
         try:
             trainer = self._make_trainer()
-            self._http = ServerHttp(self._config, self._state.key, self._stopping)
+            self._http = ServerHttp(self._config, self._state.key, self._stopping, self._clock)
             enrolment = connect(self._http, self._config, self._state, self._standing)
+            self._time.hear(enrolment.at)
+            self._state.forget_old(self._time())
             self._http.on_barred = self._standing.refused
             host, port = enrolment.broker_host, enrolment.broker_port
             if self._config.mqtt is not None:
                 host, port = self._config.mqtt.host, self._config.mqtt.port
-            self._keys = ServerKeys(self._state, self._http, self._clock)
-            self._models = Models(self._config.state / "models", self._config.threads)
-            self._worker = Worker(self._make_workshop(trainer), self._why_stop, self._clock)
+            self._keys = ServerKeys(self._state, self._http, self._time)
+            self._models = Models(self._config.state / "models", self._config.threads, self._config.population)
+            self._worker = Worker(self._make_workshop(trainer), self._why_stop, self._time)
             self._take_up()
             self._link = Link(
                 host,
@@ -95,6 +114,7 @@ class Agent:
             self._link.start()
             self._watch.start()
             self._keys.start()
+            Watch(self._day, self._new_day, self._stopping, LOOK_SECONDS, LOOK_SECONDS).start()
             try:
                 self._work()
             finally:
@@ -110,7 +130,7 @@ class Agent:
         """How to connect to the broker, with a certificate that is renewed while the agent runs."""
         certificate = Certificate(self._state, self._http, self._clock)
         context = certificate.context()
-        Watch(certificate.due, certificate.keep, self._stopping, LOOK_SECONDS, LOOK_SECONDS).start()
+        Watch(certificate.due, certificate.keep, self._stopping, CERTIFICATE_SECONDS, CERTIFICATE_SECONDS).start()
         return context
 
     def stop(self) -> None:
@@ -152,7 +172,7 @@ class Agent:
             except (SignatureError, MessageError):
                 self._state.forget(id)
                 continue
-            if isinstance(command.body, Train | Evaluate) and command.expires > self._clock():
+            if isinstance(command.body, Train | Evaluate) and command.expires > self._time():
                 log.info("%s %s goes on after a restart", type(command.body).__name__.lower(), id)
                 wanted.add(id)
                 self._queue.put(command)
@@ -162,11 +182,23 @@ class Agent:
 
     def _look(self) -> Seen:
         broken = self._conditions.violations(self._config.conditions)
-        return Seen(
-            tuple(violation.condition for violation in broken),
-            self._count_examples(),
-            [violation.phrase for violation in broken],
-        )
+        names, reasons = [violation.condition for violation in broken], [violation.phrase for violation in broken]
+        if wrong := self._time.wrong:
+            if "clock" not in self._broken:
+                log.warning("%s; it takes no work until then", wrong)
+            names, reasons = [*names, "clock"], [*reasons, wrong]
+        self._broken = tuple(names)
+        renewal = self._time.since_start(STATUS_SECONDS / 3)
+        return Seen(self._broken, self._count_examples(), reasons, renewal)
+
+    def _day(self) -> int:
+        return self._time.since_start(DAY)
+
+    def _new_day(self) -> None:
+        """Hear the server's time again, as no clock is exact, and forget what is over."""
+        if (trust := self._state.pinned()) is not None:
+            self._time.hear(ask(self._http, self._state, trust).at)
+        self._state.forget_old(self._time())
 
     def _topic(self, channel: topics.Channel) -> str:
         return topics.topic(self._config.population, self._config.device, channel)
@@ -184,50 +216,25 @@ class Agent:
 
     def _say_hello(self) -> None:
         with self._saying, suppress(Stopped):  # in the order of their numbers, of which the last is retained
-            self._sequence += 1
             self._link.publish(self._topic("status"), self._status(online=True), retain=True)
 
     def _status(self, online: bool) -> bytes:
-        installed = self._models.installed
-        status = Status(
-            self._config.population,
-            self._config.device,
-            self._epoch,
-            online,
-            kind=self._config.kind,
-            trainer=self._config.trainer,
-            agent=__version__,
-            runtime=runtime_name(),
-            examples=self._watch.seen.examples,
-            rss_mb=round(rss_mb(), 1),
-            installed=installed.release if installed is not None else "",
-            labels=self._config.labels,
-            reasons=self._watch.seen.reasons,
-            sequence=self._sequence,
-        )
-        return messages.encode(status, self._state.key)
+        installed, seen = self._models.installed, self._watch.seen
+        release = installed.release if installed is not None else ""
+        return self._say.status(self._epoch, online, seen.examples, round(rss_mb(), 1), release, seen.reasons)
 
     def _received(self, _topic: str, token: bytes) -> None:
-        try:
-            self._take_in(token)
-        except Stopped:
-            return  # before it was answered: the server sends it again
-        except sqlite3.Error as error:
-            if not is_full(error):
-                raise
-            # Nothing can be remembered, so nothing may be begun; a repeat is answered anew. Its signature has verified:
-            # before that nothing is written down.
-            self._link.publish(self._topic("ack"), self._ack(messages.claimed_id(token), "failed", FULL))
+        with suppress(Stopped):  # before it was answered: the server sends it again
+            self._hear(token)
 
-    def _take_in(self, token: bytes) -> None:
+    def _hear(self, token: bytes) -> None:
+        unknown = ""
         try:
-            command = messages.decode_command(token, self._keys.accepted)
+            if sealing.is_sealed(token):
+                token = sealing.unseal(token, self._say.agreement)
+            command: CommandHead = messages.decode_command(token, self._keys.accepted)
         except UnknownKind as error:
-            if self._state.begin(error.id, self._clock()) is False:
-                self._refuse(error.id, "rejected", str(error))
-            else:
-                self._repeat(error.id)
-            return
+            command, unknown = error.head, str(error)
         except SignatureError as error:
             # Whoever made it chose the id that it names: an answer would be our word on a command that may still come.
             log.warning("dropped a message that proves nothing: %s", error)
@@ -235,44 +242,65 @@ class Agent:
                 self._keys.missed(error.key)
             return
         except MessageError as error:
-            self._complain(token, str(error))
+            wrong = str(error)
+            self._complain(wrong, lambda: self._say.complaint(messages.claimed_id(token), wrong))
             return
+        self._time.at_least(command.issued)
         if (command.population, command.device) != (self._config.population, self._config.device):
-            self._complain(token, f"the command is for {command.population}/{command.device}, not for this device")
+            wrong = f"the command is for {command.population}/{command.device}, not for this device"
+            self._complain(wrong, lambda: self._say.ack(command, "rejected", wrong))
             return
-        seen = self._state.begin(command.id, command.expires, token)
-        if isinstance(seen, Answer):
-            self._link.publish(self._topic("ack" if seen.channel == "ack" else "result"), seen.token)
-        elif seen is None:
-            return  # it is being worked on, and will be answered
-        elif command.expires <= self._clock():
-            late = self._clock() - command.expires
-            self._refuse(command.id, "expired", f"the command expired {late:.0f} s before it came")
+        try:
+            self._take_in(command, unknown, token)
+        except sqlite3.Error as error:
+            if not is_full(error):
+                raise
+            # Nothing can be remembered, so nothing may be begun; a repeat is answered anew.
+            self._publish(self._say.ack(command, "failed", FULL))
+
+    def _take_in(self, command: CommandHead, unknown: str, token: bytes) -> None:
+        if (said := self._state.known(command.id)) is not None:
+            self._publish(said)
+        elif not self._state.remembers(command.sequence, command.expires):
+            lost = "the command is from before this device's memory begins, so it may have been executed; give it again"
+            self._complain(lost, lambda: self._say.ack(command, "rejected", lost))
+        elif (late := self._time() - command.expires) >= 0:
+            gone = f"the command expired {late:.0f} s before it came"
+            self._complain(gone, lambda: self._say.ack(command, "expired", gone))
+        elif self._state.begin(command.id, command.expires, token) is False:
+            self._begin(command, unknown)
+
+    def _begin(self, command: CommandHead, unknown: str) -> None:
+        """Answer a new command at once, or queue it."""
+        if not isinstance(command, Command):
+            self._refuse(command, "rejected", unknown)
         elif isinstance(command.body, messages.Standing):
-            self._refuse(command.id, "done", "")
+            self._refuse(command, "done", "")
             self._standing.hear(command.body)
         elif isinstance(command.body, Rekey):
-            self._keys.learn(command.body.key, lambda: self._refuse(command.id, "done", ""))
+            self._keys.learn(command.body.key, lambda: self._refuse(command, "done", ""))
         elif isinstance(command.body, Cancel):
-            self._state.cancel(command.body.assignment, self._clock())
+            self._state.cancel(command.body.assignment, self._time())
             self._cancelled.add(command.body.assignment)
-            self._refuse(command.id, "done", "")
+            self._refuse(command, "done", "")
+        elif wrong := self._time.wrong:
+            self._refuse(command, "declined", wrong)
         else:
             self._queue.put(command)
 
-    def _repeat(self, id: str) -> None:
-        seen = self._state.begin(id, self._clock())
-        if isinstance(seen, Answer):
-            self._link.publish(self._topic("ack" if seen.channel == "ack" else "result"), seen.token)
-
-    def _complain(self, token: bytes, reason: str) -> None:
-        """Answer a message that the server signed and this device cannot take: say why, remember nothing."""
+    def _complain(self, reason: str, answer: Callable[[], Answer]) -> None:
+        """Answer what the server signed and this device cannot take: say why, remember only that something was said."""
         log.warning("refused a message: %s", reason)
         now = time.monotonic()
         if now - self._last_complaint < COMPLAINT_SECONDS:
             return
         self._last_complaint = now
-        self._link.publish(self._topic("ack"), self._ack(messages.claimed_id(token), "rejected", reason))
+        said = answer()
+        self._state.note_answered(said.sequence)
+        self._publish(said)
+
+    def _publish(self, answer: Answer) -> None:
+        self._link.publish(self._topic(answer.channel), answer.token)
 
     def _work(self) -> None:
         while not self._stopping.is_set():
@@ -303,14 +331,14 @@ class Agent:
 
     def _execute(self, command: Command) -> None:
         body, kind = command.body, type(command.body).__name__.lower()
-        if command.expires <= self._clock():
+        if command.expires <= self._time():
             self._give_up(command, "expired", "the command expired while it waited for the one before it")
             return
         if isinstance(body, Train | Evaluate):
             if not self._worker.is_trained(command.id) and (broken := self._worker.broken(body)):
                 self._give_up(command, "declined", ", ".join(violation.phrase for violation in broken))
                 return
-            self._link.publish(self._topic("ack"), self._ack(command.id, "accepted", ""))
+            self._publish(self._say.ack(command, "accepted", ""))
         try:
             outcome = self._worker.do(command)
         except Stopped:
@@ -335,27 +363,26 @@ class Agent:
     def _give_up(self, command: Command, state: AckState, reason: str) -> None:
         if isinstance(command.body, Train):
             self._worker.clean(command.id)
-        self._refuse(command.id, state, reason)
+        self._refuse(command, state, reason)
 
     def _finish(self, command: Command, outcome: Outcome | None) -> None:
         if outcome is None:
-            self._refuse(command.id, "done", "")
+            self._refuse(command, "done", "")
             self._say_hello()
             return
-        result = Result(command.id, self._config.population, self._config.device, self._clock(), outcome)
-        token = messages.encode(result, self._state.key)
+        answer = self._say.result(command, outcome)
         trained = isinstance(command.body, Train)
-        self._remember(command.id, Answer("result", token), counts=trained)
-        self._link.publish(self._topic("result"), token)
+        self._remember(command.id, answer, counts=trained)
+        self._publish(answer)
         if trained:
             self._worker.clean(command.id)
 
-    def _refuse(self, id: str, state: AckState, reason: str) -> None:
+    def _refuse(self, command: CommandHead, state: AckState, reason: str) -> None:
         if reason:
-            log.warning("command %s %s: %s", id, state, reason)
-        token = self._ack(id, state, reason)
-        self._remember(id, Answer("ack", token))
-        self._link.publish(self._topic("ack"), token)
+            log.warning("command %s %s: %s", command.id, state, reason)
+        answer = self._say.ack(command, state, reason)
+        self._remember(command.id, answer)
+        self._publish(answer)
 
     def _remember(self, id: str, answer: Answer, counts: bool = False) -> None:
         try:
@@ -367,10 +394,6 @@ class Agent:
             if not is_full(error):
                 raise
             log.warning("the answer to command %s cannot be remembered: the storage is full", id)
-
-    def _ack(self, id: str, state: AckState, reason: str) -> bytes:
-        ack = Ack(id, self._config.population, self._config.device, state, self._clock(), reason)
-        return messages.encode(ack, self._state.key)
 
     def _why_stop(self, assignment: str) -> str:
         if self._stopping.is_set():

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from umbel import signing
 from umbel.atomic import write_atomically
-from umbel.enrolment import CERTIFICATE_PATH
+from umbel.enrolment import CERTIFICATE_PATH, CERTIFICATE_REQUEST
 from umbel.errors import UmbelError
 from umbel.tls import client_context
 from umbel_edge.http import Refused, ServerHttp
@@ -85,7 +85,7 @@ class Certificate:
     def _request(self, key: ec.EllipticCurvePrivateKey) -> bytes:
         """A signing request (RFC 2986) for `key`, which proves that it is held, in a JWS by the device's own key."""
         request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
-        return signing.sign(request.public_bytes(serialization.Encoding.PEM), self._state.key)
+        return signing.sign_as(CERTIFICATE_REQUEST, request.public_bytes(serialization.Encoding.PEM), self._state.key)
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:

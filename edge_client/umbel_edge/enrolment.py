@@ -16,6 +16,7 @@ from umbel.enrolment import (
     split_token,
 )
 from umbel.errors import NOT_DECODED, SignatureError, UmbelError
+from umbel.messages import PROTOCOL
 from umbel_edge.config import AgentConfig
 from umbel_edge.http import Refused, ServerHttp
 from umbel_edge.standing import Standing
@@ -56,8 +57,9 @@ def _connect(http: ServerHttp, config: AgentConfig, state: AgentState) -> Enrolm
     if pinned is not None:
         http.use(pinned)
         try:
-            answer = http.until_answered("GET", CONNECTION_PATH)
-            return _checked(http, answer, state, pinned)[0]
+            reply = ask(http, state, pinned)
+            _look_back(state, reply)
+            return reply
         except Refused as error:
             if error.code != UNKNOWN:
                 raise
@@ -88,8 +90,32 @@ def enrol(
     request = EnrolmentRequest(device, kind, signing.public_key(state.key), secret, population)
     answer = http.until_answered("POST", ENROL_PATH, msgspec.json.encode(request), signed=False, attempts=attempts)
     reply, trust = _checked(http, answer, state, trust)
+    _begin_memory(state, reply)
     state.pin(trust)
     return reply
+
+
+def ask(http: ServerHttp, state: AgentState, trust: Trust) -> EnrolmentReply:
+    """What an enrolled device is told, once the server answers; raises Refused, and UmbelError when it is another server."""
+    return _checked(http, http.until_answered("GET", CONNECTION_PATH), state, trust)[0]
+
+
+def _look_back(state: AgentState, reply: EnrolmentReply) -> None:
+    """See whether the server has heard more of this device than it remembers itself, as after a restored backup."""
+    if int(state.fact("epoch", "0")) >= reply.epoch and state.answered >= reply.answered:
+        return
+    log.warning(
+        "the server has heard more of this device than it remembers: its state was restored from an older one, or its "
+        "end was lost; commands given before now are not executed"
+    )
+    _begin_memory(state, reply)
+
+
+def _begin_memory(state: AgentState, reply: EnrolmentReply) -> None:
+    with state.change():
+        state.begin_memory(reply.sequence)
+        state.remember("epoch", str(max(int(state.fact("epoch", "0")), reply.epoch)))
+        state.note_answered(reply.answered)
 
 
 def _pinned(http: ServerHttp, state: AgentState) -> Trust | None:
@@ -114,9 +140,16 @@ def catch_up(http: ServerHttp, state: AgentState, trust: Trust) -> Trust:
     return extended
 
 
+class _Protocol(msgspec.Struct):
+    protocol: int = 1
+
+
 def _checked(http: ServerHttp, answer: bytes, state: AgentState, trust: Trust) -> tuple[EnrolmentReply, Trust]:
     """The reply of the server that is trusted, and what is trusted when it has got a signing key since."""
     try:
+        protocol = msgspec.json.decode(answer, type=_Protocol).protocol
+        if protocol != PROTOCOL:
+            raise UmbelError(f"{http.url} speaks protocol {protocol}, this agent {PROTOCOL}: upgrade the older side")
         reply = msgspec.json.decode(answer, type=EnrolmentReply)
     except NOT_DECODED as error:
         raise UmbelError(f"{http.url} answers like no Umbel server ({error}); correct its URL") from error

@@ -68,8 +68,10 @@ class ServerHttp:
     `on_barred` is told, in the thread that asked, of an answer that bars the device.
     """
 
-    def __init__(self, config: AgentConfig, key: ECKey, stopping: threading.Event) -> None:
-        self._config, self._key, self._stopping = config, key, stopping
+    def __init__(
+        self, config: AgentConfig, key: ECKey, stopping: threading.Event, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._config, self._key, self._stopping, self._clock = config, key, stopping, clock
         self.url = self._base = config.server.rstrip("/")
         self.secure = self._base.startswith("https:")
         self.on_barred: Callable[[Refused], None] = lambda refused: None
@@ -192,7 +194,7 @@ class ServerHttp:
 
         Raises Refused when the server does not accept it, and urllib3's HTTPError when nothing or a 5xx comes back.
         """
-        access = Access(self._config.population, self._config.device, method, path, time.time(), command)
+        access = Access(self._config.population, self._config.device, method, path, self._clock(), command)
         response = self._pool.request(
             method,
             self._base + path,

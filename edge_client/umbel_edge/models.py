@@ -29,10 +29,13 @@ class Installed(msgspec.Struct, frozen=True):
 
 
 class Models:
-    """The TFLite files in `folder`, named by digest; `installed.json` says which one is used."""
+    """The TFLite files in `folder`, named by digest; `installed.json` says which one is used.
 
-    def __init__(self, folder: Path, threads: int) -> None:
-        self._folder, self._threads = folder, threads
+    Releases that were made for another population are not installed.
+    """
+
+    def __init__(self, folder: Path, threads: int, population: str) -> None:
+        self._folder, self._threads, self._population = folder, threads, population
         self._predictor: tuple[str, Predictor] | None = None
 
     @property
@@ -51,6 +54,10 @@ class Models:
     def install(self, command: Install, model: bytes, server: Keys) -> Installed:
         """Verify the release and its file, try the file, and swap it in atomically; raises UmbelError, changing nothing."""
         manifest = release.verify(command.manifest.encode(), server)
+        if manifest.population != self._population:
+            raise UmbelError(
+                f"release {manifest.id} is for population {manifest.population}, this device is of {self._population}"
+            )
         file = manifest.files.get(command.variant)
         if manifest.id != command.release or file is None:
             raise UmbelError(

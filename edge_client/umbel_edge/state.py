@@ -3,18 +3,18 @@
 import fcntl
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 from joserfc.jwk import ECKey
 
 from umbel import signing
 from umbel.atomic import write_atomically
-from umbel.enrolment import Trust, read_trust
+from umbel.enrolment import CLOCK_TOLERANCE, Trust, read_trust
 from umbel.errors import NOT_DECODED, SignatureError, UmbelError
 from umbel.signing import PublicKey
 from umbel_edge.keys import FileStore, KeyStore
@@ -35,10 +35,11 @@ CREATE TABLE IF NOT EXISTS outgoing (command TEXT PRIMARY KEY, outcome BLOB NOT 
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What a command was answered with: the channel ("ack" or "result") and the signed message."""
+    """What a command was answered with: the channel, the signed message, and its sequence where it is new."""
 
-    channel: str
+    channel: Literal["ack", "result"]
     token: bytes
+    sequence: int = 0
 
 
 class AgentState:
@@ -83,11 +84,6 @@ class AgentState:
             )
         self.remember("schema", str(SCHEMA))
         self._store = store or FileStore(folder)
-        with self.change():
-            oldest = (time.time() - KEPT_SECONDS,)
-            self._database.execute("DELETE FROM inbox WHERE expires < ?", oldest)
-            self._database.execute("DELETE FROM cancelled WHERE at < ?", oldest)
-            self._database.execute("DELETE FROM uploads WHERE begun < ?", oldest)
 
     @cached_property
     def key(self) -> ECKey:
@@ -167,6 +163,12 @@ class AgentState:
                 return False
         return Answer(row[0], row[1]) if row[1] else None
 
+    def known(self, command: str) -> Answer | None:
+        """What a command was answered with, or None when it was not, or is not known."""
+        with self._lock:
+            row = self._database.execute("SELECT channel, token FROM inbox WHERE id = ?", (command,)).fetchone()
+        return Answer(row[0], row[1]) if row is not None and row[1] else None
+
     def answer(self, command: str, answer: Answer) -> None:
         """Remember what a command was answered with."""
         with self.change():
@@ -174,6 +176,39 @@ class AgentState:
                 "UPDATE inbox SET channel = ?, token = ?, command = x'' WHERE id = ?",
                 (answer.channel, answer.token, command),
             )
+            self.note_answered(answer.sequence)
+
+    @property
+    def answered(self) -> int:
+        """The highest sequence of a final answer that this device remembers to have given."""
+        return int(self.fact("answered", "0"))
+
+    def note_answered(self, sequence: int) -> None:
+        """Remember that a final answer of this sequence was given."""
+        with self.change():
+            if sequence > self.answered:
+                self.remember("answered", str(sequence))
+
+    def begin_memory(self, sequence: int) -> None:
+        """Nothing is known of commands up to this sequence, so `remembers` none of them from now on."""
+        self.remember("memory", str(sequence))
+
+    def remembers(self, sequence: int, expires: float) -> bool:
+        """Whether a command would be known here if it had come before: else it may not be executed."""
+        return sequence > int(self.fact("memory", "0")) and expires > float(self.fact("forgotten", "0"))
+
+    def forget_old(self, now: float) -> None:
+        """Forget what nobody can send any more: what had expired `now` (the server's time), and a stated clock's error before.
+
+        None of that is remembered again, whatever time it is later.
+        """
+        forgotten = now - CLOCK_TOLERANCE
+        with self.change():
+            if forgotten > float(self.fact("forgotten", "0")):
+                self.remember("forgotten", str(forgotten))
+            self._database.execute("DELETE FROM inbox WHERE expires < ? AND token != x''", (forgotten,))
+            for table, column in (("cancelled", "at"), ("uploads", "begun")):
+                self._database.execute(f"DELETE FROM {table} WHERE {column} < ?", (now - KEPT_SECONDS,))
 
     def unanswered(self) -> dict[str, bytes]:
         """The signed commands that were begun and not answered, by id, in the order in which they came."""

@@ -20,6 +20,7 @@ from sqlalchemy import (
     String,
     create_engine,
     event,
+    false,
     text,
 )
 from sqlalchemy.exc import DatabaseError
@@ -42,7 +43,9 @@ class Device(Base):
     `assigned` is when it was last given an assignment; `rejections` counts its updates that were vetted and refused since
     it was last readmitted, and `quarantined` says why it gets no more assignments. `state` is active, suspended, revoked
     or deleted, since `state_since` and for `state_reason`; of a deleted device the row stays, for the runs that it was in.
-    `name` is for people; `set_labels` are an administrator's, and win over its own `labels`.
+    `name` is for people; `set_labels` are an administrator's, and win over its own `labels`. `answered` is the highest sequence
+    of its final answers, `agreement` the key that seals what its running process may read, and `skew` by how many seconds
+    its clock was last seen ahead of the server's.
     """
 
     __tablename__ = "devices"
@@ -73,6 +76,9 @@ class Device(Base):
     state: Mapped[str] = mapped_column(default="active", server_default="active")
     state_reason: Mapped[str] = mapped_column(default="", server_default="")
     state_since: Mapped[float] = mapped_column(default=0.0, server_default="0")
+    answered: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    agreement: Mapped[dict[str, str] | None] = mapped_column(JSON)
+    skew: Mapped[float] = mapped_column(default=0.0, server_default="0")
 
 
 class RefusedKey(Base):
@@ -107,7 +113,10 @@ class Invitation(Base):
 
 
 class Command(Base):
-    """The outbox: a command stays `pending` or `accepted` until it is acknowledged for good or expired."""
+    """The outbox: a command stays `pending` or `accepted` until it is acknowledged for good or expired.
+
+    `token` is the signed command, which leaves only sealed for its device when it is to be `sealed`.
+    """
 
     __tablename__ = "commands"
     __table_args__ = (
@@ -125,6 +134,7 @@ class Command(Base):
     state: Mapped[str] = mapped_column(default="pending")
     reason: Mapped[str] = mapped_column(default="")
     outcome: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    sealed: Mapped[bool] = mapped_column(default=False, server_default=false())
 
 
 class Run(Base):

@@ -17,6 +17,7 @@ from umbel.errors import SignatureError, UmbelError
 from umbel.messages import Status
 from umbel.signing import PublicKey
 from umbel.topics import check_name
+from umbel_server.clocks import Clocks
 from umbel_server.database import Database, Device, RefusedKey
 
 KINDS = ("phone", "vehicle", "gateway")
@@ -65,6 +66,8 @@ class Devices:
     def __init__(self, database: Database, clock: Callable[[], float]) -> None:
         self._database = database
         self._clock = clock
+        self.clocks = Clocks(database)
+        self._agreements: dict[tuple[str, str], ECKey | None] = {}
         self._known: dict[tuple[str, str], Known] = {}
         self._changes = 0
         self._lock = threading.Lock()
@@ -98,7 +101,8 @@ class Devices:
             device.key, device.kind, device.enrolled, device.last_seen = key, request.kind, now, now
             device.state, device.state_reason, device.state_since = ACTIVE, "", now
             device.epoch, device.online, device.set_labels = 0, False, labels
-            device.said_epoch = device.said_sequence = 0
+            device.said_epoch = device.said_sequence = device.answered = 0
+            device.agreement = None
             return
         if device.key != key:
             raise SignatureError(
@@ -136,11 +140,23 @@ class Devices:
         """As `known`, but None where that takes the database."""
         return self._known.get((population, device))
 
+    def agreement(self, population: str, device: str) -> ECKey | None:
+        """The key that seals for a device's newest process, or None when it has told none that can be used."""
+        name = population, device
+        if name not in self._agreements:
+            with self._database.transaction() as session:
+                told = session.scalar(
+                    select(Device.agreement).where(Device.population == population, Device.id == device)
+                )
+            return self._agreements.setdefault(name, _usable(msgspec.convert(told, PublicKey) if told else None))
+        return self._agreements[name]
+
     def forget(self, population: str, device: str) -> None:
         """Take nothing for known of a device whose key or state has just changed in the database."""
         with self._lock:
             self._changes += 1
             self._known.pop((population, device), None)
+            self._agreements.pop((population, device), None)
 
     def key(self, population: str, device: str) -> ECKey:
         """The public key of a device that takes part; raises UnknownDevice or Barred."""
@@ -172,7 +188,11 @@ class Devices:
                 device.trainer, device.agent, device.runtime = status.trainer, status.agent, status.runtime
                 device.examples, device.rss_mb = status.examples, status.rss_mb
                 device.installed, device.labels, device.reasons = status.installed, status.labels, status.reasons
-            return began
+                device.agreement = msgspec.to_builtins(status.agreement)
+        if status.online:
+            self._agreements[status.population, status.device] = _usable(status.agreement)
+            self.clocks.measured(status.population, status.device, status.skew)
+        return began
 
     def readmit(self, population: str, device: str) -> Device:
         """End a device's quarantine and count its rejections from 0 again; raises UnknownDevice."""
@@ -221,6 +241,13 @@ def key_of(device: Device) -> ECKey:
         ) from error
 
 
+def _usable(told: PublicKey | None) -> ECKey | None:
+    try:
+        return None if told is None else signing.import_public(told)
+    except SignatureError:
+        return None
+
+
 def node_id(population: str, device: str) -> int:
     """A device's Flower node id: 62 bits of the SHA-256 of its name, never 0."""
     return int.from_bytes(hashlib.sha256(f"{population}/{device}".encode()).digest()[:8]) >> 2 or 1
@@ -255,6 +282,7 @@ def describe(device: Device) -> dict[str, Any]:
         "state_since": device.state_since,
         "reasons": device.reasons,
         "last_seen": device.last_seen,
+        "skew": device.skew,
         "enrolled": device.enrolled,
         "assigned": device.assigned,
         "rejections": device.rejections,

@@ -14,7 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from umbel import messages, topics
+from umbel import messages, sealing, topics
 from umbel.errors import UmbelError
 from umbel.messages import (
     MOST_COUNT,
@@ -24,7 +24,6 @@ from umbel.messages import (
     Evaluated,
     Exported,
     Outcome,
-    Reported,
     Result,
     Standing,
     Status,
@@ -35,6 +34,7 @@ from umbel_server import moments
 from umbel_server.database import Assignment, Command, Database
 from umbel_server.devices import ACTIVE, Devices, Known
 from umbel_server.outbox import Addressed, Outbox
+from umbel_server.outcomes import check_outcome, unfit
 from umbel_server.quarantine import count_rejection
 from umbel_server.received import Received
 from umbel_server.rounds.assignments import may_follow
@@ -55,14 +55,6 @@ TOLD_SECONDS = 5.0
 
 STALL_SECONDS, QUIET_SECONDS, CATCH_UP_SECONDS = 0.5, 0.3, 5.0
 
-_OUTCOMES: dict[str, type[Outcome]] = {
-    "train": Trained,
-    "evaluate": Evaluated,
-    "infer": Answered,
-    "export": Exported,
-    "report": Reported,
-}
-
 Listener = Callable[[Assignment | None], None]
 
 
@@ -81,7 +73,10 @@ class Exchange:
         host: str,
         port: int,
         tls: ssl.SSLContext | None,
+        unseal: Callable[[bytes], bytes],
+        clock: Callable[[], float],
     ) -> None:
+        self._unseal, self._clock = unseal, clock
         self._database, self._devices, self._outbox, self._answers = database, devices, outbox, received
         self._link = Link(
             host,
@@ -121,7 +116,17 @@ class Exchange:
     def send(self, commands: Iterable[Addressed]) -> None:
         """Publish commands that the outbox holds; what cannot be sent now goes when the device comes back."""
         for command in commands:
-            self._link.publish(topics.topic(command.population, command.device, "command"), command.token)
+            token = command.token
+            if command.sealed:
+                key = self._devices.agreement(command.population, command.device)
+                if key is None:
+                    log.warning(
+                        "command %s waits: %s/%s has told no key to seal it with, and it may not leave in the clear",
+                        *(command.id, command.population, command.device),
+                    )
+                    continue
+                token = sealing.seal(token, key)
+            self._link.publish(topics.topic(command.population, command.device, "command"), token)
 
     def listen(self, run: str, population: str, listener: Listener) -> None:
         """Tell `listener` of the run's assignments that devices move on, and (None) when the population's presence changes."""
@@ -173,6 +178,8 @@ class Exchange:
                 return  # a retained message was cleared
             known = self._devices.known(address.population, address.device)
             key = known.key
+            if sealing.is_sealed(payload):
+                payload = self._unseal(payload)
             message: Status | Ack | Result
             if address.channel == "status":
                 message = messages.decode(payload, Status, key)
@@ -182,12 +189,14 @@ class Exchange:
                 message = messages.decode(payload, Result, key)
             if (message.population, message.device) != (address.population, address.device):
                 raise UmbelError(f"it speaks for {message.population}/{message.device}")
+            messages.check_current(message, now := self._clock())
         except UmbelError as error:
             log.warning("refused a message on %s: %s", topic, error)
             return
         if known.state != ACTIVE:
             self._drop(known, address.channel)
             return
+        self._devices.clocks.signed_at(message.population, message.device, message.at - now)
         if isinstance(message, Status):
             began = self._devices.heard(message)
             self._tell_presence(message.population)
@@ -250,9 +259,18 @@ class Exchange:
             open = self._outbox.open(session, result.command, result.population, result.device)
         if open is None:
             return  # nothing is stored for a command that is over, or another's
-        if reason := _unfit(open.kind, result.outcome) or self._take_blob(result):
+        if reason := unfit(open.kind, result.outcome) or self._take_blob(result):
             self._acknowledged(
-                Ack(result.command, result.population, result.device, "rejected", result.at, reason), True
+                Ack(
+                    result.command,
+                    result.population,
+                    result.device,
+                    "rejected",
+                    result.at,
+                    reason,
+                    sequence=result.sequence,
+                ),
+                True,
             )
             return
         assignment = None
@@ -273,7 +291,7 @@ class Exchange:
             case Trained(update=blob) | Answered(outputs=blob) | Exported(model=blob):
                 pass
         try:
-            messages.check_outcome(result.outcome)
+            check_outcome(result.outcome)
             if blob is None:
                 return ""
             data = blob.content()
@@ -309,15 +327,6 @@ class Exchange:
                     self._outbox.touch([command.id for command in silent])
             except Exception:
                 log.exception("the outbox could not be swept; trying again")
-
-
-def _unfit(kind: str, outcome: Outcome) -> str:
-    """Why an outcome cannot answer a command of this kind; empty when it can."""
-    if (expected := _OUTCOMES.get(kind)) is None:
-        return f"a command of kind {kind} has no outcome, it was answered with {type(outcome).__name__}"
-    if not isinstance(outcome, expected):
-        return f"the answer should be {expected.__name__}, it is {type(outcome).__name__}"
-    return ""
 
 
 def move_assignment(session: Session, command: Command, state: str, reason: str) -> Assignment | None:

@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import and_, or_, select
+from joserfc.jwk import ECKey
+from sqlalchemy import and_, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from umbel import messages, signing
 from umbel.errors import SignatureError, UmbelError
 from umbel.messages import Ack, Body, Result, Standing
-from umbel_server.database import Command, Database
+from umbel.sequence import Ascending
+from umbel.signing import public_key
+from umbel_server.database import Command, Database, Device
 from umbel_server.keyring import Keyring
 
 OPEN = ("pending", "accepted")
@@ -26,26 +29,39 @@ class UnknownCommand(UmbelError):
 
 @dataclass(frozen=True)
 class Addressed:
-    """A signed command ready to be published."""
+    """A signed command ready to be published; one that is to be `sealed` is, for the device as it is then, on its way out."""
 
     id: str
     population: str
     device: str
     token: bytes
+    sealed: bool
 
 
 class Outbox:
-    """The outbox in the database."""
+    """The outbox in the database; commands to the populations that are `encrypted` are sealed, and answered so that only who
+    holds `answers` can read it."""
 
-    def __init__(self, database: Database, keys: Keyring, clock: Callable[[], float]) -> None:
-        self._database = database
-        self._keys = keys
-        self._clock = clock
+    def __init__(
+        self,
+        database: Database,
+        keys: Keyring,
+        clock: Callable[[], float],
+        encrypted: frozenset[str],
+        answers: Callable[[], ECKey],
+    ) -> None:
+        self._database, self._keys, self._clock = database, keys, clock
+        self._encrypted, self._answers = encrypted, answers
+        with database.transaction() as session:
+            newest = session.scalar(select(func.max(Command.issued)))
+        self.sequence = Ascending(clock, int((newest or 0.0) * 1e6))
 
-    def add(self, session: Session, population: str, device: str, body: Body, ttl: float) -> Addressed:
+    def add(
+        self, session: Session, population: str, device: str, body: Body, ttl: float, sealed: bool = False
+    ) -> Addressed:
         """Sign a command that expires in `ttl` seconds and put it into the outbox, within the caller's transaction."""
         now = self._clock()
-        signed = self._sign(population, device, body, now, ttl)
+        signed = self._sign(population, device, body, now, ttl, sealed)
         session.add(
             Command(
                 id=signed.id,
@@ -53,6 +69,7 @@ class Outbox:
                 device=device,
                 kind=type(body).__name__.lower(),
                 token=signed.token,
+                sealed=signed.sealed,
                 issued=now,
                 expires=now + ttl,
                 updated=now,
@@ -63,11 +80,21 @@ class Outbox:
 
     def notice(self, population: str, device: str, standing: Standing) -> Addressed:
         """Sign news that nobody waits to be acknowledged, so that no outbox holds it."""
-        return self._sign(population, device, standing, self._clock(), NOTICE_SECONDS)
+        return self._sign(population, device, standing, self._clock(), NOTICE_SECONDS, sealed=False)
 
-    def _sign(self, population: str, device: str, body: Body, now: float, ttl: float) -> Addressed:
-        command = messages.Command(secrets.token_hex(8), population, device, now, now + ttl, body)
-        return Addressed(command.id, population, device, messages.encode(command, self._keys.current))
+    def _sign(self, population: str, device: str, body: Body, now: float, ttl: float, sealed: bool) -> Addressed:
+        sealed = sealed or population in self._encrypted
+        command = messages.Command(
+            secrets.token_hex(8),
+            population,
+            device,
+            now,
+            now + ttl,
+            body,
+            public_key(self._answers()) if sealed else None,
+            sequence=self.sequence.next(),
+        )
+        return Addressed(command.id, population, device, messages.encode(command, self._keys.current), sealed)
 
     def waiting(self, population: str, device: str) -> list[Addressed]:
         """The open commands of one device, oldest first."""
@@ -95,12 +122,12 @@ class Outbox:
 
     def _open(self, *where: Any) -> list[Addressed]:
         query = (
-            select(Command.id, Command.population, Command.device, Command.token)
+            select(Command.id, Command.population, Command.device, Command.token, Command.sealed)
             .where(Command.state.in_(OPEN), Command.expires > self._clock(), *where)
             .order_by(Command.issued)
         )
         with self._database.transaction() as session:
-            return [Addressed(*row[:3], self._signed_now(row[3])) for row in session.execute(query)]
+            return [Addressed(*row[:3], self._signed_now(row[3]), row[4]) for row in session.execute(query)]
 
     def _signed_now(self, token: bytes) -> bytes:
         """A command by the key that signs now: one by a key before it may have been retired since."""
@@ -108,7 +135,7 @@ class Outbox:
         try:
             if signing.signer_of(token) == signing.fingerprint(current):
                 return token
-            return signing.sign(signing.verify(token, self._keys.lineage.all), current)
+            return signing.sign_as("command", signing.verify_as("command", token, self._keys.lineage.all), current)
         except SignatureError:
             return token  # which somebody has put into the database: no device takes it
 
@@ -120,16 +147,19 @@ class Outbox:
         return command if command.state in OPEN else None
 
     def acknowledge(self, session: Session, ack: Ack) -> Command | None:
-        """Note an acknowledgement; returns the command, or None when it is not open or not that device's."""
+        """Note an acknowledgement; returns the command, or None when it is not open, not that device's, or this is no news."""
         command = self.open(session, ack.command, ack.population, ack.device)
-        if command is None:
+        if command is None or command.state == ack.state:
             return None
+        if ack.state != "accepted":
+            newer = (Device.population == ack.population, Device.id == ack.device, Device.answered < ack.sequence)
+            session.execute(update(Device).where(*newer).values(answered=ack.sequence))
         command.state, command.reason, command.updated = ack.state, ack.reason, self._clock()
         return command
 
     def complete(self, session: Session, result: Result) -> Command | None:
         """Note an outcome; returns the command, or None when it is not open or not that device's."""
-        ack = Ack(result.command, result.population, result.device, "done", result.at)
+        ack = Ack(result.command, result.population, result.device, "done", result.at, sequence=result.sequence)
         command = self.acknowledge(session, ack)
         if command is not None:
             command.outcome = msgspec.to_builtins(result.outcome)

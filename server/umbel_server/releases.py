@@ -74,6 +74,7 @@ class Releases:
             created=self._clock(),
             lineage={"checkpoint": checkpoint.weights, **plan.manifest.producer},
             parity=yardstick.describe(wanted.keras),
+            population=run.population,
         )
         row = Release(
             id=manifest.id,

@@ -13,6 +13,7 @@ class RunSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `max_steps` > 0 steps) with `learning_rate` (0: the plan's), under the round `policy`. `held_out` is the digest of an
     `.npz` that every checkpoint is evaluated on. The run ends early once held-out metric `until` is at least `at_least`,
     or when it has taken `budget_hours` or its weights and updates have taken `budget_bytes` on the way (0: no limit).
+    With `encrypt_commands` its work leaves only sealed for the device, also where the population does not ask for that.
     """
 
     strategy: str = "fedavg"
@@ -27,6 +28,7 @@ class RunSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     at_least: float = 0.0
     budget_hours: float = 0.0
     budget_bytes: int = 0
+    encrypt_commands: bool = False
     policy: RoundPolicy = RoundPolicy()
 
     def __post_init__(self) -> None:

@@ -332,7 +332,9 @@ class Runs:
         if settings.held_out:
             examples = load_examples(self._held_out(settings), plan.manifest, HELD_OUT)
             evaluate = HeldOut(plan, examples)
-        port = FleetPort(self._fleet, id, plan, self._plans.blob(plan), evaluate, self._clock)
+        port = FleetPort(
+            self._fleet, id, plan, self._plans.blob(plan), evaluate, self._clock, settings.encrypt_commands
+        )
         grid = FleetGrid(port)
         self._ports[id] = port
         if (order := self._orders.get(id)) is not None:

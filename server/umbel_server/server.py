@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from umbel import sealing
 from umbel_server.admins import Admins
 from umbel_server.audit import Audit
 from umbel_server.awaited import Awaited
@@ -48,10 +49,18 @@ class Server:
         self.devices = Devices(self.database, clock)
         open_secret = state.enrolment_secret if state.config.enrolment.open else ""
         self.invitations = Invitations(self.database, self.devices, clock, open_secret)
-        self.outbox = Outbox(self.database, state.keys, clock)
+        self.outbox = Outbox(self.database, state.keys, clock, state.config.encrypted, lambda: state.agreement_key)
         tls = state.broker_context() if mqtt.tls else None
         self.exchange = Exchange(
-            self.database, self.devices, self.outbox, self.received, reachable(mqtt.host), mqtt.port, tls
+            self.database,
+            self.devices,
+            self.outbox,
+            self.received,
+            reachable(mqtt.host),
+            mqtt.port,
+            tls,
+            self._unseal,
+            clock,
         )
         self.plans = Plans(state.folder / "plans", self.blobs, state.keys)
         self.awaited = Awaited(self.database, self.received, self.plans, state.keys, self.most)
@@ -61,6 +70,9 @@ class Server:
         self.rotation = Rotation(state.keys, fleet, self.audit, clock)
         self.runs = Runs(fleet, self.plans, clock)
         self.live = Live(self.database, clock)
+
+    def _unseal(self, token: bytes) -> bytes:
+        return sealing.unseal(token, self.state.agreement_key)
 
     def start(self) -> None:
         """Start the embedded broker if there is one, connect, and go on with the runs that were running."""

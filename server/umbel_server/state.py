@@ -19,10 +19,12 @@ from umbel.atomic import write_atomically
 from umbel.enrolment import SECRET_BYTES, Trust, make_secret, make_token
 from umbel.errors import UmbelError
 from umbel.tls import client_context
+from umbel.topics import check_name
 from umbel_server import pki
 from umbel_server.keyring import KEY, Keyring
 
 CONFIG, ADMIN_TOKEN, ENROLMENT_SECRET = "umbel.toml", "admin-token", "enrolment-secret"
+AGREEMENT_KEY = "agreement-key.pem"
 SCHEMA = 2
 """Of `umbel.toml`; before 2 there was no TLS."""
 
@@ -57,6 +59,12 @@ class Enrolment(msgspec.Struct, forbid_unknown_fields=True):
     open: bool = False
 
 
+class Population(msgspec.Struct, forbid_unknown_fields=True):
+    """What holds for one population: with `encrypt_commands` its commands leave only sealed for their devices."""
+
+    encrypt_commands: bool = False
+
+
 class Config(msgspec.Struct, forbid_unknown_fields=True):
     """`umbel.toml`. Empty `database` and `blobs` mean SQLite and a folder inside the state folder.
 
@@ -75,6 +83,12 @@ class Config(msgspec.Struct, forbid_unknown_fields=True):
     blobs: str = ""
     max_blob_mb: int = 2048
     keep_updates: bool = False
+    populations: dict[str, Population] = {}
+
+    @property
+    def encrypted(self) -> frozenset[str]:
+        """The populations whose commands are sealed."""
+        return frozenset(name for name, population in self.populations.items() if population.encrypt_commands)
 
 
 @dataclass(frozen=True)
@@ -86,6 +100,11 @@ class State:
     keys: Keyring
     admin_token: str
     enrolment_secret: str
+
+    @cached_property
+    def agreement_key(self) -> ECKey:
+        """The key with which devices seal answers; made when it is first needed."""
+        return signing.load_or_create_key(self.folder / AGREEMENT_KEY)
 
     @property
     def key(self) -> ECKey:
@@ -183,6 +202,8 @@ def open_state(folder: Path) -> State:
         raise UmbelError(f"{path}: {error}; correct the file") from error
     if config.schema > SCHEMA:
         raise UmbelError(f"{path}: made by a newer Umbel (schema {config.schema}, this one reads {SCHEMA}); upgrade")
+    for name in config.populations:
+        check_name(name, f"{path}: a population")
     needed = [ADMIN_TOKEN, ENROLMENT_SECRET]
     if config.http.tls or config.mqtt.tls:
         needed += [pki.CA, pki.CA_KEY]

@@ -24,7 +24,9 @@ OFFSET, COMPLETE = "Upload-Offset", "Upload-Complete"
 MOST_PEM = 16_384
 """Characters of an authority's certificate."""
 CLOCK_TOLERANCE = 300.0
-"""Seconds that a device's clock may differ from the server's."""
+"""Seconds that a device's clock may differ from the server's; one that differs more is reported, and takes no work."""
+ACCESS, CERTIFICATE_REQUEST = "access", "certificate-request"
+"""As what a device's requests, and what it wants certified, are signed."""
 SECRET_BYTES = 32
 UNKNOWN, CLOCK = "unknown", "clock"
 """The `code` beside the `error` of a refusal that a device acts on: it is not enrolled; its clock is wrong. A suspended or
@@ -103,7 +105,11 @@ def read_trust(data: bytes) -> Trust:
 
 
 class EnrolmentReply(Struct, frozen=True):
-    """The server's newest signing key, where the broker listens and whether with TLS, and as what the device is known."""
+    """The server's newest signing key, where the broker listens and whether with TLS, and as what the device is known.
+
+    `at` is the server's time. Every command that it gives from now on has a higher `sequence`. `epoch` and `answered` are the
+    newest session and the highest sequence of a final answer that it has of this device. `protocol` is that of its messages.
+    """
 
     server_key: PublicKey
     broker_host: str
@@ -112,6 +118,11 @@ class EnrolmentReply(Struct, frozen=True):
     device: str
     kind: str
     broker_tls: bool = False
+    at: float = 0.0
+    sequence: Annotated[int, Meta(ge=0, le=2**62)] = 0
+    epoch: Annotated[int, Meta(ge=0, le=2**62)] = 0
+    answered: Annotated[int, Meta(ge=0, le=2**62)] = 0
+    protocol: int = 1
 
 
 class Access(Struct, frozen=True):
@@ -150,7 +161,7 @@ def split_token(token: str) -> tuple[str, str]:
 
 def bearer(access: Access, key: ECKey) -> str:
     """The value of the `Authorization` header for one request."""
-    return "Bearer " + signing.sign(msgspec.json.encode(access), key).decode()
+    return "Bearer " + signing.sign_as(ACCESS, msgspec.json.encode(access), key).decode()
 
 
 def _base64url(data: bytes) -> str:

@@ -1,4 +1,10 @@
-"""The typed payloads of MQTT topics; each travels as JSON inside a compact JWS."""
+"""The typed payloads of MQTT topics; each travels as JSON inside a compact JWS.
+
+The signed payload is canonical: the fields of its struct, all of them and in their order, as msgspec writes JSON without
+white space and floats in their shortest form; so whoever decodes and encodes a message has the same bytes. It says for
+which topic it is, which the JWS header's `typ` repeats, its sender's `sequence` and until when it is good. A message's id
+is a command's own; an answer has its command's, and a status the epoch of its session.
+"""
 
 from typing import Annotated, Any, Literal, TypeVar, cast
 
@@ -6,14 +12,18 @@ import msgspec
 from joserfc.jwk import ECKey
 from msgspec import Meta, Struct
 
-from umbel import signing
+from umbel import signing, topics
 from umbel.conditions import Rules
+from umbel.enrolment import CLOCK_TOLERANCE
 from umbel.errors import NOT_DECODED, MessageError, SignatureError
-from umbel.limits import check_metrics, cut_texts
-from umbel.signing import Keys
+from umbel.limits import cut_texts
+from umbel.signing import Keys, PublicKey
 from umbel.tensors import digest
-from umbel.topics import PROTOCOL
 
+PROTOCOL = 2
+"""Of the messages; umbel.topics has that of the topics on which they travel."""
+STATUS_SECONDS = 86_400.0
+"""How long a status that says online is good; it is said again in time."""
 INLINE_MAX = 16_384
 """Bytes up to which a blob's content travels inside the message instead of by HTTP."""
 ID_MAX = 64
@@ -21,6 +31,8 @@ ID_MAX = 64
 MOST_COUNT = 2**31 - 1
 """The largest whole number that the server's database has room for."""
 
+Sequence = Annotated[int, Meta(ge=0, le=2**62)]
+"""A number that ascends from one message of a sender to the next, also over its restarts (umbel.sequence)."""
 AckState = Literal["accepted", "done", "declined", "failed", "rejected", "cancelled", "expired"]
 Variant = Literal["float32", "float16", "int8", "int8-full"]
 """A release's TFLite files: int8 has int8 weights and float32 activations (dynamic range), int8-full both in int8."""
@@ -133,19 +145,15 @@ class Rekey(Struct, frozen=True, tag="rekey"):
 Body = Train | Evaluate | Cancel | Install | Infer | Export | Report | Standing | Rekey
 
 
-class Command(Struct, frozen=True):
-    """One signed instruction to one device; expires at `expires` (Unix seconds) and is executed at most once."""
+class Message(Struct, frozen=True, kw_only=True):
+    """What every message says beside its own; `topic` is filled in by `encode`."""
 
-    id: str
-    population: str
-    device: str
-    issued: float
-    expires: float
-    body: Body
     version: int = PROTOCOL
+    topic: str = ""
+    sequence: Sequence = 0
 
 
-class _CommandHead(Struct, frozen=True):
+class CommandHead(Message, frozen=True):
     """What can be read of a command whatever its body, so that even an unknown kind is answered."""
 
     id: str
@@ -153,12 +161,28 @@ class _CommandHead(Struct, frozen=True):
     device: str
     issued: float
     expires: float
+    body: Any
+    answer_key: PublicKey | None = None
+
+
+class Command(CommandHead, frozen=True):
+    """One signed instruction to one device; expires at `expires` (Unix seconds) and is executed at most once.
+
+    With an `answer_key` it is answered in messages that only the server can read (umbel.sealing).
+    """
+
+    body: Body
+
+
+class _RawCommand(CommandHead, frozen=True):
     body: msgspec.Raw
-    version: int = PROTOCOL
 
 
-class Ack(Struct, frozen=True):
-    """What became of a command; every state but `accepted` is final. `reason` is a sentence a person understands."""
+class Ack(Message, frozen=True):
+    """What became of a command; every state but `accepted` is final. `reason` is a sentence a person understands.
+
+    `at` is the device's time, `expires` the command's: then nobody waits for an answer any more.
+    """
 
     command: str
     population: str
@@ -166,7 +190,7 @@ class Ack(Struct, frozen=True):
     state: AckState
     at: float
     reason: str = ""
-    version: int = PROTOCOL
+    expires: float = 0.0
 
 
 class Trained(Struct, frozen=True, tag="trained", omit_defaults=True):
@@ -224,22 +248,25 @@ class Reported(Struct, frozen=True, tag="reported", omit_defaults=True):
 Outcome = Trained | Evaluated | Answered | Exported | Reported
 
 
-class Result(Struct, frozen=True):
-    """The outcome of a command that has one; it is also that command's final acknowledgement."""
+class Result(Message, frozen=True):
+    """The outcome of a command that has one; it is also that command's final acknowledgement. Times as in Ack."""
 
     command: str
     population: str
     device: str
     at: float
     outcome: Outcome
-    version: int = PROTOCOL
+    expires: float = 0.0
 
 
-class Status(Struct, frozen=True):
+class Status(Message, frozen=True):
     """Presence, retained and also the last will. Of two, the higher `epoch` is true; within one epoch, offline is final.
 
     Of two of one epoch that say online the higher `sequence` is true: who repeats an older one is not believed.
-    `reasons` are the device's own rules that do not hold now; with none it is eligible for work.
+    `reasons` are the device's own rules that do not hold now; with none it is eligible for work. One that says offline does
+    not expire (`expires` is 0): a will is signed when its session begins, and no time says when that ends. `at` is the
+    device's time, `skew` by how many seconds it is ahead of the server's, as far as the device knows. Commands may be sealed
+    with its `agreement` key, until a later status names another.
     """
 
     population: str
@@ -255,16 +282,18 @@ class Status(Struct, frozen=True):
     installed: str = ""
     labels: dict[str, str] = {}
     reasons: list[str] = []
-    sequence: Annotated[int, Meta(ge=0, le=2**62)] = 0
-    version: int = PROTOCOL
+    at: float = 0.0
+    expires: float = 0.0
+    skew: float = 0.0
+    agreement: PublicKey | None = None
 
 
 class UnknownKind(MessageError):
-    """A well signed command whose kind this version does not know; it can still be answered by `id`."""
+    """A well signed command whose kind this version does not know; it can still be answered by its `head`."""
 
-    def __init__(self, id: str, reason: str) -> None:
+    def __init__(self, head: CommandHead, reason: str) -> None:
         super().__init__(reason)
-        self.id = id
+        self.head = head
 
 
 M = TypeVar("M", Command, Ack, Result, Status)
@@ -272,86 +301,95 @@ S = TypeVar("S", bound=Struct)
 
 # Made here, in one thread: msgspec 0.22 crashes when several threads decode nested structs for the first time at once.
 _BODY = msgspec.json.Decoder(Body)
+_HEAD = msgspec.json.Decoder(_RawCommand)
 _DECODERS: dict[type[Struct], msgspec.json.Decoder[Any]] = {
     kind: msgspec.json.Decoder(kind) for kind in (Command, Ack, Result, Status)
 }
+_CHANNELS: dict[type[Struct], topics.Channel] = {Command: "command", Ack: "ack", Result: "result", Status: "status"}
 
 
 def encode(message: Command | Ack | Result | Status, key: ECKey) -> bytes:
-    """The message as JSON in a compact JWS signed by `key`; its texts for people are cut to umbel.limits."""
-    return signing.sign(msgspec.json.encode(_fitting(message)), key)
+    """The message, for its topic, as JSON in a compact JWS signed by `key`; its texts for people are cut to umbel.limits."""
+    channel = _CHANNELS[type(message)]
+    topic = topics.topic(message.population, message.device, channel)
+    payload = msgspec.json.encode(_fitting(msgspec.structs.replace(message, topic=topic)))
+    return signing.sign_as(channel, payload, key)
 
 
 def decode(token: bytes, kind: type[M], key: Keys) -> M:
-    """The message in a JWS signed by `key`, its texts for people cut to umbel.limits; raises SignatureError or MessageError."""
-    payload = signing.verify(token, key)
-    _check_version(payload)
+    """The message in a JWS signed by `key`, or one of them, for the topic of that kind, population and device.
+
+    Its texts for people are cut to umbel.limits. Raises SignatureError or MessageError.
+    """
+    payload = _verify(token, kind, key)
     try:
-        return _fitting(cast(M, _DECODERS[kind].decode(payload)))
+        message = cast(M, _DECODERS[kind].decode(payload))
     except NOT_DECODED as error:
         raise MessageError(f"expected a {kind.__name__} message, got one that does not parse: {error}") from error
+    _check_topic(message, _CHANNELS[kind])
+    return _fitting(message)
 
 
-def _fitting(message: S) -> S:
-    if isinstance(message, Ack):
-        return cut_texts(message, "reason")
-    if isinstance(message, Status):
-        return cut_texts(message, "kind", "trainer", "agent", "runtime", "installed", "labels", "reasons")
-    if isinstance(message, Result):
-        outcome = message.outcome
-        if isinstance(outcome, Answered):
-            return msgspec.structs.replace(message, outcome=cut_texts(outcome, "release"))
-        if isinstance(outcome, Reported):
-            texts = ("kind", "trainer", "runtime", "agent", "installed", "variant", "imports")
-            return msgspec.structs.replace(message, outcome=cut_texts(outcome, *texts))
-    return message
+def check_current(message: Ack | Result | Status, now: float) -> None:
+    """Raise MessageError when a message had expired `now` (the server's time), but for umbel.enrolment.CLOCK_TOLERANCE."""
+    if isinstance(message, Status) and not message.online:
+        return
+    if (late := now - message.expires) > CLOCK_TOLERANCE:
+        raise MessageError(f"the {_CHANNELS[type(message)]} expired {late:.0f} s ago")
 
 
-def check_outcome(outcome: Outcome) -> None:
-    """Raise MessageError when an outcome holds more than its kind can need, where cutting would change what it means."""
-    blob: Blob | None = None
-    match outcome:
-        case Trained(assignment=assignment, metrics=metrics) | Evaluated(assignment=assignment, metrics=metrics):
-            check_metrics(metrics)
-            if len(assignment) > ID_MAX:
-                raise MessageError(f"an assignment's id has at most {ID_MAX} characters, got {len(assignment)}")
-    match outcome:
-        case Trained(update=blob) | Answered(outputs=blob) | Exported(model=blob):
-            if blob.data is not None and len(blob.data) > INLINE_MAX:
-                raise MessageError(f"at most {INLINE_MAX} bytes travel in a message, got {len(blob.data)}; upload them")
-
-
-def decode_command(token: bytes, key: Keys) -> Command:
-    """The command in a JWS signed by `key`, or one of them.
-
-    Raises SignatureError, MessageError, or UnknownKind when only its kind is unknown.
-    """
-    payload = signing.verify(token, key)
-    _check_version(payload)
-    try:
-        head = msgspec.json.decode(payload, type=_CommandHead)
-    except NOT_DECODED as error:
-        raise MessageError(f"expected a Command message, got one that does not parse: {error}") from error
-    try:
-        body: Body = _BODY.decode(head.body)
-    except NOT_DECODED as error:
-        raise UnknownKind(head.id, f"this agent cannot execute the command: {error}") from error
-    return Command(head.id, head.population, head.device, head.issued, head.expires, body, head.version)
+def _check_topic(message: CommandHead | Ack | Result | Status, channel: topics.Channel) -> None:
+    if message.topic != (expected := topics.topic(message.population, message.device, channel)):
+        raise MessageError(f"expected a message signed for {expected}, got one for {message.topic[:200]!r}")
 
 
 class _Version(Struct):
     version: int
 
 
-def _check_version(payload: bytes) -> None:
+def _verify(token: bytes, kind: type[Struct], key: Keys) -> bytes:
+    """The payload; of another version that is said first, as that may know no kinds."""
+    payload = signing.verify(token, key)
     try:
         version = msgspec.json.decode(payload, type=_Version).version
     except NOT_DECODED as error:
         raise MessageError(f"expected a message with a version, got one that does not parse: {error}") from error
     if version != PROTOCOL:
-        raise MessageError(
-            f"the message speaks protocol {version}, this Umbel speaks {PROTOCOL}: upgrade the older side"
-        )
+        raise MessageError(f"the message speaks protocol {version}, this Umbel {PROTOCOL}: upgrade the older side")
+    signing.check_kind(_CHANNELS[kind], token)
+    return payload
+
+
+_TEXTS: dict[type[Struct], tuple[str, ...]] = {
+    Ack: ("reason",),
+    Status: ("kind", "trainer", "agent", "runtime", "installed", "labels", "reasons"),
+    Answered: ("release",),
+    Reported: ("kind", "trainer", "runtime", "agent", "installed", "variant", "imports"),
+}
+
+
+def _fitting(message: S) -> S:
+    if isinstance(message, Result):
+        return msgspec.structs.replace(message, outcome=_fitting(message.outcome))
+    return cut_texts(message, *_TEXTS.get(type(message), ()))
+
+
+def decode_command(token: bytes, key: Keys) -> Command:
+    """The command in a JWS signed by `key`, or one of them, for its device's topic.
+
+    Raises SignatureError, MessageError, or UnknownKind when only its kind is unknown.
+    """
+    payload = _verify(token, Command, key)
+    try:
+        head = _HEAD.decode(payload)
+    except NOT_DECODED as error:
+        raise MessageError(f"expected a Command message, got one that does not parse: {error}") from error
+    _check_topic(head, "command")
+    try:
+        body: Body = _BODY.decode(head.body)
+    except NOT_DECODED as error:
+        raise UnknownKind(head, f"this agent cannot execute the command: {error}") from error
+    return Command(**{**msgspec.structs.asdict(head), "body": body})
 
 
 class _Id(Struct):
@@ -362,5 +400,5 @@ def claimed_id(token: bytes) -> str:
     """The command id that a token names, which is whose word it is only once its signature has verified; empty without one."""
     try:
         return msgspec.json.decode(signing.payload_unverified(token), type=_Id).id[:ID_MAX]
-    except (MessageError, SignatureError, *NOT_DECODED):
+    except (SignatureError, *NOT_DECODED):
         return ""

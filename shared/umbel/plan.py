@@ -21,6 +21,9 @@ SCHEMA = 1
 MANIFEST, SIGNATURE = "manifest.json", "manifest.jws"
 TRAIN, INFER, INFER_INT8, INITIAL = "train.tflite", "infer.tflite", "infer.int8.tflite", "initial.safetensors"
 FROZEN = "frozen.safetensors"
+KIND = "plan"
+"""As what a plan's manifest is signed. It names no population and does not expire: any may train it, and a command of its
+own says to which device, and until when."""
 PLACED = {"float32": INFER, "int8": INFER_INT8}
 """The inference files that weights are placed in by their maps, by what they are called in a release."""
 TASK_NAME = re.compile(r"[a-z0-9_-]{1,64}")
@@ -171,7 +174,7 @@ class Plan:
             _write(
                 _Sink(buffer.write),
                 manifest_bytes,
-                signing.sign(manifest_bytes, key),
+                signing.sign_as(KIND, manifest_bytes, key),
                 archive,
                 self.manifest.files,
             )
@@ -183,7 +186,7 @@ class Plan:
         if self.signature is None:
             raise PlanError(f"{self.path}: the plan is not signed; start a run with it, then the server signs it")
         try:
-            payload = signing.verify(self.signature, key)
+            payload = signing.verify_as(KIND, self.signature, key)
         except SignatureError as error:
             raise PlanError(f"{self.path}: the plan's signature does not verify: {error}") from error
         if payload != self._manifest_bytes():

@@ -9,6 +9,8 @@ from umbel.errors import NOT_DECODED, PlanError, SignatureError
 from umbel.signing import Keys
 
 SCHEMA = 1
+KIND = "release"
+"""As what a manifest is signed. It does not expire: what is installed must still verify years later."""
 
 
 class ReleaseFile(Struct, frozen=True, omit_defaults=True):
@@ -40,7 +42,10 @@ class Parity(Struct, frozen=True, omit_defaults=True):
 
 
 class ReleaseManifest(Struct, frozen=True, omit_defaults=True):
-    """What a release is; `created` is Unix seconds, `lineage` names the checkpoint and the software that made it."""
+    """What a release is; `created` is Unix seconds, `lineage` names the checkpoint and the software that made it.
+
+    It is for the devices of the `population` that trained it.
+    """
 
     schema: int
     id: str
@@ -52,6 +57,7 @@ class ReleaseManifest(Struct, frozen=True, omit_defaults=True):
     created: float
     lineage: dict[str, str]
     parity: Parity | None = None
+    population: str = ""
 
 
 # Made here, in one thread: msgspec 0.22 crashes when several threads decode nested structs for the first time at once.
@@ -64,13 +70,13 @@ class _Schema(Struct):
 
 def sign(manifest: ReleaseManifest, key: ECKey) -> bytes:
     """The manifest as a compact JWS."""
-    return signing.sign(msgspec.json.encode(manifest), key)
+    return signing.sign_as(KIND, msgspec.json.encode(manifest), key)
 
 
 def verify(token: bytes, key: Keys) -> ReleaseManifest:
     """The manifest in a JWS signed by `key`, or one of them; raises PlanError when it is not signed so, or of a newer schema."""
     try:
-        payload = signing.verify(token, key)
+        payload = signing.verify_as(KIND, token, key)
         schema = msgspec.json.decode(payload, type=_Schema).schema
         if schema > SCHEMA:
             raise PlanError(f"the release has schema {schema}, this Umbel reads up to {SCHEMA}: upgrade Umbel here")

@@ -1,3 +1,4 @@
+from base64 import urlsafe_b64decode
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +9,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
 
 from umbel.atomic import write_atomically
-from umbel.errors import SignatureError
+from umbel.errors import NOT_DECODED, SignatureError
 
 ALGORITHM = "ES256"
 
@@ -92,6 +93,38 @@ def _named(token: bytes, keys: Mapping[str, ECKey]) -> ECKey:
     if signer not in keys:
         raise UnknownKey(signer)
     return keys[signer]
+
+
+def sign_as(kind: str, payload: bytes, key: ECKey) -> bytes:
+    """As `sign`, and good for one purpose only: the header's `typ` is `umbel-<kind>` (RFC 8725, section 3.11)."""
+    header = {"alg": ALGORITHM, "typ": f"umbel-{kind}", "kid": fingerprint(key)}
+    return jws.serialize_compact(header, payload, key).encode()
+
+
+def verify_as(kind: str, token: bytes, key: Keys) -> bytes:
+    """As `verify`; raises SignatureError also when what was signed is of another kind, or of none."""
+    payload = verify(token, key)
+    check_kind(kind, token)
+    return payload
+
+
+class _Header(msgspec.Struct):
+    typ: str = ""
+
+
+def check_kind(kind: str, token: bytes) -> None:
+    """Raise SignatureError unless a token, whose signature has verified, was signed as this kind."""
+    header = token.split(b".", 1)[0]
+    try:
+        found = msgspec.json.decode(urlsafe_b64decode(header + b"=" * (-len(header) % 4)), type=_Header).typ
+    except (ValueError, *NOT_DECODED) as error:
+        raise SignatureError(
+            f"expected what was signed as umbel-{kind}, got a header that does not say: {error}"
+        ) from error
+    if found != f"umbel-{kind}":
+        raise SignatureError(
+            f"expected what was signed as umbel-{kind}, got what was signed as {found[:40] or 'nothing'}"
+        )
 
 
 def signer_of(token: bytes) -> str:

@@ -18,6 +18,8 @@ from umbel import signing
 from umbel.errors import NOT_DECODED, SignatureError
 from umbel.signing import PublicKey
 
+KIND = "succession"
+"""What a succession is signed as."""
 MOST = 256
 """Successions in a chain."""
 MOST_TOKEN = 2048
@@ -78,7 +80,7 @@ def succeed(old: ECKey, new: ECKey, at: float, retires: float) -> Succession:
     payload = msgspec.json.encode(
         Successor("signing-key", signing.public_key(old), signing.public_key(new), at, retires)
     )
-    return Succession(signing.sign(payload, old).decode(), signing.sign(payload, new).decode())
+    return Succession(signing.sign_as(KIND, payload, old).decode(), signing.sign_as(KIND, payload, new).decode())
 
 
 def read(succession: Succession) -> Successor:
@@ -90,8 +92,8 @@ def read(succession: Succession) -> Successor:
         raise SignatureError(
             f"expected the succession of a signing key, got one that does not parse: {error}"
         ) from error
-    signing.verify(succession.by_old.encode(), signing.import_public(successor.old))
-    if signing.verify(succession.by_new.encode(), signing.import_public(successor.new)) != payload:
+    signing.verify_as(KIND, succession.by_old.encode(), signing.import_public(successor.old))
+    if signing.verify_as(KIND, succession.by_new.encode(), signing.import_public(successor.new)) != payload:
         raise SignatureError("expected the same succession from the old and the new signing key, they differ")
     return successor
 

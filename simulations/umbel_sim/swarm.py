@@ -18,7 +18,7 @@ import numpy as np
 
 from umbel import messages, tensors, topics
 from umbel.errors import UmbelError
-from umbel.messages import Ack, Command, Outcome, Result, Status, Train, Trained
+from umbel.messages import STATUS_SECONDS, Ack, Command, Outcome, Result, Status, Train, Trained
 from umbel.mqtt import Link, Will
 from umbel.succession import Lineage
 from umbel_edge.certificate import Certificate
@@ -93,7 +93,15 @@ class LightDevice:
 
     def _status(self, online: bool) -> Status:
         return Status(
-            self._config.population, self._config.device, 1, online, kind=self._config.kind, trainer="light", examples=1
+            self._config.population,
+            self._config.device,
+            1,
+            online,
+            kind=self._config.kind,
+            trainer="light",
+            examples=1,
+            at=time.time(),
+            expires=time.time() + STATUS_SECONDS,
         )
 
     def _say(self, channel: topics.Channel, message: Ack | Result | Status, retain: bool = False) -> None:
@@ -107,17 +115,17 @@ class LightDevice:
             self._pool.submit(self._work, command)
 
     def _work(self, command: Command) -> None:
-        population, device = self._config.population, self._config.device
+        about, until = (command.id, self._config.population, self._config.device), command.expires
         if not isinstance(command.body, Train):
-            self._say("ack", Ack(command.id, population, device, "declined", time.time(), "a light device only trains"))
+            self._say("ack", Ack(*about, "declined", time.time(), "a light device only trains", expires=until))
             return
-        self._say("ack", Ack(command.id, population, device, "accepted", time.time()))
+        self._say("ack", Ack(*about, "accepted", time.time(), expires=until))
         try:
             outcome = self._train(command.id, command.body)
         except UmbelError as error:
-            self._say("ack", Ack(command.id, population, device, "failed", time.time(), str(error)))
+            self._say("ack", Ack(*about, "failed", time.time(), str(error), expires=until))
             return
-        self._say("result", Result(command.id, population, device, time.time(), outcome))
+        self._say("result", Result(*about, time.time(), outcome, expires=until))
 
     def _train(self, command: str, body: Train) -> Outcome:
         weights: tensors.Tensors = {}

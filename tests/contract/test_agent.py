@@ -15,6 +15,7 @@ from tests.server_harness import POPULATION, RunningServer, X, config_of
 from tests.waiting import eventually
 
 from umbel import messages, signing, tensors, topics
+from umbel.errors import UmbelError
 from umbel.litert import Predictor
 from umbel.messages import Ack, Blob, Body, Cancel, Command, Infer, Report, Result, Train
 from umbel.mqtt import Link
@@ -29,8 +30,8 @@ PlanOf = Callable[[str], Plan]
 class RunningAgent:
     """A real agent in a thread."""
 
-    def __init__(self, config: AgentConfig) -> None:
-        self.agent = Agent(config)
+    def __init__(self, config: AgentConfig, clock: Callable[[], float] = time.time) -> None:
+        self.agent = Agent(config, clock)
         self._thread = threading.Thread(target=self.agent.run, daemon=True)
         self._thread.start()
 
@@ -59,8 +60,8 @@ class Bench:
             self.results.append(messages.decode(token, Result, key))
 
     def command(self, body: Body, ttl: float = 60.0, device: str = "phone") -> Command:
-        now = time.time()
-        return Command(secrets.token_hex(8), POPULATION, device, now, now + ttl, body)
+        now, number = time.time(), self.running.server.outbox.sequence.next()
+        return Command(secrets.token_hex(8), POPULATION, device, now, now + ttl, body, sequence=number)
 
     def send(self, token: bytes) -> None:
         assert self.ear.publish(topics.topic(POPULATION, "phone", "command"), token)
@@ -123,11 +124,14 @@ def test_expired_unknown_and_misdirected_commands_are_refused_with_a_reason(benc
     expired, unknown, misdirected = bench.command(Report(), ttl=-5), bench.command(Report()), bench.command(Report())
     bench.send(messages.encode(expired, server))
     assert bench.ack_of(expired.id).state == "expired"
-    raw = msgspec.to_builtins(unknown) | {"body": {"type": "dance"}}
-    bench.send(signing.sign(msgspec.json.encode(raw), server))
+    topic = topics.topic(POPULATION, "phone", "command")
+    raw = msgspec.to_builtins(unknown) | {"body": {"type": "dance"}, "topic": topic}
+    bench.send(signing.sign_as("command", msgspec.json.encode(raw), server))
     ack = bench.ack_of(unknown.id)
     assert (ack.state, "dance" in ack.reason) == ("rejected", True)
-    bench.send(messages.encode(msgspec.structs.replace(misdirected, device="another"), server))
+    elsewhere = messages.encode(msgspec.structs.replace(misdirected, device="another"), server)
+    # A device complains once a second at most, so the server's sending again is part of it.
+    eventually(lambda: bench.send(elsewhere) or misdirected.id in [ack.command for ack in bench.acks])
     assert bench.ack_of(misdirected.id).state == "rejected"
     assert not bench.results
 
@@ -238,7 +242,9 @@ def test_a_tampered_release_is_not_installed(bench: Bench, plan_of: PlanOf) -> N
     install = server.releases.install(good, "float32")
     model = bytearray(server.blobs.get(install.model.sha256))
     model[-1] ^= 1
-    other = signing.sign(signing.verify(install.manifest.encode(), bench.running.state.key), signing.generate_key())
+    other = signing.sign_as(
+        "release", signing.verify(install.manifest.encode(), bench.running.state.key), signing.generate_key()
+    )
     for wrong in (
         msgspec.structs.replace(install, model=Blob.of(bytes(model))),
         msgspec.structs.replace(install, manifest=other.decode()),
@@ -267,9 +273,18 @@ def test_an_agent_remembers_across_restarts_and_catches_up(bench: Bench, plan_of
 
 
 @pytest.mark.parametrize("broker", ["embedded"], indirect=True)
-def test_a_device_that_sends_another_key_or_secret_is_not_enrolled(bench: Bench, tmp_path: Path) -> None:
-    from umbel.errors import UmbelError
+@pytest.mark.parametrize("protocol", [1, 3])
+def test_an_agent_that_meets_another_protocol_says_so_and_ends(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: int
+) -> None:
+    monkeypatch.setattr("umbel_server.api.enrolment_routes.PROTOCOL", protocol)
+    other = msgspec.structs.replace(config_of(bench.running, tmp_path / "other"), device="other")
+    with pytest.raises(UmbelError, match=rf"speaks protocol {protocol}, this agent 2: upgrade"):
+        Agent(other).run()
 
+
+@pytest.mark.parametrize("broker", ["embedded"], indirect=True)
+def test_a_device_that_sends_another_key_or_secret_is_not_enrolled(bench: Bench, tmp_path: Path) -> None:
     impostor = config_of(bench.running, tmp_path / "impostor")
     with pytest.raises(UmbelError, match="enrolled with another key"):
         Agent(impostor).run()
@@ -284,8 +299,6 @@ def test_a_device_that_sends_another_key_or_secret_is_not_enrolled(bench: Bench,
 
 @pytest.mark.parametrize("broker", ["embedded"], indirect=True)
 def test_two_agents_cannot_share_a_state_folder_nor_take_a_foreign_one(bench: Bench, tmp_path: Path) -> None:
-    from umbel.errors import UmbelError
-
     with pytest.raises(UmbelError, match="another umbel-agent uses"):
         Agent(bench.config)
     foreign = tmp_path / "photos"

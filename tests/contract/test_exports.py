@@ -204,8 +204,8 @@ def test_without_held_out_examples_outputs_are_compared(trained: Trained) -> Non
 def test_a_release_of_before_there_were_reports_is_shown(trained: Trained) -> None:
     file = {"sha256": "0" * 64, "size": 4, "metrics": {}}
     old = {"schema": 1, "id": "old", "run": trained.run, "round": 1, "plan": "p", "task": "digits", "created": 1.0}
-    token = release.signing.sign(
-        msgspec.json.encode({**old, "files": {"float32": file}, "lineage": {}}), trained.running.state.key
+    token = release.signing.sign_as(
+        "release", msgspec.json.encode({**old, "files": {"float32": file}, "lineage": {}}), trained.running.state.key
     )
     row = Release(
         id="old", run=trained.run, round=1, task="digits", created=1.0, manifest=token, files={"float32": file}

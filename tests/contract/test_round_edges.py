@@ -330,9 +330,9 @@ def test_a_device_that_says_too_much_gets_its_outcome_through(running: RunningSe
     sorry = Ack("", POPULATION, "sorry", "failed", 0.0, "x" * 50_000)
 
     def fails(command: Command) -> None:
-        ack = msgspec.structs.replace(sorry, command=command.id)
-        token = signing.sign(msgspec.json.encode(ack), sorry_device.key)
-        sorry_device.link.publish(topics.topic(POPULATION, "sorry", "ack"), token)
+        topic = topics.topic(POPULATION, "sorry", "ack")
+        ack = msgspec.structs.replace(sorry, command=command.id, topic=topic, expires=command.expires)
+        sorry_device.link.publish(topic, signing.sign_as("ack", msgspec.json.encode(ack), sorry_device.key))
 
     def measures(command: Command) -> Outcome:
         return msgspec.structs.replace(trained(command, update_of(plan)), metrics={"x" * 50_000: 0.5})

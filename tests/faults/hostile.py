@@ -140,4 +140,5 @@ class HostileDevice:
         self, message: Status | Ack | Result, channel: topics.Channel, device: str = "", retain: bool = False
     ) -> None:
         topic = topics.topic(self._population, device or self.name, channel)
-        self._link.publish(topic, messages.encode(message, self._key), retain)
+        lasting = msgspec.structs.replace(message, expires=time.time() + 600)
+        self._link.publish(topic, messages.encode(lasting, self._key), retain)

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from typer import BadParameter
 
-from umbel import messages, release, signing, succession, tensors
+from umbel import messages, release, sealing, signing, succession, tensors
 from umbel.conditions import Rules
 from umbel.enrolment import Access, EnrolmentReply, EnrolmentRequest, Trust, read_trust, split_token
 from umbel.errors import NOT_DECODED, UmbelError
@@ -75,9 +75,12 @@ def in_file(parse: Callable[[Path], object], name: str) -> Callable[[bytes], obj
 
 def signed(kind: type[Command | Ack | Result | Status]) -> Callable[[bytes], object]:
     """A message of a sender who has a key, and signs whatever it likes."""
+    channel = kind.__name__.lower()
     if kind is Command:
-        return lambda data: messages.decode_command(signing.sign(data, KEY), KEY)
-    return lambda data: messages.decode(signing.sign(data, KEY), kind, KEY)  # type: ignore[type-var]
+        return lambda data: messages.decode_command(signing.sign_as(channel, data, KEY), KEY)
+    return lambda data: messages.check_current(  # type: ignore[type-var]
+        messages.decode(signing.sign_as(channel, data, KEY), kind, KEY), 1e9
+    )
 
 
 def unsigned(data: bytes) -> None:
@@ -158,7 +161,7 @@ def _json(*values: msgspec.Struct) -> tuple[bytes, ...]:
 
 
 def _signed(data: bytes) -> str:
-    return signing.sign(data, KEY).decode()
+    return signing.sign_as(succession.KIND, data, KEY).decode()
 
 
 def _decoder(kind: type[msgspec.Struct]) -> Callable[[bytes], object]:
@@ -211,15 +214,31 @@ def policy(file: Path) -> object:
 
 PARSERS = {
     "command": Parser(
-        signed(Command), _json(*(Command("id", "p", "d", 1.0, 2.0, body) for body in (_train, Report())))
+        signed(Command),
+        _json(*(Command("id", "p", "d", 1.0, 2.0, body, topic="umbel/1/p/d/command") for body in (_train, Report()))),
     ),
-    "ack": Parser(signed(Ack), _json(Ack("id", "p", "d", "failed", 1.0, "why"))),
+    "ack": Parser(signed(Ack), _json(Ack("id", "p", "d", "failed", 1.0, "why", topic="umbel/1/p/d/ack"))),
     "result": Parser(
         signed(Result),
-        _json(*(Result("id", "p", "d", 1.0, o) for o in (Trained("a", _blob, 3, {"loss": 0.5}), Answered("r", _blob)))),
+        _json(
+            *(
+                Result("id", "p", "d", 1.0, o, topic="umbel/1/p/d/result")
+                for o in (Trained("a", _blob, 3, {"loss": 0.5}), Answered("r", _blob))
+            )
+        ),
     ),
-    "status": Parser(signed(Status), _json(Status("p", "d", 3, True, labels={"a": "b"}, reasons=["battery"]))),
+    "status": Parser(
+        signed(Status),
+        _json(
+            Status(
+                "p", "d", 3, True, labels={"a": "b"}, reasons=["battery"], agreement=_key, topic="umbel/1/p/d/status"
+            )
+        ),
+    ),
     "token": Parser(unsigned, (signing.sign(b'{"id":"x","version":1}', KEY), b"a.b.c", b"e30.e30.e30")),
+    "sealed": Parser(
+        lambda data: sealing.unseal(data, KEY), (sealing.seal(b"a.b.c", KEY), b"e30.e30.e30.e30.e30", b"....")
+    ),
     "topic": Parser(lambda data: parse(data.decode(errors="replace")), (b"umbel/1/home/phone/command",)),
     "enrolment token": Parser(lambda data: split_token(data.decode(errors="replace")), (b"secret." + b"A" * 43,)),
     "enrolment": Parser(_decoder(EnrolmentRequest), _json(EnrolmentRequest("d", "phone", _key, "s", "p"))),
@@ -243,7 +262,7 @@ PARSERS = {
         (msgspec.json.encode(Plan.open(FOLDER / "seed.plan").manifest),),
     ),
     "release": Parser(
-        lambda data: release.verify(signing.sign(data, KEY), KEY),
+        lambda data: release.verify(signing.sign_as("release", data, KEY), KEY),
         (b'{"schema":1}', json.dumps({name: 1 for name in ReleaseManifest.__struct_fields__}).encode()),
     ),
     "examples": Parser(
@@ -257,7 +276,9 @@ PARSERS = {
         ),
     ),
     "agent.toml": Parser(in_file(load_config, "agent.toml"), (EXAMPLE.encode(),)),
-    "umbel.toml": Parser(opened_state, (b'schema = 2\n[http]\nport = 1\n[mqtt]\nhost = "x"\n',)),
+    "umbel.toml": Parser(
+        opened_state, (b'schema = 2\n[http]\nport = 1\n[mqtt]\nhost = "x"\n[populations.p]\nencrypt_commands = true\n',)
+    ),
     "readings.json": Parser(in_file(readings, "readings.json"), (b'{"battery": 0.8, "charging": true, "hour": 23}',)),
     "rules": Parser(_decoder(Rules), _json(Rules(min_battery=0.5, hours="0-6, 22-24"))),
     "installed.json": Parser(installed, (b'{"release":"r","variant":"int8","sha256":"x"}',)),

@@ -17,7 +17,7 @@ from tests.server_harness import POPULATION, RunningServer, config_of
 from tests.waiting import eventually
 
 from umbel import signing
-from umbel.enrolment import CERTIFICATE_PATH
+from umbel.enrolment import CERTIFICATE_PATH, CERTIFICATE_REQUEST
 from umbel.errors import UmbelError
 from umbel.plan import Plan
 from umbel_edge.agent import Agent
@@ -48,9 +48,9 @@ class Enrolled:
     def __init__(self, running: RunningServer, folder: Path) -> None:
         config = config_of(running, folder)
         self.state = AgentState(config.state)
-        self.http = ServerHttp(config, self.state.key, threading.Event())
-        connect(self.http, config, self.state, Standing(threading.Event(), lambda: None))
         self.now = time.time()
+        self.http = ServerHttp(config, self.state.key, threading.Event(), lambda: self.now)
+        connect(self.http, config, self.state, Standing(threading.Event(), lambda: None))
 
     def certificate(self) -> Certificate:
         return Certificate(self.state, self.http, lambda: self.now)
@@ -146,13 +146,14 @@ def test_nobody_is_certified_unless_the_devices_own_key_vouches_for_it(device: E
     own = device.state.key
     for body in (
         pem,
-        signing.sign(pem, signing.generate_key()),
-        *(signing.sign(wrong, own) for wrong in (b"", b"\xff" * 100, b"x" * 40_000, damaged)),
+        signing.sign(pem, own),
+        signing.sign_as(CERTIFICATE_REQUEST, pem, signing.generate_key()),
+        *(signing.sign_as(CERTIFICATE_REQUEST, wrong, own) for wrong in (b"", b"\xff" * 100, b"x" * 40_000, damaged)),
     ):
         with pytest.raises(Refused) as refused:
             device.http.until_answered("POST", CERTIFICATE_PATH, body)
         assert refused.value.status == 403
-    device.http.until_answered("POST", CERTIFICATE_PATH, signing.sign(pem, own))
+    device.http.until_answered("POST", CERTIFICATE_PATH, signing.sign_as(CERTIFICATE_REQUEST, pem, own))
 
 
 def test_a_revoked_device_gets_no_certificate(running: RunningServer, device: Enrolled) -> None:

@@ -7,6 +7,7 @@ from umbel import messages, signing
 from umbel.errors import MessageError
 from umbel.limits import ENTRIES, METRICS, NUMBERS, SENTENCE, WORD, check_labels
 from umbel.messages import INLINE_MAX, MOST_COUNT, Ack, Answered, Blob, Exported, Reported, Result, Status, Trained
+from umbel_server.outcomes import check_outcome
 
 KEY = signing.generate_key()
 LONG = "x" * 2000
@@ -15,7 +16,9 @@ MANY = [LONG] * 9 + ["x"] * 100
 
 def unbounded(message: Ack | Status | Result) -> bytes:
     """As a device signs that keeps to no limits."""
-    return signing.sign(msgspec.json.encode(message), KEY)
+    channel = type(message).__name__.lower()
+    addressed = msgspec.structs.replace(message, topic=f"umbel/1/p/d/{channel}")
+    return signing.sign_as(channel, msgspec.json.encode(addressed), KEY)
 
 
 def test_texts_for_people_are_cut_by_who_sends_and_by_who_receives() -> None:
@@ -38,7 +41,8 @@ def test_texts_for_people_are_cut_by_who_sends_and_by_who_receives() -> None:
 
 def test_what_fits_is_left_as_it_is() -> None:
     status = Status("p", "d", 1, True, "phone", "litert", labels={"site": "lab"}, reasons=["not charging"])
-    assert messages.decode(messages.encode(status, KEY), Status, KEY) == status
+    heard = messages.decode(messages.encode(status, KEY), Status, KEY)
+    assert heard == msgspec.structs.replace(status, topic="umbel/1/p/d/status")
 
 
 @pytest.mark.parametrize("wrong", [{"epoch": 10**30}, {"examples": MOST_COUNT + 1}, {"examples": -1}])
@@ -60,7 +64,7 @@ def test_a_status_of_numbers_that_no_database_holds_is_refused(wrong: dict[str, 
 )
 def test_an_outcome_that_holds_more_than_it_can_need_is_refused(outcome: messages.Outcome) -> None:
     with pytest.raises(MessageError, match="at most"):
-        messages.check_outcome(outcome)
+        check_outcome(outcome)
 
 
 def test_labels_that_would_be_cut_are_refused_where_they_are_written() -> None:

@@ -11,7 +11,7 @@ KEY, OTHER = signing.generate_key(), signing.generate_key()
 
 
 def command(body: messages.Body) -> Command:
-    return Command("c1", "home", "phone", 1.0, 2.0, body)
+    return Command("c1", "home", "phone", 1.0, 2.0, body, topic="umbel/1/home/phone/command", sequence=7)
 
 
 @pytest.mark.parametrize("body", [Report(), Cancel("a1"), Infer(Blob.of(b"tensors")), Standing("revoked", "sold")])
@@ -36,34 +36,35 @@ def test_an_unknown_kind_can_still_be_answered() -> None:
         "device": "d",
         "issued": 1,
         "expires": 2,
-        "version": 1,
+        "version": 2,
+        "topic": "umbel/1/p/d/command",
         "body": {"type": "dance"},
     }
     with pytest.raises(UnknownKind, match="dance") as refusal:
-        messages.decode_command(signing.sign(msgspec.json.encode(raw), KEY), KEY)
-    assert refusal.value.id == "c9"
+        messages.decode_command(signing.sign_as("command", msgspec.json.encode(raw), KEY), KEY)
+    assert refusal.value.head.id == "c9"
 
 
-def test_a_newer_protocol_says_who_should_upgrade() -> None:
-    token = signing.sign(msgspec.json.encode({"version": 2, "new": "things"}), KEY)
-    with pytest.raises(MessageError, match=r"protocol 2.*upgrade"):
+@pytest.mark.parametrize("version", [1, 3])
+def test_another_protocol_says_who_should_upgrade(version: int) -> None:
+    token = signing.sign(msgspec.json.encode({"version": version, "new": "things"}), KEY)
+    with pytest.raises(MessageError, match=rf"protocol {version}.*upgrade"):
         messages.decode(token, Ack, KEY)
 
 
 def test_every_status_and_acknowledgement_names_its_version() -> None:
     for message in (Ack("c", "p", "d", "done", 1.0), Status("p", "d", 1, True)):
         payload = signing.verify(messages.encode(message, KEY), KEY)
-        assert msgspec.json.decode(payload)["version"] == 1
+        assert msgspec.json.decode(payload)["version"] == 2
 
 
 @given(st.binary(max_size=300))
 def test_no_signed_bytes_crash_the_parsers(payload: bytes) -> None:
-    token = signing.sign(payload, KEY)
-    for kind in (Ack, Status):
+    for kind, channel in ((Ack, "ack"), (Status, "status")):
         with pytest.raises(MessageError):
-            messages.decode(token, kind, KEY)
+            messages.decode(signing.sign_as(channel, payload, KEY), kind, KEY)
     with pytest.raises(MessageError):
-        messages.decode_command(token, KEY)
+        messages.decode_command(signing.sign_as("command", payload, KEY), KEY)
 
 
 @given(st.binary(max_size=300))

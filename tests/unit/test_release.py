@@ -21,7 +21,7 @@ OLD = {
 
 
 def test_a_manifest_of_before_there_were_reports_still_verifies() -> None:
-    token = signing.sign(msgspec.json.encode(OLD), KEY)
+    token = signing.sign_as("release", msgspec.json.encode(OLD), KEY)
     manifest = release.verify(token, KEY)
     assert manifest == release.contents(token)
     assert (manifest.files["float32"], manifest.parity) == (FILE, None)

@@ -69,7 +69,8 @@ def test_both_keys_must_vouch(signs: tuple[bool, bool]) -> None:
     old, new, thief = KEYS[0], KEYS[1], signing.generate_key()
     payload = msgspec.json.encode(Successor("signing-key", public_key(old), public_key(new), 0.0, 1.0))
     by_old, by_new = (
-        signing.sign(payload, key if right else thief) for key, right in zip((old, new), signs, strict=True)
+        signing.sign_as(succession.KIND, payload, key if right else thief)
+        for key, right in zip((old, new), signs, strict=True)
     )
     with pytest.raises(SignatureError):
         succession.read(Succession(by_old.decode(), by_new.decode()))

@@ -1,6 +1,5 @@
 """Who may ask: devices by a signed token, administrators by theirs or, on the server's machine, the one in its state folder."""
 
-import time
 from dataclasses import dataclass
 from typing import Annotated, cast
 
@@ -10,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from umbel import signing
-from umbel.enrolment import CLOCK, CLOCK_TOLERANCE, UNKNOWN, Access
+from umbel.enrolment import ACCESS, CLOCK, CLOCK_TOLERANCE, UNKNOWN, Access
 from umbel.errors import NOT_DECODED, UmbelError
 from umbel_server.admins import LOCAL, Identity, Role, TooManyFailures, WrongToken, is_local
 from umbel_server.devices import UnknownDevice
@@ -126,16 +125,19 @@ def _device(request: Request, token: str) -> Access:
     try:
         claimed = msgspec.json.decode(signing.payload_unverified(token.encode()), type=Access)
         known = server_of(request).devices.known(claimed.population, claimed.device)
-        access = msgspec.json.decode(signing.verify(token.encode(), known.key), type=Access)
+        access = msgspec.json.decode(signing.verify_as(ACCESS, token.encode(), known.key), type=Access)
     except UnknownDevice as error:
         raise Refused(f"expected a request signed by an enrolled device: {error}", code=UNKNOWN) from error
     except (UmbelError, *NOT_DECODED) as error:
         raise Refused(f"expected a request signed by an enrolled device: {error}") from error
     if (access.method, access.path) != (request.method, request.url.path):
         raise Refused(f"the token is for {access.method} {access.path[:90]}, not for this request")
-    if abs(time.time() - access.at) > CLOCK_TOLERANCE:
+    server = server_of(request)
+    skew = access.at - server.clock()
+    server.devices.clocks.measured(access.population, access.device, skew)
+    if abs(skew) > CLOCK_TOLERANCE:
         raise Refused(
-            f"the token's time differs from the server's by {abs(time.time() - access.at):.0f} s "
+            f"the token's time differs from the server's by {abs(skew):.0f} s "
             f"(at most {CLOCK_TOLERANCE:.0f}); set the device's clock",
             code=CLOCK,
         )

@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from umbel import signing
 from umbel.enrolment import (
     CERTIFICATE_PATH,
+    CERTIFICATE_REQUEST,
     CONNECTION_PATH,
     ENROL_PATH,
     TRUST_PATH,
@@ -19,6 +20,7 @@ from umbel.enrolment import (
     make_token,
 )
 from umbel.errors import UmbelError
+from umbel.messages import PROTOCOL
 from umbel.signing import public_key
 from umbel_server import pki
 from umbel_server.api.access import Asking, Who, device_or, everybody, owner, server_of, viewer
@@ -59,7 +61,7 @@ async def enrol(request: Request) -> Response:
     enrolled = await run_in_threadpool(server.invitations.enrol, asked)
     noted.who = name = f"{enrolled.population}/{enrolled.device}"
     note(request, name, enrolled.population, kind=enrolled.kind)
-    return _reply(server, enrolled.population, enrolled.device, enrolled.kind)
+    return await run_in_threadpool(_reply, server, enrolled.population, enrolled.device, enrolled.kind)
 
 
 @router.get(CONNECTION_PATH, dependencies=by(device_or("viewer")))
@@ -95,13 +97,13 @@ async def certify(request: Request, who: Who) -> Response:
 def _certify(server: Server, who: Access, asked: bytes) -> str:
     if not server.state.tls:
         raise UmbelError("this server speaks without TLS and issues no certificates")
-    request = signing.verify(asked, server.devices.known(who.population, who.device).key)
+    request = signing.verify_as(CERTIFICATE_REQUEST, asked, server.devices.known(who.population, who.device).key)
     now = datetime.fromtimestamp(server.clock(), UTC)
     return pki.certify(server.state.folder, request, f"{who.population}/{who.device}", now)
 
 
 def _reply(server: Server, population: str, device: str, kind: str) -> Response:
-    mqtt = server.state.config.mqtt
+    mqtt, row = server.state.config.mqtt, server.devices.get(population, device)
     reply = EnrolmentReply(
         public_key(server.state.keys.lineage.newest),
         mqtt.advertised_host or mqtt.host,
@@ -110,6 +112,11 @@ def _reply(server: Server, population: str, device: str, kind: str) -> Response:
         device,
         kind,
         mqtt.tls,
+        server.clock(),
+        server.outbox.sequence.next(),
+        row.said_epoch,
+        row.answered,
+        PROTOCOL,
     )
     return Response(msgspec.json.encode(reply), media_type="application/json")
 

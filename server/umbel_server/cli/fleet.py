@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from umbel import tensors
 from umbel.errors import UmbelError
+from umbel.skew import is_wrong, sentence
 from umbel.topics import check_name
 from umbel_server.cli import invitations, lifecycle
 from umbel_server.cli.show import (
@@ -133,6 +134,9 @@ def show_device(
     console.print(f"{'conditions':12} {_eligible(row)}", highlight=False)
     if row["quarantined"]:
         console.print(f"{'quarantined':12} [red]{escape(row['quarantined'])}[/]", highlight=False)
+    if abs(row["skew"]) >= 1:
+        colour = "red" if is_wrong(row["skew"]) else "default"
+        console.print(f"{'clock':12} [{colour}]{sentence(row['skew'])}[/]", highlight=False)
     console.print(f"{'last heard':12} {ago(row['last_seen'])}\n", highlight=False)
     _print_commands(row["commands"])
 
@@ -167,6 +171,8 @@ def _eligible(row: dict[str, Any]) -> str:
     if row["quarantined"]:
         return "[red]quarantined[/]"
     reasons = ", ".join(row["reasons"])
+    if not reasons and is_wrong(row["skew"]):
+        reasons = f"the device's clock is {sentence(row['skew'])}"
     return f"[yellow]{escape(reasons)}[/]" if reasons else "[green]eligible[/]"
 
 

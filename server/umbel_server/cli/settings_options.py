@@ -63,6 +63,7 @@ def _training(changes: bool) -> list[inspect.Parameter]:
         ("epochs", int, TRAINING, "passes over a device's examples in a round", {"metavar": "N", "min": 1}),
         ("max_steps", int, TRAINING, "end a device's round after N steps (0: no limit)", {"metavar": "N", "min": 0}),
         ("learning_rate", float, TRAINING, "of a local step (0: the plan's)", {"metavar": "X", "min": 0}),
+        ("encrypt_commands", bool, TRAINING, "its work leaves only sealed for the device", {}),
         ("seed", int, TRAINING, "orders devices and examples", {"metavar": "N", "min": 0}),
         ("rounds", int, END, "rounds to train", {"metavar": "N", "min": 1}),
         ("until", str, END, "end early, by the held-out examples", {"metavar": "METRIC>=VALUE"}),

@@ -72,6 +72,8 @@ def _print_settings(row: dict[str, Any]) -> None:
         words.append(", ".join(f"{name}={value}" for name, value in policy["labels"].items()))
     if ends := ends_text(settings):
         words.append(f"ends at {ends}")
+    if settings.get("encrypt_commands"):
+        words.append("commands are encrypted")
     words.append(f"{size_text(row['bytes_down'])} down, {size_text(row['bytes_up'])} up")
     console.print(f"[dim]{escape('; '.join(words))}[/]\n", highlight=False)
 

@@ -46,8 +46,8 @@ LEAST_CANCEL_SECONDS = 60.0
 class FleetPort:
     """The devices of one run's population; see umbel_server.rounds.port.Port.
 
-    `evaluate` gives held-out metrics of weights, or is None when nothing is held out. What devices say comes through the
-    exchange, from another thread; `order` and `leave` are for any thread.
+    `evaluate` gives held-out metrics of weights, or is None when nothing is held out; work leaves only `sealed` if so wanted.
+    What devices say comes through the exchange, from another thread; `order` and `leave` are for any thread.
     """
 
     def __init__(
@@ -58,9 +58,10 @@ class FleetPort:
         plan_blob: Blob,
         evaluate: Callable[[Tensors], dict[str, float]] | None,
         clock: Callable[[], float],
+        sealed: bool = False,
     ) -> None:
         self._fleet, self.run, self.plan, self._plan_blob = fleet, run, plan, plan_blob
-        self._evaluate, self._clock = evaluate, clock
+        self._evaluate, self._clock, self._sealed = evaluate, clock, sealed
         self._policy = RoundPolicy()
         self._attempt = 0
         self._news: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
@@ -263,7 +264,9 @@ class FleetPort:
         body = instruction(
             message, offer.id, self.run, self._plan_blob, weights, offer.closes, rate, self._policy.requires
         )
-        command = self._fleet.outbox.add(session, self.population, offer.device, body, max(0.0, offer.closes - now))
+        command = self._fleet.outbox.add(
+            session, self.population, offer.device, body, max(0.0, offer.closes - now), self._sealed
+        )
         assignment = Assignment(
             id=offer.id,
             run=self.run,

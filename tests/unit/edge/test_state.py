@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from umbel.enrolment import CLOCK_TOLERANCE
 from umbel_edge.state import DATABASE, AgentState, Answer
 from umbel_edge.storage import is_full
 
@@ -59,4 +60,40 @@ def test_storage_that_is_full_is_recognised_and_changes_nothing(tmp_path: Path) 
         state.remember("kept", "x" * 50_000)
     assert is_full(caught.value)
     assert state.fact("kept") == "yes"
+    state.close()
+
+
+def test_what_nobody_can_send_any_more_is_forgotten_and_never_taken_for_new(tmp_path: Path) -> None:
+    state, now = AgentState(tmp_path / "state"), 1_000_000.0
+    for id, expires in (("over", now - CLOCK_TOLERANCE - 1), ("late", now - 1), ("open", now + 60)):
+        state.begin(id, expires, b"signed")
+        state.answer(id, Answer("ack", b"done", 5))
+    state.begin("unanswered", now - 10_000, b"signed")
+    state.forget_old(now)
+    assert [id for id in ("over", "late", "open") if state.known(id)] == ["late", "open"]
+    assert state.unanswered() == {"unanswered": b"signed"}
+    state.forget_old(now - 50_000)  # a clock that went back
+    state.close()
+    again = AgentState(tmp_path / "state")
+    assert not again.remembers(10, now - CLOCK_TOLERANCE - 1)
+    assert again.remembers(10, now - 1)
+    assert again.answered == 5
+    again.close()
+
+
+def test_answers_that_are_noted_in_another_order_are_none_too_few(tmp_path: Path) -> None:
+    """Two threads answer; a lower number that is written later may not look like a loss of memory."""
+    state = AgentState(tmp_path / "state")
+    for sequence in (5, 9, 7):
+        state.note_answered(sequence)
+    assert state.answered == 9
+    state.close()
+
+
+def test_of_before_its_memory_began_a_device_remembers_nothing(tmp_path: Path) -> None:
+    state = AgentState(tmp_path / "state")
+    assert state.remembers(1, 1.0)
+    state.begin_memory(100)
+    assert not state.remembers(100, 1e12)
+    assert state.remembers(101, 1e12)
     state.close()
