@@ -3,7 +3,6 @@
 import logging
 import os
 import time
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umbel.atomic import open_atomically
+from umbel.examples import NOT_NPZ
 from umbel.metrics import Sums
 from umbel.tensors import Tensors
 from umbel_edge.storage import is_full
@@ -77,7 +77,7 @@ class Progress:
                 {name: value.tolist() for name, value in _named("total:", found).items()},
                 found["generator"],
             )
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except NOT_NPZ as error:
             log.info("half-finished training is not used: %s", error)
             self.remove()
             return None

@@ -18,6 +18,24 @@ MOST_PACKED, LEAST_PACKED = 200, 1 << 16
 """How many times its packed bytes an array may have, and packed bytes that are always few enough: zeros pack well."""
 
 
+NOT_NPZ = (
+    OSError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+    AttributeError,
+    TypeError,
+    EOFError,
+    RuntimeError,
+    KeyError,
+    MemoryError,
+    SyntaxError,
+    RecursionError,
+    tokenize.TokenError,
+)
+"""What NumPy and zipfile raise for bytes that are no `.npz` file."""
+
+
 @dataclass(frozen=True)
 class Examples:
     """Labelled examples: `tensors` by the names of the plan's inputs and targets, each with a leading axis of `count`."""
@@ -51,21 +69,7 @@ def load_arrays(source: Path | IO[bytes], specs: Mapping[str, TensorSpec], what:
             for name in wanted:
                 _check_size(archive.zip, name)
             tensors = {name: archive[name] for name in wanted}
-    except (
-        OSError,
-        ValueError,
-        zipfile.BadZipFile,
-        zlib.error,
-        AttributeError,
-        TypeError,
-        EOFError,
-        RuntimeError,
-        KeyError,
-        MemoryError,
-        SyntaxError,
-        RecursionError,
-        tokenize.TokenError,
-    ) as error:
+    except NOT_NPZ as error:
         raise TensorError(f"{what}: expected examples in an .npz file, could not read one: {error}") from error
     return fit(tensors, specs, what)
 

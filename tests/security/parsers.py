@@ -283,7 +283,8 @@ PARSERS = {
     "rules": Parser(_decoder(Rules), _json(Rules(min_battery=0.5, hours="0-6, 22-24"))),
     "installed.json": Parser(installed, (b'{"release":"r","variant":"int8","sha256":"x"}',)),
     "progress": Parser(
-        in_file(lambda path: Progress(path, "id", 1.0).load(), "progress.npz"), (npz(order=np.arange(3)), _safetensors)
+        in_file(lambda path: Progress(path, "id", 1.0).load(), "progress.npz"),
+        (npz(order=np.arange(3)), _safetensors, npz(x=np.arange(3)).replace(b"PK\x01\x02-\x03-", b"PK\x01\x02-\x03@")),
     ),
     "seal": Parser(sealed, (b'{"kind":"audit-head","count":1,"hash":"x"}',)),
     "policy.toml": Parser(in_file(policy, "policy.toml"), (b"target = 10\nquorum = 7\n[labels]\nsite = 'lab'\n",)),
