@@ -11,7 +11,7 @@ from joserfc.jwk import ECKey
 from tests.waiting import eventually
 from umbel import messages, signing, topics
 from umbel.enrolment import EnrolmentRequest
-from umbel.messages import Ack, Command, Outcome, Result, Status
+from umbel.messages import Ack, Blob, Command, Outcome, Result, Status
 from umbel.mqtt import Link, Will
 from umbel_edge.config import AgentConfig
 from umbel_server.api import make_app
@@ -66,6 +66,12 @@ class RunningServer:
         self._thread.join(10)
         self.server.stop()
         self._listener.close()
+
+    def give(self, blob: Blob) -> Blob:
+        """Let a blob that was put into the store belong to the population of the tests; returns it."""
+        with self.server.database.transaction() as session:
+            self.server.holdings.claim(session, POPULATION, blob)
+        return blob
 
     def wait_online(self, count: int) -> None:
         """Until `count` devices are online."""

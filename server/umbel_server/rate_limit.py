@@ -11,8 +11,8 @@ MOST_KEYS = 4096
 class RateLimit:
     """A token bucket for each key: `burst` uses, filled up by one every `seconds`."""
 
-    def __init__(self, burst: int, seconds: float, clock: Callable[[], float]) -> None:
-        self._burst, self._seconds, self._clock = float(burst), seconds, clock
+    def __init__(self, burst: float, seconds: float, clock: Callable[[], float], most_keys: int = MOST_KEYS) -> None:
+        self._burst, self._seconds, self._clock, self._most = float(burst), seconds, clock, most_keys
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -30,7 +30,7 @@ class RateLimit:
                 return False
             self._left[key] = left - 1, self._clock()
             self._left.move_to_end(key)
-            if len(self._left) > MOST_KEYS:
+            if len(self._left) > self._most:
                 self._left.popitem(last=False)
             return True
 

@@ -20,6 +20,7 @@ from umbel.enrolment import SECRET_BYTES, Trust, make_secret, make_token
 from umbel.errors import UmbelError
 from umbel.tls import client_context
 from umbel_server import pki
+from umbel_server.limits import Limits
 
 CONFIG, KEY, ADMIN_TOKEN, ENROLMENT_SECRET = "umbel.toml", "signing-key.pem", "admin-token", "enrolment-secret"
 SCHEMA = 2
@@ -70,6 +71,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True):
     mqtt: Mqtt = msgspec.field(default_factory=Mqtt)
     hostnames: list[str] = []
     enrolment: Enrolment = msgspec.field(default_factory=Enrolment)
+    limits: Limits = msgspec.field(default_factory=Limits)
     database: str = ""
     blobs: str = ""
     max_blob_mb: int = 2048

@@ -4,7 +4,15 @@ from fastapi import FastAPI
 from starlette.requests import ClientDisconnect
 
 from umbel import __version__
-from umbel_server.api import admin_routes, device_routes, enrolment_routes, errors, lifecycle_routes, trust_routes
+from umbel_server.api import (
+    admin_routes,
+    device_routes,
+    enrolment_routes,
+    errors,
+    lifecycle_routes,
+    quota_routes,
+    trust_routes,
+)
 from umbel_server.server import Server
 
 ROUTERS = (
@@ -13,6 +21,7 @@ ROUTERS = (
     admin_routes.public,
     admin_routes.router,
     lifecycle_routes.router,
+    quota_routes.router,
     trust_routes.router,
 )
 
