@@ -97,27 +97,34 @@ class ScriptedDevice:
     """A device whose work is a function: command in; an outcome, an acknowledgement, or None for silence out."""
 
     def __init__(
-        self, running: RunningServer, name: str, work: Callable[[Command], Outcome | Ack | None], epoch: int = 1
+        self,
+        running: RunningServer,
+        name: str,
+        work: Callable[[Command], Outcome | Ack | None],
+        epoch: int = 1,
+        population: str = POPULATION,
     ) -> None:
-        self.name, self.key, self.epoch = name, signing.generate_key(), epoch
+        self.name, self.key, self.epoch, self.population = name, signing.generate_key(), epoch, population
         self.commands: list[Command] = []
         self.reasons: list[str] = []
         self._work, self._server_key = work, running.state.key
         public, secret = signing.public_key(self.key), running.state.enrolment_secret
-        running.server.invitations.enrol(EnrolmentRequest(name, "phone", public, secret, POPULATION))
+        running.server.invitations.enrol(EnrolmentRequest(name, "phone", public, secret, population))
         self.link = Link(
             "127.0.0.1",
             running.state.config.mqtt.port,
             name,
-            (topics.topic(POPULATION, name, "command"),),
+            (topics.topic(population, name, "command"),),
             self._received,
             on_up=lambda: self.say(self.status(True), "status", retain=True),
-            will=lambda: Will(topics.topic(POPULATION, name, "status"), self.encode(self.status(False))),
+            will=lambda: Will(topics.topic(population, name, "status"), self.encode(self.status(False))),
         )
         self.link.start()
 
     def status(self, online: bool) -> Status:
-        return Status(POPULATION, self.name, self.epoch, online, kind="phone", trainer="scripted", reasons=self.reasons)
+        return Status(
+            self.population, self.name, self.epoch, online, kind="phone", trainer="scripted", reasons=self.reasons
+        )
 
     def encode(self, message: Status | Ack | Result, key: ECKey | None = None) -> bytes:
         return messages.encode(message, key or self.key)
@@ -125,13 +132,13 @@ class ScriptedDevice:
     def say(
         self, message: Status | Ack | Result, channel: topics.Channel, key: ECKey | None = None, retain: bool = False
     ) -> None:
-        self.link.publish(topics.topic(POPULATION, self.name, channel), self.encode(message, key), retain)
+        self.link.publish(topics.topic(self.population, self.name, channel), self.encode(message, key), retain)
 
     def ack(self, command: str, state: messages.AckState, reason: str = "") -> None:
-        self.say(Ack(command, POPULATION, self.name, state, 0.0, reason), "ack")
+        self.say(Ack(command, self.population, self.name, state, 0.0, reason), "ack")
 
     def result(self, command: str, outcome: Outcome, key: ECKey | None = None) -> None:
-        self.say(Result(command, POPULATION, self.name, 0.0, outcome), "result", key)
+        self.say(Result(command, self.population, self.name, 0.0, outcome), "result", key)
 
     def stop(self) -> None:
         self.link.stop()

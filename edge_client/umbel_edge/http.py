@@ -42,6 +42,8 @@ ATTEMPTS = 5
 CHUNK = 1 << 16
 ANSWER_BYTES = 1 << 16
 LAST_PAUSE = 20.0
+CLOCK_NEWS = 2.0
+"""Seconds by which the server's clock must differ from what was thought of it for a refusal to be the clock's fault."""
 LONGEST_WAIT = 60.0
 """Seconds after which a busy server is asked again, however much longer it says it will be."""
 BUSY = (429, 503)
@@ -240,12 +242,13 @@ class ServerHttp:
         return response
 
     def _set_clock(self, date: str) -> bool:
-        """Sign by the server's clock from now on; returns False when it differs too much to be right, or is not told."""
+        """Sign by the server's clock from now on; returns False when that is no news, differs too much to be right, or is not
+        told."""
         try:
             ahead = parsedate_to_datetime(date).timestamp() + 0.5 - time.time()  # it is told in whole seconds
         except ValueError:
             return False
-        if abs(ahead) > CLOCK_TOLERANCE:
+        if abs(ahead) > CLOCK_TOLERANCE or abs(ahead - self._ahead) < CLOCK_NEWS:
             return False
         self._ahead = ahead
         return True

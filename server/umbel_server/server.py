@@ -49,7 +49,7 @@ class Server:
         self.refusals = Refusals(time.monotonic)
         self.request_limits = RequestLimits(state.config.limits)
         self.transfers = Transfers(state.config.limits.transfers)
-        self.used_tokens = UsedTokens(clock)
+        self.used_tokens = UsedTokens(time.time)
         self.audit = Audit(self.database, state.folder, state.key, clock, secrets)
         self.blobs = Blobs(state.blobs_url)
         parts, self.most = state.folder / "uploads", state.config.max_blob_mb * 1_000_000

@@ -1,5 +1,6 @@
 """Who may ask: devices by a signed token, administrators by theirs or, on the server's machine, the one in its state folder."""
 
+import time
 from dataclasses import dataclass
 from typing import Annotated, cast
 
@@ -175,8 +176,7 @@ def _check_token(request: Request, access: Access) -> None:
     offset = number_of(request.headers.get(OFFSET, "0"))
     if offset not in (None, access.offset):
         raise Refused(f"the token is for an upload from byte {access.offset}, not from {offset}")
-    server = server_of(request)
-    now, used = server.clock(), server.used_tokens
+    now, used = time.time(), server_of(request).used_tokens
     if abs(now - access.at) > TOKEN_SECONDS:
         raise Refused(
             f"the token's time differs from the server's by {abs(now - access.at):.0f} s (at most {TOKEN_SECONDS:.0f}); "
@@ -186,7 +186,8 @@ def _check_token(request: Request, access: Access) -> None:
     if request.method in READS:
         return
     if access.at < used.since:
-        raise Refused("the token is from before this server started; sign the request again", code=CLOCK)
+        wait = used.since - access.at
+        raise Refused("the token is from before this server started; sign the request again", 503, retry_after=wait)
     if not access.nonce or not used.use(access):
         raise Refused("the token was used before, or has no nonce; sign each request anew")
 
