@@ -90,8 +90,10 @@ class ServerHttp:
     `on_barred` is told, in the thread that asked, of an answer that bars the device.
     """
 
-    def __init__(self, config: AgentConfig, key: ECKey, stopping: threading.Event) -> None:
-        self._config, self._key, self._stopping = config, key, stopping
+    def __init__(
+        self, config: AgentConfig, key: ECKey, stopping: threading.Event, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._config, self._key, self._stopping, self._clock = config, key, stopping, clock
         self.url = self._base = config.server.rstrip("/")
         self.secure = self._base.startswith("https:")
         self.on_barred: Callable[[Refused], None] = lambda refused: None
@@ -214,7 +216,7 @@ class ServerHttp:
             device=self._config.device,
             method=method,
             path=path,
-            at=time.time() + self._ahead,
+            at=self._clock() + self._ahead,
             command=command,
             body=digest(body) if isinstance(body, bytes) else "",
             offset=int((headers or {}).get(OFFSET, "0")),
@@ -245,7 +247,7 @@ class ServerHttp:
         """Sign by the server's clock from now on; returns False when that is no news, differs too much to be right, or is not
         told."""
         try:
-            ahead = parsedate_to_datetime(date).timestamp() + 0.5 - time.time()  # it is told in whole seconds
+            ahead = parsedate_to_datetime(date).timestamp() + 0.5 - self._clock()  # it is told in whole seconds
         except ValueError:
             return False
         if abs(ahead) > CLOCK_TOLERANCE or abs(ahead - self._ahead) < CLOCK_NEWS:

@@ -26,13 +26,15 @@ class RateLimit:
         """Use `key` once if it may be; returns whether it might."""
         with self._lock:
             left = self._now(key)
-            if left < 1:
-                return False
-            self._left[key] = left - 1, self._clock()
+            may = left >= 1
+            self._left[key] = (
+                left - may,
+                self._clock(),
+            )  # also when it may not: a clock that was set back locks nobody out
             self._left.move_to_end(key)
             if len(self._left) > self._most:
                 self._left.popitem(last=False)
-            return True
+            return may
 
     def _now(self, key: str) -> float:
         left, at = self._left.get(key, (self._burst, self._clock()))

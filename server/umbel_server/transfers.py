@@ -21,7 +21,7 @@ class Transfers:
     def one(self, population: str, device: str) -> Iterator[CancelScope]:
         """The scope of one transfer, which is cancelled for the sake of newer ones."""
         scopes = self._of.setdefault((population, device), [])
-        for oldest in scopes[: len(scopes) + 1 - self._most]:
+        for oldest in scopes[: max(0, len(scopes) + 1 - self._most)]:
             scopes.remove(oldest)
             oldest.cancel()
         with CancelScope() as scope:

@@ -27,6 +27,7 @@ router = guarded("device")
 Address = Annotated[str, "64 hex digits"]
 
 ADMIN = "admin"
+TOO_MANY = "the device sends and fetches too many blobs at a time; this, the oldest, is over"
 _RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})")
 
 
@@ -80,8 +81,10 @@ class Download(StreamingResponse):
             if self._who is None:
                 await super().__call__(scope, receive, send)
                 return
-            with self._server.transfers.one(self._who.population, self._who.device):
+            with self._server.transfers.one(self._who.population, self._who.device) as transfer:
                 await super().__call__(scope, receive, send)
+            if transfer.cancelled_caught:
+                self._server.refusals.note(f"{self._who.population}/{self._who.device}", "transfers", TOO_MANY)
         finally:
             self._moving.__exit__(None, None, None)
 
@@ -181,7 +184,7 @@ async def _receive_of_device(
             return await server.uploads.receive(sender, sha256, offset, _while_admitted(server, who, chunks))
     finally:
         server.received.tidy([who.command])
-    raise Refused("the device sends and fetches too many blobs at a time; this, the oldest, is over", 429)
+    raise Refused(TOO_MANY, 429)
 
 
 def _claim(server: Server, population: str, blob: Blob) -> None:
