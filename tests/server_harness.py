@@ -13,7 +13,7 @@ from joserfc.jwk import ECKey
 from tests.waiting import eventually
 from umbel import messages, signing, topics
 from umbel.enrolment import EnrolmentRequest
-from umbel.messages import Ack, Command, Outcome, Result, Status
+from umbel.messages import Ack, Blob, Command, Outcome, Result, Status
 from umbel.mqtt import Link, Will
 from umbel_edge.config import AgentConfig
 from umbel_server.bounded_http import Patience
@@ -58,9 +58,12 @@ class RunningServer:
         if broker is not None:
             broker(self.state)
         self._listener = listen("127.0.0.1", port)
+        self._clock = clock
         self.server = Server(self.state, clock)
         self.server.start()
-        self._uvicorn = uvicorn.Server(http_config(self.server, patience))
+        config_of_http = http_config(self.server, patience)
+        self._app = cast(FastAPI, config_of_http.app)
+        self._uvicorn = uvicorn.Server(config_of_http)
         self._thread = threading.Thread(target=self._uvicorn.run, kwargs={"sockets": [self._listener]}, daemon=True)
         self._thread.start()
         self.client = Client(self.state.server_url, self.state.admin_token, self.state.context() if tls else None)
@@ -75,9 +78,15 @@ class RunningServer:
     def restart(self) -> None:
         """As when the process ends and another one opens the same state folder."""
         self.server.stop()
-        self.server = self._app.state.server = Server(self.state)
+        self.server = self._app.state.server = Server(self.state, self._clock)
         self.server.start()
         eventually(lambda: self.server.exchange.is_up)
+
+    def give(self, blob: Blob) -> Blob:
+        """Let a blob that was put into the store belong to the population of the tests; returns it."""
+        with self.server.database.transaction() as session:
+            self.server.holdings.claim(session, POPULATION, blob)
+        return blob
 
     def wait_online(self, count: int) -> None:
         """Until `count` devices are online."""
@@ -103,27 +112,34 @@ class ScriptedDevice:
     """A device whose work is a function: command in; an outcome, an acknowledgement, or None for silence out."""
 
     def __init__(
-        self, running: RunningServer, name: str, work: Callable[[Command], Outcome | Ack | None], epoch: int = 1
+        self,
+        running: RunningServer,
+        name: str,
+        work: Callable[[Command], Outcome | Ack | None],
+        epoch: int = 1,
+        population: str = POPULATION,
     ) -> None:
-        self.name, self.key, self.epoch = name, signing.generate_key(), epoch
+        self.name, self.key, self.epoch, self.population = name, signing.generate_key(), epoch, population
         self.commands: list[Command] = []
         self.reasons: list[str] = []
         self._work, self._server_key = work, running.state.key
         public, secret = signing.public_key(self.key), running.state.enrolment_secret
-        running.server.invitations.enrol(EnrolmentRequest(name, "phone", public, secret, POPULATION))
+        running.server.invitations.enrol(EnrolmentRequest(name, "phone", public, secret, population))
         self.link = Link(
             "127.0.0.1",
             running.state.config.mqtt.port,
             name,
-            (topics.topic(POPULATION, name, "command"),),
+            (topics.topic(population, name, "command"),),
             self._received,
             on_up=lambda: self.say(self.status(True), "status", retain=True),
-            will=lambda: Will(topics.topic(POPULATION, name, "status"), self.encode(self.status(False))),
+            will=lambda: Will(topics.topic(population, name, "status"), self.encode(self.status(False))),
         )
         self.link.start()
 
     def status(self, online: bool) -> Status:
-        return Status(POPULATION, self.name, self.epoch, online, kind="phone", trainer="scripted", reasons=self.reasons)
+        return Status(
+            self.population, self.name, self.epoch, online, kind="phone", trainer="scripted", reasons=self.reasons
+        )
 
     def encode(self, message: Status | Ack | Result, key: ECKey | None = None) -> bytes:
         """As an agent would: good for a minute, unless the message says otherwise."""
@@ -133,13 +149,13 @@ class ScriptedDevice:
     def say(
         self, message: Status | Ack | Result, channel: topics.Channel, key: ECKey | None = None, retain: bool = False
     ) -> None:
-        self.link.publish(topics.topic(POPULATION, self.name, channel), self.encode(message, key), retain)
+        self.link.publish(topics.topic(self.population, self.name, channel), self.encode(message, key), retain)
 
     def ack(self, command: str, state: messages.AckState, reason: str = "") -> None:
-        self.say(Ack(command, POPULATION, self.name, state, 0.0, reason), "ack")
+        self.say(Ack(command, self.population, self.name, state, 0.0, reason), "ack")
 
     def result(self, command: str, outcome: Outcome, key: ECKey | None = None) -> None:
-        self.say(Result(command, POPULATION, self.name, 0.0, outcome), "result", key)
+        self.say(Result(command, self.population, self.name, 0.0, outcome), "result", key)
 
     def stop(self) -> None:
         self.link.stop()

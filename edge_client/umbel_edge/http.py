@@ -10,6 +10,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +19,18 @@ import urllib3
 from joserfc.jwk import ECKey
 
 from umbel.atomic import write_atomically
-from umbel.enrolment import BLOB_PATH, TRUST_PATH, Access, Trust, bearer, read_trust
+from umbel.enrolment import (
+    BLOB_PATH,
+    CLOCK,
+    CLOCK_TOLERANCE,
+    OFFSET,
+    TRUST_PATH,
+    Access,
+    Trust,
+    bearer,
+    make_nonce,
+    read_trust,
+)
 from umbel.errors import NOT_DECODED, SignatureError, UmbelError
 from umbel.messages import Blob
 from umbel.tensors import digest
@@ -35,6 +47,13 @@ TRUST_BYTES = 1 << 20
 """Answers that are longer are no answers; whom to trust says how every signing key followed another."""
 LAST_PAUSE = 20.0
 _ADDRESS = re.compile(r"[0-9a-f]{64}")
+CLOCK_NEWS = 2.0
+"""Seconds by which the server's clock must differ from what was thought of it for a refusal to be the clock's fault."""
+LONGEST_WAIT = 60.0
+"""Seconds after which a busy server is asked again, however much longer it says it will be."""
+BUSY = (429, 503)
+"""Statuses of an answer to come back later, in as many seconds as its Retry-After says."""
+READS = ("GET", "HEAD")
 IN_MEMORY = 1 << 18
 """Blobs up to this many bytes are not written to flash on their way."""
 
@@ -62,6 +81,14 @@ class Refused(UmbelError):
         return self.code in ("suspended", "revoked")
 
 
+class Busy(urllib3.exceptions.HTTPError):
+    """An answer to come back in `wait` seconds."""
+
+    def __init__(self, sentence: str, wait: float) -> None:
+        super().__init__(sentence)
+        self.wait = wait
+
+
 class ServerHttp:
     """Requests to one server, each signed by the device; `stopping` ends waiting.
 
@@ -78,6 +105,8 @@ class ServerHttp:
         self.ca = ""
         """The authority of the server's certificates, in PEM, once it is known; empty without TLS."""
         self._pool = _pool(None)
+        self._ahead = 0.0
+        """Seconds that the server's clock is ahead of this device's, as far as it has minded."""
 
     def use(self, trust: Trust) -> None:
         """Believe from now on who has a certificate of this authority, where the URL asks for TLS."""
@@ -192,9 +221,20 @@ class ServerHttp:
     ) -> urllib3.BaseHTTPResponse:
         """One request, signed; the caller releases the answer's connection. An upload names the command that it answers.
 
-        Raises Refused when the server does not accept it, and urllib3's HTTPError when nothing or a 5xx comes back.
+        Raises Refused when the server does not accept it, and urllib3's HTTPError when nothing or a 5xx comes back: Busy when
+        it says when to come back.
         """
-        access = Access(self._config.population, self._config.device, method, path, self._clock(), command)
+        access = Access(
+            population=self._config.population,
+            device=self._config.device,
+            method=method,
+            path=path,
+            at=self._clock() + self._ahead,
+            command=command,
+            body=digest(body) if isinstance(body, bytes) else "",
+            offset=int((headers or {}).get(OFFSET, "0")),
+            nonce="" if method in READS else make_nonce(),
+        )
         response = self._pool.request(
             method,
             self._base + path,
@@ -203,15 +243,31 @@ class ServerHttp:
             preload_content=False,
             redirect=False,
         )
+        if response.status in BUSY:
+            raise _busy(response)
         if response.status >= 500:
             drain(response)
             raise urllib3.exceptions.HTTPError(f"the server answered {response.status}")
         if response.status >= 300:
             refused = _refused(response)
+            if refused.code == CLOCK and self._set_clock(response.headers.get("Date", "")):
+                raise urllib3.exceptions.HTTPError(f"{refused}; it is asked again by its own clock")
             if refused.bars:
                 self.on_barred(refused)
             raise refused
         return response
+
+    def _set_clock(self, date: str) -> bool:
+        """Sign by the server's clock from now on; returns False when that is no news, differs too much to be right, or is not
+        told."""
+        try:
+            ahead = parsedate_to_datetime(date).timestamp() + 0.5 - self._clock()  # it is told in whole seconds
+        except ValueError:
+            return False
+        if abs(ahead) > CLOCK_TOLERANCE or abs(ahead - self._ahead) < CLOCK_NEWS:
+            return False
+        self._ahead = ahead
+        return True
 
     def attempt(
         self,
@@ -222,7 +278,7 @@ class ServerHttp:
         """Call, and again with jittered back-off when the link breaks.
 
         Raises UmbelError after ATTEMPTS in a row without `progress`, a number that grows. With `check`, which raises when
-        the work should end, there is no such limit.
+        the work should end, there is no such limit. A busy server is asked when it says, LONGEST_WAIT later at most.
         """
         failures, reached = 0, progress()
         while True:
@@ -236,7 +292,13 @@ class ServerHttp:
                 if failures >= ATTEMPTS and check is None:
                     raise UmbelError(f"{self._base} could not be reached in {ATTEMPTS} attempts: {error}") from error
                 log.info("%s: %s; trying again", self._base, error)
-                self._pause(max(0, failures - 1), check)
+                least = error.wait if isinstance(error, Busy) else 0.0
+                try:
+                    self._pause(max(0, failures - 1), check, least)
+                except UmbelError as ended:
+                    if least and type(ended) is UmbelError:
+                        raise UmbelError(f"{ended}; the server had answered: {error}") from error
+                    raise
 
     def until_answered(
         self,
@@ -253,12 +315,15 @@ class ServerHttp:
         """
         attempt = 0
         while True:
+            least = 0.0
             try:
                 if signed:
                     return _limited(self.request(method, path, body), most)
                 response = self._pool.request(
                     method, self._base + path, body=body, preload_content=False, redirect=False
                 )
+                if response.status in BUSY:
+                    raise _busy(response)
                 if response.status < 500:
                     if response.status >= 300:
                         raise _refused(response)
@@ -266,18 +331,19 @@ class ServerHttp:
                 drain(response)
                 why = f"it answered {response.status}"
             except (urllib3.exceptions.HTTPError, OSError) as error:
-                why = str(error)
+                why, least = str(error), error.wait if isinstance(error, Busy) else 0.0
             if not self.secure:
                 why += "; a server with TLS is asked with https://"
             if attempt + 1 >= attempts:
                 raise UmbelError(f"{self._base} does not answer ({why}); correct the URL, or start the server")
             if attempt == 0:
                 log.warning("%s does not answer (%s); waiting until it does", self._base, why)
-            self._pause(attempt)
+            self._pause(attempt, least=least)
             attempt += 1
 
-    def _pause(self, attempt: int, check: Callable[[], None] | None = None) -> None:
+    def _pause(self, attempt: int, check: Callable[[], None] | None = None, least: float = 0.0) -> None:
         left = min(LAST_PAUSE, 0.2 * 2**attempt) * random.uniform(0.5, 1.5)
+        left += min(least, LONGEST_WAIT)
         while left > 0:
             if self._stopping.wait(min(left, 1.0)):
                 raise Stopped("the agent is stopping")
@@ -308,6 +374,12 @@ def _refused(response: urllib3.BaseHTTPResponse) -> Refused:
 def drain(response: urllib3.BaseHTTPResponse) -> None:
     """Read an answer that says nothing more, so that its connection can be used again, if it is short."""
     _limited(response, ANSWER_BYTES)
+
+
+def _busy(response: urllib3.BaseHTTPResponse) -> Busy:
+    """The sentence in an answer, and how many seconds to wait; 0 where it does not say so in seconds."""
+    after = response.headers.get("Retry-After", "")
+    return Busy(str(_refused(response)), float(after) if after.isascii() and after.isdigit() else 0.0)
 
 
 def _limited(response: urllib3.BaseHTTPResponse, size: int) -> bytes:

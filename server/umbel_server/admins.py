@@ -52,7 +52,11 @@ class WrongToken(UmbelError):
 
 
 class TooManyFailures(UmbelError):
-    """A token that is not looked at, as too many wrong ones came."""
+    """A token that is not looked at, as too many wrong ones came; in `wait` seconds one is again."""
+
+    def __init__(self, wait: float) -> None:
+        super().__init__(f"too many wrong tokens came; try again in {wait:.0f} s")
+        self.wait = wait
 
 
 @dataclass(frozen=True)
@@ -187,7 +191,7 @@ class Admins:
         with self._turn:
             wait = max(self._failures.wait(address), self._all_failures.wait(""))
             if wait:
-                raise TooManyFailures(f"too many wrong tokens came; try again in {wait:.0f} s")
+                raise TooManyFailures(wait)
             try:
                 self._hasher.verify(row.secret, secret)
             except (Argon2Error, InvalidHashError) as error:

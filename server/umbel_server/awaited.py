@@ -36,7 +36,8 @@ class Awaited:
             raise NotAwaited(
                 f"command {command} is over ({row.state}), nothing is uploaded for it any more; drop it and wait for the next"
             )
-        return Sender(sender_of(command), self._received.of(command), min(self._most, self._largest(row)))
+        most = min(self._most, self._largest(row))
+        return Sender(sender_of(command), self._received.of(command), most, population=population)
 
     def _largest(self, row: Command) -> int:
         body = messages.decode_command(row.token, self._keys.lineage.all).body

@@ -75,7 +75,7 @@ class Blobs:
         try:
             obstore.copy(self._store, other._path(sha256), self._path(sha256))
         except FileNotFoundError as error:
-            raise _missing(sha256) from error
+            raise missing(sha256) from error
         if self._folder is not None:
             self._make_durable(self._folder, sha256)
 
@@ -114,7 +114,7 @@ class Blobs:
         try:
             data = bytes(obstore.get(self._store, self._path(sha256)).bytes())
         except FileNotFoundError as error:
-            raise _missing(sha256) from error
+            raise missing(sha256) from error
         if digest(data) != sha256:
             raise _changed(sha256)
         return data
@@ -148,7 +148,7 @@ class Blobs:
                 memory[begin:end] = piece
                 yield begin, end
         except FileNotFoundError as error:
-            raise _missing(sha256) from error
+            raise missing(sha256) from error
 
     def has(self, sha256: str) -> bool:
         """Whether the blob is stored."""
@@ -163,7 +163,7 @@ class Blobs:
         try:
             return int(obstore.head(self._store, self._path(sha256))["size"])
         except FileNotFoundError as error:
-            raise _missing(sha256) from error
+            raise missing(sha256) from error
 
     def read(self, sha256: str, start: int, stop: int) -> Iterator[bytes]:
         """The bytes from `start` to before `stop`, in pieces."""
@@ -181,7 +181,7 @@ class Blobs:
                 bytes(part) for part in obstore.get_ranges(self._store, self._path(sha256), starts=starts, ends=stops)
             ]
         except FileNotFoundError as error:
-            raise _missing(sha256) from error
+            raise missing(sha256) from error
 
     def place(self, sha256: str, file: Path) -> None:
         """Move `file`, whose bytes are on the disk and have this digest, into the store; durable when this returns.
@@ -208,7 +208,8 @@ class Blobs:
         _sync(target.parent)
 
 
-def _missing(sha256: str) -> MissingBlob:
+def missing(sha256: str) -> MissingBlob:
+    """What is raised of a blob that is not there."""
     return MissingBlob(f"blob {sha256[:12]} is not on this server; upload it first")
 
 

@@ -65,10 +65,10 @@ class Client:
         """The JSON answer to `body` as JSON, waited for at most `timeout` seconds."""
         return self._call("POST", path, json={} if body is None else body, timeout=timeout).json()
 
-    def put_blob(self, data: bytes) -> str:
-        """Store `data`; returns its address."""
+    def put_blob(self, data: bytes, population: str = "") -> str:
+        """Store `data` for a population; returns its address. With none it is only for an administrator of all to use."""
         address = digest(data)
-        self._call("PUT", f"/v1/blobs/{address}", content=data)
+        self._call("PUT", f"/v1/blobs/{address}", content=data, params=_for(population))
         return address
 
     def get_blob(self, address: str) -> bytes:
@@ -78,11 +78,11 @@ class Client:
             raise UmbelError(f"blob {address[:12]} arrived with another digest; try again")
         return data
 
-    def add_plan(self, path: Path) -> dict[str, Any]:
-        """Upload a plan, which the server signs; returns its digest as `plan`."""
+    def add_plan(self, path: Path, population: str = "") -> dict[str, Any]:
+        """Upload a plan for a population, which the server signs; returns its digest as `plan`."""
         if not path.is_file():
             raise UmbelError(f"{path}: no such plan; make one with 'umbel compile'")
-        return dict(self._call("POST", "/v1/plans", content=path.read_bytes()).json())
+        return dict(self._call("POST", "/v1/plans", content=path.read_bytes(), params=_for(population)).json())
 
     def settle(
         self,
@@ -111,6 +111,10 @@ class Client:
         if response.is_error:
             raise UmbelError(_reason(response))
         return response
+
+
+def _for(population: str) -> dict[str, str]:
+    return {"population": population} if population else {}
 
 
 def _reason(response: httpx.Response) -> str:

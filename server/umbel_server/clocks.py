@@ -40,6 +40,13 @@ class Clocks:
         elif is_wrong(before) and not is_wrong(skew):
             log.info("the clock of device %s/%s is right again", *name)
 
+    def asked(self, population: str, device: str, skew: float) -> None:
+        """A request was signed `skew` seconds from now: by a clock as it is beyond the bound, within it by a corrected one."""
+        with self._lock:
+            before = self._off.get((population, device), 0.0)
+        if is_wrong(skew) or is_wrong(before):
+            self.measured(population, device, skew)
+
     def signed_at(self, population: str, device: str, ahead: float) -> None:
         """Something was signed `ahead` seconds from now by its sender's clock; only the future proves a wrong one: the rest may
         have been on its way for so long."""

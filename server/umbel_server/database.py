@@ -208,6 +208,7 @@ class Assignment(Base):
         ForeignKeyConstraint(["run"], ["runs.id"]),
         ForeignKeyConstraint(["population", "device"], ["devices.population", "devices.id"]),
         Index("assignments_of_round", "run", "round"),
+        Index("assignments_waiting", "population", "state"),
     )
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     run: Mapped[str] = mapped_column(String(32))
@@ -244,6 +245,37 @@ class Release(Base):
     created: Mapped[float]
     manifest: Mapped[bytes] = mapped_column(LargeBinary)
     files: Mapped[dict[str, Any]]
+
+
+class BlobPopulation(Base):
+    """A blob that belongs to a population; of one with the same bytes in two populations there are two rows."""
+
+    __tablename__ = "blob_populations"
+    __table_args__ = (Index("blob_populations_size", "population", "size"),)
+    population: Mapped[str] = mapped_column(String(64), primary_key=True)
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    size: Mapped[int] = mapped_column(BigInteger)
+    since: Mapped[float]
+
+
+class Quota(Base):
+    """What a population may use; None is without limit. Sizes in bytes."""
+
+    __tablename__ = "quotas"
+    population: Mapped[str] = mapped_column(String(64), primary_key=True)
+    devices: Mapped[int | None] = mapped_column(BigInteger)
+    storage: Mapped[int | None] = mapped_column(BigInteger)
+    bytes_per_day: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class Traffic(Base):
+    """Bytes of blobs that went down to, and came up from, a population over HTTP on one day (UTC, days since 1970)."""
+
+    __tablename__ = "traffic"
+    population: Mapped[str] = mapped_column(String(64), primary_key=True)
+    day: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    down: Mapped[int] = mapped_column(BigInteger, default=0)
+    up: Mapped[int] = mapped_column(BigInteger, default=0)
 
 
 class Admin(Base):

@@ -61,11 +61,20 @@ class Known:
 
 
 class Devices:
-    """The register in the database, with the keys and states of devices that spoke lately in memory."""
+    """The register in the database, with the keys and states of devices that spoke lately in memory.
 
-    def __init__(self, database: Database, clock: Callable[[], float]) -> None:
+    `may_enrol` raises, in the transaction of an enrolment, when a population may have no further device.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        clock: Callable[[], float],
+        may_enrol: Callable[[Session, str], None] = lambda session, population: None,
+    ) -> None:
         self._database = database
         self._clock = clock
+        self._may_enrol = may_enrol
         self.clocks = Clocks(database)
         self._agreements: dict[tuple[str, str], ECKey | None] = {}
         self._known: dict[tuple[str, str], Known] = {}
@@ -93,6 +102,7 @@ class Devices:
         now = self._clock()
         device = session.get(Device, (population, request.device), with_for_update=True)
         if device is None or device.state == DELETED:
+            self._may_enrol(session, population)
             if device is None:
                 device = Device(
                     population=population, id=request.device, node_id=node_id(population, request.device), labels={}

@@ -33,6 +33,7 @@ from umbel.mqtt import Link
 from umbel_server import moments
 from umbel_server.database import Assignment, Command, Database
 from umbel_server.devices import ACTIVE, Devices, Known
+from umbel_server.limits import STRANGERS, MessageLimits
 from umbel_server.outbox import Addressed, Outbox
 from umbel_server.outcomes import check_outcome, unfit
 from umbel_server.quarantine import count_rejection
@@ -70,6 +71,7 @@ class Exchange:
         devices: Devices,
         outbox: Outbox,
         received: Received,
+        limits: MessageLimits,
         host: str,
         port: int,
         tls: ssl.SSLContext | None,
@@ -78,6 +80,7 @@ class Exchange:
     ) -> None:
         self._unseal, self._clock = unseal, clock
         self._database, self._devices, self._outbox, self._answers = database, devices, outbox, received
+        self._limits = limits
         self._link = Link(
             host,
             port,
@@ -172,11 +175,17 @@ class Exchange:
                 self._stalled = self._handled
 
     def _take_in(self, topic: str, payload: bytes) -> None:
+        name = STRANGERS
         try:
             address = topics.parse(topic)
             if not payload:
                 return  # a retained message was cleared
-            known = self._devices.known(address.population, address.device)
+            of = f"{address.population}/{address.device}"
+            remembered = self._devices.remembered(address.population, address.device)
+            if not self._limits.admit(of, remembered is not None):
+                return
+            known = remembered or self._devices.known(address.population, address.device)
+            name = of
             key = known.key
             if sealing.is_sealed(payload):
                 payload = self._unseal(payload)
@@ -191,8 +200,9 @@ class Exchange:
                 raise UmbelError(f"it speaks for {message.population}/{message.device}")
             messages.check_current(message, now := self._clock())
         except UmbelError as error:
-            log.warning("refused a message on %s: %s", topic, error)
+            self._limits.forged(name, f"on {topic}: {error}")
             return
+        self._limits.signed(name)
         if known.state != ACTIVE:
             self._drop(known, address.channel)
             return
@@ -278,6 +288,8 @@ class Exchange:
             command = self._outbox.complete(session, result)
             if command is not None:
                 assignment = _take(session, command, result.outcome)
+                if isinstance(result.outcome, Answered | Exported):
+                    self._answers.holdings.claim(session, result.population, _published(result.outcome))
         self._tell(assignment)
         self._answers.tidy([result.command])
 
@@ -297,10 +309,10 @@ class Exchange:
             data = blob.content()
             if data is not None:
                 self._answers.of(result.command).put(data)
-            elif self._answers.find(result.command, blob.sha256).size(blob.sha256) != blob.size:
+            elif self._answers.find(result.population, result.command, blob.sha256).size(blob.sha256) != blob.size:
                 return f"the upload {blob.sha256[:12]} should have {blob.size} bytes"
             if not isinstance(result.outcome, Trained):
-                self._answers.publish(result.command, blob.sha256)
+                self._answers.publish(result.population, result.command, blob.sha256)
         except UmbelError as error:
             return str(error)
         return ""
@@ -327,6 +339,10 @@ class Exchange:
                     self._outbox.touch([command.id for command in silent])
             except Exception:
                 log.exception("the outbox could not be swept; trying again")
+
+
+def _published(outcome: Answered | Exported) -> Blob:
+    return outcome.outputs if isinstance(outcome, Answered) else outcome.model
 
 
 def move_assignment(session: Session, command: Command, state: str, reason: str) -> Assignment | None:

@@ -11,8 +11,8 @@ MOST_KEYS = 4096
 class RateLimit:
     """A token bucket for each key: `burst` uses, filled up by one every `seconds`."""
 
-    def __init__(self, burst: int, seconds: float, clock: Callable[[], float]) -> None:
-        self._burst, self._seconds, self._clock = float(burst), seconds, clock
+    def __init__(self, burst: float, seconds: float, clock: Callable[[], float], most_keys: int = MOST_KEYS) -> None:
+        self._burst, self._seconds, self._clock, self._most = float(burst), seconds, clock, most_keys
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -26,13 +26,15 @@ class RateLimit:
         """Use `key` once if it may be; returns whether it might."""
         with self._lock:
             left = self._now(key)
-            if left < 1:
-                return False
-            self._left[key] = left - 1, self._clock()
+            may = left >= 1
+            self._left[key] = (
+                left - may,
+                self._clock(),
+            )  # also when it may not: a clock that was set back locks nobody out
             self._left.move_to_end(key)
-            if len(self._left) > MOST_KEYS:
+            if len(self._left) > self._most:
                 self._left.popitem(last=False)
-            return True
+            return may
 
     def _now(self, key: str) -> float:
         left, at = self._left.get(key, (self._burst, self._clock()))

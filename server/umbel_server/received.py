@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from umbel_server.blobs import Blobs
 from umbel_server.database import Assignment, Command, Database
+from umbel_server.holdings import Holdings
 from umbel_server.outbox import OPEN
 from umbel_server.rounds.assignments import LIVE
 
@@ -36,8 +37,9 @@ class Received:
     `start` sweeps, and begins the thread that tidies; `stop` ends it.
     """
 
-    def __init__(self, database: Database, blobs: Blobs, parts: Path, keeps_updates: bool) -> None:
+    def __init__(self, database: Database, blobs: Blobs, holdings: Holdings, parts: Path, keeps_updates: bool) -> None:
         self._database, self._blobs, self._parts, self._keeps = database, blobs, parts, keeps_updates
+        self.holdings = holdings
         self._ended: set[str] = set()
         self._lock, self._stopped, self._some = threading.Lock(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="tidying", daemon=True)
@@ -58,14 +60,20 @@ class Received:
         """The store of one command."""
         return self._blobs.apart(f"{FOLDER}/{command}")
 
-    def find(self, command: str, sha256: str) -> Blobs:
-        """Where a blob that answers a command is: in the command's store, or else, if anywhere, among the server's own."""
-        own = self.of(command)
-        return own if own.has(sha256) else self._blobs
+    def find(self, population: str, command: str, sha256: str) -> Blobs:
+        """Where a blob that answers a command is: in the command's store, or else among those of its population.
 
-    def publish(self, command: str, sha256: str) -> None:
-        """Count what answered a command among the server's own blobs; raises MissingBlob."""
-        if (found := self.find(command, sha256)) is not self._blobs:
+        Raises MissingBlob.
+        """
+        own = self.of(command)
+        if own.has(sha256):
+            return own
+        self.holdings.check([population], sha256)
+        return self._blobs
+
+    def publish(self, population: str, command: str, sha256: str) -> None:
+        """Put what answered a command among the server's own blobs, for the population to claim; raises MissingBlob."""
+        if (found := self.find(population, command, sha256)) is not self._blobs:
             self._blobs.copy_from(found, sha256)
 
     def tidy(self, commands: Iterable[str]) -> None:

@@ -17,8 +17,10 @@ from umbel.plan import Plan
 from umbel.tensors import Tensors, load
 from umbel_server.blobs import Blobs
 from umbel_server.database import Checkpoint, Database, Release, Run
+from umbel_server.holdings import Holdings
 from umbel_server.keyring import Keyring
 from umbel_server.parity import Yardstick
+from umbel_server.quotas import Quotas
 from umbel_server.variants import WITHOUT_EXAMPLES, check_variants, make_variant
 
 
@@ -43,11 +45,23 @@ class Wanted:
 class Releases:
     """Releases in the database, their files in the blob store."""
 
-    def __init__(self, database: Database, blobs: Blobs, keys: Keyring, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        database: Database,
+        blobs: Blobs,
+        holdings: Holdings,
+        quotas: Quotas,
+        keys: Keyring,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._database, self._blobs, self._keys, self._clock = database, blobs, keys, clock
+        self._holdings, self._quotas = holdings, quotas
 
     def export(self, run: Run, checkpoint: Checkpoint, plan: Plan, wanted: Wanted) -> Release:
-        """Make a release of a checkpoint; raises UmbelError, storing nothing, when one of its files cannot be made."""
+        """Make a release of a checkpoint; raises UmbelError, storing nothing, when one of its files cannot be made.
+
+        Raises QuotaReached when the population may not store them.
+        """
         check_variants(wanted.variants, wanted.representative is not None)
         weights = load(self._blobs.get(checkpoint.weights))
         whole = make_variant("float32", plan, weights, None)
@@ -55,6 +69,7 @@ class Releases:
             variant: whole if variant == "float32" else make_variant(variant, plan, weights, wanted.representative)
             for variant in wanted.variants
         }
+        self._quotas.check_storage(run.population, sum(map(len, models.values())))
         yardstick = Yardstick(plan, weights, whole, wanted.examples, wanted.representative)
         measured = {variant: yardstick.measure(model) for variant, model in models.items()}
         files: dict[str, release.ReleaseFile] = {}
@@ -87,6 +102,7 @@ class Releases:
         )
         with self._database.transaction() as session:
             session.add(row)
+            self._holdings.claim(session, run.population, *(Blob(file.sha256, file.size) for file in files.values()))
         return row
 
     def get(self, id: str, populations: Sequence[str] = ()) -> Release:

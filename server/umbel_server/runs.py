@@ -31,6 +31,7 @@ from umbel_server.rounds.events import Finish, Order
 from umbel_server.rounds.fleet_port import FleetPort, finish_assignment
 from umbel_server.run_settings import RunSettings, run_config
 from umbel_server.strategies import make_strategy
+from umbel_server.traffic import QuotaReached
 
 log = logging.getLogger("umbel.runs")
 
@@ -92,6 +93,7 @@ class Runs:
         with self._launching:
             with self._fleet.database.transaction() as session:
                 session.add(run)
+                self._fleet.holdings.claim_stored(session, population, plan, weights, settings.held_out)
             self._launch(run.id)
         return run
 
@@ -268,6 +270,8 @@ class Runs:
     def _execute(self, id: str) -> None:
         try:
             state, reason = self._drive_on(id)
+        except QuotaReached as error:
+            state, reason = "paused", f"{error}; then resume the run"
         except UmbelError as error:
             state, reason = "failed", str(error)
         except Exception as error:

@@ -14,17 +14,24 @@ from umbel_server.database import Database
 from umbel_server.devices import Devices
 from umbel_server.exchange import Exchange
 from umbel_server.fleet import Fleet
+from umbel_server.holdings import Holdings
 from umbel_server.invitations import Invitations
 from umbel_server.lifecycle import Lifecycle
+from umbel_server.limits import MessageLimits, RequestLimits
 from umbel_server.live import Live
 from umbel_server.outbox import Outbox
 from umbel_server.plans import Plans
+from umbel_server.quotas import Quotas
 from umbel_server.received import Received
+from umbel_server.refusals import Refusals
 from umbel_server.releases import Releases
 from umbel_server.rotation import Rotation
 from umbel_server.runs import Runs
 from umbel_server.state import State, reachable
+from umbel_server.traffic import DailyBytes
+from umbel_server.transfers import Transfers
 from umbel_server.uploads import Uploads
+from umbel_server.used_tokens import UsedTokens
 
 log = logging.getLogger("umbel.server")
 
@@ -42,20 +49,30 @@ class Server:
         self.admins = Admins(self.database, clock)
         secrets = (state.admin_token, state.enrolment_secret)
         self.audit = Audit(self.database, state.folder, state.keys, clock, secrets)
+        self.refusals = Refusals(time.monotonic)
+        self.request_limits = RequestLimits(state.config.limits)
+        self.transfers = Transfers(state.config.limits.transfers)
+        self.used_tokens = UsedTokens(clock)
         self.blobs = Blobs(state.blobs_url)
         parts, self.most = state.folder / "uploads", state.config.max_blob_mb * 1_000_000
         self.uploads = Uploads(parts, clock)
-        self.received = Received(self.database, self.blobs, parts, state.config.keep_updates)
-        self.devices = Devices(self.database, clock)
+        self.holdings = Holdings(self.database, self.blobs, clock)
+        self.traffic = DailyBytes(self.database, clock)
+        keeps = state.config.keep_updates
+        self.quotas = Quotas(self.database, self.holdings, self.traffic, self.refusals, clock, keeps)
+        self.received = Received(self.database, self.blobs, self.holdings, parts, keeps)
+        self.devices = Devices(self.database, clock, self.quotas.check_devices)
         open_secret = state.enrolment_secret if state.config.enrolment.open else ""
         self.invitations = Invitations(self.database, self.devices, clock, open_secret)
         self.outbox = Outbox(self.database, state.keys, clock, state.config.encrypted, lambda: state.agreement_key)
         tls = state.broker_context() if mqtt.tls else None
+        limits = MessageLimits(state.config.limits, self.refusals)
         self.exchange = Exchange(
             self.database,
             self.devices,
             self.outbox,
             self.received,
+            limits,
             reachable(mqtt.host),
             mqtt.port,
             tls,
@@ -64,8 +81,17 @@ class Server:
         )
         self.plans = Plans(state.folder / "plans", self.blobs, state.keys)
         self.awaited = Awaited(self.database, self.received, self.plans, state.keys, self.most)
-        self.releases = Releases(self.database, self.blobs, state.keys, clock)
-        fleet = Fleet(self.database, self.devices, self.outbox, self.exchange, self.blobs, self.received)
+        self.releases = Releases(self.database, self.blobs, self.holdings, self.quotas, state.keys, clock)
+        fleet = Fleet(
+            self.database,
+            self.devices,
+            self.outbox,
+            self.exchange,
+            self.blobs,
+            self.holdings,
+            self.quotas,
+            self.received,
+        )
         self.lifecycle = Lifecycle(fleet, clock)
         self.rotation = Rotation(state.keys, fleet, self.audit, clock)
         self.runs = Runs(fleet, self.plans, clock)
@@ -80,6 +106,8 @@ class Server:
             self._broker.start()
             log.info("embedded broker on %s:%s", self.state.config.mqtt.host, self.broker_port)
         self.audit.start()
+        self.holdings.measure()
+        self.traffic.start()
         self.received.start()
         self.exchange.start()
         self.rotation.start()
@@ -94,4 +122,5 @@ class Server:
         if self._broker is not None:
             self._broker.stop()
         self.audit.stop()
+        self.traffic.stop()
         self.database.close()

@@ -22,6 +22,7 @@ from umbel.tls import client_context
 from umbel.topics import check_name
 from umbel_server import pki
 from umbel_server.keyring import KEY, Keyring
+from umbel_server.limits import Limits
 
 CONFIG, ADMIN_TOKEN, ENROLMENT_SECRET = "umbel.toml", "admin-token", "enrolment-secret"
 AGREEMENT_KEY = "agreement-key.pem"
@@ -79,6 +80,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True):
     mqtt: Mqtt = msgspec.field(default_factory=Mqtt)
     hostnames: list[str] = []
     enrolment: Enrolment = msgspec.field(default_factory=Enrolment)
+    limits: Limits = msgspec.field(default_factory=Limits)
     database: str = ""
     blobs: str = ""
     max_blob_mb: int = 2048

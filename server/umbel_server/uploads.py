@@ -51,13 +51,20 @@ class TooLarge(BlobError):
 class Sender:
     """Who uploads: the `folder` of its unfinished uploads, the store of its blobs, and how many bytes one may have.
 
-    With `bounded` it may store BLOBS_OF_ONE blobs.
+    With `bounded` it may store BLOBS_OF_ONE blobs. They are for `population`, where there is one. Of a blob that it does not
+    see in the store it is told nothing.
     """
 
     folder: str
     blobs: Blobs
     most: int
     bounded: bool = True
+    population: str = ""
+    sees: Callable[[str], bool] = lambda sha256: True
+
+    def has(self, sha256: str) -> bool:
+        """Whether a blob is in its store, and shown to it."""
+        return self.sees(sha256) and self.blobs.has(sha256)
 
 
 class Uploads:
@@ -83,7 +90,7 @@ class Uploads:
         self._turns.pop(part, None)
         await self._placed(part)
         size = part.stat().st_size if part.exists() else 0
-        if not await run_in_threadpool(sender.blobs.has, sha256):
+        if not await run_in_threadpool(sender.has, sha256):
             return size, False
         return await run_in_threadpool(sender.blobs.size, sha256), True
 
@@ -108,7 +115,7 @@ class Uploads:
         part.parent.mkdir(parents=True, exist_ok=True)
         here = part.stat().st_size if part.exists() else 0
         if offset and offset != here:
-            if not here and await run_in_threadpool(sender.blobs.has, sha256):
+            if not here and await run_in_threadpool(sender.has, sha256):
                 return Blob(sha256, await run_in_threadpool(sender.blobs.size, sha256))
             raise WrongOffset(here)
         if not here:

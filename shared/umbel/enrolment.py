@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import secrets
 from typing import Annotated
 
 import msgspec
@@ -24,7 +25,12 @@ OFFSET, COMPLETE = "Upload-Offset", "Upload-Complete"
 MOST_PEM = 16_384
 """Characters of an authority's certificate."""
 CLOCK_TOLERANCE = 300.0
-"""Seconds that a device's clock may differ from the server's; one that differs more is reported, and takes no work."""
+"""Seconds that a device's clock may differ from the server's, for which it corrects; one that differs more is reported, and
+takes no work."""
+TOKEN_SECONDS = 60.0
+"""How far the time of a request's token may be from the server's: it is good for no longer."""
+MOST_NONCE = 64
+"""Characters of the nonce of a request."""
 ACCESS, CERTIFICATE_REQUEST = "access", "certificate-request"
 """As what a device's requests, and what it wants certified, are signed."""
 SECRET_BYTES = 32
@@ -128,7 +134,10 @@ class EnrolmentReply(Struct, frozen=True):
 class Access(Struct, frozen=True):
     """One HTTP request of one device: it travels signed in the `Authorization: Bearer` header; `at` is Unix seconds.
 
-    An upload names the `command` that it answers.
+    `path` is with the query, where there is one. `body` is the SHA-256, in hex, of a body that is no blob. A blob's is in the
+    path, and the server keeps nothing that has another; what goes on with it is also bound to the `offset` in it, so whoever
+    has the token and cuts or changes what follows makes the sender begin anew, and nothing else. An upload names the
+    `command` that it answers. What changes something has a `nonce` of its own, and is taken once.
     """
 
     population: str
@@ -137,6 +146,14 @@ class Access(Struct, frozen=True):
     path: str
     at: float
     command: str = ""
+    body: str = ""
+    offset: int = 0
+    nonce: Annotated[str, Meta(max_length=MOST_NONCE)] = ""
+
+
+def make_nonce() -> str:
+    """128 random bits as the nonce of a request."""
+    return secrets.token_hex(16)
 
 
 def make_secret(data: bytes) -> str:

@@ -16,10 +16,11 @@ import pytest
 from fastapi.routing import iter_route_contexts
 from tests.brokers import EmbeddedProcess
 from tests.server_harness import RunningServer
+from tests.signed_requests import signed
 from tests.waiting import eventually
 
 from umbel import signing
-from umbel.enrolment import Access, EnrolmentRequest, bearer
+from umbel.enrolment import EnrolmentRequest
 from umbel.errors import UmbelError
 from umbel.plan import Plan
 from umbel.tensors import digest
@@ -208,11 +209,10 @@ def test_a_device_is_no_admin_and_its_work_is_not_in_the_audit_log(running: Runn
     key = signing.generate_key()
     asked = EnrolmentRequest("worker", "phone", signing.public_key(key), running.state.enrolment_secret, "home")
     assert ask(running, "", "POST", "/v1/enrol", content=msgspec.json.encode(asked)).status_code == 200
-    running.client.put_blob(b"of an admin")
+    running.client.put_blob(b"of an admin", "home")
     before = newest(running)[0]["sequence"]
     for method, path, status in (("PUT", BLOB, 403), ("GET", BLOB, 200), ("GET", "/v1/devices", 401)):
-        access = Access("home", "worker", method, path, time.time(), "0123")
-        token = bearer(access, key).removeprefix("Bearer ")
+        token = signed(key, "home", "worker", method, path, "0123")["Authorization"].removeprefix("Bearer ")
         assert ask(running, token, method, path, content=b"of an admin").status_code == status, path
         assert ask(running, token[:-2], method, path, content=b"of an admin").status_code == 401
     assert newest(running)[0]["sequence"] == before

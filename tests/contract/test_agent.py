@@ -156,7 +156,9 @@ def test_a_forgery_does_not_speak_for_the_command_that_it_names(bench: Bench, fi
 def test_a_repeated_command_is_answered_again_but_executed_once(bench: Bench, plan_of: PlanOf) -> None:
     plan = bench.running.server.plans.add(plan_of("line").path)
     weights = Blob.of(tensors.dump(plan.initial_weights()))
-    body = Train("a1", "r1", 1, bench.running.server.plans.blob(plan), weights, time.time() + 60, 0.05)
+    body = Train(
+        "a1", "r1", 1, bench.running.give(bench.running.server.plans.blob(plan)), weights, time.time() + 60, 0.05
+    )
     token = messages.encode(bench.command(body), bench.running.state.key)
     bench.send(token)
     first = eventually(lambda: bench.results and bench.results[0])
@@ -175,7 +177,7 @@ def test_garbage_on_the_command_topic_changes_nothing(bench: Bench) -> None:
 def test_training_stops_within_a_batch_when_it_is_cancelled(bench: Bench, plan_of: PlanOf) -> None:
     plan = bench.running.server.plans.add(plan_of("line").path)
     weights = Blob.of(tensors.dump(plan.initial_weights()))
-    blob = bench.running.server.plans.blob(plan)
+    blob = bench.running.give(bench.running.server.plans.blob(plan))
     long = bench.command(Train("a2", "r1", 1, blob, weights, time.time() + 60, 0.05, epochs=10**9))
     bench.send(messages.encode(long, bench.running.state.key))
     eventually(lambda: any(ack.command == long.id and ack.state == "accepted" for ack in bench.acks))
@@ -188,7 +190,7 @@ def test_training_stops_within_a_batch_when_it_is_cancelled(bench: Bench, plan_o
 def test_a_deadline_that_passes_while_training_ends_it(bench: Bench, plan_of: PlanOf) -> None:
     plan = bench.running.server.plans.add(plan_of("line").path)
     weights = Blob.of(tensors.dump(plan.initial_weights()))
-    blob = bench.running.server.plans.blob(plan)
+    blob = bench.running.give(bench.running.server.plans.blob(plan))
     long = bench.command(Train("a3", "r1", 1, blob, weights, time.time() + 0.5, 0.05, epochs=10**9))
     bench.send(messages.encode(long, bench.running.state.key))
     ack = bench.ack_of(long.id)
@@ -198,10 +200,10 @@ def test_a_deadline_that_passes_while_training_ends_it(bench: Bench, plan_of: Pl
 def test_what_does_not_fit_is_refused_and_leaves_the_device_as_it_was(bench: Bench, plan_of: PlanOf) -> None:
     server = bench.running.server
     plan = server.plans.add(plan_of("line").path)
-    weights, blob = tensors.dump(plan.initial_weights()), server.plans.blob(plan)
+    weights, blob = tensors.dump(plan.initial_weights()), bench.running.give(server.plans.blob(plan))
     tampered = bytearray(plan.path.read_bytes())
     tampered[len(tampered) // 2] ^= 1
-    unsigned = server.blobs.put(plan_of("line").path.read_bytes())
+    unsigned = bench.running.give(server.blobs.put(plan_of("line").path.read_bytes()))
 
     def trains(plan: Blob, weights: Blob) -> Train:
         return Train("a4", "r1", 1, plan, weights, time.time() + 60, 0.05)
@@ -209,7 +211,7 @@ def test_what_does_not_fit_is_refused_and_leaves_the_device_as_it_was(bench: Ben
     wrong_shapes = tensors.dump({name: np.zeros((3, 3), np.float32) for name in plan.initial_weights()})
     forged = msgspec.structs.replace(Blob.of(weights), data=weights[:-1] + b"x")
     for body, state, sentence in (
-        (trains(server.blobs.put(bytes(tampered)), Blob.of(weights)), "failed", "changed"),
+        (trains(bench.running.give(server.blobs.put(bytes(tampered))), Blob.of(weights)), "failed", "changed"),
         (trains(Blob(unsigned.sha256, unsigned.size), Blob.of(weights)), "failed", "not signed"),
         (trains(Blob("0" * 64, 20_000), Blob.of(weights)), "failed", "not on this server"),
         (trains(blob, Blob.of(wrong_shapes)), "rejected", "should be float32"),

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from tests.brokers import EmbeddedProcess
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice
+from tests.signed_requests import signed as signed_as
 
 from umbel import signing
-from umbel.enrolment import Access, EnrolmentRequest, bearer
+from umbel.enrolment import EnrolmentRequest
 from umbel.errors import UmbelError
 from umbel.messages import Blob, Infer
 from umbel.plan import Plan
@@ -46,13 +47,12 @@ def ask(running: RunningServer, method: str, path: str, **options: object) -> ht
 def signed(
     device: ScriptedDevice, method: str, path: str, at: float | None = None, command: str = ""
 ) -> dict[str, str]:
-    access = Access(POPULATION, device.name, method, path, time.time() if at is None else at, command)
-    return {"Authorization": bearer(access, device.key)}
+    return signed_as(device.key, POPULATION, device.name, method, path, command, at)
 
 
 def test_a_device_fetches_a_blob_whole_and_in_part(running: RunningServer, device: ScriptedDevice) -> None:
     data = np.random.default_rng(0).bytes(300_000)
-    path = f"/v1/blobs/{running.client.put_blob(data)}"
+    path = f"/v1/blobs/{running.client.put_blob(data, POPULATION)}"
     headers = signed(device, "GET", path)
     assert ask(running, "GET", path, headers=headers).content == data
     part = ask(running, "GET", path, headers=headers | {"Range": "bytes=299000-"})
@@ -84,9 +84,7 @@ def test_requests_without_a_fresh_token_of_their_own_are_refused(
     running: RunningServer, device: ScriptedDevice
 ) -> None:
     path, other = f"/v1/blobs/{digest(b'a')}", f"/v1/blobs/{digest(b'b')}"
-    stranger = {
-        "Authorization": bearer(Access(POPULATION, device.name, "GET", path, time.time()), signing.generate_key())
-    }
+    stranger = signed_as(signing.generate_key(), POPULATION, device.name, "GET", path)
     for headers in (
         {},
         {"Authorization": "Bearer"},

@@ -65,7 +65,7 @@ def say(file: Path | None, readings: Readings | bytes) -> None:
 def trains(bench: Bench, plan_of: PlanOf, requires: Rules = Rules(), epochs: int = 1) -> Train:  # noqa: B008
     plan = bench.running.server.plans.add(plan_of("line").path)
     weights = Blob.of(tensors.dump(plan.initial_weights()))
-    blob = bench.running.server.plans.blob(plan)
+    blob = bench.running.give(bench.running.server.plans.blob(plan))
     return Train("a1", "r1", 1, blob, weights, time.time() + 60, 0.05, epochs=epochs, requires=requires)
 
 

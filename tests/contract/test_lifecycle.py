@@ -15,10 +15,11 @@ from tests.brokers import EmbeddedProcess, Mosquitto
 from tests.contract.test_agent import RunningAgent
 from tests.contract.test_fleet_grid import start, trained
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice, config_of
+from tests.signed_requests import signed
 from tests.waiting import eventually
 
 from umbel import signing
-from umbel.enrolment import CONNECTION_PATH, Access, EnrolmentRequest, bearer, split_token
+from umbel.enrolment import CONNECTION_PATH, EnrolmentRequest, split_token
 from umbel.errors import SignatureError, UmbelError
 from umbel.messages import Ack, Blob, Command, Infer, Outcome, Standing, Train
 from umbel.plan import Plan
@@ -51,7 +52,7 @@ def decide(running: RunningServer, device: str, what: str, **body: object) -> di
 
 
 def get(running: RunningServer, device: ScriptedDevice, path: str = CONNECTION_PATH) -> httpx.Response:
-    headers = {"Authorization": bearer(Access(POPULATION, device.name, "GET", path, time.time()), device.key)}
+    headers = signed(device.key, POPULATION, device.name, "GET", path)
     return httpx.get(running.state.server_url + path, headers=headers, trust_env=False)
 
 
@@ -214,8 +215,7 @@ def test_an_upload_in_progress_ends_with_the_device(running: RunningServer) -> N
         decide(running, "phone", "suspend", reason="stop")
         yield data[100_000:]
 
-    access = Access(POPULATION, "phone", "PUT", path, time.time(), asked.id)
-    headers = {"Authorization": bearer(access, device.key), "Content-Length": str(len(data))}
+    headers = signed(device.key, POPULATION, "phone", "PUT", path, asked.id) | {"Content-Length": str(len(data))}
     answer = httpx.put(running.state.server_url + path, content=pieces(), headers=headers, trust_env=False)
     assert (answer.status_code, answer.json()["code"]) == (403, "suspended")
     eventually(lambda: not any((running.state.folder / "uploads").rglob("*.part")))
@@ -226,8 +226,8 @@ def test_an_upload_in_progress_ends_with_the_device(running: RunningServer) -> N
 @embedded
 def test_a_download_in_progress_ends_with_the_device(running: RunningServer) -> None:
     device = ScriptedDevice(running, "phone", lambda c: None)
-    path = f"/v1/blobs/{running.client.put_blob(np.random.default_rng(0).bytes(60_000_000))}"
-    headers = {"Authorization": bearer(Access(POPULATION, "phone", "GET", path, time.time()), device.key)}
+    path = f"/v1/blobs/{running.client.put_blob(np.random.default_rng(0).bytes(60_000_000), POPULATION)}"
+    headers = signed(device.key, POPULATION, "phone", "GET", path)
     url, got = running.state.server_url + path, 0
 
     def download() -> None:

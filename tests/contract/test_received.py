@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from tests.brokers import EmbeddedProcess
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice
+from tests.signed_requests import signed
 from tests.waiting import eventually
 
 from umbel import tensors
-from umbel.enrolment import Access, bearer
 from umbel.messages import Ack, Blob, Body, Command, Export, Exported, Infer, Outcome, Report, Train, Trained
 from umbel.plan import Plan
 from umbel_server.aggregation import largest_update
@@ -53,8 +53,7 @@ def upload(
     running: RunningServer, device: ScriptedDevice, command: str, data: bytes, method: str = "PUT"
 ) -> tuple[int, str]:
     path = f"/v1/blobs/{Blob.of(data).sha256}" if method == "PUT" else f"/v1/uploads/{Blob.of(data).sha256}"
-    access = Access(POPULATION, device.name, method, path, time.time(), command)
-    headers = {"Authorization": bearer(access, device.key), "Upload-Offset": "0"}
+    headers = signed(device.key, POPULATION, device.name, method, path, command) | {"Upload-Offset": "0"}
     answer = httpx.request(method, running.state.server_url + path, content=data, headers=headers, trust_env=False)
     return answer.status_code, answer.text
 
@@ -209,8 +208,7 @@ def test_an_upload_whose_command_ends_meanwhile_leaves_nothing(running: RunningS
         yield data[200_000:]
 
     path = f"/v1/blobs/{Blob.of(data).sha256}"
-    access = Access(POPULATION, "device", "PUT", path, time.time(), command)
-    headers = {"Authorization": bearer(access, device.key)}
+    headers = signed(device.key, POPULATION, "device", "PUT", path, command)
     answers: list[int] = []
 
     def put() -> None:

@@ -231,7 +231,8 @@ def ear(fleet: Fleet, heard: Callable[[str, bytes], None], *channels: topics.Cha
 
 
 def command(body: messages.Body, name: str) -> Command:
-    return Command(name, POPULATION, "phone", time.time(), time.time() + 60, body)
+    now = time.time()
+    return Command(name, POPULATION, "phone", now, now + 60, body, sequence=int(now * 1e6))
 
 
 def test_the_thief_of_a_retired_key_commands_nobody(fleet: Fleet) -> None:

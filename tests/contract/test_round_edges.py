@@ -255,7 +255,7 @@ def test_an_update_that_is_far_too_large_is_refused_unread(
     running: RunningServer, plan_of: PlanOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = running.server.plans.add(plan_of("line").path)
-    large = running.server.blobs.put(bytes(4_000_000))
+    large = running.give(running.server.blobs.put(bytes(4_000_000)))
     read: list[str] = []
     get = running.server.blobs.get
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from tests.brokers import EmbeddedProcess
 from tests.server_harness import POPULATION, RunningServer, config_of
+from tests.signed_requests import signed as signed_as
 from tests.tcp_proxy import TcpProxy
 from tests.waiting import eventually
 
-from umbel.enrolment import Access, bearer
 from umbel.errors import UmbelError
 from umbel.messages import Blob, Infer
 from umbel.tensors import digest
@@ -230,8 +230,9 @@ def test_a_request_that_its_sender_gave_up_writes_no_more(running: RunningServer
     upload = f"/v1/uploads/{blob.sha256}"
 
     def signed(method: str, path: str = upload, **more: str) -> dict[str, str]:
-        access = Access(POPULATION, name, method, path, time.time(), sender.command)
-        return {"Authorization": bearer(access, sender.state.key), **more}
+        given = more.get("Upload-Offset", "0")
+        offset = int(given) if given.isdigit() else 0
+        return signed_as(sender.state.key, POPULATION, name, method, path, sender.command, offset=offset) | more
 
     asked = threading.Event()
 

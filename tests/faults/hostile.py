@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from umbel import messages, signing, tensors, topics
-from umbel.enrolment import BLOB_PATH, ENROL_PATH, Access, EnrolmentRequest, bearer
+from umbel.enrolment import BLOB_PATH, ENROL_PATH, Access, EnrolmentRequest, bearer, make_nonce
 from umbel.messages import Ack, Blob, Command, Result, Status, Train, Trained
 from umbel.metrics import Sums, sum_shapes
 from umbel.mqtt import Link, Will
@@ -115,7 +115,7 @@ class HostileDevice:
         blob = Blob.of(data)
         if blob.data is None:
             path = BLOB_PATH.format(sha256=blob.sha256)
-            access = Access(self._population, self.name, "PUT", path, time.time(), command)
+            access = Access(self._population, self.name, "PUT", path, time.time(), command, nonce=make_nonce())
             try:
                 self._http.put(path, content=data, headers={"Authorization": bearer(access, self._key)})
             except httpx.HTTPError:

@@ -106,8 +106,8 @@ class Phone:
 
     def train(self, **how: object) -> Train:
         server = self.running.server
-        weights = server.blobs.put(tensors.dump(self.weights))
-        blob = server.plans.blob(self.plan)
+        weights = self.running.give(server.blobs.put(tensors.dump(self.weights)))
+        blob = self.running.give(server.plans.blob(self.plan))
         body = Train(secrets.token_hex(8), "r", 1, blob, weights, time.time() + 120, 0.01, seed=7)
         return msgspec.structs.replace(body, **how)
 

@@ -14,6 +14,7 @@ from umbel_server.api import (
     errors,
     key_routes,
     lifecycle_routes,
+    quota_routes,
     trust_routes,
 )
 from umbel_server.api.documented import document
@@ -25,6 +26,7 @@ ROUTERS = (
     admin_routes.public,
     admin_routes.router,
     lifecycle_routes.router,
+    quota_routes.router,
     trust_routes.router,
     key_routes.router,
 )

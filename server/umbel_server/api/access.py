@@ -9,21 +9,26 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from umbel import signing
-from umbel.enrolment import ACCESS, CLOCK, CLOCK_TOLERANCE, UNKNOWN, Access
+from umbel.enrolment import ACCESS, CLOCK, OFFSET, TOKEN_SECONDS, UNKNOWN, Access
 from umbel.errors import NOT_DECODED, UmbelError
+from umbel.tensors import digest
 from umbel_server.admins import LOCAL, Identity, Role, TooManyFailures, WrongToken, is_local
-from umbel_server.devices import UnknownDevice
+from umbel_server.devices import Barred, UnknownDevice
 from umbel_server.server import Server
 
+READS = frozenset({"GET", "HEAD"})
 OWNER = Identity(LOCAL, "owner")
 
 
 class Refused(UmbelError):
-    """A request that its sender may not make; `status` is the HTTP status, `code` tells a device what it can act on."""
+    """A request that its sender may not make, or not now; `status` is the HTTP status, `code` tells a device what it can act on.
 
-    def __init__(self, sentence: str, status: int = 401, code: str = "") -> None:
+    After `retry_after` seconds, where there are any, it may.
+    """
+
+    def __init__(self, sentence: str, status: int = 401, code: str = "", retry_after: float = 0.0) -> None:
         super().__init__(sentence)
-        self.status, self.code = status, code
+        self.status, self.code, self.retry_after = status, code, retry_after
 
 
 @dataclass(frozen=True)
@@ -31,12 +36,13 @@ class Guard:
     """Who may use a route, and as which action its use goes into the audit log.
 
     `role` is the lowest that may (None: everybody may); enrolled devices may with `devices`. `action` is "" for what
-    changes nothing. As a dependency it raises Refused for everybody else.
+    changes nothing. What `enrols` is limited by the address that asks. As a dependency it raises Refused for everybody else.
     """
 
     role: Role | None
     action: str = ""
     devices: bool = False
+    enrols: bool = False
 
     def is_recorded(self, request: Request) -> bool:
         """Whether what becomes of a request goes into the audit log: a device's use of a route for both does not."""
@@ -45,6 +51,10 @@ class Guard:
     async def __call__(self, request: Request) -> None:
         if self.role is not None:
             await run_in_threadpool(self._check, request, self.role)
+        elif self.enrols:
+            wait = server_of(request).request_limits.enrolment(address_of(request))
+            if wait:
+                raise _too_many(request, address_of(request), "enrolments", "too many devices enrol from there", wait)
 
     def _check(self, request: Request, role: Role) -> None:
         token = bearer_of(request)
@@ -84,6 +94,11 @@ def everybody(action: str = "") -> Guard:
     return Guard(None, action)
 
 
+def everybody_who_enrols(action: str = "") -> Guard:
+    """For whoever reaches the server, not too often from one address."""
+    return Guard(None, action, enrols=True)
+
+
 def server_of(request: Request) -> Server:
     """The server that this application belongs to."""
     return cast(Server, request.app.state.server)
@@ -113,36 +128,92 @@ def _identify(request: Request, token: str) -> Identity:
     if is_local(token, server.state.admin_token):
         return OWNER
     try:
-        return server.admins.identify(token, request.client.host if request.client is not None else "")
+        return server.admins.identify(token, address_of(request))
     except WrongToken as error:
+        server.refusals.note(address_of(request), "tokens", str(error))
         raise Refused(str(error)) from error
     except TooManyFailures as error:
-        raise Refused(str(error), 429) from error
+        server.refusals.note(address_of(request), "tokens", str(error))
+        raise Refused(str(error), 429, retry_after=error.wait) from error
 
 
 def _device(request: Request, token: str) -> Access:
-    """What a device says of its request; raises Refused unless it signed a fresh token for it and is enrolled, Barred."""
+    """What a device says of its request; raises Refused unless it signed a fresh token for it and is enrolled, Barred.
+
+    A signature is looked at before the device's own limit, as who cannot sign must not use that up; the wrong ones have a
+    limit by the address that they come from.
+    """
+    server, address = server_of(request), address_of(request)
+    if wait := server.request_limits.suspect(address):
+        raise _too_many(request, address, "tokens", "too many wrong tokens come from there", wait)
     try:
         claimed = msgspec.json.decode(signing.payload_unverified(token.encode()), type=Access)
-        known = server_of(request).devices.known(claimed.population, claimed.device)
+        known = server.devices.known(claimed.population, claimed.device)
         access = msgspec.json.decode(signing.verify_as(ACCESS, token.encode(), known.key), type=Access)
-    except UnknownDevice as error:
-        raise Refused(f"expected a request signed by an enrolled device: {error}", code=UNKNOWN) from error
     except (UmbelError, *NOT_DECODED) as error:
-        raise Refused(f"expected a request signed by an enrolled device: {error}") from error
-    if (access.method, access.path) != (request.method, request.url.path):
+        server.request_limits.wrong(address)
+        sentence = f"expected a request signed by an enrolled device: {error}"
+        server.refusals.note(address, "tokens", sentence)
+        raise Refused(sentence, code=UNKNOWN if isinstance(error, UnknownDevice) else "") from error
+    name = f"{access.population}/{access.device}"
+    if wait := server.request_limits.device(access.population, access.device):
+        raise _too_many(request, name, "requests", "the device asks too often", wait)
+    try:
+        _check_token(request, access)
+        known.check()
+    except (Refused, Barred) as error:
+        server.refusals.note(name, "requests", str(error))
+        raise
+    return access
+
+
+def _check_token(request: Request, access: Access) -> None:
+    """Raise Refused unless a device's token is for this request, fresh, and - if that changes something - not used before."""
+    asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    if (access.method, access.path) != (request.method, asked):
         raise Refused(f"the token is for {access.method} {access.path[:90]}, not for this request")
+    offset = number_of(request.headers.get(OFFSET, "0"))
+    if offset not in (None, access.offset):
+        raise Refused(f"the token is for an upload from byte {access.offset}, not from {offset}")
     server = server_of(request)
-    skew = access.at - server.clock()
-    server.devices.clocks.measured(access.population, access.device, skew)
-    if abs(skew) > CLOCK_TOLERANCE:
+    used, skew = server.used_tokens, access.at - server.clock()
+    server.devices.clocks.asked(access.population, access.device, skew)
+    if abs(skew) > TOKEN_SECONDS:
         raise Refused(
-            f"the token's time differs from the server's by {abs(skew):.0f} s "
-            f"(at most {CLOCK_TOLERANCE:.0f}); set the device's clock",
+            f"the token's time differs from the server's by {abs(skew):.0f} s (at most {TOKEN_SECONDS:.0f}); "
+            "set the device's clock",
             code=CLOCK,
         )
-    known.check()
-    return access
+    if request.method in READS:
+        return
+    if access.at < used.since:
+        wait = used.since - access.at
+        raise Refused("the token is from before this server started; sign the request again", 503, retry_after=wait)
+    if not access.nonce or not used.use(access):
+        raise Refused("the token was used before, or has no nonce; sign each request anew")
+
+
+def check_body(request: Request, data: bytes) -> None:
+    """Raise Refused when a device's token is for a request with another body."""
+    access = device_of(request)
+    if access is not None and access.body != digest(data):
+        raise Refused("the token is for a request with another body")
+
+
+def _too_many(request: Request, who: str, what: str, why: str, wait: float) -> Refused:
+    sentence = f"{why}; ask again in {wait:.0f} s" if wait >= 1 else f"{why}; ask again in a moment"
+    server_of(request).refusals.note(who, what, sentence)
+    return Refused(sentence, 429, retry_after=wait)
+
+
+def number_of(text: str) -> int | None:
+    """A number of bytes as a header has it; None when it is not one."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
+
+
+def address_of(request: Request) -> str:
+    """The network address that a request comes from."""
+    return request.client.host if request.client is not None else ""
 
 
 def bearer_of(request: Request) -> str:

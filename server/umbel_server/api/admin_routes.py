@@ -12,8 +12,8 @@ from starlette.concurrency import run_in_threadpool
 
 from umbel.errors import UmbelError
 from umbel.examples import Examples, load_arrays
-from umbel.messages import MOST_COUNT, Blob, Body, Cancel, Export, Infer, PersonalVariant, Report, Variant
-from umbel.plan import PLACED
+from umbel.messages import MOST_COUNT, Blob, Body, Cancel, Export, Infer, Install, PersonalVariant, Report, Variant
+from umbel.plan import PLACED, Plan
 from umbel.tensors import TensorSpec
 from umbel_server import devices, outbox, releases, runs
 from umbel_server.admins import Identity
@@ -21,7 +21,15 @@ from umbel_server.api.access import Asking, everybody, operator, server_of, view
 from umbel_server.api.device_routes import body_of
 from umbel_server.api.documented import takes, takes_bytes
 from umbel_server.api.guarded import by, guarded, note
-from umbel_server.api.scope import check_population, command_in_scope, device_in_scope, release_in_scope, run_in_scope
+from umbel_server.api.scope import (
+    check_blobs,
+    check_population,
+    command_in_scope,
+    device_in_scope,
+    population_of_upload,
+    release_in_scope,
+    run_in_scope,
+)
 from umbel_server.database import Run
 from umbel_server.run_settings import RunSettings
 from umbel_server.server import Server
@@ -105,6 +113,7 @@ def show_device(request: Request, population: str, device: str) -> dict[str, Any
     latest = server_of(request).outbox.latest(population, device)
     return {
         **devices.describe(row),
+        "refused": server_of(request).refusals.of(f"{population}/{device}"),
         "commands": [outbox.describe(command) for command in latest],
     }
 
@@ -144,6 +153,8 @@ def _send_commands(server: Server, who: Identity, wanted: CommandRequest) -> lis
             device = server.devices.row(session, wanted.population, name)
             if device.state != devices.ACTIVE:
                 raise devices.Barred(wanted.population, name, device.state, device.state_reason)
+        if (blob := _blob_of(body)) is not None:
+            server.holdings.claim(session, wanted.population, blob)
         commands = [server.outbox.add(session, wanted.population, name, body, wanted.ttl) for name in names]
     server.exchange.send(commands)
     return [outbox.describe(server.outbox.get(command.id)) for command in commands]
@@ -154,14 +165,23 @@ def _command_body(server: Server, who: Identity, wanted: CommandRequest) -> Body
         case "install":
             return server.releases.install(wanted.release, wanted.variant, who.populations)
         case "infer":
+            check_blobs(server, who, wanted.inputs)
             data = server.blobs.get(wanted.inputs)
             return Infer(Blob.of(data))
         case "export":
+            check_blobs(server, who, wanted.plan)
             return Export(server.plans.blob(server.plans.get(wanted.plan)), _personal(wanted.variant))
         case "report":
             return Report()
         case "cancel":
             return Cancel(wanted.assignment)
+
+
+def _blob_of(body: Body) -> Blob | None:
+    match body:
+        case Install(model=blob) | Infer(inputs=blob) | Export(plan=blob):
+            return blob
+    return None
 
 
 def _personal(variant: Variant) -> PersonalVariant:
@@ -178,8 +198,9 @@ def show_command(request: Request, id: str) -> dict[str, Any]:
 
 @router.post("/v1/plans", dependencies=by(operator("plan.add")), openapi_extra=takes_bytes())
 async def add_plan(request: Request) -> dict[str, Any]:
-    """Check, sign and store the bundle in the body."""
+    """Check, sign and store the bundle in the body; it belongs to the query's `population`, or to those where it is run."""
     server = server_of(request)
+    population = population_of_upload(request)
     limit = server.state.config.max_blob_mb * 1_000_000
     with tempfile.NamedTemporaryFile(suffix=".plan") as file:
         total = 0
@@ -188,9 +209,19 @@ async def add_plan(request: Request) -> dict[str, Any]:
                 raise UmbelError(f"a plan may have at most {limit} bytes; this upload is larger")
             file.write(chunk)
         file.flush()
-        plan = await run_in_threadpool(server.plans.add, Path(file.name))
-    note(request, plan.sha256, task=plan.manifest.task)
+        plan = await run_in_threadpool(_add_plan, server, population, Path(file.name))
+    note(request, plan.sha256, population, task=plan.manifest.task)
     return {"plan": plan.sha256, "task": plan.manifest.task, "metrics": plan.manifest.metric_names}
+
+
+def _add_plan(server: Server, population: str, path: Path) -> Plan:
+    if population:
+        server.quotas.check_storage(population, path.stat().st_size)
+    plan = server.plans.add(path)
+    if population:
+        with server.database.transaction() as session:
+            server.holdings.claim(session, population, server.plans.blob(plan))
+    return plan
 
 
 @router.post("/v1/runs", dependencies=by(operator("run.start")), openapi_extra=takes(RunRequest))
@@ -205,6 +236,7 @@ async def start_run(request: Request, who: Asking) -> dict[str, Any]:
 
 def _start_run(server: Server, who: Identity, wanted: RunRequest) -> dict[str, Any]:
     check_population(who, wanted.population)
+    check_blobs(server, who, wanted.plan, wanted.settings.held_out)
     weights = _weights(server, who, wanted)
     return runs.describe(server.runs.start(wanted.population, wanted.plan, wanted.settings, weights))
 
@@ -263,22 +295,24 @@ async def clone_run(request: Request, who: Asking, id: str) -> dict[str, Any]:
 
 
 def _clone_run(server: Server, who: Identity, id: str, wanted: CloneRequest) -> dict[str, Any]:
+    check_blobs(server, who, str(wanted.settings.get("held_out", "")))
     return runs.describe(server.runs.clone(id, wanted.settings, _weights(server, who, wanted)))
 
 
 @router.post(
     "/v1/runs/{id}/releases", dependencies=by(operator("release.export")), openapi_extra=takes(ReleaseRequest, False)
 )
-async def export_release(request: Request, id: str) -> dict[str, Any]:
+async def export_release(request: Request, who: Asking, id: str) -> dict[str, Any]:
     """Export a release from a checkpoint of the run."""
     wanted = msgspec.json.decode(await body_of(request) or b"{}", type=ReleaseRequest)
     run = await run_in_threadpool(run_in_scope, request, id)
-    row = await run_in_threadpool(_export, server_of(request), run, wanted)
+    row = await run_in_threadpool(_export, server_of(request), who, run, wanted)
     note(request, row["id"], run=run.id, round=row["round"], variants=list(wanted.variants))
     return row
 
 
-def _export(server: Server, run: Run, asked: ReleaseRequest) -> dict[str, Any]:
+def _export(server: Server, who: Identity, run: Run, asked: ReleaseRequest) -> dict[str, Any]:
+    check_blobs(server, who, asked.examples, asked.representative)
     plan = server.plans.get(run.plan)
     checkpoint = server.runs.checkpoint(run.id, asked.round)
     held_out = asked.examples or run.settings.get("held_out", "")

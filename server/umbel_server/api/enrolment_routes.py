@@ -23,7 +23,7 @@ from umbel.errors import UmbelError
 from umbel.messages import PROTOCOL
 from umbel.signing import public_key
 from umbel_server import pki
-from umbel_server.api.access import Asking, Who, device_or, everybody, owner, server_of, viewer
+from umbel_server.api.access import Asking, Who, device_or, everybody_who_enrols, owner, server_of, viewer
 from umbel_server.api.device_routes import body_of
 from umbel_server.api.documented import gives_bytes, takes, takes_bytes
 from umbel_server.api.guarded import by, guarded, note
@@ -46,13 +46,13 @@ class InvitationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     kind: str = ""
 
 
-@router.get(TRUST_PATH, dependencies=by(everybody()))
+@router.get(TRUST_PATH, dependencies=by(everybody_who_enrols()))
 async def show_trust(request: Request) -> Response:
     """Whom to trust, for devices that check it against their enrolment token."""
     return Response(msgspec.json.encode(server_of(request).state.trust), media_type="application/json")
 
 
-@router.post(ENROL_PATH, dependencies=by(everybody("device.enrol")), openapi_extra=takes(EnrolmentRequest))
+@router.post(ENROL_PATH, dependencies=by(everybody_who_enrols("device.enrol")), openapi_extra=takes(EnrolmentRequest))
 async def enrol(request: Request) -> Response:
     """Register a device by its public key."""
     server = server_of(request)

@@ -1,5 +1,7 @@
 """What went wrong, as an HTTP status and one sentence: the same in the answer and in the audit log."""
 
+import math
+
 import msgspec
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -19,6 +21,7 @@ from umbel_server.invitations import UnknownInvitation
 from umbel_server.outbox import UnknownCommand
 from umbel_server.releases import UnknownRelease
 from umbel_server.runs import UnknownRun
+from umbel_server.traffic import QuotaReached
 from umbel_server.uploads import StoreFull, TooLarge
 
 SHOWN = 100
@@ -35,7 +38,9 @@ class UnknownPopulation(UmbelError):
 async def answer(_request: Request, error: Exception) -> JSONResponse:
     """The answer to a request that raised: JSON with one sentence, {"error": "..."}, with a `code` where a device can act on it."""
     code = error.code if isinstance(error, Refused) else error.state if isinstance(error, Barred) else ""
-    return JSONResponse({"error": sentence_of(error)} | ({"code": code} if code else {}), _status(error))
+    wait = error.retry_after if isinstance(error, Refused | QuotaReached) else 0.0
+    headers = {"Retry-After": str(math.ceil(wait))} if wait else None
+    return JSONResponse({"error": sentence_of(error)} | ({"code": code} if code else {}), _status(error), headers)
 
 
 async def no_route(request: Request, error: Exception) -> JSONResponse:
@@ -69,7 +74,7 @@ def sentence_of(error: BaseException) -> str:
 
 def _status(error: Exception) -> int:
     match error:
-        case Refused():
+        case Refused() | QuotaReached():
             return error.status
         case SignatureError() | NotAwaited() | Barred():
             return 403

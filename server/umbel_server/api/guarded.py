@@ -9,13 +9,12 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
+from umbel.errors import UmbelError
 from umbel_server.admins import public_id
-from umbel_server.api.access import Guard, Refused, bearer_of, server_of
+from umbel_server.api.access import READS, Guard, Refused, address_of, bearer_of, device_of, server_of
 from umbel_server.api.documented import refusals
 from umbel_server.api.errors import sentence_of
 from umbel_server.audit import DONE, UNKNOWN
-
-READS = frozenset({"GET", "HEAD"})
 
 
 @dataclass
@@ -63,7 +62,7 @@ class GuardedRoute(APIRoute):
 
         async def recorded(request: Request) -> Response:
             if not self.guard.is_recorded(request):
-                return await handle(request)
+                return await _noted_of_device(request, handle)
             try:
                 response = await handle(request)
             except asyncio.CancelledError:
@@ -79,6 +78,15 @@ class GuardedRoute(APIRoute):
             return response
 
         return recorded
+
+
+async def _noted_of_device(request: Request, handle: Callable[[Request], Coroutine[Any, Any, Response]]) -> Response:
+    try:
+        return await handle(request)
+    except UmbelError as error:
+        if (device := device_of(request)) is not None:
+            server_of(request).refusals.note(f"{device.population}/{device.device}", "requests", str(error))
+        raise
 
 
 def guarded(*tags: str) -> APIRouter:
@@ -99,8 +107,7 @@ def _record(request: Request, action: str, outcome: str, refused: bool = False) 
     subject = noted.subject or path.get("device") or next(iter(path.values()), "")
     population = noted.population or path.get("population", "")
     if who == UNKNOWN:
-        address = request.client.host if request.client is not None else ""
-        about = {"address": address, "token": public_id(bearer_of(request)), **noted.detail}
+        about = {"address": address_of(request), "token": public_id(bearer_of(request)), **noted.detail}
         audit.refused(who, action, subject, population, about, outcome)
     elif refused:
         audit.refused(who, action, subject, population, noted.detail, outcome)

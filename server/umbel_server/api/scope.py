@@ -1,16 +1,16 @@
-"""What an administrator may see: the devices, commands, runs and releases of its populations, as if there were no others.
-
-Blobs belong to no population: whoever knows a blob's address, which is its digest, has seen what it is in.
-"""
+"""What an administrator may see: devices, commands, runs, releases and blobs of its populations, as if there were no others."""
 
 from fastapi import Request
 
+from umbel.errors import UmbelError
+from umbel.topics import check_name
 from umbel_server.admins import Identity
-from umbel_server.api.access import identity_of, server_of
+from umbel_server.api.access import device_of, identity_of, server_of
 from umbel_server.api.errors import UnknownPopulation
 from umbel_server.api.guarded import note
 from umbel_server.database import Command, Device, Release, Run
 from umbel_server.devices import UnknownDevice
+from umbel_server.server import Server
 
 
 def device_in_scope(request: Request, population: str, device: str) -> Device:
@@ -45,3 +45,33 @@ def check_population(identity: Identity, population: str) -> None:
         raise UnknownPopulation(
             f"no population {population[:64]!r} is known to {identity.name}, who sees {identity.scope}"
         )
+
+
+def check_blobs(server: Server, identity: Identity, *addresses: str) -> None:
+    """Raise MissingBlob when one that is named does not belong to a population of the administrator's."""
+    for sha256 in addresses:
+        if sha256 and identity.populations:
+            server.holdings.check(identity.populations, sha256)
+
+
+def blob_in_scope(request: Request, sha256: str) -> str:
+    """The population for which a device or an administrator asks for a blob, "" for one of all; raises MissingBlob."""
+    holdings = server_of(request).holdings
+    if (device := device_of(request)) is not None:
+        return holdings.check([device.population], sha256)
+    populations = identity_of(request).populations
+    return holdings.check(populations, sha256) if populations else ""
+
+
+def population_of_upload(request: Request) -> str:
+    """The population that an administrator's upload is for: the query's `population`, or its only one; "" for none.
+
+    Raises UmbelError when it has several and names none, UnknownPopulation when it names another.
+    """
+    identity, asked = identity_of(request), request.query_params.get("population", "")
+    if asked:
+        check_population(identity, check_name(asked, "a population"))
+        return asked
+    if len(identity.populations) > 1:
+        raise UmbelError(f"say for which population of {identity.scope} this upload is, with ?population=")
+    return next(iter(identity.populations), "")

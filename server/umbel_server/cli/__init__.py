@@ -20,7 +20,7 @@ def main() -> None:
         import click
         import typer
 
-        from umbel_server.cli import admins, audits, brokers, fleet, keys, local, releases, training
+        from umbel_server.cli import admins, audits, brokers, fleet, keys, local, quotas, releases, training
     except ImportError as error:
         print(
             f"umbel: {error.name} is not installed; the admin commands need: pip install 'umbel[server]'",
@@ -36,7 +36,7 @@ def main() -> None:
         pretty_exceptions_enable=False,
         add_completion=False,
     )
-    for part in (local, brokers, fleet, training, releases, admins, keys, audits):
+    for part in (local, brokers, fleet, training, releases, admins, quotas, keys, audits):
         part.add_commands(app)
     for entry in sorted(entry_points(group="umbel.commands"), key=lambda entry: entry.name):
         try:

@@ -137,6 +137,8 @@ def show_device(
     if abs(row["skew"]) >= 1:
         colour = "red" if is_wrong(row["skew"]) else "default"
         console.print(f"{'clock':12} [{colour}]{sentence(row['skew'])}[/]", highlight=False)
+    if row["refused"]:
+        console.print(f"{'refused':12} [yellow]{_refused(row['refused'])}[/]", highlight=False)
     console.print(f"{'last heard':12} {ago(row['last_seen'])}\n", highlight=False)
     _print_commands(row["commands"])
 
@@ -163,6 +165,11 @@ def _state(row: dict[str, Any]) -> str:
 
 def _why(row: dict[str, Any]) -> str:
     return escape(row["state_reason"]) or "no reason was given"
+
+
+def _refused(counts: dict[str, int]) -> str:
+    """What was refused to a device since the server started; its log says why."""
+    return escape(", ".join(f"{count:,} {what}" for what, count in sorted(counts.items())))
 
 
 def _eligible(row: dict[str, Any]) -> str:
@@ -225,7 +232,7 @@ def send(
     if kind is Kind.install:
         body |= {"release": _needed(release, "--release"), "variant": variant}
     elif kind is Kind.infer:
-        body |= {"inputs": _upload_inputs(client, inputs)}
+        body |= {"inputs": _upload_inputs(client, inputs, population)}
     elif kind is Kind.export:
         body |= {"plan": client.get(f"/v1/runs/{_needed(run, '--run')}")["plan"], "variant": variant}
     elif kind is Kind.cancel:
@@ -247,7 +254,7 @@ def _needed(value: str, option: str) -> str:
     return value
 
 
-def _upload_inputs(client: Client, path: Path | None) -> str:
+def _upload_inputs(client: Client, path: Path | None, population: str) -> str:
     if path is None:
         raise typer.BadParameter("this command needs --inputs")
     try:
@@ -255,7 +262,7 @@ def _upload_inputs(client: Client, path: Path | None) -> str:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError) as error:
         raise UmbelError(f"{path}: expected inputs in an .npz file, could not read one: {error}") from error
-    return client.put_blob(tensors.dump(arrays))
+    return client.put_blob(tensors.dump(arrays), population)
 
 
 def _save(client: Client, commands: list[dict[str, Any]], folder: Path) -> None:

@@ -96,10 +96,13 @@ def export(
         variants.append("int8-full")
     check_variants(variants, representative is not None)
     body: dict[str, Any] = {"round": round, "variants": variants}
+    population = ""
+    if representative is not None or examples is not None:
+        population = client.get(f"/v1/runs/{run}")["population"]
     if representative is not None:
-        body["representative"] = client.put_blob(_read(representative, "a representative set"))
+        body["representative"] = client.put_blob(_read(representative, "a representative set"), population)
     if examples is not None:
-        body["examples"] = client.put_blob(_read(examples, "examples"))
+        body["examples"] = client.put_blob(_read(examples, "examples"), population)
     if task is not None:
         body |= _ask_keras(client, client.get(f"/v1/runs/{run}"), round, task, examples)
     row = client.post(f"/v1/runs/{run}/releases", body, EXPORT_SECONDS)

@@ -65,8 +65,8 @@ def start(
     """Start a run: train a plan on a population."""
     source = checkpoint(from_checkpoint)
     client = Client.of_state(state)
-    body = {"population": population, "plan": client.add_plan(plan)["plan"], **source}
-    body["settings"] = settings | _held_out(client, held_out)
+    body = {"population": population, "plan": client.add_plan(plan, population)["plan"], **source}
+    body["settings"] = settings | _held_out(client, held_out, population)
     _announce(client, client.post("/v1/runs", body), follow, json)
 
 
@@ -85,16 +85,17 @@ def clone(
         settings = {"options": {}, **settings}  # another strategy does not know the options of the first
     source = checkpoint(from_checkpoint)
     client = Client.of_state(state)
-    body = {"settings": settings | _held_out(client, held_out), **source}
+    population = client.get(f"/v1/runs/{run}")["population"] if held_out is not None else ""
+    body = {"settings": settings | _held_out(client, held_out, population), **source}
     _announce(client, client.post(f"/v1/runs/{run}/clone", body), follow, json)
 
 
-def _held_out(client: Client, file: Path | None) -> dict[str, Any]:
+def _held_out(client: Client, file: Path | None, population: str) -> dict[str, Any]:
     if file is None:
         return {}
     if not file.is_file():
         raise UmbelError(f"{file}: no such file of held-out examples")
-    return {"held_out": client.put_blob(file.read_bytes())}
+    return {"held_out": client.put_blob(file.read_bytes(), population)}
 
 
 def _announce(client: Client, row: dict[str, Any], follow: bool, json: bool) -> None:

@@ -209,8 +209,9 @@ class FleetPort:
         return tuple(candidate(device) for device in self._fleet.devices.list(self.population))
 
     def offer(self, opened: Open | None, offers: Sequence[tuple[Offer, Message]]) -> None:
-        """Note the assignments and what they open in one transaction, and send their commands."""
+        """Note the assignments and what they open in one transaction, and send their commands; raises QuotaReached before."""
         if opened is not None:
+            self._check_quotas()
             self._attempt = opened.attempt
         with self._fleet.database.transaction() as session:
             if opened is not None:
@@ -230,9 +231,16 @@ class FleetPort:
             ]
         self._fleet.exchange.send(filter(None, commands))
 
+    def _check_quotas(self) -> None:
+        """Raise QuotaReached when the population cannot store a checkpoint and an update more, or a quorum move theirs today."""
+        size = self._weights.size
+        travels = size if self._weights.data is None else 0
+        self._fleet.quotas.check_round(self.population, 2 * size, self._policy.quorum * 2 * travels)
+
     def assign(self, offers: Sequence[tuple[Offer, Message, Blob]]) -> None:
         """Note assignments outside any round, each with its own weights, in one transaction, and send their commands."""
         with self._fleet.database.transaction() as session:
+            self._fleet.holdings.claim(session, self.population, *(weights for _, _, weights in offers))
             commands = [self._assign(session, offer, message, weights, 0) for offer, message, weights in offers]
         self._fleet.exchange.send(filter(None, commands))
 
@@ -307,8 +315,8 @@ class FleetPort:
         if row.bytes_up > most:  # it is read whole, so its size is looked at first
             raise UmbelError(f"the update of {row.device} should have at most {most} bytes, it has {row.bytes_up}")
         try:
-            blobs = self._fleet.received.find(row.command, row.update) if row.update else self._fleet.blobs
-            update = from_blob(blobs, row.update, self._buffers) if row.update else NO_UPDATE
+            blobs = self._fleet.received.find(self.population, row.command, row.update) if row.update else None
+            update = from_blob(blobs, row.update, self._buffers) if blobs and row.update else NO_UPDATE
         except TensorError as error:
             raise UmbelError(f"the update of {row.device}: {error}") from error
         return Arrival(row.device, update, row.examples, row.metrics, reported)
@@ -342,7 +350,7 @@ class FleetPort:
         weights = self._fleet.blobs.put(data, durable=True)
         strategy = None
         if checkpoint.strategy:
-            strategy = self._fleet.blobs.put(dump(checkpoint.strategy), durable=True).sha256
+            strategy = self._fleet.blobs.put(dump(checkpoint.strategy), durable=True)
         metrics = finite(self._evaluate(checkpoint.weights)) if self._evaluate is not None else {}
         fleet = finite(results(self.plan.manifest.metrics, checkpoint.fleet_sums)) if checkpoint.fleet_sums else {}
         now = self._clock()
@@ -353,7 +361,7 @@ class FleetPort:
                     run=self.run,
                     round=checkpoint.number,
                     weights=weights.sha256,
-                    strategy=strategy,
+                    strategy=strategy.sha256 if strategy is not None else None,
                     metrics=metrics,
                     fleet_metrics=fleet,
                     contributors=len(checkpoint.contributors),
@@ -361,6 +369,7 @@ class FleetPort:
                     committed=now,
                 )
             )
+            self._fleet.holdings.claim(session, self.population, weights, *([strategy] if strategy is not None else []))
             for id, weight in checkpoint.contributors:
                 row = session.get_one(Assignment, id)
                 if not may_follow(row.state, "folded"):

@@ -172,9 +172,9 @@ class Story:
             "epochs": 3,
             "seed": self.seed,
             "policy": {"quorum": len(FLEET), "deadline": ROUND_SECONDS},
-            "held_out": client.put_blob(path.read_bytes()),
+            "held_out": client.put_blob(path.read_bytes(), POPULATION),
         }
-        body = {"population": POPULATION, "plan": client.add_plan(plan.path)["plan"], "settings": settings}
+        body = {"population": POPULATION, "plan": client.add_plan(plan.path, POPULATION)["plan"], "settings": settings}
         id = client.post("/v1/runs", body)["id"]
         row: dict[str, Any] = {}
 
@@ -220,7 +220,7 @@ class Story:
         expected = predict(task, weights, {"x": held_out.x[: QUESTIONS * len(FLEET)]})["output"].argmax(axis=1)
         for number, member in enumerate(FLEET):
             rows = slice(number * QUESTIONS, (number + 1) * QUESTIONS)
-            inputs = client.put_blob(tensors.dump({"x": held_out.x[rows]}))
+            inputs = client.put_blob(tensors.dump({"x": held_out.x[rows]}), POPULATION)
             (command,) = self._command(client, {"kind": "infer", "inputs": inputs, "devices": [member.id]})
             answers = tensors.load(client.get_blob(command["outcome"]["outputs"]["sha256"]))
             right = next(iter(answers.values())).argmax(axis=1) == expected[rows]

@@ -1,0 +1,98 @@
+"""Commands about how much a population may use: quota set|show."""
+
+from typing import Annotated, Any
+
+import typer
+
+from umbel.errors import UmbelError
+from umbel_server.cli.run_options import size
+from umbel_server.cli.show import DEFAULT_STATE, JsonOption, StateOption, print_json, print_table, size_text
+from umbel_server.client import Client
+
+NONE = "none"
+HELP = f"a number such as 10GB, or {NONE} for no limit"
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the group quota."""
+    quota = typer.Typer(no_args_is_help=True, help="Say how much a population may use, and see how much it does.")
+    quota.command("set")(set_quota)
+    quota.command("show")(show_quota)
+    app.add_typer(quota, name="quota")
+
+
+def set_quota(
+    population: Annotated[str, typer.Option("--population", "-p", help="the population")],
+    devices: Annotated[str, typer.Option(metavar="N", help=f"devices enrolled, or {NONE}", show_default=False)] = "",
+    storage: Annotated[str, typer.Option(metavar="SIZE", help=f"bytes stored: {HELP}", show_default=False)] = "",
+    bytes_per_day: Annotated[
+        str, typer.Option(metavar="SIZE", help=f"bytes up and down over HTTP a day (UTC): {HELP}", show_default=False)
+    ] = "",
+    state: StateOption = DEFAULT_STATE,
+    json: JsonOption = False,
+) -> None:
+    """Set quotas of a population, which hold from now on; what is not named stays."""
+    body = {
+        name: _limit(text, option)
+        for name, text, option in (
+            ("devices", devices, "--devices"),
+            ("storage", storage, "--storage"),
+            ("bytes_per_day", bytes_per_day, "--bytes-per-day"),
+        )
+        if text
+    }
+    if not body:
+        raise typer.BadParameter("name what to limit: --devices, --storage or --bytes-per-day")
+    row = Client.of_state(state).post(f"/v1/quotas/{population}", body)
+    if json:
+        print_json(row)
+    else:
+        _print([row])
+
+
+def show_quota(
+    population: Annotated[str, typer.Option("--population", "-p", help="only this one")] = "",
+    state: StateOption = DEFAULT_STATE,
+    json: JsonOption = False,
+) -> None:
+    """Show what populations use, beside what they may."""
+    client = Client.of_state(state)
+    rows = [client.get(f"/v1/quotas/{population}")] if population else client.get("/v1/quotas")
+    if json:
+        print_json(rows)
+    else:
+        _print(rows)
+
+
+def _limit(text: str, option: str) -> int | None:
+    if text == NONE:
+        return None
+    try:
+        value = int(text) if option == "--devices" else size(text)
+        if value < 0:
+            raise ValueError(text)
+    except (ValueError, UmbelError) as error:
+        expected = "a number" if option == "--devices" else "a size such as 500MB or 10GB"
+        raise typer.BadParameter(f"expected {expected}, or {NONE}; got {text!r}", param_hint=option) from error
+    return value
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    print_table(
+        ("population", "devices", "stored", "moved today (UTC)", "refused"),
+        (
+            (
+                row["population"],
+                _of(f"{row['devices']:,}", row["devices_limit"], lambda value: f"{value:,}"),
+                _of(size_text(row["storage"]), row["storage_limit"], size_text),
+                _of(size_text(row["bytes_down_today"] + row["bytes_up_today"]), row["bytes_per_day_limit"], size_text),
+                ", ".join(f"{count:,} {what}" for what, count in sorted(row["refused"].items())) or "-",
+            )
+            for row in rows
+        ),
+        "No population has anything yet.",
+    )
+
+
+def _of(used: str, limit: int | None, text: Any) -> str:
+    return used if limit is None else f"{used} of {text(limit)}"

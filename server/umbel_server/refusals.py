@@ -1,0 +1,50 @@
+"""What was refused, to whom and why: counted, and said in the log once a minute for each, however often it comes."""
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+log = logging.getLogger("umbel.refused")
+
+QUIET_SECONDS = 60.0
+MOST_KEYS = 16_384
+"""Devices and addresses of which refusals are counted; of more, those that were refused longest ago are forgotten."""
+
+
+@dataclass
+class _Count:
+    times: dict[str, int] = field(default_factory=dict)
+    said: dict[str, tuple[float, int]] = field(default_factory=dict)
+
+
+class Refusals:
+    """Counts since the server's start, by device (`population/device`), population, or network address."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._counts: OrderedDict[str, _Count] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def note(self, who: str, what: str, why: str) -> None:
+        """Count one refusal of the kind `what`, and log why unless that was done less than a minute ago."""
+        now = self._clock()
+        with self._lock:
+            count = self._counts.setdefault(who, _Count())
+            self._counts.move_to_end(who)
+            if len(self._counts) > MOST_KEYS:
+                self._counts.popitem(last=False)
+            times = count.times[what] = count.times.get(what, 0) + 1
+            at, before = count.said.get(what, (float("-inf"), 0))
+            if now - at < QUIET_SECONDS:
+                return
+            count.said[what] = now, times
+        more = f" ({times - before} since the last such line)" if before else ""
+        log.warning("refused %s of %s: %s%s", what, who, why, more)
+
+    def of(self, who: str) -> dict[str, int]:
+        """How often each kind was refused."""
+        with self._lock:
+            count = self._counts.get(who)
+            return dict(count.times) if count is not None else {}
