@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import urllib3
 from tests.brokers import EmbeddedProcess
+from tests.security.parsers import NASTY_TENSORS
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice
 from tests.waiting import eventually
 
@@ -257,13 +258,13 @@ def test_an_update_that_is_far_too_large_is_refused_unread(
     plan = running.server.plans.add(plan_of("line").path)
     large = running.server.blobs.put(bytes(4_000_000))
     read: list[str] = []
-    get = running.server.blobs.get
+    fill = running.server.blobs.fill
 
-    def noting(sha256: str) -> bytes:
+    def noting(sha256: str, memory: memoryview) -> Iterator[int]:
         read.append(sha256)
-        return get(sha256)
+        return fill(sha256, memory)
 
-    monkeypatch.setattr(running.server.blobs, "get", noting)
+    monkeypatch.setattr(running.server.blobs, "fill", noting)
     device = ScriptedDevice(running, "device", lambda c: trained(c, large) if isinstance(c.body, Train) else None)
     running.wait_online(1)
     run = ended(running, start(running, plan, {}))
@@ -271,6 +272,22 @@ def test_an_update_that_is_far_too_large_is_refused_unread(
     assert "at most" in run["assignments"][0]["reason"]  # type: ignore[index]
     assert large.sha256 not in read
     device.stop()
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_an_update_with_a_header_that_no_library_writes_is_refused_and_the_round_goes_on(
+    running: RunningServer, plan_of: PlanOf, number: int
+) -> None:
+    plan = running.server.plans.add(plan_of("line").path)
+    nasty = running.server.blobs.put(NASTY_TENSORS[number])
+    updates = {"hostile": nasty, "good": update_of(plan)}
+    devices = [ScriptedDevice(running, name, lambda c, u=update: trained(c, u)) for name, update in updates.items()]
+    running.wait_online(2)
+    run = ended(running, start(running, plan, {"deadline": 20.0}))
+    assert run["state"] == "finished", run["reason"]
+    assert {a["device"]: a["state"] for a in run["assignments"]} == {"hostile": "rejected", "good": "folded"}  # type: ignore[attr-defined]
+    for device in devices:
+        device.stop()
 
 
 def test_more_examples_than_anybody_has_are_refused_at_once(running: RunningServer, plan_of: PlanOf) -> None:

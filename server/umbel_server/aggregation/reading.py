@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from umbel.errors import TensorError
 from umbel_server.aggregation import passes
 from umbel_server.aggregation.mean import NEARBY
-from umbel_server.aggregation.safetensors_layout import places_of, views
+from umbel_server.aggregation.safetensors_layout import LARGEST_HEADER, places_of, views
 from umbel_server.aggregation.updates import BlobPieces, Update
 from umbel_server.blobs import Blobs
 
@@ -43,28 +43,31 @@ class Buffers:
             self._free = [*self._free, memory]
 
 
-def from_blob(blobs: Blobs, sha256: str, buffers: Buffers) -> Update:
-    """The update of a blob that holds a delta; raises MissingBlob, BlobError on changed bytes, TensorError."""
+def from_blob(blobs: Blobs, sha256: str, buffers: Buffers, header: int = LARGEST_HEADER) -> Update:
+    """The update of a blob that holds a delta, after at most `header` bytes of header.
+
+    Raises MissingBlob, BlobError on changed bytes, TensorError.
+    """
     file = buffers.take(blobs.size(sha256))
-    squares: list[float] | None = []
-    begin = 0
+    squares: list[float] = []
+    begin = -1
     for end in blobs.fill(sha256, file.data):
-        if begin == 0:
-            begin = _floats_begin(file[:end], file.size)
-            squares = squares if begin else None
-        if squares is not None:
-            squares.append(passes.squares(file[begin:end].view(_FLOAT32), 1))
-            begin = end
-    delta = views(file.data)
-    return Update(
-        delta, BlobPieces(blobs, sha256, places_of(file.data)), None if squares is None else math.fsum(squares)
-    )
+        if begin < 0:
+            begin = _floats_begin(file[:end], file.size, header)
+        if begin:
+            # A piece may end within a number.
+            whole = end - (end - begin) % _FLOAT32.itemsize
+            squares.append(passes.squares(file[begin:whole].view(_FLOAT32), 1))
+            begin = whole
+    delta = views(file.data, header)
+    places = places_of(file.data, most=header)
+    return Update(delta, BlobPieces(blobs, sha256, places), math.fsum(squares) if begin else None)
 
 
-def _floats_begin(beginning: NDArray[np.uint8], size: int) -> int:
+def _floats_begin(beginning: NDArray[np.uint8], size: int, header: int) -> int:
     """Where a file of `size` bytes has nothing but float32 from; 0 when it has others, or more header than that."""
     try:
-        places = places_of(beginning.data, size).values()
+        places = places_of(beginning.data, size, header).values()
     except TensorError:
         return 0
     begin = min((place.start for place in places), default=0)

@@ -17,6 +17,9 @@ from umbel_server.aggregation.safetensors_layout import neighbours, views
 ENOUGH = 5
 """Accepted updates whose median norm says what is usual."""
 
+LONGEST_NAME = 200
+"""Characters of a tensor's name that a refusal shows: a device chose it."""
+
 
 class RefusedUpdate(UmbelError):
     """An update that is not folded: one sentence of whose it is, what was expected and what came."""
@@ -92,7 +95,7 @@ class Vetting:
             )
         if extra := update.keys() - self._specs.keys():
             raise RefusedUpdate(
-                f"the update of {who}: tensor {min(extra)!r} is not one of the plan's {len(self._specs)} weights"
+                f"the update of {who}: tensor {min(extra)[:LONGEST_NAME]!r} is not one of the plan's {len(self._specs)} weights"
             )
         for name, spec in self._specs.items():
             tensor = update[name]
