@@ -80,9 +80,9 @@ class Vetting:
         self._check_specs(who, update)
         norm = math.sqrt(squares_of(update, self._threads) if squares is None else squares)
         if not math.isfinite(norm):
-            broken = next((name for name in update if not math.isfinite(passes.squares(update[name]))), "")
-            finite = broken in update and np.isfinite(update[broken]).all()
-            what = "numbers too large to square" if finite else "NaN or infinity"
+            sums = {name: passes.squares(tensor) for name, tensor in update.items()}
+            broken = next((name for name, own in sums.items() if not math.isfinite(own)), max(sums, key=sums.__getitem__))
+            what = "numbers too large to square" if np.isfinite(update[broken]).all() else "NaN or infinity"
             raise RefusedUpdate(f"the update of {who}: tensor {broken!r} holds {what}")
         self._check_norm(who, norm)
         bisect.insort(self._accepted, norm)
@@ -123,4 +123,5 @@ def squares_of(update: Mapping[str, NDArray[Any]], threads: int) -> float:
     """The sum of squares of an update's elements, by at most `threads`; not finite when one is not, or overflows."""
     tensors = [update[name] for name in sorted(update)]
     whole = neighbours(tensors) if tensors else None
-    return math.fsum(passes.squares(tensor, threads) for tensor in (tensors if whole is None else [whole]))
+    # Not fsum, which raises when squares that are finite add up to infinity.
+    return float(sum(passes.squares(tensor, threads) for tensor in (tensors if whole is None else [whole])))

@@ -33,7 +33,7 @@ def same(one: Tensors, other: Tensors) -> bool:
     return all(np.array_equal(one[name], other[name]) for name in other)
 
 
-@pytest.mark.parametrize("piece", [1 << 10, 1 << 12, 1 << 19])
+@pytest.mark.parametrize("piece", [1 << 10, 1001, 1 << 12, 1 << 19])  # a bucket sends pieces of any length
 def test_squares_are_summed_while_an_update_is_read(blobs: Blobs, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
     monkeypatch.setattr(blobs_module, "PIECE", piece)
     delta = tensors(1, 5000)
