@@ -275,6 +275,7 @@ class Runs:
             state, reason = "failed", f"{type(error).__name__}: {error}; the server's log has the details"
         finally:
             self._fleet.exchange.unlisten(id)
+            self._ports.pop(id, None)  # before it is noted how the run ended: it may be resumed then
         while not self._leaving.is_set():
             try:
                 if state == "failed":
@@ -340,7 +341,10 @@ class Runs:
         if self._leaving.is_set():
             return "", ""
         called = context(int(id, 16), run_config(plan.path.as_posix(), settings))
-        app(grid, called)
+        try:
+            app(grid, called)
+        finally:
+            port.close()
         if END not in called.state:
             return "", ""
         ended = called.state.config_records[END]

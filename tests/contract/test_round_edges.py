@@ -1,5 +1,6 @@
 """Runs at their edges: orders at odd moments, and what hostile devices send."""
 
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from umbel.errors import UmbelError
 from umbel.messages import Ack, Blob, Command, Evaluate, Evaluated, Outcome, Train, Trained
 from umbel.metrics import MetricSpec
 from umbel.plan import Plan
+from umbel_server.aggregation import Buffers
 from umbel_server.aggregation.vetting import Vetting
 from umbel_server.blobs import Blobs
 from umbel_server.database import Run
@@ -288,6 +290,19 @@ def test_an_update_with_a_header_that_no_library_writes_is_refused_and_the_round
     assert {a["device"]: a["state"] for a in run["assignments"]} == {"hostile": "rejected", "good": "folded"}  # type: ignore[attr-defined]
     for device in devices:
         device.stop()
+
+
+def test_a_run_that_has_ended_holds_no_memory_for_updates(running: RunningServer, plan_of: PlanOf) -> None:
+    plan = running.server.plans.add(plan_of("line").path)
+    update = update_of(plan)
+    device = ScriptedDevice(running, "device", lambda c: trained(c, update))
+    running.wait_online(1)
+    assert ended(running, start(running, plan, {}))["state"] == "finished"
+    # Without a collection: a server at rest has none for long, and a run's port lies in a circle.
+    buffers = [found for found in gc.get_objects() if isinstance(found, Buffers)]
+    assert sum(memory.size for own in buffers for memory in own._free) == 0
+    assert running.server.runs._ports == {}
+    device.stop()
 
 
 def test_more_examples_than_anybody_has_are_refused_at_once(running: RunningServer, plan_of: PlanOf) -> None:

@@ -19,7 +19,7 @@ _FLOAT32 = np.dtype("<f4")
 class Buffers:
     """Memory for updates that is used again: a page fault for every 4 kB of fresh memory costs as much as folding them.
 
-    What waits to be used has at most `most` bytes.
+    What waits to be used has at most `most` bytes. One thread takes.
     """
 
     def __init__(self, most: int = NEARBY) -> None:
@@ -28,19 +28,21 @@ class Buffers:
 
     def take(self, size: int) -> NDArray[np.uint8]:
         """`size` bytes of any content; they come back by themselves when nothing refers to them any more."""
-        memory = next((own for own in self._free if own.size >= size), None)
-        if memory is None:
-            memory = np.empty(max(1, size), np.uint8)
-        else:
-            self._free = [own for own in self._free if own is not memory]
+        # Memory comes back in any thread and at any moment, but at the end: what was counted before stays in its place.
+        place = next((place for place, own in enumerate(self._free) if own.size >= size), None)
+        memory = np.empty(max(1, size), np.uint8) if place is None else self._free.pop(place)
         # In a memoryview, behind which NumPy's views do not look: they keep this vector.
         file = np.frombuffer(memory.data, np.uint8)
         weakref.finalize(file, self._give_back, memory).atexit = False
         return file[:size]
 
+    def close(self) -> None:
+        """Let go of what waits to be used, and keep nothing that comes back from now on."""
+        self._most, self._free = 0, []
+
     def _give_back(self, memory: NDArray[np.uint8]) -> None:
         if sum(own.size for own in self._free) + memory.size <= self._most:
-            self._free = [*self._free, memory]
+            self._free.append(memory)
 
 
 def from_blob(blobs: Blobs, sha256: str, buffers: Buffers, header: int = LARGEST_HEADER) -> Update:

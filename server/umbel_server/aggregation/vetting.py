@@ -81,7 +81,9 @@ class Vetting:
         norm = math.sqrt(squares_of(update, self._threads) if squares is None else squares)
         if not math.isfinite(norm):
             sums = {name: passes.squares(tensor) for name, tensor in update.items()}
-            broken = next((name for name, own in sums.items() if not math.isfinite(own)), max(sums, key=sums.__getitem__))
+            broken = next(
+                (name for name, own in sums.items() if not math.isfinite(own)), max(sums, key=sums.__getitem__)
+            )
             what = "numbers too large to square" if np.isfinite(update[broken]).all() else "NaN or infinity"
             raise RefusedUpdate(f"the update of {who}: tensor {broken!r} holds {what}")
         self._check_norm(who, norm)

@@ -113,6 +113,10 @@ class FleetPort:
         self._left = True
         self._news.put(None)
 
+    def close(self) -> None:
+        """Let go of the memory that updates were read into: nobody drives the run through this port any more."""
+        self._buffers.close()
+
     def heard(self, assignment: Assignment | None) -> None:
         """Take in that a device moved an assignment on, or (None) that the fleet changed."""
         now = self._clock()
