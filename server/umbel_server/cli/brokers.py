@@ -8,7 +8,7 @@ import typer
 
 from umbel_server import mosquitto
 from umbel_server.cli.show import DEFAULT_STATE, JsonOption, StateOption, console, print_json
-from umbel_server.state import open_state
+from umbel_server.state import MOST_PORT, open_state
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -20,7 +20,7 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def run(
-    port: Annotated[int, typer.Option(help="port to listen on; 0 picks a free one")] = 1883,
+    port: Annotated[int, typer.Option(min=0, max=MOST_PORT, help="port to listen on; 0 picks a free one")] = 1883,
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     state: StateOption = DEFAULT_STATE,
     insecure: Annotated[bool, typer.Option("--insecure", help="no TLS, and no state folder needed")] = False,

@@ -20,7 +20,7 @@ from umbel_server.cli.show import (
     print_table,
     state_text,
 )
-from umbel_server.client import Client
+from umbel_server.client import Client, at
 
 FromOption = Annotated[
     str,
@@ -86,7 +86,7 @@ def clone(
     source = checkpoint(from_checkpoint)
     client = Client.of_state(state)
     body = {"settings": settings | _held_out(client, held_out), **source}
-    _announce(client, client.post(f"/v1/runs/{run}/clone", body), follow, json)
+    _announce(client, client.post(at("/v1/runs/{}/clone", run), body), follow, json)
 
 
 def _held_out(client: Client, file: Path | None) -> dict[str, Any]:
