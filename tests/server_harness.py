@@ -39,6 +39,7 @@ class RunningServer:
         tls: bool = False,
         open_enrolment: bool = True,
         broker: Callable[[State], object] | None = None,
+        database: str = "",
     ) -> None:
         port = free_port()
         config = Config(
@@ -46,6 +47,7 @@ class RunningServer:
             mqtt=Mqtt(port=broker_port, embedded=tls and broker is None, tls=tls),
             enrolment=Enrolment(open=open_enrolment),
             keep_updates=keep_updates,
+            database=database,
         )
         self.state: State = init_state(folder, config)
         if broker is not None:

@@ -232,13 +232,13 @@ class Runs:
                     Assignment.run == run.id, Assignment.kind == "evaluate", Assignment.state == "folded"
                 )
             ).all()
-            travelled = session.execute(
-                select(func.sum(Assignment.bytes_down), func.sum(Assignment.bytes_up)).where(Assignment.run == run.id)
-            ).one()
+            total = select(func.sum(Assignment.bytes_down), func.sum(Assignment.bytes_up))
+            # PostgreSQL's sums are Decimals, which would be strings in JSON.
+            down, up = (int(value or 0) for value in session.execute(total.where(Assignment.run == run.id)).one())
         return {
             **describe(run),
-            "bytes_down": travelled[0] or 0,
-            "bytes_up": travelled[1] or 0,
+            "bytes_down": down,
+            "bytes_up": up,
             "checkpoints": [
                 {**describe_checkpoint(checkpoint), **self._evaluated(run, checkpoint.round, evaluations)}
                 for checkpoint in checkpoints
