@@ -4,10 +4,12 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import numpy as np
 import uvicorn
+from fastapi import FastAPI
 from joserfc.jwk import ECKey
 
 from tests.waiting import eventually
@@ -45,6 +47,7 @@ class RunningServer:
         patience: Patience = PATIENCE,
         clock: Callable[[], float] = time.time,
         encrypt_commands: bool = False,
+        database: str = "",
     ) -> None:
         config = Config(
             http=Http(port=free_port(), tls=tls),
@@ -52,6 +55,7 @@ class RunningServer:
             enrolment=Enrolment(open=open_enrolment),
             keep_updates=keep_updates,
             populations={POPULATION: Population(encrypt_commands)},
+            database=database,
         )
         self.state: State = open_state(folder) if folder.exists() else init_state(folder, config)
         port, tls = self.state.config.http.port, self.state.config.http.tls

@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
 from umbel.errors import UmbelError
+from umbel.plan import Plan
 from umbel.tensors import digest
 from umbel.tls import client_context
 from umbel_server.state import open_state
@@ -23,6 +25,14 @@ CONNECT_RETRIES = 3
 
 class NoAnswer(UmbelError):
     """The server does not answer."""
+
+
+def at(path: str, *names: str) -> str:
+    """`path` with `{}` filled in with names that somebody typed; raises UmbelError on those that no path can hold."""
+    for name in names:
+        if name in ("", ".", ".."):
+            raise UmbelError(f"an id or a name was expected, got {name!r}")
+    return path.format(*(quote(name, safe="") for name in names))
 
 
 class Client:
@@ -46,6 +56,8 @@ class Client:
         """
         url, token = os.environ.get("UMBEL_URL"), os.environ.get("UMBEL_TOKEN")
         if url and token:
+            if not (token.isascii() and token.isprintable()):
+                raise UmbelError("UMBEL_TOKEN should be the token that was printed, it holds other characters")
             file = os.environ.get("UMBEL_CA")
             return cls(url, token, client_context(_read(Path(file))) if file else None)
         state = open_state(folder)
@@ -59,11 +71,11 @@ class Client:
     def get(self, path: str, timeout: float = TIMEOUT, **params: Any) -> Any:
         """The JSON at `path`, waited for at most `timeout` seconds."""
         asked = {k: v for k, v in params.items() if v is not None}
-        return self._call("GET", path, params=asked, timeout=timeout).json()
+        return self._json("GET", path, params=asked, timeout=timeout)
 
     def post(self, path: str, body: Any = None, timeout: float = TIMEOUT) -> Any:
         """The JSON answer to `body` as JSON, waited for at most `timeout` seconds."""
-        return self._call("POST", path, json={} if body is None else body, timeout=timeout).json()
+        return self._json("POST", path, json={} if body is None else body, timeout=timeout)
 
     def put_blob(self, data: bytes, population: str = "") -> str:
         """Store `data` for a population; returns its address. With none it is only for an administrator of all to use."""
@@ -82,7 +94,8 @@ class Client:
         """Upload a plan for a population, which the server signs; returns its digest as `plan`."""
         if not path.is_file():
             raise UmbelError(f"{path}: no such plan; make one with 'umbel compile'")
-        return dict(self._call("POST", "/v1/plans", content=path.read_bytes(), params=_for(population)).json())
+        Plan.open(path)  # here, so that an error names this file
+        return dict(self._json("POST", "/v1/plans", content=path.read_bytes(), params=_for(population)))
 
     def settle(
         self,
@@ -102,6 +115,12 @@ class Client:
                 break
             time.sleep(POLL_SECONDS)
         return list(current.values())
+
+    def _json(self, method: str, path: str, **options: Any) -> Any:
+        try:
+            return self._call(method, path, **options).json()
+        except ValueError as error:
+            raise UmbelError(f"{self._url} answered {method} {path} with no JSON; is it an Umbel server?") from error
 
     def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:

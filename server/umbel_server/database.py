@@ -209,6 +209,7 @@ class Assignment(Base):
         ForeignKeyConstraint(["population", "device"], ["devices.population", "devices.id"]),
         Index("assignments_of_round", "run", "round"),
         Index("assignments_waiting", "population", "state"),
+        Index("assignments_into_checkpoint", "run", "folded_into"),
     )
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     run: Mapped[str] = mapped_column(String(32))

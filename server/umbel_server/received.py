@@ -29,6 +29,12 @@ _AT_ONCE = 500
 _SOON_SECONDS = 0.2
 """What is over is removed together with what else is over by then: a round does not wait for it."""
 
+_AGAIN_SECONDS = 60.0
+"""What could not be removed is tried again after this long, and whenever more is over."""
+
+_STOP_SECONDS = 10.0
+"""What is not removed by then is left to the next process: a bucket that does not answer must not hold this one."""
+
 
 class Received:
     """The blobs of commands beside the server's `blobs`, and their unfinished uploads in the folder `parts`.
@@ -50,11 +56,11 @@ class Received:
         self._thread.start()
 
     def stop(self) -> None:
-        """Remove what is over, and end the thread."""
+        """Remove what is over, as far as that is soon done, and end the thread."""
         self._stopped.set()
         self._some.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(_STOP_SECONDS)
 
     def of(self, command: str) -> Blobs:
         """The store of one command."""
@@ -79,20 +85,21 @@ class Received:
     def tidy(self, commands: Iterable[str]) -> None:
         """Remove soon what came for those of `commands` that are over and whose updates nobody needs.
 
-        That they are must be committed already. What is not removed, the next process sweeps.
+        That they are must be committed already. What cannot be removed is tried again, at last by the next process.
         """
         with self._lock:
             self._ended.update(commands)
         self._some.set()
 
     def _work(self) -> None:
+        left: set[str] = set()
         while not self._stopped.is_set():
-            self._some.wait()
+            self._some.wait(_AGAIN_SECONDS if left else None)
             self._stopped.wait(_SOON_SECONDS)
             self._some.clear()
             with self._lock:
-                commands, self._ended = self._ended, set()
-            self._remove(commands)
+                commands, self._ended = self._ended | left, set()
+            left = self._remove(commands)
 
     def sweep(self) -> None:
         """Remove what a process before this one left behind."""
@@ -100,18 +107,30 @@ class Received:
         parts = {folder.name for folder in self._parts_of("").glob("*")}
         self._remove(parts | set(self._blobs.names(FOLDER)))
 
-    def _remove(self, commands: Collection[str]) -> None:
-        """Remove what came for those of `commands` that are over, where it can be removed now."""
+    def _remove(self, commands: Collection[str]) -> set[str]:
+        """Remove what came for those of `commands` that are over; returns those for which that cannot be done now."""
         try:
             there = [command for command in commands if self._holds(command)]
             over = set(there) - self._needed(there)
             if over:
                 self._database.settle()
-            for command in over:
+        except (OSError, SQLAlchemyError) as error:
+            log.warning("what came for commands that are over cannot be removed now: %s", _first_line(error))
+            return set(commands)
+        left, why = set(over), ""
+        for command in over:
+            try:
                 self.of(command).remove_all()
                 shutil.rmtree(self._parts_of(command), ignore_errors=True)
-        except (OSError, StoreError, SQLAlchemyError) as error:
-            log.warning("what came for commands that are over cannot be removed now: %s", error)
+                left.remove(command)
+            except OSError as error:
+                why = _first_line(error)
+            except StoreError as error:
+                why = _first_line(error)
+                break  # the others are in the same store
+        if left:
+            log.warning("what came for %d commands that are over cannot be removed now: %s", len(left), why)
+        return left
 
     def _holds(self, command: str) -> bool:
         return self._parts_of(command).exists() or self.of(command).holds_any()
@@ -136,6 +155,10 @@ class Received:
 def sender_of(command: str) -> str:
     """The folder of a command's unfinished uploads."""
     return f"commands/{command}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0]
 
 
 def _some(commands: list[str]) -> Iterator[list[str]]:

@@ -234,13 +234,13 @@ class Runs:
                     Assignment.run == run.id, Assignment.kind == "evaluate", Assignment.state == "folded"
                 )
             ).all()
-            travelled = session.execute(
-                select(func.sum(Assignment.bytes_down), func.sum(Assignment.bytes_up)).where(Assignment.run == run.id)
-            ).one()
+            total = select(func.sum(Assignment.bytes_down), func.sum(Assignment.bytes_up))
+            # PostgreSQL's sums are Decimals, which would be strings in JSON.
+            down, up = (int(value or 0) for value in session.execute(total.where(Assignment.run == run.id)).one())
         return {
             **describe(run),
-            "bytes_down": travelled[0] or 0,
-            "bytes_up": travelled[1] or 0,
+            "bytes_down": down,
+            "bytes_up": up,
             "checkpoints": [
                 {**describe_checkpoint(checkpoint), **self._evaluated(run, checkpoint.round, evaluations)}
                 for checkpoint in checkpoints
@@ -279,6 +279,7 @@ class Runs:
             state, reason = "failed", f"{type(error).__name__}: {error}; the server's log has the details"
         finally:
             self._fleet.exchange.unlisten(id)
+            self._ports.pop(id, None)  # before it is noted how the run ended: it may be resumed then
         while not self._leaving.is_set():
             try:
                 if state == "failed":
@@ -346,7 +347,10 @@ class Runs:
         if self._leaving.is_set():
             return "", ""
         called = context(int(id, 16), run_config(plan.path.as_posix(), settings))
-        app(grid, called)
+        try:
+            app(grid, called)
+        finally:
+            port.close()
         if END not in called.state:
             return "", ""
         ended = called.state.config_records[END]

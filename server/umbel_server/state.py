@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import tomli_w
@@ -33,11 +33,15 @@ ANY = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 """What listens on every address, and where to reach it from here."""
 
 
+MOST_PORT = 65535
+Port = Annotated[int, msgspec.Meta(ge=1, le=MOST_PORT)]
+
+
 class Http(msgspec.Struct, forbid_unknown_fields=True):
     """Where the API and the blobs are served, and whether with TLS."""
 
     host: str = "127.0.0.1"
-    port: int = 8470
+    port: Port = 8470
     tls: bool = True
 
 
@@ -48,7 +52,7 @@ class Mqtt(msgspec.Struct, forbid_unknown_fields=True):
     """
 
     host: str = "127.0.0.1"
-    port: int = 1883
+    port: Port = 1883
     embedded: bool = True
     advertised_host: str = ""
     tls: bool = True

@@ -1,6 +1,7 @@
 """What devices send is bounded by the commands they were given, and is gone when nobody needs it any more."""
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,9 +19,10 @@ from tests.waiting import eventually
 from umbel import tensors
 from umbel.messages import Ack, Blob, Body, Command, Export, Exported, Infer, Outcome, Report, Train, Trained
 from umbel.plan import Plan
+from umbel_server import received
 from umbel_server.aggregation import largest_update
 from umbel_server.blobs import Blobs
-from umbel_server.received import FOLDER
+from umbel_server.received import FOLDER, Received
 from umbel_server.run_settings import RunSettings
 from umbel_server.server import Server
 
@@ -263,6 +265,55 @@ def test_a_server_that_starts_removes_what_a_crash_left(
     wanted = {open_one, command} if keep else {open_one}
     assert {path.name for path in received.iterdir()} == wanted
     assert {path.name for path in parts.iterdir()} == wanted
+
+
+def test_what_cannot_be_removed_holds_nothing_else_up_and_is_tried_again(
+    running: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(received, "_AGAIN_SECONDS", 0.1)
+    folder, elsewhere = running.state.folder / "blobs" / FOLDER, tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for number in range(40):
+        running.server.received.of(f"fine-{number}").put(b"x")
+        (folder / f"stuck-{number}").symlink_to(elsewhere)  # which is not followed to remove things there
+    running.server.received.tidy(path.name for path in list(folder.iterdir()))
+    eventually(lambda: not list(folder.glob("fine-*")))
+    assert len(list(folder.glob("stuck-*"))) == 40
+    for path in folder.glob("stuck-*"):
+        path.unlink()
+        path.mkdir()
+    eventually(lambda: left(running) == [])
+
+
+def test_a_bucket_that_does_not_answer_does_not_hold_the_server_up_when_it_stops(
+    running: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(received, "_STOP_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as bucket:
+        for name, value in (
+            ("AWS_ENDPOINT_URL", f"http://127.0.0.1:{bucket.getsockname()[1]}"),
+            ("AWS_ALLOW_HTTP", "true"),
+            ("AWS_SKIP_SIGNATURE", "true"),
+            ("AWS_REGION", "here"),
+        ):
+            monkeypatch.setenv(name, value)
+        parts = tmp_path / "parts"
+        tidying = Received(running.server.database, Blobs("s3://bucket"), parts, keeps_updates=False)
+        starting = threading.Thread(target=tidying.start, daemon=True)
+        starting.start()
+        listing, _ = bucket.accept()  # what a process before this one left behind: nothing
+        listing.recv(1 << 16)
+        nothing = b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"
+        listing.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(nothing) + nothing)
+        listing.close()
+        starting.join(20)
+        tidying.tidy(["over"])
+        asked, _ = bucket.accept()
+        stopping = threading.Thread(target=tidying.stop, daemon=True)
+        stopping.start()
+        stopping.join(20)
+        assert not stopping.is_alive()
+        asked.close()
 
 
 def test_what_is_apart_is_found_apart_and_removed_alone_in_a_folder_and_in_a_bucket(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Runs at their edges: orders at odd moments, and what hostile devices send."""
 
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import urllib3
 from tests.brokers import EmbeddedProcess
+from tests.security.parsers import NASTY_TENSORS
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice
 from tests.waiting import eventually
 
@@ -18,6 +20,7 @@ from umbel.errors import UmbelError
 from umbel.messages import Ack, Blob, Command, Evaluate, Evaluated, Outcome, Train, Trained
 from umbel.metrics import MetricSpec
 from umbel.plan import Plan
+from umbel_server.aggregation import Buffers
 from umbel_server.aggregation.vetting import Vetting
 from umbel_server.blobs import Blobs
 from umbel_server.database import Run
@@ -257,19 +260,48 @@ def test_an_update_that_is_far_too_large_is_refused_unread(
     plan = running.server.plans.add(plan_of("line").path)
     large = running.give(running.server.blobs.put(bytes(4_000_000)))
     read: list[str] = []
-    get = running.server.blobs.get
+    fill = running.server.blobs.fill
 
-    def noting(sha256: str) -> bytes:
+    def noting(sha256: str, memory: memoryview) -> Iterator[int]:
         read.append(sha256)
-        return get(sha256)
+        return fill(sha256, memory)
 
-    monkeypatch.setattr(running.server.blobs, "get", noting)
+    monkeypatch.setattr(running.server.blobs, "fill", noting)
     device = ScriptedDevice(running, "device", lambda c: trained(c, large) if isinstance(c.body, Train) else None)
     running.wait_online(1)
     run = ended(running, start(running, plan, {}))
     assert {a["state"] for a in run["assignments"]} == {"rejected"}  # type: ignore[attr-defined]
     assert "at most" in run["assignments"][0]["reason"]  # type: ignore[index]
     assert large.sha256 not in read
+    device.stop()
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_an_update_with_a_header_that_no_library_writes_is_refused_and_the_round_goes_on(
+    running: RunningServer, plan_of: PlanOf, number: int
+) -> None:
+    plan = running.server.plans.add(plan_of("line").path)
+    nasty = running.server.blobs.put(NASTY_TENSORS[number])
+    updates = {"hostile": nasty, "good": update_of(plan)}
+    devices = [ScriptedDevice(running, name, lambda c, u=update: trained(c, u)) for name, update in updates.items()]
+    running.wait_online(2)
+    run = ended(running, start(running, plan, {"deadline": 20.0}))
+    assert run["state"] == "finished", run["reason"]
+    assert {a["device"]: a["state"] for a in run["assignments"]} == {"hostile": "rejected", "good": "folded"}  # type: ignore[attr-defined]
+    for device in devices:
+        device.stop()
+
+
+def test_a_run_that_has_ended_holds_no_memory_for_updates(running: RunningServer, plan_of: PlanOf) -> None:
+    plan = running.server.plans.add(plan_of("line").path)
+    update = update_of(plan)
+    device = ScriptedDevice(running, "device", lambda c: trained(c, update))
+    running.wait_online(1)
+    assert ended(running, start(running, plan, {}))["state"] == "finished"
+    # Without a collection: a server at rest has none for long, and a run's port lies in a circle.
+    buffers = [found for found in gc.get_objects() if isinstance(found, Buffers)]
+    assert sum(memory.size for own in buffers for memory in own._free) == 0
+    assert running.server.runs._ports == {}
     device.stop()
 
 

@@ -146,6 +146,25 @@ def claiming(shape: tuple[int, ...]) -> bytes:
     return stored.getvalue()
 
 
+def safetensors(header: str, data: bytes = b"") -> bytes:
+    """A file with a header that no library writes."""
+    return len(header).to_bytes(8, "little") + header.encode() + data
+
+
+def tensor(shape: str, start: str = "0", stop: str = "4") -> str:
+    return f'{{"a":{{"dtype":"F32","shape":[{shape}],"data_offsets":[{start},{stop}]}}}}'
+
+
+_digits = "9" * 4300  # as many as Python reads
+NASTY_TENSORS = (
+    safetensors(tensor("1" + ",1" * 64), bytes(4)),
+    safetensors(tensor(f"0,{2**70}", stop="0")),
+    safetensors(tensor(f"0,{2**62},{2**62}", stop="0")),
+    safetensors(tensor("0", _digits, _digits)),
+    safetensors(tensor(",".join([_digits] * 400)), bytes(4)),
+)
+"""Shapes that no array has, and numbers that nobody multiplies."""
+
 _blob = Blob.of(b"abc")
 _specs = {"x": TensorSpec((2,))}
 _train = Train("a", "r", 1, _blob, _blob, 2e9, 0.1)
@@ -254,8 +273,8 @@ PARSERS = {
     "signing keys": Parser(opened_keyring, (kept_keys(),)),
     "access": Parser(_decoder(Access), _json(Access("p", "d", "GET", "/", 1.0))),
     "run settings": Parser(_decoder(RunSettings), _json(RunSettings())),
-    "safetensors": Parser(tensors.load, (_safetensors,)),
-    "update": Parser(views, (_safetensors,)),
+    "safetensors": Parser(tensors.load, (_safetensors, *NASTY_TENSORS)),
+    "update": Parser(views, (_safetensors, *NASTY_TENSORS)),
     "plan": Parser(in_file(Plan.open, "x.plan"), (_plan, packed("manifest.json", bytes(10_000_000)))),
     "plan's manifest": Parser(
         lambda data: in_file(Plan.open, "y.plan")(packed("manifest.json", data)),

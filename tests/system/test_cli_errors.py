@@ -1,10 +1,13 @@
 """Bad input at the command line: one sentence, a non-zero exit, nothing changed."""
 
+import http.server
 import os
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -65,6 +68,59 @@ def test_a_damaged_configuration_is_named(tmp_path: Path) -> None:
         assert_refused(run("umbel", "serve", "--state", tmp_path / "a"), sentence)
 
 
+def test_a_port_that_is_none_is_refused(tmp_path: Path) -> None:
+    for words in (("--port", "70000"), ("--mqtt-port", "-1")):
+        assert_refused(run("umbel", "init", tmp_path / "a", *words), f"{words[1]} is not in the range", 2)
+    assert_refused(run("umbel", "broker", "run", "--insecure", "--port", "70000"), "is not in the range", 2)
+    assert not (tmp_path / "a").exists()
+    assert run("umbel", "init", tmp_path / "a", "--port", "7001").returncode == 0
+    config = tmp_path / "a" / "umbel.toml"
+    config.write_text(config.read_text().replace("7001", "70010"))
+    assert_refused(run("umbel", "serve", "--state", tmp_path / "a"), "$.http.port")
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    inside = tmp_path / "file" / "x"
+    assert_refused(run("umbel", "init", inside), f"{inside}: not a directory")
+    assert run("umbel", "init", tmp_path / "a").returncode == 0
+    assert_refused(run("umbel", "serve", "--state", tmp_path / "a", "--log", inside), f"{inside}: not a directory")
+
+
+@pytest.mark.parametrize("name", ["", ".", ".."])
+def test_an_id_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
+    assert run("umbel", "init", tmp_path / "a", "--port", "1").returncode == 0
+    for words in (("runs", "show", name), ("runs", "stop", name), ("devices", "show", name, "-p", "home")):
+        assert_refused(run("umbel", *words, "--state", tmp_path / "a"), f"an id or a name was expected, got {name!r}")
+
+
+class Other(http.server.BaseHTTPRequestHandler):
+    """A server that is not Umbel's, and says what it was asked."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"hi")
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+
+def test_what_somebody_types_stays_one_name_and_another_server_is_named() -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        done = run("umbel", "runs", "show", "../devices?a#b\n", UMBEL_URL=url, UMBEL_TOKEN="token")
+        assert_refused(done, "is it an Umbel server?")
+        server.shutdown()
+    assert Other.asked == ["/v1/runs/..%2Fdevices%3Fa%23b%0A"]
+    assert_refused(run("umbel", "runs", "list", UMBEL_URL=url, UMBEL_TOKEN="é"), "UMBEL_TOKEN")
+
+
 def test_a_server_that_is_not_running_is_named(tmp_path: Path) -> None:
     assert run("umbel", "init", tmp_path / "a", "--port", "1").returncode == 0
     assert_refused(run("umbel", "devices", "list", "--state", tmp_path / "a"), "is 'umbel serve' running?")
@@ -74,6 +130,13 @@ def test_compile_refuses_files_that_are_no_task(tmp_path: Path) -> None:
     (tmp_path / "empty.py").write_text("x = 1\n")
     assert_refused(run("umbel", "compile", tmp_path / "empty.py"), "no Task in this file")
     assert_refused(run("umbel", "compile", tmp_path / "absent.py"), "no such task file")
+
+
+def test_a_file_that_is_no_plan_is_named(tmp_path: Path) -> None:
+    (tmp_path / "some.plan").write_bytes(b"plan")
+    assert run("umbel", "init", tmp_path / "a", "--port", "1").returncode == 0
+    done = run("umbel", "runs", "start", tmp_path / "some.plan", "-p", "home", "--state", tmp_path / "a")
+    assert_refused(done, f"{tmp_path / 'some.plan'}: not a plan made by 'umbel compile'")
 
 
 def test_wrong_usage_exits_with_2() -> None:

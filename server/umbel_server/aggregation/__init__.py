@@ -8,6 +8,7 @@ from umbel_server.aggregation.updates import (
     Update,
     WeightPieces,
     from_weights,
+    largest_header,
     largest_update,
 )
 from umbel_server.aggregation.vetting import RefusedUpdate, Vetting
@@ -25,5 +26,6 @@ __all__ = [
     "aggregator_of",
     "from_blob",
     "from_weights",
+    "largest_header",
     "largest_update",
 ]

@@ -34,7 +34,7 @@ CAUTION = 1.0 + 2.0**-10
 """The bound is taken this many times, which covers the roundings of the bound itself and second-order terms."""
 
 TERMS = 1 << 18
-"""Products that are held at once when elements are made again; a handful of arrays of them are."""
+"""Elements, or products of them, that are held at once when elements are made again; a handful of arrays of them are."""
 
 WEIGHTS = (2.0**-400, 2.0**400)
 """Weights whose products with float32 and with float64 that can be squared neither overflow nor lose more than LOST."""
@@ -147,9 +147,8 @@ class RoundedSum:
             result[own], sure = _between(self._sums[part], error, scale, flat[own])
             unsure.append(own.start + np.flatnonzero(~sure))
         index = np.concatenate(unsure)
-        most = max(1, TERMS // max(1, len(folded)))
-        for first in range(0, index.size, most):
-            some = index[first : first + most]
+        for first in range(0, index.size, TERMS):
+            some = index[first : first + TERMS]
             result[some] = self._again(some, flat[some], scale, folded, name)
         return result.reshape(base.shape)
 
@@ -162,18 +161,21 @@ class RoundedSum:
         name: str,
     ) -> NDArray[Any]:
         """`moved` of the elements at `index`, from sums in twice the precision, or exact ones."""
-        terms = np.array([pieces.deltas(name, index) for pieces, _ in folded], np.float64)
-        products, rests = _product(np.array([weight for _, weight in folded])[:, np.newaxis], terms)
-        sizes, count = np.abs(products).sum(axis=0), len(folded)
-        high, low = _sum(products, rests)
+        high, low, sizes = (np.zeros(index.size) for _ in range(3))
+        for pieces, weight in folded:
+            product, rest = _product(weight, pieces.deltas(name, index).astype(np.float64))
+            total = high + product
+            low += _lost(high, product, total) + rest
+            high, sizes = total, sizes + np.abs(product)
         # Section 5 there: n terms and n rests, rounded as they are added up. Zeros alone have no error at all.
+        count = len(folded)
         error = (2.0 * count + 4.0) ** 2 * UNIT**2 * sizes + UNIT * np.abs(low)
         error = CAUTION * 2.0 * (error + np.where(sizes > 0.0, LOST * count, 0.0))
         values, sure = _between(high, error, scale, base, low)
-        left = np.flatnonzero(~sure)
-        if left.size:
-            exact = np.concatenate((products[:, left], rests[:, left])).T.tolist()
-            values[left] = _scaled(np.array([math.fsum(own) for own in exact]), scale, base[left])
+        left, most = np.flatnonzero(~sure), max(1, TERMS // max(1, count))
+        for first in range(0, left.size, most):
+            some = left[first : first + most]
+            values[some] = _scaled(_exact(index[some], folded, name), scale, base[some])
         return values
 
     def _blocks(self, start: int, stop: int) -> Iterator[tuple[int, slice]]:
@@ -202,16 +204,11 @@ def _scaled(sums: NDArray[np.float64], scale: float, base: NDArray[Any]) -> NDAr
         return moved + np.zeros((), base.dtype) if base.dtype.kind == "f" else moved
 
 
-def _sum(high: NDArray[np.float64], low: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The sums of the rows of high + low, in twice the precision, by halves."""
-    rest = low.sum(axis=0)
-    while len(high) > 1:
-        half = len(high) // 2
-        a, b = high[:half], high[half : 2 * half]
-        total = a + b
-        rest += _lost(a, b, total).sum(axis=0)
-        high = np.concatenate((total, high[2 * half :]))
-    return high[0], rest
+def _exact(index: NDArray[np.intp], folded: Sequence[tuple[Pieces, float]], name: str) -> NDArray[np.float64]:
+    """The weighted sums of the elements at `index`, rounded once."""
+    terms = np.array([pieces.deltas(name, index) for pieces, _ in folded], np.float64)
+    parts = _product(np.array([weight for _, weight in folded])[:, np.newaxis], terms)
+    return np.array([math.fsum(own) for own in np.concatenate(parts).T.tolist()])
 
 
 def _lost(a: NDArray[np.float64], b: NDArray[np.float64], total: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -221,7 +218,7 @@ def _lost(a: NDArray[np.float64], b: NDArray[np.float64], total: NDArray[np.floa
     return rest
 
 
-def _product(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _product(a: float | NDArray[np.float64], b: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """a * b as a sum of two floats, exactly but for underflow (Dekker, Numerische Mathematik 18, 1971)."""
     product = a * b
     a_high = _HALF * a - (_HALF * a - a)

@@ -22,6 +22,12 @@ CACHED_HEADER = 1 << 16
 LARGEST_HEADER = 100_000_000
 """The limit of the reference implementation."""
 
+DIMENSIONS, MOST_BYTES = 32, 2**63 - 1
+"""What an array may have in every NumPy: a shape beyond either has a product that takes minutes, or no array."""
+
+_SHOWN = 200
+"""Characters of an error about bytes that somebody else chose."""
+
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -52,11 +58,16 @@ class Place:
         return self.start + math.prod(self.shape) * self.dtype.itemsize
 
 
-def header_length(prefix: bytes, size: int) -> int:
-    """The bytes of the header of a file of `size` bytes that begins with `prefix`; raises TensorError if it has no room."""
+def header_length(prefix: bytes, size: int, most: int = LARGEST_HEADER) -> int:
+    """The bytes of the header of a file of `size` bytes that begins with `prefix`.
+
+    Raises TensorError if it has no room, or more than `most`.
+    """
     length = int.from_bytes(prefix[:PREFIX], "little")
-    if len(prefix) < PREFIX or length > min(LARGEST_HEADER, size - PREFIX):
+    if len(prefix) < PREFIX or length > size - PREFIX:
         raise TensorError(f"expected safetensors bytes, got {size} bytes without a header")
+    if length > most:
+        raise TensorError(f"expected safetensors bytes with a header of at most {most} bytes, it has {length}")
     return length
 
 
@@ -70,12 +81,14 @@ def parse_header(header: bytes, size: int) -> dict[str, Place]:
         entries.pop("__metadata__", None)
         found = {name: _place(entry, PREFIX + len(header)) for name, entry in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise TensorError(f"expected safetensors bytes, got a header that does not parse: {error}") from error
+        raise TensorError(
+            f"expected safetensors bytes, got a header that does not parse: {str(error)[:_SHOWN]}"
+        ) from error
     end = PREFIX + len(header)
     for name, place in sorted(found.items(), key=lambda item: (item[1].start, item[1].stop)):
         if place.start != end:
             raise TensorError(
-                f"expected safetensors bytes, tensor {name!r} should begin at byte {end}, not {place.start}"
+                f"expected safetensors bytes, tensor {name[:_SHOWN]!r} should begin at byte {end}, not {place.start}"
             )
         end = place.stop
     if end != size:
@@ -89,21 +102,23 @@ def _parse_again(header: bytes, size: int) -> Mapping[str, Place]:
     return MappingProxyType(parse_header(header, size))
 
 
-def places_of(data: bytes | bytearray | memoryview, size: int | None = None) -> Mapping[str, Place]:
-    """The tensors of a file by name, in the order of names; raises TensorError as `parse_header` does.
+def places_of(
+    data: bytes | bytearray | memoryview, size: int | None = None, most: int = LARGEST_HEADER
+) -> Mapping[str, Place]:
+    """The tensors of a file by name, in the order of names; raises TensorError as `header_length` and `parse_header` do.
 
     `data` is all of it, or with `size` the beginning of a file of so many bytes.
     """
     view = memoryview(data).cast("B")
     size = view.nbytes if size is None else size
-    length = header_length(bytes(view[:PREFIX]), size)
+    length = header_length(bytes(view[:PREFIX]), size, most)
     parse = _parse_again if length <= CACHED_HEADER else parse_header
     return parse(bytes(view[PREFIX : PREFIX + length]), size)
 
 
-def views(data: bytes | bytearray | memoryview) -> Tensors:
-    """The tensors of a whole file without a copy, in the order of names; raises TensorError as `parse_header` does."""
-    view, places = memoryview(data).cast("B"), places_of(data)
+def views(data: bytes | bytearray | memoryview, most: int = LARGEST_HEADER) -> Tensors:
+    """The tensors of a whole file without a copy, in the order of names; raises TensorError as `places_of` does."""
+    view, places = memoryview(data).cast("B"), places_of(data, most=most)
     file = np.frombuffer(view, np.uint8)
     return {
         name: file[place.start : place.stop].view(place.dtype).reshape(place.shape) for name, place in places.items()
@@ -134,8 +149,12 @@ def joined(tensors: Sequence[NDArray[Any]]) -> NDArray[Any]:
 def _place(entry: Mapping[str, Any], begin: int) -> Place:
     dtype, shape = _DTYPES[entry["dtype"]], entry["shape"]
     start, stop = entry["data_offsets"]
-    if not all(type(number) is int and number >= 0 for number in (*shape, start, stop)):
-        raise ValueError("shapes and offsets should be natural numbers")
+    if len(shape) > DIMENSIONS:
+        raise ValueError(f"a shape should have at most {DIMENSIONS} dimensions, got {len(shape)}")
+    if not all(type(number) is int and 0 <= number <= MOST_BYTES for number in (*shape, start, stop)):
+        raise ValueError("shapes and offsets should be natural numbers, and no larger than files")
+    if math.prod(number or 1 for number in shape) * dtype.itemsize > MOST_BYTES:
+        raise ValueError(f"{dtype}{shape} is larger than files are")
     place = Place(dtype, tuple(shape), begin + start)
     if place.stop != begin + stop:
         raise ValueError(f"{dtype}{shape} does not fill bytes {start} to {stop}")

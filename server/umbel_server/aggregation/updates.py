@@ -20,10 +20,14 @@ HEADER_ROOM, TENSOR_ROOM = 1 << 16, 1 << 10
 """Bytes that an update's header may take, and what it says of one tensor beside its name."""
 
 
+def largest_header(specs: Sequence[WeightSpec]) -> int:
+    """Bytes of the header of weights of `specs` as safetensors, with room for one that somebody else's library writes."""
+    return HEADER_ROOM + sum(TENSOR_ROOM + 6 * len(spec.name) for spec in specs)
+
+
 def largest_update(specs: Sequence[WeightSpec]) -> int:
-    """Bytes of weights of `specs` as safetensors, with room for a header that somebody else's library writes."""
-    size = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in specs)
-    return size + HEADER_ROOM + sum(TENSOR_ROOM + 6 * len(spec.name) for spec in specs)
+    """Bytes of weights of `specs` as safetensors, with the largest header."""
+    return largest_header(specs) + sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in specs)
 
 
 class Pieces(Protocol):

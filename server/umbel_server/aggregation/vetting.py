@@ -17,6 +17,9 @@ from umbel_server.aggregation.safetensors_layout import neighbours, views
 ENOUGH = 5
 """Accepted updates whose median norm says what is usual."""
 
+LONGEST_NAME = 200
+"""Characters of a tensor's name that a refusal shows: a device chose it."""
+
 
 class RefusedUpdate(UmbelError):
     """An update that is not folded: one sentence of whose it is, what was expected and what came."""
@@ -77,9 +80,11 @@ class Vetting:
         self._check_specs(who, update)
         norm = math.sqrt(squares_of(update, self._threads) if squares is None else squares)
         if not math.isfinite(norm):
-            broken = next((name for name in update if not math.isfinite(passes.squares(update[name]))), "")
-            finite = broken in update and np.isfinite(update[broken]).all()
-            what = "numbers too large to square" if finite else "NaN or infinity"
+            sums = {name: passes.squares(tensor) for name, tensor in update.items()}
+            broken = next(
+                (name for name, own in sums.items() if not math.isfinite(own)), max(sums, key=sums.__getitem__)
+            )
+            what = "numbers too large to square" if np.isfinite(update[broken]).all() else "NaN or infinity"
             raise RefusedUpdate(f"the update of {who}: tensor {broken!r} holds {what}")
         self._check_norm(who, norm)
         bisect.insort(self._accepted, norm)
@@ -92,7 +97,7 @@ class Vetting:
             )
         if extra := update.keys() - self._specs.keys():
             raise RefusedUpdate(
-                f"the update of {who}: tensor {min(extra)!r} is not one of the plan's {len(self._specs)} weights"
+                f"the update of {who}: tensor {min(extra)[:LONGEST_NAME]!r} is not one of the plan's {len(self._specs)} weights"
             )
         for name, spec in self._specs.items():
             tensor = update[name]
@@ -120,4 +125,5 @@ def squares_of(update: Mapping[str, NDArray[Any]], threads: int) -> float:
     """The sum of squares of an update's elements, by at most `threads`; not finite when one is not, or overflows."""
     tensors = [update[name] for name in sorted(update)]
     whole = neighbours(tensors) if tensors else None
-    return math.fsum(passes.squares(tensor, threads) for tensor in (tensors if whole is None else [whole]))
+    # Not fsum, which raises when squares that are finite add up to infinity.
+    return float(sum(passes.squares(tensor, threads) for tensor in (tensors if whole is None else [whole])))

@@ -11,7 +11,8 @@ from umbel.errors import UmbelError
 def main() -> None:
     """Run `umbel`: the server's commands, and those that other installed parts add (entry points `umbel.commands`).
 
-    Exit codes: 0, 1 for a failure, 2 for wrong usage. An error is one line; `--debug` adds the traceback.
+    Exit codes: 0, 1 for a failure, 2 for wrong usage. An error, also of a file that cannot be read or written, is one line;
+    `--debug` adds the traceback.
     """
     debug = "--debug" in sys.argv[1:]
     if debug:
@@ -64,6 +65,13 @@ def main() -> None:
         if debug:
             traceback.print_exc()
         print(f"umbel: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is None or error.strerror is None:
+            raise
+        if debug:
+            traceback.print_exc()
+        print(f"umbel: {error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("umbel: interrupted", file=sys.stderr)

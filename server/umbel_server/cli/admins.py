@@ -18,7 +18,7 @@ from umbel_server.cli.show import (
     print_table,
     span_text,
 )
-from umbel_server.client import Client
+from umbel_server.client import Client, at
 
 
 class RoleName(StrEnum):
@@ -89,7 +89,7 @@ def list_admins(state: StateOption = DEFAULT_STATE, json: JsonOption = False) ->
 
 def revoke(name: NameArgument, state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
     """End an admin's token at once."""
-    row = Client.of_state(state).post(f"/v1/admins/{name}/revoke")
+    row = Client.of_state(state).post(at("/v1/admins/{}/revoke", name))
     if json:
         print_json(row)
     else:

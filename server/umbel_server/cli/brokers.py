@@ -10,7 +10,7 @@ from umbel.errors import UmbelError
 from umbel_server.broker_config import emqx, mosquitto
 from umbel_server.broker_config.files import Broker
 from umbel_server.cli.show import DEFAULT_STATE, JsonOption, StateOption, console, print_json
-from umbel_server.state import open_state
+from umbel_server.state import MOST_PORT, open_state
 
 CONFIGURED = {"mosquitto": mosquitto, "emqx": emqx}
 """Brokers for which a configuration can be written."""
@@ -25,7 +25,7 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def run(
-    port: Annotated[int, typer.Option(help="port to listen on; 0 picks a free one")] = 1883,
+    port: Annotated[int, typer.Option(min=0, max=MOST_PORT, help="port to listen on; 0 picks a free one")] = 1883,
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     state: StateOption = DEFAULT_STATE,
     insecure: Annotated[bool, typer.Option("--insecure", help="no TLS, and no state folder needed")] = False,

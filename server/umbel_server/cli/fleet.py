@@ -23,7 +23,7 @@ from umbel_server.cli.show import (
     print_json,
     print_table,
 )
-from umbel_server.client import FINAL, Client
+from umbel_server.client import FINAL, Client, at
 
 
 class Kind(StrEnum):
@@ -108,7 +108,7 @@ def show_device(
     json: JsonOption = False,
 ) -> None:
     """Show one device and its latest commands."""
-    row = Client.of_state(state).get(f"/v1/devices/{population}/{device}")
+    row = Client.of_state(state).get(at("/v1/devices/{}/{}", population, device))
     if json:
         print_json(row)
         return
@@ -150,7 +150,7 @@ def readmit(
     json: JsonOption = False,
 ) -> None:
     """End a device's quarantine: it gets assignments again, and its rejected updates are counted from 0."""
-    row = Client.of_state(state).post(f"/v1/devices/{population}/{device}/readmit")
+    row = Client.of_state(state).post(at("/v1/devices/{}/{}/readmit", population, device))
     if json:
         print_json(row)
     else:
@@ -234,7 +234,7 @@ def send(
     elif kind is Kind.infer:
         body |= {"inputs": _upload_inputs(client, inputs, population)}
     elif kind is Kind.export:
-        body |= {"plan": client.get(f"/v1/runs/{_needed(run, '--run')}")["plan"], "variant": variant}
+        body |= {"plan": client.get(at("/v1/runs/{}", _needed(run, "--run")))["plan"], "variant": variant}
     elif kind is Kind.cancel:
         body |= {"assignment": _needed(assignment, "--assignment")}
     commands = client.settle(client.post("/v1/commands", body), wait)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from umbel_server.cli.run_options import pair
 from umbel_server.cli.show import DEFAULT_STATE, JsonOption, StateOption, console, print_json, print_table
-from umbel_server.client import Client
+from umbel_server.client import Client, at
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _COLOURS = {"open": "green", "used": "dim", "expired": "yellow", "revoked": "red"}
@@ -125,7 +125,7 @@ def uninvite(
     json: JsonOption = False,
 ) -> None:
     """Take an invitation back that nobody has used."""
-    row = Client.of_state(state).post(f"/v1/invitations/{id}/revoke")
+    row = Client.of_state(state).post(at("/v1/invitations/{}/revoke", id))
     if json:
         print_json(row)
     else:

@@ -1,14 +1,13 @@
 """Commands that decide about a device: devices suspend|resume|revoke|rename|label|delete."""
 
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import typer
 from rich.markup import escape
 
 from umbel_server.cli.run_options import pair
 from umbel_server.cli.show import DEFAULT_STATE, JsonOption, StateOption, console, print_json
-from umbel_server.client import Client
+from umbel_server.client import Client, at
 
 DeviceArgument = Annotated[str, typer.Argument(help="the device's id")]
 PopulationOption = Annotated[str, typer.Option("--population", "-p", help="its population")]
@@ -97,8 +96,7 @@ def delete(
 
 
 def _decide(state: StateOption, population: str, device: str, what: str, body: dict[str, Any]) -> dict[str, Any]:
-    path = f"/v1/devices/{quote(population, safe='')}/{quote(device, safe='')}/{what}"
-    return dict(Client.of_state(state).post(path, body))
+    return dict(Client.of_state(state).post(at("/v1/devices/{}/{}/{}", population, device, what), body))
 
 
 def _say(row: dict[str, Any], json: bool, sentence: str) -> None:

@@ -11,7 +11,7 @@ from umbel.plan import Plan
 from umbel.task import load_task
 from umbel_server.cli.compiling import progress_of
 from umbel_server.cli.show import DEFAULT_STATE, StateOption, console, print_json, size_text
-from umbel_server.state import Config, Enrolment, Http, Mqtt, init_state, open_state
+from umbel_server.state import MOST_PORT, Config, Enrolment, Http, Mqtt, init_state, open_state
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -24,9 +24,9 @@ def add_commands(app: typer.Typer) -> None:
 def init(
     folder: Annotated[Path, typer.Argument(help="a new folder for the server's state")] = DEFAULT_STATE,
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="port of the API and the blobs")] = 8470,
+    port: Annotated[int, typer.Option(min=1, max=MOST_PORT, help="port of the API and the blobs")] = 8470,
     mqtt_host: Annotated[str, typer.Option(help="the broker's address")] = "127.0.0.1",
-    mqtt_port: Annotated[int, typer.Option(help="the broker's port")] = 1883,
+    mqtt_port: Annotated[int, typer.Option(min=1, max=MOST_PORT, help="the broker's port")] = 1883,
     external_broker: Annotated[bool, typer.Option(help="use a broker that runs already; start none")] = False,
     hostname: Annotated[
         list[str] | None, typer.Option(help="a name or address at which devices reach this server; may be repeated")

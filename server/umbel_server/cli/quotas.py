@@ -7,7 +7,7 @@ import typer
 from umbel.errors import UmbelError
 from umbel_server.cli.run_options import size
 from umbel_server.cli.show import DEFAULT_STATE, JsonOption, StateOption, print_json, print_table, size_text
-from umbel_server.client import Client
+from umbel_server.client import Client, at
 
 NONE = "none"
 HELP = f"a number such as 10GB, or {NONE} for no limit"
@@ -57,7 +57,7 @@ def show_quota(
 ) -> None:
     """Show what populations use, beside what they may."""
     client = Client.of_state(state)
-    rows = [client.get(f"/v1/quotas/{population}")] if population else client.get("/v1/quotas")
+    rows = [client.get(at("/v1/quotas/{}", population))] if population else client.get("/v1/quotas")
     if json:
         print_json(rows)
     else:

@@ -25,7 +25,7 @@ from umbel_server.cli.show import (
     print_table,
     size_text,
 )
-from umbel_server.client import Client
+from umbel_server.client import Client, at
 from umbel_server.variants import VARIANTS, WITHOUT_EXAMPLES, check_variants
 
 EXPORT_SECONDS = 600.0
@@ -59,7 +59,7 @@ def show_release(
     json: JsonOption = False,
 ) -> None:
     """Show a release: its files, and how they compare with the plan and Keras."""
-    row = Client.of_state(state).get(f"/v1/releases/{release}")
+    row = Client.of_state(state).get(at("/v1/releases/{}", release))
     if json:
         print_json(row)
         return
@@ -98,14 +98,14 @@ def export(
     body: dict[str, Any] = {"round": round, "variants": variants}
     population = ""
     if representative is not None or examples is not None:
-        population = client.get(f"/v1/runs/{run}")["population"]
+        population = client.get(at("/v1/runs/{}", run))["population"]
     if representative is not None:
         body["representative"] = client.put_blob(_read(representative, "a representative set"), population)
     if examples is not None:
         body["examples"] = client.put_blob(_read(examples, "examples"), population)
     if task is not None:
-        body |= _ask_keras(client, client.get(f"/v1/runs/{run}"), round, task, examples)
-    row = client.post(f"/v1/runs/{run}/releases", body, EXPORT_SECONDS)
+        body |= _ask_keras(client, client.get(at("/v1/runs/{}", run)), round, task, examples)
+    row = client.post(at("/v1/runs/{}/releases", run), body, EXPORT_SECONDS)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         for name, file in row["files"].items():

@@ -4,7 +4,7 @@ from typing import Any
 
 from umbel_server.cli.run_text import print_head
 from umbel_server.cli.show import DEFAULT_STATE, JsonOption, RunArgument, StateOption, print_json
-from umbel_server.client import Client
+from umbel_server.client import Client, at
 
 
 def pause(run: RunArgument, state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
@@ -23,7 +23,7 @@ def stop(run: RunArgument, state: StateOption = DEFAULT_STATE, json: JsonOption 
 
 
 def _order(run: str, what: str, state: Any, json: bool) -> None:
-    row = Client.of_state(state).post(f"/v1/runs/{run}/{what}")
+    row = Client.of_state(state).post(at("/v1/runs/{}/{}", run, what))
     if json:
         print_json(row)
     else:

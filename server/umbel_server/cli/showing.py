@@ -24,7 +24,7 @@ from umbel_server.cli.show import (
     span_text,
     state_text,
 )
-from umbel_server.client import Client
+from umbel_server.client import Client, at
 from umbel_server.rounds.assignments import LIVE
 
 NEWEST, WIDE = 20, 100
@@ -43,7 +43,7 @@ def show_run(
     json: JsonOption = False,
 ) -> None:
     """Show a run: its rounds, and who did what in the newest or another."""
-    row = Client.of_state(state).get(f"/v1/runs/{run}", round=round)
+    row = Client.of_state(state).get(at("/v1/runs/{}", run), round=round)
     if json:
         print_json(row)
         return

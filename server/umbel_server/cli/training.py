@@ -20,7 +20,7 @@ from umbel_server.cli.show import (
     print_table,
     state_text,
 )
-from umbel_server.client import Client
+from umbel_server.client import Client, at
 
 FromOption = Annotated[
     str,
@@ -85,9 +85,9 @@ def clone(
         settings = {"options": {}, **settings}  # another strategy does not know the options of the first
     source = checkpoint(from_checkpoint)
     client = Client.of_state(state)
-    population = client.get(f"/v1/runs/{run}")["population"] if held_out is not None else ""
+    population = client.get(at("/v1/runs/{}", run))["population"] if held_out is not None else ""
     body = {"settings": settings | _held_out(client, held_out, population), **source}
-    _announce(client, client.post(f"/v1/runs/{run}/clone", body), follow, json)
+    _announce(client, client.post(at("/v1/runs/{}/clone", run), body), follow, json)
 
 
 def _held_out(client: Client, file: Path | None, population: str) -> dict[str, Any]:

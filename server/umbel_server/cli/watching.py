@@ -10,7 +10,7 @@ from rich.live import Live
 from umbel_server.cli.run_text import print_head
 from umbel_server.cli.show import DEFAULT_STATE, RunArgument, StateOption, console, span_text
 from umbel_server.cli.watch_screen import abandoned_line, line, screen
-from umbel_server.client import Client, NoAnswer
+from umbel_server.client import Client, NoAnswer, at
 
 WATCH_SECONDS = 0.25
 PATIENCE = 60.0
@@ -27,7 +27,7 @@ def watch(run: RunArgument, state: StateOption = DEFAULT_STATE) -> None:
 
 def follow(client: Client, run: str, quiet: bool = False) -> None:
     """Show a run until it ends or pauses, or with `quiet` wait for that; raises Exit(1) when it failed or paused."""
-    id = client.get(f"/v1/runs/{run}/live")["id"]  # "latest" is another run as soon as one is started
+    id = client.get(at("/v1/runs/{}/live", run))["id"]  # "latest" is another run as soon as one is started
     path = f"/v1/runs/{id}/live"
     try:
         if quiet:

@@ -19,7 +19,15 @@ from umbel.metrics import finite, results
 from umbel.plan import Plan
 from umbel.tensors import Tensors, check, dump, load
 from umbel_server import devices, moments
-from umbel_server.aggregation import Buffers, Update, WeightPieces, from_blob, largest_update, passes
+from umbel_server.aggregation import (
+    Buffers,
+    Update,
+    WeightPieces,
+    from_blob,
+    largest_header,
+    largest_update,
+    passes,
+)
 from umbel_server.database import Assignment, Checkpoint, Command, Device, Round, Run
 from umbel_server.device_metrics import check_metrics
 from umbel_server.fleet import Fleet
@@ -105,6 +113,10 @@ class FleetPort:
         """Make `wait` return None: the server stops, the run goes on after its next start."""
         self._left = True
         self._news.put(None)
+
+    def close(self) -> None:
+        """Let go of the memory that updates were read into: nobody drives the run through this port any more."""
+        self._buffers.close()
 
     def heard(self, assignment: Assignment | None) -> None:
         """Take in that a device moved an assignment on, or (None) that the fleet changed."""
@@ -311,12 +323,15 @@ class FleetPort:
         if device.state != devices.ACTIVE:
             raise UmbelError(f"{device.id} was {device.state} before its update was folded")
         check_metrics(row.device, row.metrics, self.plan.manifest.metrics)
-        most = largest_update(self.plan.manifest.weights)
+        specs = self.plan.manifest.weights
+        most = largest_update(specs)
         if row.bytes_up > most:  # it is read whole, so its size is looked at first
             raise UmbelError(f"the update of {row.device} should have at most {most} bytes, it has {row.bytes_up}")
         try:
             blobs = self._fleet.received.find(self.population, row.command, row.update) if row.update else None
-            update = from_blob(blobs, row.update, self._buffers) if blobs and row.update else NO_UPDATE
+            update = NO_UPDATE
+            if blobs and row.update:
+                update = from_blob(blobs, row.update, self._buffers, largest_header(specs))
         except TensorError as error:
             raise UmbelError(f"the update of {row.device}: {error}") from error
         return Arrival(row.device, update, row.examples, row.metrics, reported)

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from umbel.errors import TensorError
-from umbel.tensors import Tensors, dump
+from umbel.tensors import Tensors, WeightSpec, dump
 from umbel_server import blobs as blobs_module
-from umbel_server.aggregation import Buffers, Update, from_blob
+from umbel_server.aggregation import Buffers, Update, from_blob, largest_header
 from umbel_server.blobs import BlobError, Blobs, MissingBlob
 
 
@@ -33,7 +33,7 @@ def same(one: Tensors, other: Tensors) -> bool:
     return all(np.array_equal(one[name], other[name]) for name in other)
 
 
-@pytest.mark.parametrize("piece", [1 << 10, 1 << 12, 1 << 19])
+@pytest.mark.parametrize("piece", [1 << 10, 1001, 1 << 12, 1 << 19])  # a bucket sends pieces of any length
 def test_squares_are_summed_while_an_update_is_read(blobs: Blobs, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
     monkeypatch.setattr(blobs_module, "PIECE", piece)
     delta = tensors(1, 5000)
@@ -104,3 +104,30 @@ def test_a_blob_that_is_gone_or_was_changed_is_said_to_be(tmp_path: Path) -> Non
 def test_what_is_no_safetensors_is_refused(blobs: Blobs, data: bytes) -> None:
     with pytest.raises(TensorError, match="expected safetensors bytes"):
         from_blob(blobs, blobs.put(data).sha256, Buffers())
+
+
+def test_an_update_has_no_more_header_than_its_weights_need(blobs: Blobs) -> None:
+    """A header is parsed into objects, which take twenty times its bytes: of an update as large as a model it must not be most."""
+    specs = [WeightSpec("w", (100_000,))]
+    bomb = b'{"w":[' + b",".join([b"[]"] * 100_000) + b"]}"
+    blob = blobs.put(len(bomb).to_bytes(8, "little") + bomb)
+    with pytest.raises(TensorError, match=r"a header of at most 66566 bytes, it has 300007"):
+        from_blob(blobs, blob.sha256, Buffers(), largest_header(specs))
+    blob = blobs.put(dump({"w": np.ones(100_000, np.float32)}))
+    assert from_blob(blobs, blob.sha256, Buffers(), largest_header(specs)).squares == pytest.approx(100_000)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"NAME":{"dtype":"F32","shape":[1],"data_offsets":[1,5]}}',
+        b'{"a":{"dtype":"NAME","shape":[1],"data_offsets":[0,4]}}',
+        b'{"a":{"dtype":"F32","shape":[SHAPE],"data_offsets":[0,4]}}',
+    ],
+)
+def test_what_a_device_wrote_does_not_fill_the_log(header: bytes, blobs: Blobs) -> None:
+    header = header.replace(b"NAME", b"x" * 50_000).replace(b"SHAPE", b"1000000000000000000" + b",1" * 31)
+    data = len(header).to_bytes(8, "little") + header + bytes(5)
+    with pytest.raises(TensorError) as error:
+        from_blob(blobs, blobs.put(data).sha256, Buffers())
+    assert len(str(error.value)) < 400

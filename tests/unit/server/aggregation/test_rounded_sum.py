@@ -258,6 +258,32 @@ def test_what_is_not_finite_and_weights_out_of_range_are_refused(broken: float) 
             RoundedSum(2).add_all([np.ones(2)], [weight])
 
 
+class Counted(WeightPieces):
+    """Pieces that know how often they were asked for."""
+
+    times = 0
+
+    def deltas(self, name: str, index: np.ndarray) -> np.ndarray:
+        self.times += 1
+        return super().deltas(name, index)
+
+
+def test_elements_that_one_update_makes_unsure_are_read_again_in_one_go_however_many_updates_there_are() -> None:
+    """One device can send an update so uneven that no sum is sure; it must not cost a read for every few elements."""
+    rng, size = np.random.default_rng(11), 2 * BLOCK
+    specs, base = [WeightSpec("w", (size,))], {"w": rng.normal(0, 0.05, size).astype(np.float32)}
+    deltas = [{"w": rng.normal(0, 1e-3, size).astype(np.float32)} for _ in range(40)]
+    deltas[7]["w"][[3, BLOCK + 3]] = 1e9
+    zeros = {"w": np.zeros_like(base["w"])}
+    updates = [(Update(delta, Counted(delta, zeros)), float(rng.uniform(1, 600))) for delta in deltas]
+    ours = folded(base, updates, specs)
+    assert {pieces.times for update, _ in updates if isinstance(pieces := update.pieces, Counted)} == {1}
+    some = [0, 3, 4, BLOCK + 3, size - 1]
+    few = [({"w": delta["w"][some]}, weight) for delta, (_, weight) in zip(deltas, updates, strict=True)]
+    expected = exactly({"w": base["w"][some]}, [(delta_update(delta), weight) for delta, weight in few])
+    np.testing.assert_array_equal(ours["w"][some], expected["w"])
+
+
 class Unread(WeightPieces):
     """Pieces that nobody asks for."""
 

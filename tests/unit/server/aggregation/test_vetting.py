@@ -75,6 +75,13 @@ def test_norms_that_float32_cannot_square_are_right(scale: float) -> None:
     assert Vetting(SPECS).accept("device-1", tensors, 1) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("value", [1e154, 1.2e154, 1e200])
+def test_numbers_whose_squares_add_up_to_infinity_are_refused(value: float) -> None:
+    specs = [WeightSpec(name, (1,), "float64") for name in "ab"]
+    with pytest.raises(RefusedUpdate, match=r"tensor '[ab]' holds numbers too large to square"):
+        Vetting(specs).accept("device-1", {"a": np.array([value]), "b": np.array([1.3e154])}, 1)
+
+
 def test_a_fixed_bound_of_the_norm() -> None:
     vetting = Vetting(SPECS, max_norm=3.0)
     vetting.accept("device-1", update(1.0), 1)
