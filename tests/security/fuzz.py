@@ -5,9 +5,16 @@ input. What was found of interest stays in `--corpus` and is where the next run 
 """
 
 import argparse
-import subprocess
+import os
 import sys
+import tempfile
 from pathlib import Path
+from typing import IO, NoReturn
+
+import atheris
+
+with atheris.instrument_imports(include=["umbel", "umbel_edge", "umbel_server.aggregation", "umbel_sim.virtual"]):
+    from tests.security.parsers import PARSERS, Parser, tried
 
 LARGEST = 1 << 20
 """Bytes of an input."""
@@ -15,26 +22,21 @@ OWN_MB = 600
 """Memory of a process that has imported everything, before it parses."""
 
 
-def fuzz(name: str) -> None:
-    """Never returns: libFuzzer ends the process."""
-    import atheris
-
-    with atheris.instrument_imports(include=["umbel", "umbel_edge", "umbel_server.aggregation", "umbel_sim.virtual"]):
-        from tests.security.parsers import PARSERS, tried
-    parser = PARSERS[name]
-    atheris.Setup([sys.argv[0], *sys.argv[3:]], lambda data: tried(parser, data))
+def fuzz(parser: Parser, options: list[str], said: IO[bytes]) -> NoReturn:
+    """For a process of its own, which libFuzzer ends."""
+    os.dup2(said.fileno(), 2)
+    atheris.Setup([sys.argv[0], *options], lambda data: tried(parser, data))
     atheris.Fuzz()
+    os._exit(0)
 
 
 def main() -> int:
     """Fuzz one parser after the other; the exit code is 1 when one failed."""
-    from tests.security.parsers import PARSERS
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--corpus", type=Path, default=Path(".fuzz"))
-    parser.add_argument("--only", choices=PARSERS, help="this parser alone")
-    given = parser.parse_args()
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("--minutes", type=float, default=10.0)
+    asked.add_argument("--corpus", type=Path, default=Path(".fuzz"))
+    asked.add_argument("--only", choices=PARSERS, help="this parser alone")
+    given = asked.parse_args()
     names = [given.only] if given.only else list(PARSERS)
     failed = []
     for name in names:
@@ -49,18 +51,22 @@ def main() -> int:
             "-timeout=1",
             f"-rss_limit_mb={OWN_MB + 4 * LARGEST // 1_000_000}",
             f"-artifact_prefix={folder}/failing-",
+            str(folder),
         ]
-        command = [sys.executable, "-m", "tests.security.fuzz", "--parse", name, *options, str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        last = [line for line in done.stderr.splitlines() if line.startswith(("Done ", "stat::"))]
-        print(f"{name}: {last[-1] if last else f'failed, exit code {done.returncode}'}", flush=True)
-        if done.returncode:
+        with tempfile.TemporaryFile() as said:
+            # A fork: what is fuzzed was imported, and instrumented, once for all.
+            if (child := os.fork()) == 0:
+                fuzz(PARSERS[name], options, said)
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            said.seek(0)
+            text = said.read().decode(errors="replace")
+        last = [line for line in text.splitlines() if line.startswith(("Done ", "stat::"))]
+        print(f"{name}: {last[-1] if last else f'failed, exit code {code}'}", flush=True)
+        if code:
             failed.append(name)
-            print(done.stderr[-3000:], flush=True)
+            print(text[-3000:], flush=True)
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--parse"]:
-        fuzz(sys.argv[2])
     sys.exit(main())
