@@ -261,12 +261,12 @@ class Agent:
     def _take_in(self, command: CommandHead, unknown: str, token: bytes) -> None:
         if (said := self._state.known(command.id)) is not None:
             self._publish(said)
-        elif not self._state.remembers(command.sequence, command.expires):
-            lost = "the command is from before this device's memory begins, so it may have been executed; give it again"
-            self._complain(lost, lambda: self._say.ack(command, "rejected", lost))
         elif (late := self._time() - command.expires) >= 0:
             gone = f"the command expired {late:.0f} s before it came"
             self._complain(gone, lambda: self._say.ack(command, "expired", gone))
+        elif not self._state.remembers(command.sequence, command.expires):
+            lost = "the command is from before this device's memory begins, so it may have been executed; give it again"
+            self._complain(lost, lambda: self._say.ack(command, "rejected", lost))
         elif self._state.begin(command.id, command.expires, token) is False:
             self._begin(command, unknown)
 

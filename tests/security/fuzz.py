@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 from typing import IO, NoReturn
 
@@ -16,16 +17,29 @@ import atheris
 with atheris.instrument_imports(include=["umbel", "umbel_edge", "umbel_server.aggregation", "umbel_sim.virtual"]):
     from tests.security.parsers import PARSERS, Parser, tried
 
+    from umbel.tensors import digest
+
 LARGEST = 1 << 20
 """Bytes of an input."""
 OWN_MB = 600
 """Memory of a process that has imported everything, before it parses."""
 
 
-def fuzz(parser: Parser, options: list[str], said: IO[bytes]) -> NoReturn:
-    """For a process of its own, which libFuzzer ends."""
+def fuzz(parser: Parser, folder: Path, options: list[str], said: IO[bytes]) -> NoReturn:
+    """For a process of its own, which libFuzzer ends; an input that fails is written into `folder`."""
     os.dup2(said.fileno(), 2)
-    atheris.Setup([sys.argv[0], *options], lambda data: tried(parser, data))
+
+    def try_one(data: bytes) -> None:
+        try:
+            tried(parser, data)
+        except Exception:
+            # libFuzzer's own way to the end takes longer, and its timer may be faster.
+            (folder / f"failing-{digest(data)[:16]}").write_bytes(data)
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(77)
+
+    atheris.Setup([sys.argv[0], *options, f"-artifact_prefix={folder}/failing-", str(folder)], try_one)
     atheris.Fuzz()
     os._exit(0)
 
@@ -50,13 +64,11 @@ def main() -> int:
             f"-max_len={LARGEST}",
             "-timeout=1",
             f"-rss_limit_mb={OWN_MB + 4 * LARGEST // 1_000_000}",
-            f"-artifact_prefix={folder}/failing-",
-            str(folder),
         ]
         with tempfile.TemporaryFile() as said:
             # A fork: what is fuzzed was imported, and instrumented, once for all.
             if (child := os.fork()) == 0:
-                fuzz(PARSERS[name], options, said)
+                fuzz(PARSERS[name], folder, options, said)
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             said.seek(0)
             text = said.read().decode(errors="replace")
