@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from umbel.enrolment import TOKEN_SECONDS, Access
 
-MOST = 1 << 20
+MOST = 1 << 18
 """Tokens that are remembered; of more at once the oldest are forgotten."""
 
 

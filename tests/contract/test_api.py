@@ -54,7 +54,8 @@ def test_a_device_fetches_a_blob_whole_and_in_part(running: RunningServer, devic
     data = np.random.default_rng(0).bytes(300_000)
     path = f"/v1/blobs/{running.client.put_blob(data, POPULATION)}"
     headers = signed(device, "GET", path)
-    assert ask(running, "GET", path, headers=headers).content == data
+    whole = ask(running, "GET", path, headers=headers)
+    assert (whole.content, whole.headers["content-type"]) == (data, "application/octet-stream")
     part = ask(running, "GET", path, headers=headers | {"Range": "bytes=299000-"})
     assert (part.status_code, part.content) == (206, data[299000:])
     assert part.headers["content-range"] == "bytes 299000-299999/300000"

@@ -73,8 +73,8 @@ class Download(StreamingResponse):
         self._moving = server.quotas.moving(population, "down", size) if population else nullcontext(None)
         moving = self._moving.__enter__()
         headers = {"Content-Length": str(size), **more}
-        super().__init__(_sent(server, who, moving, chunks), 206 if "Content-Range" in more else 200, headers)
-        self.media_type = BYTES
+        status = 206 if "Content-Range" in more else 200
+        super().__init__(_sent(server, who, moving, chunks), status, headers, BYTES)
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         """Send the answer."""
