@@ -191,7 +191,10 @@ def init_state(folder: Path, config: Config) -> State:
         pki.make_authority(folder, datetime.now(UTC))
     write_atomically(folder / ADMIN_TOKEN, secrets.token_urlsafe(32).encode(), mode=0o600)
     write_atomically(folder / ENROLMENT_SECRET, make_secret(secrets.token_bytes(SECRET_BYTES)).encode(), mode=0o600)
-    write_atomically(folder / CONFIG, tomli_w.dumps(msgspec.to_builtins(config)).encode(), mode=0o600)
+    written = msgspec.to_builtins(config)
+    if not config.populations:
+        del written["populations"]  # an empty table at the end would take in what somebody adds below it
+    write_atomically(folder / CONFIG, tomli_w.dumps(written).encode(), mode=0o600)
     state = open_state(folder)
     state.keep_certificate()
     return state
