@@ -19,7 +19,7 @@ from umbel_server.api import make_app
 from umbel_server.client import Client
 from umbel_server.serve import listen, speak_tls
 from umbel_server.server import Server
-from umbel_server.state import Config, Enrolment, Http, Mqtt, State, init_state, open_state
+from umbel_server.state import CONFIG, Config, Enrolment, Http, Mqtt, State, init_state, open_state
 from umbel_sim.demo.processes import free_port
 
 POPULATION = "test"
@@ -49,7 +49,7 @@ class RunningServer:
             enrolment=Enrolment(open=open_enrolment),
             keep_updates=keep_updates,
         )
-        self.state: State = open_state(folder) if folder.exists() else init_state(folder, config)
+        self.state: State = open_state(folder) if (folder / CONFIG).exists() else init_state(folder, config)
         port, tls = self.state.config.http.port, self.state.config.http.tls
         if broker is not None:
             broker(self.state)
