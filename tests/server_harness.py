@@ -22,7 +22,7 @@ from umbel_server.bounded_http import Patience
 from umbel_server.client import Client
 from umbel_server.serve import PATIENCE, http_config, listen
 from umbel_server.server import Server
-from umbel_server.state import Config, Enrolment, Http, Mqtt, Population, State, init_state, open_state
+from umbel_server.state import CONFIG, Config, Enrolment, Http, Mqtt, Population, State, init_state, open_state
 from umbel_sim.demo.processes import free_port
 
 POPULATION = "test"
@@ -57,7 +57,7 @@ class RunningServer:
             populations={POPULATION: Population(encrypt_commands)},
             database=database,
         )
-        self.state: State = open_state(folder) if folder.exists() else init_state(folder, config)
+        self.state: State = open_state(folder) if (folder / CONFIG).exists() else init_state(folder, config)
         port, tls = self.state.config.http.port, self.state.config.http.tls
         if broker is not None:
             broker(self.state)

@@ -3,6 +3,7 @@
 The key is made on the token and cannot be taken out. Of the token one thread at a time asks one thing.
 """
 
+import ctypes
 import hashlib
 import logging
 import os
@@ -226,6 +227,12 @@ class TokenStore:
         module = self._config.module
         if module is None or not module.is_file():
             raise Unusable(f"{module}: no such PKCS#11 module; correct [key] module")
+        try:
+            # Bound to its own libraries before it is used: TensorFlow, for one, shows the whole process a libcrypto that
+            # is not OpenSSL's, with which SoftHSM crashes.
+            ctypes.CDLL(str(module), mode=os.RTLD_NOW | os.RTLD_LOCAL | getattr(os, "RTLD_DEEPBIND", 0))
+        except OSError as error:
+            raise Unusable(f"{module} is no PKCS#11 module that can be loaded: {error}") from error
         return pkcs11.lib(str(module))
 
     def _pin(self) -> str:

@@ -3,6 +3,8 @@
 import copy
 import logging
 import secrets
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -47,7 +49,7 @@ def store(config: KeyConfig, patient: bool = False) -> TokenStore:
 @contextmanager
 def logged_in(token: SoftHsm) -> Iterator[pkcs11.types.Session]:
     """A session of ours, after everybody else's ended."""
-    library = pkcs11.lib(str(SOFTHSM))
+    library = store(token.config())._library()
     library.reinitialize()
     with library.get_token(token_label=token.label).open(rw=True, user_pin=PIN) as session:
         yield session
@@ -109,6 +111,34 @@ def test_a_key_that_can_be_taken_out_is_not_used(token: SoftHsm) -> None:
         store(token.config(name="large")).load()
 
 
+def test_a_token_signs_in_a_process_that_has_tensorflow(token: SoftHsm) -> None:
+    """Which shows the process a libcrypto of its own."""
+    words = (SOFTHSM, token.label, token.config().pin_file)
+    done = subprocess.run(
+        [sys.executable, "-c", BESIDE_TENSORFLOW, *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "signed\n"), done.stderr[-2000:]
+
+
+BESIDE_TENSORFLOW = """
+import sys, threading
+from pathlib import Path
+import tensorflow
+from umbel import signing
+from umbel_edge.keys import KeyConfig
+from umbel_edge.token_keys import TokenStore
+module, token, pin = sys.argv[1:]
+store = TokenStore(KeyConfig("pkcs11", Path(module), token, pin_file=Path(pin)), threading.Event(), patient=False)
+key = store.create()
+assert signing.verify(signing.sign(b"x", key), key) == b"x"
+print("signed")
+"""
+
+
 def test_many_threads_sign_at_once(token: SoftHsm) -> None:
     key = store(token.config()).create()
     public = signing.import_public(signing.public_key(key))
@@ -130,6 +160,16 @@ def test_a_wrong_pin_is_tried_once(token: SoftHsm, caplog: pytest.LogCaptureFixt
     token.write_pin(PIN)
     assert waiting.load() is not None
     assert "wrong-pin" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("flag", "sentence"),
+    [("USER_PIN_LOCKED", "is locked after wrong PINs"), ("USER_PIN_FINAL_TRY", "which is left to a person")],
+)
+def test_a_token_that_is_locked_or_soon_will_be_is_not_tried(token: SoftHsm, flag: str, sentence: str) -> None:
+    """SoftHSM counts no tries."""
+    with pytest.raises(Unusable, match=sentence):
+        store(token.config())._check(pkcs11.TokenFlag[flag] | pkcs11.TokenFlag.LOGIN_REQUIRED)
 
 
 def test_a_pin_that_others_may_read_is_not_read(token: SoftHsm) -> None:
@@ -157,7 +197,11 @@ def test_the_pin_may_be_in_the_environment(token: SoftHsm, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
-    [({"token": "another"}, "token 'another' is not there"), ({"module": Path("/none.so")}, "no such PKCS#11 module")],
+    [
+        ({"token": "another"}, "token 'another' is not there"),
+        ({"module": Path("/none.so")}, "no such PKCS#11 module"),
+        ({"module": Path(__file__)}, "no PKCS#11 module that can be loaded"),
+    ],
 )
 def test_a_token_that_is_not_there_is_said_so(token: SoftHsm, wrong: dict[str, object], sentence: str) -> None:
     with pytest.raises((Away, Unusable), match=sentence):

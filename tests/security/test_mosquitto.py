@@ -51,8 +51,8 @@ def context_of(state: State, folder: Path, common: str, authority: Path | None =
     """What a device of this name would connect with, certified by the state's authority or by another."""
     key = ec.generate_private_key(ec.SECP256R1())
     asked = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
-    request = asked.public_bytes(serialization.Encoding.PEM).decode()
-    made = pki.certify(authority or state.folder, request, key.public_key(), common, datetime.now(UTC))
+    request = asked.public_bytes(serialization.Encoding.PEM)
+    made = pki.certify(authority or state.folder, request, common, datetime.now(UTC))
     name = secrets.token_hex(4)
     (folder / f"{name}.pem").write_text(made)
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
@@ -148,7 +148,7 @@ def test_a_server_works_with_it(state: State, broker: Mosquitto) -> None:
     from umbel_server.server import Server
 
     config = Config(http=Http(port=free_port()), mqtt=Mqtt(port=broker.port, embedded=False))
-    server = Server(State(state.folder, config, state.key, state.admin_token, state.enrolment_secret))
+    server = Server(State(state.folder, config, state.keys, state.admin_token, state.enrolment_secret))
     server.start()
     eventually(lambda: server.exchange.is_up)
     server.stop()
