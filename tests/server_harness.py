@@ -124,6 +124,7 @@ class ScriptedDevice:
         population: str = POPULATION,
     ) -> None:
         self.name, self.key, self.epoch, self.population = name, signing.generate_key(), epoch, population
+        self._connections = 0
         self.commands: list[Command] = []
         self.reasons: list[str] = []
         self._work, self._server_key = work, running.state.key
@@ -136,9 +137,15 @@ class ScriptedDevice:
             (topics.topic(population, name, "command"),),
             self._received,
             on_up=lambda: self.say(self.status(True), "status", retain=True),
-            will=lambda: Will(topics.topic(population, name, "status"), self.encode(self.status(False))),
+            will=self._will,
         )
         self.link.start()
+
+    def _will(self) -> Will:
+        """Every connection is a session of its own, as an agent's is."""
+        self.epoch += self._connections > 0
+        self._connections += 1
+        return Will(topics.topic(self.population, self.name, "status"), self.encode(self.status(False)))
 
     def status(self, online: bool) -> Status:
         return Status(

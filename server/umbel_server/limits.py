@@ -51,7 +51,7 @@ class RequestLimits:
         return _use(self._enrolments, network_of(address))
 
     def suspect(self, address: str) -> float:
-        """For a look at a signature: as long as too many wrong ones come from an address, none from there is looked at."""
+        """For a look into the register: as long as too many wrong tokens come from an address, for none from there."""
         return self._wrong.wait(network_of(address))
 
     def wrong(self, address: str) -> None:

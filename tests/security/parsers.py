@@ -206,11 +206,11 @@ def _every(*kinds: type[msgspec.Struct]) -> Callable[[bytes], object]:
 
 def sealed(data: bytes) -> object:
     """A seal that is signed, and one that is not."""
-    path = FOLDER / "audit-head"
-    for written in (data, signing.sign(data, KEY)):
+    path, keys = FOLDER / "audit-head", Keyring(FOLDER / "keys")
+    for written in (data, signing.sign(data, keys.current)):
         path.write_bytes(written)
         try:
-            Seal(path, KEY).read()
+            Seal(path, keys).read()
         except UmbelError:
             continue
     return None
@@ -220,7 +220,7 @@ def installed(data: bytes) -> object:
     folder = FOLDER / "models"
     folder.mkdir(exist_ok=True)
     (folder / CURRENT).write_bytes(data)
-    return Models(folder, 1).installed
+    return Models(folder, 1, "home").installed
 
 
 def readings(file: Path) -> object:

@@ -15,8 +15,9 @@ from joserfc.jwk import ECKey
 from tests.waiting import eventually
 
 from umbel import signing
-from umbel.enrolment import ENROL_PATH, Access, EnrolmentRequest, bearer
+from umbel.enrolment import ENROL_PATH, Access, EnrolmentRequest, bearer, make_nonce
 from umbel.errors import UmbelError
+from umbel.tensors import digest
 from umbel_server.client import Client
 from umbel_server.state import Config, Enrolment, Http, Mqtt, State, init_state
 from umbel_sim.demo.processes import free_port
@@ -90,10 +91,15 @@ class Enrolled:
         ).raise_for_status()
 
     def authorization(self, method: str, path: str, command: str = "", key: ECKey | None = None) -> str:
-        return bearer(Access(POPULATION, self.name, method, path, time.time(), command), key or self.key)
+        return bearer(self.access(method, path, command), key or self.key)
+
+    def access(self, method: str, path: str, command: str = "", body: bytes | None = None) -> Access:
+        """What an agent would sign for such a request."""
+        access = Access(POPULATION, self.name, method, path, time.time(), command, nonce=make_nonce())
+        return access if body is None else msgspec.structs.replace(access, body=digest(body))
 
     def ask(self, method: str, path: str, content: bytes | None = None, command: str = "") -> httpx.Response:
-        headers = {"Authorization": self.authorization(method, path, command)}
+        headers = {"Authorization": bearer(self.access(method, path, command, content), self.key)}
         url = self.state.server_url + path
         return httpx.request(method, url, content=content, headers=headers, trust_env=False, timeout=30)
 

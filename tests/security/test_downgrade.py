@@ -75,8 +75,8 @@ def devices(state: State, folder: Path) -> ssl.SSLContext:
     """A device's own certificate, of the true authority, with which it would like to be the server."""
     key = ec.generate_private_key(ec.SECP256R1())
     request = CertificateSigningRequestBuilder().subject_name(Name([])).sign(key, SHA256())
-    pem = request.public_bytes(serialization.Encoding.PEM).decode()
-    certificate = pki.certify(state.folder, pem, key.public_key(), "home/phone", datetime.now(UTC))
+    pem = request.public_bytes(serialization.Encoding.PEM)
+    certificate = pki.certify(state.folder, pem, "home/phone", datetime.now(UTC))
     (folder / "x.pem").write_text(certificate)
     kind, none = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     (folder / "x-key.pem").write_bytes(key.private_bytes(serialization.Encoding.PEM, kind, none))

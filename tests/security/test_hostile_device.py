@@ -59,7 +59,7 @@ def thief(served: Served) -> Enrolled:
 @pytest.fixture(scope="module")
 def asked(served: Served, thief: Enrolled) -> str:
     """A command of the thief's that is answered by an upload of any size up to the server's bound."""
-    inputs = served.client.put_blob(tensors.dump({"x": np.zeros((1, 1), np.float32)}))
+    inputs = served.client.put_blob(tensors.dump({"x": np.zeros((1, 1), np.float32)}), POPULATION)
     wanted = {"population": POPULATION, "kind": "infer", "devices": ["thief"], "inputs": inputs, "ttl": 3600.0}
     return str(served.client.post("/v1/commands", wanted)[0]["id"])
 
@@ -190,7 +190,7 @@ def test_an_archive_that_unpacks_to_much_is_refused(served: Served) -> None:
     admin = {"Authorization": f"Bearer {served.state.admin_token}"}
     answer = httpx.post(served.state.server_url + "/v1/plans", content=bomb, headers=admin, trust_env=False, timeout=30)
     assert (answer.status_code, "packed" in answer.json()["error"]) == (400, True)
-    held_out = served.client.put_blob(examples.getvalue())
+    held_out = served.client.put_blob(examples.getvalue(), POPULATION)
     body = {"population": POPULATION, "plan": "0" * 64, "settings": {"held_out": held_out}}
     with pytest.raises(UmbelError):
         served.client.post("/v1/runs", body)
@@ -217,7 +217,7 @@ def test_others_are_served_while_one_floods_the_api(served: Served, thief: Enrol
     for thread in threads:
         thread.start()
     eventually(lambda: min(flooded) > 0)
-    wanted = served.client.put_blob(b"for the honest")
+    wanted = served.client.put_blob(b"for the honest", POPULATION)
     for _ in range(20):
         assert honest.ask("GET", f"/v1/blobs/{wanted}").content == b"for the honest"
         assert served.client.get("/v1/devices", population=POPULATION)
@@ -314,7 +314,7 @@ def test_who_does_not_take_its_answer_is_let_go(tmp_path: Path, caplog: pytest.L
     broker = EmbeddedProcess()
     broker.start()
     running = RunningServer(tmp_path / "server", broker.port, patience=Patience(answer_seconds=0.3))
-    path = f"/v1/blobs/{running.client.put_blob(bytes(20_000_000))}"
+    path = f"/v1/blobs/{running.client.put_blob(bytes(20_000_000), POPULATION)}"
     with socket.create_connection(("127.0.0.1", running.state.config.http.port), 5) as sock:
         sock.sendall(head_of("GET", path, Authorization=f"Bearer {running.state.admin_token}"))
         eventually(lambda: "it does not take its answer" in caplog.text)
@@ -423,7 +423,7 @@ def test_a_plan_whose_task_names_a_path_is_refused_by_server_and_device(
 
 def test_a_device_gets_nowhere_with_anothers_command(served: Served, thief: Enrolled) -> None:
     victim = Enrolled(served.state, "victim")
-    inputs = served.client.put_blob(b"inputs of the victim")
+    inputs = served.client.put_blob(b"inputs of the victim", POPULATION)
     wanted = {"population": POPULATION, "kind": "infer", "devices": ["victim"], "inputs": inputs}
     command = served.client.post("/v1/commands", wanted)[0]["id"]
     data = b"an answer that is not the victim's"

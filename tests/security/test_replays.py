@@ -50,7 +50,7 @@ def test_what_was_said_does_nothing_when_it_is_said_again(
     plan = wire.running.server.plans.add(plan_of("line").path)
     assert wire.train(plan)["state"] == "finished"
     assert wire.ask("report")["state"] == "done"
-    assert wire.ask("infer", inputs=wire.running.client.put_blob(b"x"))["state"] == "rejected"
+    assert wire.ask("infer", inputs=wire.running.client.put_blob(b"x", POPULATION))["state"] == "rejected"
     trainings = caplog.text.count("training assignment")
 
     def say_all_again() -> None:

@@ -173,6 +173,7 @@ def test_keys_lie_where_only_their_owner_reads(running: RunningServer, tmp_path:
 
     agent = AgentState(tmp_path / "agent")
     agent.pin(running.state.trust)
+    assert agent.key.is_private  # made when it is first needed
     agent.close()
     assert mode(tmp_path / "agent") == mode(running.state.folder) == 0o700
     for name in ("key.pem", "trust.json"):

@@ -183,7 +183,7 @@ def test_a_changed_release_is_not_installed(running: RunningServer, plan_of: Pla
     ended(running, id)
     release = running.client.post(f"/v1/runs/{id}/releases")["id"]
     row = running.server.releases.get(release)
-    other = running.client.put_blob(b"another model")
+    other = running.client.put_blob(b"another model", POPULATION)
     model = str(row.files["float32"]["sha256"])
     elses = signing.sign(signing.payload_unverified(row.manifest), signing.generate_key())
     pointed = msgspec.json.encode({**row.files, "float32": {**row.files["float32"], "sha256": other, "size": 13}})

@@ -140,16 +140,21 @@ def _identify(request: Request, token: str) -> Identity:
 def _device(request: Request, token: str) -> Access:
     """What a device says of its request; raises Refused unless it signed a fresh token for it and is enrolled, Barred.
 
-    A signature is looked at before the device's own limit, as who cannot sign must not use that up; the wrong ones have a
-    limit by the address that they come from.
+    A signature is looked at before the device's own limit, as who cannot sign must not use that up. From an address that
+    many wrong ones came from, names that spoke lately are still looked at, as many devices may be behind it; others would
+    cost a look into the register.
     """
     server, address = server_of(request), address_of(request)
-    if wait := server.request_limits.suspect(address):
-        raise _too_many(request, address, "tokens", "too many wrong tokens come from there", wait)
     try:
         claimed = msgspec.json.decode(signing.payload_unverified(token.encode()), type=Access)
-        known = server.devices.known(claimed.population, claimed.device)
+        known = server.devices.remembered(claimed.population, claimed.device)
+        if known is None:
+            if wait := server.request_limits.suspect(address):
+                raise _too_many(request, address, "tokens", "too many wrong tokens come from there", wait)
+            known = server.devices.known(claimed.population, claimed.device)
         access = msgspec.json.decode(signing.verify_as(ACCESS, token.encode(), known.key), type=Access)
+    except Refused:
+        raise
     except (UmbelError, *NOT_DECODED) as error:
         server.request_limits.wrong(address)
         sentence = f"expected a request signed by an enrolled device: {error}"

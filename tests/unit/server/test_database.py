@@ -24,12 +24,13 @@ def test_the_migrated_schema_is_that_of_the_models(tmp_path: Path) -> None:
 
 
 def test_a_release_survives_every_migration_since_its_id_grew(tmp_path: Path) -> None:
+    files = {"float32": {"sha256": "0" * 64, "size": 1}}
     url, id = f"sqlite:///{tmp_path / 'umbel.sqlite'}", "digits-" + "x" * 100
     fleet = Database(url)
     with fleet.transaction() as session:
         session.add(Run(id="run", population="home", plan="p", task="digits", settings={}, created=1.0, updated=1.0))
         session.flush()
-        session.add(Release(id=id, run="run", round=1, task="digits", created=1.0, manifest=b"m", files={"a": 1}))
+        session.add(Release(id=id, run="run", round=1, task="digits", created=1.0, manifest=b"m", files=files))
     fleet.close()
     config, engine = Config(), create_engine(url)
     config.set_main_option("script_location", str(MIGRATIONS))
@@ -41,5 +42,5 @@ def test_a_release_survives_every_migration_since_its_id_grew(tmp_path: Path) ->
     fleet = Database(url)
     with fleet.transaction() as session:
         release = session.scalars(select(Release)).one()
-        assert (release.id, release.run, release.manifest, release.files) == (id, "run", b"m", {"a": 1})
+        assert (release.id, release.run, release.manifest, release.files) == (id, "run", b"m", files)
     fleet.close()

@@ -13,7 +13,7 @@ def upgrade() -> None:
     with op.batch_alter_table("devices", schema=None) as batch_op:
         batch_op.add_column(sa.Column("answered", sa.BigInteger(), server_default="0", nullable=False))
         batch_op.add_column(sa.Column("agreement", sa.JSON(), nullable=True))
-        batch_op.add_column(sa.Column("skew", sa.Float(), server_default="0", nullable=False))
+        batch_op.add_column(sa.Column("skew", sa.Double(), server_default="0", nullable=False))
     with op.batch_alter_table("commands", schema=None) as batch_op:
         batch_op.add_column(sa.Column("sealed", sa.Boolean(), server_default=sa.false(), nullable=False))
 
