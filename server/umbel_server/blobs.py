@@ -83,6 +83,16 @@ class Blobs:
         """How many blobs there are; for one name of a store, not for a store of many."""
         return sum(len(batch) for batch in obstore.list(self._store, self._prefix))
 
+    def sizes(self) -> dict[str, int]:
+        """The bytes of every blob under this name alone, by address: one look at the whole store."""
+        found: dict[str, int] = {}
+        for batch in obstore.list(self._store, self._prefix or None):
+            for one in batch:
+                folder, _, sha256 = one["path"].removeprefix(self._prefix).partition("/")
+                if _ADDRESS.fullmatch(sha256) and folder == sha256[:2]:
+                    found[sha256] = one["size"]
+        return found
+
     def holds_any(self) -> bool:
         """Whether there may be anything to remove under this name."""
         return self._folder is None or (self._folder / self._prefix).is_dir()

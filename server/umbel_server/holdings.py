@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from umbel.messages import Blob
-from umbel_server.blobs import Blobs, MissingBlob, missing
+from umbel_server.blobs import Blobs, missing
 from umbel_server.database import BlobPopulation, Database
 
 MOST_REMEMBERED = 65_536
@@ -80,17 +80,13 @@ class Holdings:
         query = select(BlobPopulation.sha256).where(BlobPopulation.size == UNMEASURED).distinct()
         with self._database.transaction() as session:
             addresses = session.scalars(query).all()
-        sizes = {sha256: self._size(sha256) for sha256 in addresses}
+        if not addresses:
+            return
+        sizes = self._blobs.sizes()
         with self._database.transaction() as session:
-            for sha256, size in sizes.items():
+            for sha256 in addresses:
                 session.execute(
                     update(BlobPopulation)
                     .where(BlobPopulation.sha256 == sha256, BlobPopulation.size == UNMEASURED)
-                    .values(size=size)
+                    .values(size=sizes.get(sha256, 0))
                 )
-
-    def _size(self, sha256: str) -> int:
-        try:
-            return self._blobs.size(sha256)
-        except MissingBlob:
-            return 0
