@@ -127,7 +127,7 @@ def test_a_device_that_starts_with_a_wrong_clock_waits_until_it_is_set_and_is_re
         assert caplog.text.count("the clock of device test/phone is") == 1
         assert not wire.device["online"]
         assert "set it" in shown(wire)
-        wire.running.restart()
+        wire.restart()
         assert abs(float(str(wire.device["skew"])) - off) < 5
         clock.off = 0.0
         wire.running.wait_online(1)

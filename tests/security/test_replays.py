@@ -73,7 +73,7 @@ def test_what_was_said_does_nothing_when_it_is_said_again(
     wire.stop_agent()
     wire.start_agent()
     say_all_again()
-    wire.running.restart()
+    wire.restart()
     wire.running.wait_online(1)
     say_all_again()
     assert caplog.text.count("training assignment") == trainings

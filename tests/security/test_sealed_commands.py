@@ -66,7 +66,7 @@ def test_a_command_that_waited_is_sealed_for_the_process_that_takes_it(wire: Wir
     wire.stop_agent()
     sent = wire.running.client.post("/v1/commands", {"population": POPULATION, "kind": "report"})
     old = eventually(lambda: wire.said_on("command"))[-1]
-    wire.running.restart()
+    wire.restart()
     wire.start_agent()
     (command,) = wire.running.client.settle(sent, 20)
     assert command["state"] == "done"

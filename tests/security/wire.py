@@ -14,6 +14,8 @@ from tests.waiting import eventually
 from umbel import topics
 from umbel.mqtt import Link
 from umbel.plan import Plan
+from umbel_server.limits import Limits, MessageLimits
+from umbel_server.refusals import QUIET_SECONDS, Refusals
 from umbel_server.run_settings import RunSettings
 
 CHANNELS: tuple[topics.Channel, ...] = ("command", "ack", "result", "status")
@@ -27,11 +29,23 @@ class Wire:
         self.config, self.clock = config_of(self.running, folder / "phone"), clock
         self.heard: list[tuple[str, bytes]] = []
         self._junk = itertools.count()
+        self._look_at_all()
         self.link = Link("127.0.0.1", broker_port, "somebody", ("umbel/#",), lambda *said: self.heard.append(said))
         self.link.start()
         assert self.link.wait_up(10)
         self.agent = RunningAgent(self.config, clock)
         self.running.wait_online(1)
+
+    def _look_at_all(self) -> None:
+        """Let the server look at every message, however many are forged, and log each that it refuses."""
+        every = Limits(messages_per_second=1e6, forgeries_per_second=1e6)
+        self.running.server.exchange._limits = MessageLimits(
+            every, Refusals(itertools.count(0, QUIET_SECONDS).__next__)
+        )
+
+    def restart(self) -> None:
+        self.running.restart()
+        self._look_at_all()
 
     def start_agent(self) -> None:
         self.agent = RunningAgent(self.config, self.clock)
@@ -59,13 +73,13 @@ class Wire:
         """Until the server and the device have taken in all that was said before: something they refuse is said last."""
         junk = {channel: f"junk-{next(self._junk)}" for channel in CHANNELS}
         before = caplog.text.count("proves nothing")
-        refused = {channel: caplog.text.count(f"refused a message on {self.topic(channel)}") for channel in CHANNELS}
+        refused = {channel: caplog.text.count(f"on {self.topic(channel)}: ") for channel in CHANNELS}
         for channel, text in junk.items():
             self.say(channel, text.encode())
         eventually(lambda: caplog.text.count("proves nothing") > before)
         for channel in CHANNELS[1:]:
             eventually(
-                lambda at=channel: caplog.text.count(f"refused a message on {self.topic(at)}") > refused[at]  # type: ignore[misc]
+                lambda at=channel: caplog.text.count(f"on {self.topic(at)}: ") > refused[at]  # type: ignore[misc]
             )
 
     def ask(self, kind: str, **wanted: object) -> dict[str, object]:
