@@ -298,7 +298,7 @@ def test_a_bucket_that_does_not_answer_does_not_hold_the_server_up_when_it_stops
         ):
             monkeypatch.setenv(name, value)
         parts = tmp_path / "parts"
-        tidying = Received(running.server.database, Blobs("s3://bucket"), parts, keeps_updates=False)
+        tidying = Received(running.server.database, Blobs("s3://bucket"), running.server.holdings, parts, False)
         starting = threading.Thread(target=tidying.start, daemon=True)
         starting.start()
         listing, _ = bucket.accept()  # what a process before this one left behind: nothing

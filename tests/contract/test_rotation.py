@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from joserfc.jwk import ECKey
+from sqlalchemy import delete
 from tests.contract.test_agent import RunningAgent
 from tests.server_harness import POPULATION, RunningServer, config_of
 from tests.waiting import eventually
@@ -26,6 +27,7 @@ from umbel_edge.enrolment import connect
 from umbel_edge.http import ServerHttp
 from umbel_edge.standing import Standing
 from umbel_edge.state import AgentState
+from umbel_server import database
 from umbel_server.client import Client
 from umbel_server.keyring import GRACE
 from umbel_server.run_settings import RunSettings
@@ -186,6 +188,8 @@ def test_a_device_that_was_away_for_two_rotations_comes_back(fleet: Fleet, plan_
         fleet.pass_time(7 * DAY + GRACE + 1)
         fleet.restart()
     assert len(fleet.keys) == 3
+    with fleet.running.server.database.transaction() as session:
+        session.execute(delete(database.Command))  # the news, which are from the future now
     fleet.clock.ahead = 0.0
     fleet.agent(config)
     fleet.running.wait_online(1)

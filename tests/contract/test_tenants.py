@@ -129,6 +129,8 @@ RUN = "/v1/runs/{run}"
 DEVICE = "/v1/devices/{theirs}/phone"
 ROUTES: dict[tuple[str, str], Probe] = {
     ("GET", "/v1/trust"): Shared("what the server's own name is proved by"),
+    ("GET", "/v1/keys"): Shared("the server's own keys, and how many devices know each"),
+    ("POST", "/v1/keys/rotate"): Shared("for an owner of all populations alone"),
     ("POST", "/v1/enrol"): Shared("who asks has the secret of one invitation, and gets into its population alone"),
     ("GET", "/v1/connection"): Shared("a device is told of itself, by its own signature"),
     ("POST", "/v1/certificate"): Shared("a device is certified for itself, by its own signature"),
@@ -367,7 +369,7 @@ def test_what_an_older_server_had_belongs_to_its_populations(
         for table in ("blob_populations", "quotas", "traffic"):
             old.execute(f"DROP TABLE {table}")
         old.execute("DROP INDEX assignments_waiting")
-        old.execute("UPDATE alembic_version SET version_num = '0006'")
+        old.execute("UPDATE alembic_version SET version_num = '0008'")
         old.commit()
     database = Database(f"sqlite:///{copy}")
     holdings = Holdings(database, running.server.blobs, time.time)
