@@ -12,6 +12,8 @@ from umbel.plan import Plan
 ROOT = Path(__file__).parent.parent
 TASKS = ROOT / "simulations" / "umbel_sim" / "tasks"
 
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as import_keras does, for tests that import Keras themselves
+
 
 def _sources_digest() -> str:
     total = hashlib.sha256()

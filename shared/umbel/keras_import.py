@@ -20,6 +20,9 @@ def import_keras() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+    # TensorFlow takes these kernels by itself on some processors only; without them it cannot train a dilated
+    # transposed convolution, and a plan's parity would depend on the machine that compiles it.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     # The messages come before the log level is read; only the file descriptor can be kept from them.
     with native_stderr_silenced():
         importlib.import_module("keras")

@@ -65,22 +65,26 @@ class Terminal:
 
     def shows(self, words: str) -> bool:
         """Whether `words` were written by now, without regard to colours; reads on."""
+        self._read()
+        return words in self.text()
+
+    def _read(self) -> bool:
+        """Read what a terminal holds at once, a few kB; False when the program has closed it and all is read."""
         try:
             self._written += os.read(self._ours, 1 << 16)
-        except OSError:  # the program has closed its terminal
-            return words in self.text()
-        return words in self.text()
+        except OSError:
+            return False
+        return True
 
     def text(self) -> str:
         return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", self._written.decode(errors="replace"))
 
     def end(self) -> int:
-        """Wait for the program's end; returns its exit code."""
-        while self._process.poll() is None:
-            self.shows("")
-        self.shows("")
+        """Read to the program's end; returns its exit code."""
+        while self._read():
+            pass
         os.close(self._ours)
-        return self._process.returncode
+        return self._process.wait(60)
 
 
 def quick(plan: Plan) -> Callable[[Command], Outcome | Ack | None]:
