@@ -9,7 +9,6 @@ from pathlib import Path
 import msgspec
 import pytest
 from joserfc.jwk import ECKey
-from sqlalchemy import delete
 from tests.contract.test_agent import RunningAgent
 from tests.server_harness import POPULATION, RunningServer, config_of
 from tests.waiting import eventually
@@ -27,7 +26,6 @@ from umbel_edge.enrolment import connect
 from umbel_edge.http import ServerHttp
 from umbel_edge.standing import Standing
 from umbel_edge.state import AgentState
-from umbel_server import database
 from umbel_server.client import Client
 from umbel_server.keyring import GRACE
 from umbel_server.run_settings import RunSettings
@@ -69,8 +67,8 @@ class Fleet:
         made = config_of(self.running, self.folder / name)
         return msgspec.structs.replace(made, device=name, **other)  # type: ignore[arg-type]
 
-    def agent(self, config: AgentConfig) -> RunningAgent:
-        made = RunningAgent(config)
+    def agent(self, config: AgentConfig, clock: Callable[[], float] = time.time) -> RunningAgent:
+        made = RunningAgent(config, clock)
         self.agents.append(made)
         return made
 
@@ -188,16 +186,14 @@ def test_a_device_that_was_away_for_two_rotations_comes_back(fleet: Fleet, plan_
         fleet.pass_time(7 * DAY + GRACE + 1)
         fleet.restart()
     assert len(fleet.keys) == 3
-    with fleet.running.server.database.transaction() as session:
-        session.execute(delete(database.Command))  # the news, which are from the future now
-    fleet.clock.ahead = 0.0
-    fleet.agent(config)
+    fleet.agent(config, fleet.clock)
     fleet.running.wait_online(1)
     settings = msgspec.convert({"rounds": 1, "policy": {"deadline": 60.0, "attempts": 1}}, RunSettings)
     id = fleet.running.server.runs.start(POPULATION, plan.sha256, settings).id  # a plan signed by the first key
     eventually(lambda: fleet.running.server.runs.get(id).state != "running", 40)
     assert fleet.running.server.runs.get(id).state == "finished"
     assert list(trust_of_running(config).lineage().all) == fleet.keys
+    fleet.wait_confirmed()
 
 
 def test_a_running_device_that_heard_nothing_learns_from_the_first_command(fleet: Fleet) -> None:

@@ -141,6 +141,7 @@ def test_an_operator_watches_pauses_resumes_and_clones(
     terminal = Terminal(umbel.command("runs", "watch", "latest"))
     eventually(lambda: terminal.shows("not answered for "))
     text = terminal.text()
+    assert re.search(r"not answered for [1-9]\d* s", text)
     for words in (f"run {id}  running", "0 of 2", "1 of 3", "quorum 1 reached", "training for", "closes in"):
         assert words in text
     leave(devices[2])

@@ -69,7 +69,7 @@ class FleetPort:
         sealed: bool = False,
     ) -> None:
         self._fleet, self.run, self.plan, self._plan_blob = fleet, run, plan, plan_blob
-        self._evaluate, self._clock, self._sealed = evaluate, clock, sealed
+        self._evaluate, self.clock, self._sealed = evaluate, clock, sealed
         self._policy = RoundPolicy()
         self._attempt = 0
         self._news: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
@@ -89,7 +89,7 @@ class FleetPort:
     @property
     def now(self) -> float:
         """The time in Unix seconds."""
-        return self._clock()
+        return self.clock()
 
     @property
     def threads(self) -> int:
@@ -120,7 +120,7 @@ class FleetPort:
 
     def heard(self, assignment: Assignment | None) -> None:
         """Take in that a device moved an assignment on, or (None) that the fleet changed."""
-        now = self._clock()
+        now = self.clock()
         if assignment is None:
             self._news.put(None)
         elif assignment.state == "accepted":
@@ -138,7 +138,7 @@ class FleetPort:
     def wait(self, until: float) -> list[Event] | None:
         """What happened, at the latest at `until`; None to leave."""
         events: list[Event] = []
-        patience = max(0.0, min(until - self._clock(), 3600.0))
+        patience = max(0.0, min(until - self.clock(), 3600.0))
         try:
             news = self._news.get(timeout=patience) if patience else self._news.get_nowait()
             while True:
@@ -146,7 +146,7 @@ class FleetPort:
                     events.append(news)
                 news = self._news.get_nowait()
         except queue.Empty:
-            if self._clock() < until or self._left:
+            if self.clock() < until or self._left:
                 return None if self._left else events
         # A deadline may act now: what had come before it, while the database was locked, counts as in time.
         self._fleet.exchange.catch_up()
@@ -185,7 +185,7 @@ class FleetPort:
             address = session.get_one(Run, self.run).weights
         weights = load(self._fleet.blobs.get(address)) if address else self.plan.initial_weights()
         check(weights, self.plan.manifest.weights, "the weights that the run starts from")
-        self.commit(Checkpointing(0, 0, weights, {}, {}, (), self._clock()))
+        self.commit(Checkpointing(0, 0, weights, {}, {}, (), self.clock()))
 
     def _record(self, session: Session, version: int, seed: int, rounds: int) -> Record:
         run = session.get_one(Run, self.run)
@@ -268,7 +268,7 @@ class FleetPort:
 
     def evaluate(self, number: int, messages: Mapping[str, Message]) -> None:
         """Offer evaluations of the newest checkpoint; the exchange takes in what comes."""
-        closes = self._clock() + self._policy.deadline
+        closes = self.clock() + self._policy.deadline
         with self._fleet.database.transaction() as session:
             commands = [
                 self._assign(session, Offer(secrets.token_hex(8), device, number, closes), message, self._weights, 0)
@@ -279,7 +279,7 @@ class FleetPort:
     def _assign(
         self, session: Session, offer: Offer, message: Message, weights: Blob, attempt: int
     ) -> Addressed | None:
-        now = self._clock()
+        now = self.clock()
         rate = self.plan.manifest.learning_rate
         body = instruction(
             message, offer.id, self.run, self._plan_blob, weights, offer.closes, rate, self._policy.requires
@@ -338,11 +338,11 @@ class FleetPort:
 
     def finish(self, finish: Finish) -> None:
         """Give an assignment its final state unless it has one, and tell its device if that is still at work."""
-        finish_assignment(self._fleet, finish, self._clock())
+        finish_assignment(self._fleet, finish, self.clock())
 
     def abandon(self, abandon: Abandon) -> None:
         """Close the attempt; one that never had its devices is noted too."""
-        now = self._clock()
+        now = self.clock()
         with self._fleet.database.transaction() as session:
             row = session.get(Round, (self.run, abandon.number, abandon.attempt))
             if row is None:
@@ -368,7 +368,7 @@ class FleetPort:
             strategy = self._fleet.blobs.put(dump(checkpoint.strategy), durable=True)
         metrics = finite(self._evaluate(checkpoint.weights)) if self._evaluate is not None else {}
         fleet = finite(results(self.plan.manifest.metrics, checkpoint.fleet_sums)) if checkpoint.fleet_sums else {}
-        now = self._clock()
+        now = self.clock()
         folded: list[str] = []
         with self._fleet.database.transaction() as session:
             session.add(
@@ -411,7 +411,7 @@ class FleetPort:
         with self._fleet.database.transaction() as session:
             created = session.get_one(Run, self.run).created
             travelled = session.scalar(select(total).where(Assignment.run == self.run))
-        return Spent((self._clock() - created) / 3600, int(travelled or 0))
+        return Spent((self.clock() - created) / 3600, int(travelled or 0))
 
 
 def candidate(device: Device) -> Candidate:
