@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.brokers import EmbeddedProcess, Mosquitto, mosquitto_program
+from tests.server_harness import RunningServer, serving
 from umbel.plan import Plan
 
 ROOT = Path(__file__).parent.parent
@@ -56,6 +57,13 @@ def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EmbeddedP
     running.start()
     yield running
     running.stop()
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[RunningServer]:
+    """A server of the test's own without TLS."""
+    with serving(tmp_path / "server") as server:
+        yield server
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,9 +2,10 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -12,6 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 from joserfc.jwk import ECKey
 
+from tests.brokers import EmbeddedProcess
 from tests.waiting import eventually
 from umbel import messages, signing, topics
 from umbel.enrolment import EnrolmentRequest
@@ -95,6 +97,21 @@ class RunningServer:
     def wait_online(self, count: int) -> None:
         """Until `count` devices are online."""
         eventually(lambda: sum(device.online for device in self.server.devices.list(POPULATION)) == count)
+
+
+@contextmanager
+def serving(folder: Path, **options: Any) -> Iterator[RunningServer]:
+    """A server, made with the options of RunningServer, and an embedded broker in a process of its own."""
+    broker = EmbeddedProcess()
+    broker.start()
+    try:
+        running = RunningServer(folder, broker.port, **options)
+        try:
+            yield running
+        finally:
+            running.stop()
+    finally:
+        broker.stop()
 
 
 def config_of(running: RunningServer, folder: Path) -> AgentConfig:

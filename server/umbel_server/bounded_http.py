@@ -21,6 +21,10 @@ log = logging.getLogger("umbel.server")
 LINES, LINE_SECONDS = 10, 6.0
 """Connections from one address whose end is logged at once; then one in so many seconds."""
 
+FAREWELL_SECONDS = 0.3
+"""How long the end of an idle connection may take when the server stops: who keeps one reads nothing that comes on it, so
+that TLS would wait for his farewell in vain."""
+
 
 @dataclass(frozen=True)
 class Patience:
@@ -99,6 +103,12 @@ class BoundedHttp(HttpToolsProtocol):
             self._expect(
                 self._patience.after_seconds, lambda: self._end("it goes on sending what was answered already")
             )
+
+    def shutdown(self) -> None:
+        """The server stops: end the connection, or else its request at hand is the last."""
+        super().shutdown()
+        if self.transport.is_closing():
+            self.loop.call_later(FAREWELL_SECONDS, self.transport.abort)
 
     def pause_writing(self) -> None:
         """The buffers are full: the answer must be taken on soon."""

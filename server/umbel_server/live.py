@@ -14,7 +14,7 @@ from umbel_server.rounds.assignments import LIVE, WITH_DEVICE
 from umbel_server.rounds.fleet_port import candidate
 from umbel_server.rounds.policy import RoundPolicy
 from umbel_server.rounds.selection import available
-from umbel_server.runs import describe_attempt, describe_checkpoint
+from umbel_server.run_views import describe_attempt, describe_checkpoint
 
 NEWEST, WAITED_FOR, ABANDONED = 60, 8, 5
 """Checkpoints, assignments and abandoned attempts that are shown at most."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 from obstore.exceptions import BaseError as StoreError
-from sqlalchemy import func, select, update
+from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -18,8 +18,8 @@ from umbel.errors import UmbelError
 from umbel.examples import load_examples
 from umbel.tensors import Tensors, check, load
 from umbel.topics import check_name
+from umbel_server import run_views
 from umbel_server.database import Assignment, Checkpoint, Round, Run
-from umbel_server.device_metrics import average
 from umbel_server.evaluation import HeldOut
 from umbel_server.fleet import Fleet
 from umbel_server.fleet_grid import FleetGrid
@@ -215,47 +215,7 @@ class Runs:
     def show(self, id: str, round: int | None = None) -> dict[str, Any]:
         """A run as the API shows it: with all checkpoints, and of one round (default: the newest) attempts and assignments."""
         run = self.get(id)
-        with self._fleet.database.transaction() as session:
-            checkpoints = session.scalars(
-                select(Checkpoint).where(Checkpoint.run == run.id).order_by(Checkpoint.round)
-            ).all()
-            newest = session.scalar(select(func.max(Round.number)).where(Round.run == run.id)) or 0
-            number = newest if round is None else round
-            attempts = session.scalars(
-                select(Round).where(Round.run == run.id, Round.number == number).order_by(Round.attempt)
-            ).all()
-            assignments = session.scalars(
-                select(Assignment)
-                .where(Assignment.run == run.id, Assignment.round == number)
-                .order_by(Assignment.attempt, Assignment.device)
-            ).all()
-            evaluations = session.scalars(
-                select(Assignment).where(
-                    Assignment.run == run.id, Assignment.kind == "evaluate", Assignment.state == "folded"
-                )
-            ).all()
-            total = select(func.sum(Assignment.bytes_down), func.sum(Assignment.bytes_up))
-            # PostgreSQL's sums are Decimals, which would be strings in JSON.
-            down, up = (int(value or 0) for value in session.execute(total.where(Assignment.run == run.id)).one())
-        return {
-            **describe(run),
-            "bytes_down": down,
-            "bytes_up": up,
-            "checkpoints": [
-                {**describe_checkpoint(checkpoint), **self._evaluated(run, checkpoint.round, evaluations)}
-                for checkpoint in checkpoints
-            ],
-            "attempts": [describe_attempt(attempt) for attempt in attempts],
-            "assignments": [_describe_assignment(assignment) for assignment in assignments],
-        }
-
-    def _evaluated(self, run: Run, round: int, evaluations: Sequence[Assignment]) -> dict[str, Any]:
-        """What devices made of a checkpoint on their examples."""
-        of_round = [(row.device, row.metrics, float(row.examples)) for row in evaluations if row.round == round]
-        if not of_round:
-            return {"evaluated": {}, "evaluators": 0}
-        metrics, count = average(of_round, self._plans.get(run.plan).manifest.metrics)
-        return {"evaluated": metrics, "evaluators": count}
+        return run_views.show(self._fleet.database, run, self._plans.get(run.plan).manifest.metrics, round)
 
     def _held_out(self, settings: RunSettings) -> io.BytesIO:
         return io.BytesIO(self._fleet.blobs.get(settings.held_out))
@@ -367,74 +327,5 @@ def _close_rounds(session: Session, run: Run) -> None:
         )
 
 
-def describe(run: Run) -> dict[str, Any]:
-    """A run as the API shows it; times in Unix seconds."""
-    return {
-        "id": run.id,
-        "population": run.population,
-        "task": run.task,
-        "plan": run.plan,
-        "state": run.state,
-        "reason": run.reason,
-        "round": run.round,
-        "rounds": run.settings.get("rounds", 0),
-        "strategy": run.settings.get("strategy", ""),
-        "settings": run.settings,
-        "created": run.created,
-        "updated": run.updated,
-    }
-
-
-def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
-    """A checkpoint as the API shows it."""
-    return {
-        "round": checkpoint.round,
-        "weights": checkpoint.weights,
-        "metrics": checkpoint.metrics,
-        "fleet_metrics": checkpoint.fleet_metrics,
-        "contributors": checkpoint.contributors,
-        "started": checkpoint.started,
-        "committed": checkpoint.committed,
-    }
-
-
-def describe_attempt(attempt: Round) -> dict[str, Any]:
-    """An attempt at a round as the API shows it."""
-    return {
-        "round": attempt.number,
-        "attempt": attempt.attempt,
-        "state": attempt.state,
-        "reason": attempt.reason,
-        "opened": attempt.opened,
-        "closes": attempt.closes,
-        "closed": attempt.closed,
-        "wanted": attempt.wanted,
-        "quorum": attempt.quorum,
-        "seconds": attempt.seconds,
-    }
-
-
 def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _describe_assignment(assignment: Assignment) -> dict[str, Any]:
-    return {
-        "id": assignment.id,
-        "device": assignment.device,
-        "round": assignment.round,
-        "kind": assignment.kind,
-        "state": assignment.state,
-        "reason": assignment.reason,
-        "examples": assignment.examples,
-        "seconds": assignment.seconds,
-        "metrics": assignment.metrics,
-        "since": assignment.updated,
-        "offered": assignment.offered,
-        "closes": assignment.closes,
-        "attempt": assignment.attempt,
-        "weight": assignment.weight,
-        "folded_into": assignment.folded_into,
-        "bytes_down": assignment.bytes_down,
-        "bytes_up": assignment.bytes_up,
-    }

@@ -14,8 +14,7 @@ import httpx
 import msgspec
 import pytest
 from fastapi.routing import iter_route_contexts
-from tests.brokers import EmbeddedProcess
-from tests.server_harness import RunningServer
+from tests.server_harness import RunningServer, serving
 from tests.signed_requests import signed
 from tests.waiting import eventually
 
@@ -38,14 +37,10 @@ LOCAL = Identity("local", "owner")
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    broker = EmbeddedProcess()
-    broker.start()
-    server = RunningServer(tmp_path_factory.mktemp("admins") / "server", broker.port)
-    for population, device in (("home", "phone"), ("home", "car"), ("office", "phone")):
-        enrol(server, population, device)
-    yield server
-    server.stop()
-    broker.stop()
+    with serving(tmp_path_factory.mktemp("admins") / "server") as server:
+        for population, device in (("home", "phone"), ("home", "car"), ("office", "phone")):
+            enrol(server, population, device)
+        yield server
 
 
 @pytest.fixture(autouse=True)

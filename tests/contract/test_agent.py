@@ -1,7 +1,6 @@
 """The real agent against a real server and broker: what it does, and what it refuses."""
 
 import secrets
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 from tests.brokers import EmbeddedProcess, Mosquitto
+from tests.running_agent import RunningAgent
 from tests.server_harness import POPULATION, RunningServer, X, config_of
 from tests.waiting import eventually
 
@@ -25,20 +25,6 @@ from umbel_edge.config import AgentConfig
 from umbel_server.run_settings import RunSettings
 
 PlanOf = Callable[[str], Plan]
-
-
-class RunningAgent:
-    """A real agent in a thread."""
-
-    def __init__(self, config: AgentConfig, clock: Callable[[], float] = time.time) -> None:
-        self.agent = Agent(config, clock)
-        self._thread = threading.Thread(target=self.agent.run, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self.agent.stop()
-        self._thread.join(15)
-        assert not self._thread.is_alive()
 
 
 @dataclass

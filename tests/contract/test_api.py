@@ -11,8 +11,7 @@ import httpx
 import msgspec
 import numpy as np
 import pytest
-from tests.brokers import EmbeddedProcess
-from tests.server_harness import POPULATION, RunningServer, ScriptedDevice
+from tests.server_harness import POPULATION, RunningServer, ScriptedDevice, serving
 from tests.signed_requests import signed as signed_as
 
 from umbel import signing
@@ -25,12 +24,8 @@ from umbel.tensors import digest
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    broker = EmbeddedProcess()
-    broker.start()
-    server = RunningServer(tmp_path_factory.mktemp("api") / "server", broker.port)
-    yield server
-    server.stop()
-    broker.stop()
+    with serving(tmp_path_factory.mktemp("api") / "server") as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ import numpy as np
 import psutil
 import pytest
 from tests.brokers import EmbeddedProcess
-from tests.contract.test_agent import Bench, RunningAgent
+from tests.contract.test_agent import Bench
+from tests.running_agent import RunningAgent
 from tests.server_harness import POPULATION, RunningServer, config_of
 from tests.waiting import eventually
 

@@ -13,8 +13,7 @@ import httpx
 import msgspec
 import pytest
 from joserfc.jwk import ECKey
-from tests.brokers import EmbeddedProcess
-from tests.server_harness import POPULATION, RunningServer
+from tests.server_harness import POPULATION, RunningServer, serving
 
 from umbel import signing
 from umbel.enrolment import ENROL_PATH, EnrolmentReply, EnrolmentRequest, split_token
@@ -28,12 +27,8 @@ from umbel_sim.demo.processes import program
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    broker = EmbeddedProcess()
-    broker.start()
-    server = RunningServer(tmp_path_factory.mktemp("invitations") / "server", broker.port, open_enrolment=False)
-    yield server
-    server.stop()
-    broker.stop()
+    with serving(tmp_path_factory.mktemp("invitations") / "server", open_enrolment=False) as server:
+        yield server
 
 
 def invite(running: RunningServer, **wanted: Any) -> dict[str, Any]:

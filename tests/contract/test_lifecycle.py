@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 import pytest
 from tests.brokers import EmbeddedProcess, Mosquitto
-from tests.contract.test_agent import RunningAgent
 from tests.contract.test_fleet_grid import start, trained
+from tests.running_agent import RunningAgent
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice, config_of
 from tests.signed_requests import signed
 from tests.waiting import eventually

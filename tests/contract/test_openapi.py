@@ -12,9 +12,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis import Case, GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks
-from tests.brokers import EmbeddedProcess
 from tests.security.served import Enrolled
-from tests.server_harness import RunningServer
+from tests.server_harness import RunningServer, serving
 
 load_all_checks()
 schemathesis.serializer.alias("application/partial-upload", "application/octet-stream")
@@ -27,12 +26,8 @@ EXAMPLES = 10
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    broker = EmbeddedProcess()
-    broker.start()
-    server = RunningServer(tmp_path_factory.mktemp("openapi") / "server", broker.port)
-    yield server
-    server.stop()
-    broker.stop()
+    with serving(tmp_path_factory.mktemp("openapi") / "server") as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine
-from tests.brokers import EmbeddedProcess
-from tests.server_harness import POPULATION, RunningServer, ScriptedDevice
+from tests.server_harness import POPULATION, RunningServer, ScriptedDevice, serving
 from tests.waiting import eventually
 
 from umbel import tensors
@@ -65,12 +64,8 @@ def url() -> Iterator[str]:
 
 @pytest.fixture
 def running(tmp_path: Path, url: str) -> Iterator[RunningServer]:
-    broker = EmbeddedProcess()
-    broker.start()
-    server = RunningServer(tmp_path / "server", broker.port, database=url)
-    yield server
-    server.stop()
-    broker.stop()
+    with serving(tmp_path / "server", database=url) as server:
+        yield server
 
 
 def test_the_migrated_schema_is_that_of_the_models(url: str) -> None:

@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,8 @@ import httpx
 import msgspec
 import numpy as np
 import pytest
-from tests.brokers import EmbeddedProcess
-from tests.contract.test_agent import RunningAgent
 from tests.contract.test_lifecycle import quick
+from tests.running_agent import RunningAgent
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice, config_of
 from tests.signed_requests import signed
 from tests.waiting import eventually
@@ -34,16 +33,6 @@ from umbel_sim.demo.processes import program
 
 PlanOf = Callable[[str], Plan]
 DATA = np.random.default_rng(0).bytes(300_000)
-
-
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[RunningServer]:
-    broker = EmbeddedProcess()
-    broker.start()
-    server = RunningServer(tmp_path / "server", broker.port)
-    yield server
-    server.stop()
-    broker.stop()
 
 
 def allow(running: RunningServer, **limits: int | None) -> dict[str, Any]:

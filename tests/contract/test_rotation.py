@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from joserfc.jwk import ECKey
-from tests.contract.test_agent import RunningAgent
+from tests.running_agent import RunningAgent
 from tests.server_harness import POPULATION, RunningServer, config_of
 from tests.waiting import eventually
 

@@ -10,7 +10,6 @@ import msgspec
 import numpy as np
 import pytest
 import urllib3
-from tests.brokers import EmbeddedProcess
 from tests.security.parsers import NASTY_TENSORS
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice
 from tests.waiting import eventually
@@ -28,16 +27,6 @@ from umbel_server.device_metrics import average
 from umbel_server.run_settings import RunSettings
 
 PlanOf = Callable[[str], Plan]
-
-
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[RunningServer]:
-    broker = EmbeddedProcess()
-    broker.start()
-    server = RunningServer(tmp_path / "server", broker.port)
-    yield server
-    server.stop()
-    broker.stop()
 
 
 def update_of(plan: Plan) -> Blob:

@@ -19,8 +19,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pkcs11.util.ec import encode_named_curve_parameters
-from tests.contract.test_agent import RunningAgent
 from tests.contract.test_fleet_grid import start
+from tests.running_agent import RunningAgent
 from tests.server_harness import POPULATION, RunningServer, config_of
 from tests.tokens import PIN, SOFTHSM, SoftHsm, needs_softhsm
 from tests.waiting import eventually

@@ -12,8 +12,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from tests.brokers import EmbeddedProcess
-from tests.server_harness import POPULATION, RunningServer, config_of
+from tests.server_harness import POPULATION, RunningServer, config_of, serving
 from tests.signed_requests import signed as signed_as
 from tests.tcp_proxy import TcpProxy
 from tests.waiting import eventually
@@ -64,12 +63,8 @@ class Sender:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    broker = EmbeddedProcess()
-    broker.start()
-    server = RunningServer(tmp_path_factory.mktemp("server"), broker.port)
-    yield server
-    server.stop()
-    broker.stop()
+    with serving(tmp_path_factory.mktemp("server")) as server:
+        yield server
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The broker itself as the attacker: it loses, repeats, reorders, makes up, and speaks for whom it likes."""
 
 import random
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ import msgspec
 import pytest
 from tests.brokers import EmbeddedProcess
 from tests.faults.mqtt_proxy import DisturbingProxy
+from tests.running_agent import RunningAgent
 from tests.server_harness import POPULATION, RunningServer, config_of
 from tests.waiting import eventually
 
@@ -18,7 +18,6 @@ from umbel import messages, signing, topics
 from umbel.messages import Ack, Cancel, Command, Result, Status, Trained
 from umbel.mqtt import Link
 from umbel.plan import Plan
-from umbel_edge.agent import Agent
 from umbel_edge.config import AgentConfig, Mqtt
 from umbel_server import exchange
 from umbel_server.run_settings import RunSettings
@@ -31,18 +30,6 @@ class LosingProxy(DisturbingProxy):
 
     def _delays(self) -> list[float]:
         return [] if self._random.random() < 0.25 else super()._delays()
-
-
-class RunningAgent:
-    def __init__(self, config: AgentConfig) -> None:
-        self.agent = Agent(config)
-        self._thread = threading.Thread(target=self.agent.run, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self.agent.stop()
-        self._thread.join(15)
-        assert not self._thread.is_alive()
 
 
 @dataclass

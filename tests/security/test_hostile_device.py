@@ -24,7 +24,7 @@ from tests.security.served import (
     pour,
     sentence_of,
 )
-from tests.server_harness import RunningServer, ScriptedDevice
+from tests.server_harness import RunningServer, ScriptedDevice, serving
 from tests.waiting import eventually
 
 from umbel import signing, tensors, topics
@@ -229,13 +229,9 @@ def test_others_are_served_while_one_floods_the_api(served: Served, thief: Enrol
 
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[RunningServer]:
-    broker = EmbeddedProcess()
-    broker.start()
     patience = Patience(head_seconds=0.5, body_seconds=0.5, after_seconds=0.5)
-    server = RunningServer(tmp_path / "server", broker.port, patience=patience)
-    yield server
-    server.stop()
-    broker.stop()
+    with serving(tmp_path / "server", patience=patience) as server:
+        yield server
 
 
 def reports(command: Command) -> Outcome | None:

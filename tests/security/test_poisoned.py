@@ -1,13 +1,11 @@
 """Updates that are meant to spoil the model: refused, or outvoted where nobody can tell them from honest ones."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from tests.brokers import EmbeddedProcess
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice
 from tests.waiting import eventually
 
@@ -22,16 +20,6 @@ PlanOf = Callable[[str], Plan]
 HONEST, HOSTILE = 5, 2
 STEP = 0.1
 """How far every honest update goes, give or take a tenth."""
-
-
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[RunningServer]:
-    broker = EmbeddedProcess()
-    broker.start()
-    server = RunningServer(tmp_path / "server", broker.port)
-    yield server
-    server.stop()
-    broker.stop()
 
 
 def honest(plan: Plan, number: int) -> Tensors:

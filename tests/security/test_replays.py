@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 from tests.brokers import EmbeddedProcess, Mosquitto
-from tests.contract.test_agent import RunningAgent
+from tests.running_agent import RunningAgent
 from tests.security.wire import CHANNELS, Wire, wired
 from tests.server_harness import POPULATION
 from tests.waiting import eventually

@@ -3,7 +3,6 @@
 import shutil
 import stat
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,6 @@ from umbel.messages import Command, Outcome, Report, Reported
 from umbel_edge.agent import Agent
 from umbel_edge.state import AgentState
 from umbel_server.client import Client
-
-
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[RunningServer]:
-    broker = EmbeddedProcess()
-    broker.start()
-    server = RunningServer(tmp_path / "server", broker.port)
-    yield server
-    server.stop()
-    broker.stop()
 
 
 def audit(running: RunningServer, action: str) -> list[dict[str, Any]]:

@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from tests.brokers import EmbeddedProcess
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice, config_of
 from tests.waiting import eventually
 
@@ -24,16 +23,6 @@ from umbel_server.client import Client
 from umbel_server.run_settings import RunSettings
 
 PlanOf = Callable[[str], Plan]
-
-
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[RunningServer]:
-    broker = EmbeddedProcess()
-    broker.start()
-    server = RunningServer(tmp_path / "server", broker.port)
-    yield server
-    server.stop()
-    broker.stop()
 
 
 @pytest.fixture

@@ -56,6 +56,16 @@ def enrol(config: AgentConfig) -> Trust | None:
         state.close()
 
 
+def test_who_keeps_a_connection_does_not_keep_the_server_from_stopping(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    running = RunningServer(tmp_path / "server", free_port(), tls=True)
+    with httpx.Client(verify=running.state.context(), trust_env=False) as client:
+        assert client.get(running.state.server_url + "/v1/health").status_code == 200
+        running.stop()
+    assert "shutdown exceeded" not in capfd.readouterr().err
+
+
 def test_an_agent_trains_over_tls(running: RunningServer, tmp_path: Path, plan_of: PlanOf) -> None:
     agent = Agent(config_of(running, tmp_path / "phone"))
     thread = threading.Thread(target=agent.run, daemon=True)

@@ -11,8 +11,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from tests.brokers import EmbeddedProcess
-from tests.server_harness import POPULATION, RunningServer, ScriptedDevice, config_of
+from tests.server_harness import POPULATION, RunningServer, ScriptedDevice, config_of, serving
 from tests.signed_requests import signed
 
 from umbel.enrolment import CERTIFICATE_PATH, CLOCK_TOLERANCE, CONNECTION_PATH, TOKEN_SECONDS
@@ -31,12 +30,8 @@ SHA256 = digest(DATA)
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    broker = EmbeddedProcess()
-    broker.start()
-    server = RunningServer(tmp_path_factory.mktemp("tokens") / "server", broker.port)
-    yield server
-    server.stop()
-    broker.stop()
+    with serving(tmp_path_factory.mktemp("tokens") / "server") as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.contract.test_agent import RunningAgent
+from tests.running_agent import RunningAgent
 from tests.server_harness import POPULATION, RunningServer, config_of
 from tests.waiting import eventually
 

@@ -5,26 +5,13 @@ import os
 import re
 import sqlite3
 import subprocess
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import pytest
-from tests.brokers import EmbeddedProcess
 from tests.server_harness import RunningServer
 
 from umbel_sim.demo.processes import program
-
-
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[RunningServer]:
-    broker = EmbeddedProcess()
-    broker.start()
-    server = RunningServer(tmp_path / "server", broker.port)
-    yield server
-    server.stop()
-    broker.stop()
 
 
 def test_an_owner_says_who_may_do_what_and_sees_who_did_what(running: RunningServer, tmp_path: Path) -> None:

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.brokers import EmbeddedProcess
 from tests.conftest import TASKS
-from tests.contract.test_agent import RunningAgent
-from tests.server_harness import POPULATION, RunningServer, X, config_of
+from tests.running_agent import RunningAgent
+from tests.server_harness import POPULATION, RunningServer, X, config_of, serving
 
 from umbel.litert import Predictor
 from umbel.plan import Plan
@@ -22,15 +21,11 @@ from umbel_sim.demo.processes import program
 
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[RunningServer]:
-    broker = EmbeddedProcess()
-    broker.start()
-    server = RunningServer(tmp_path / "server", broker.port)
-    agent = RunningAgent(config_of(server, tmp_path / "phone"))
-    server.wait_online(1)
-    yield server
-    agent.stop()
-    server.stop()
-    broker.stop()
+    with serving(tmp_path / "server") as server:
+        agent = RunningAgent(config_of(server, tmp_path / "phone"))
+        server.wait_online(1)
+        yield server
+        agent.stop()
 
 
 def test_an_operator_trains_looks_ships_and_asks(

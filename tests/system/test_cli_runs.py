@@ -5,13 +5,11 @@ import os
 import pty
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
-from tests.brokers import EmbeddedProcess
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice
 from tests.waiting import eventually
 
@@ -22,16 +20,6 @@ from umbel_server.database import Device
 from umbel_sim.demo.processes import program
 
 ENVIRONMENT = {"COLUMNS": "100", "LINES": "50", "TERM": "xterm-256color", "PATH": os.environ["PATH"]}
-
-
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[RunningServer]:
-    broker = EmbeddedProcess()
-    broker.start()
-    server = RunningServer(tmp_path / "server", broker.port)
-    yield server
-    server.stop()
-    broker.stop()
 
 
 class Umbel:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.brokers import EmbeddedProcess
 from tests.contract.test_fleet_grid import start
-from tests.server_harness import POPULATION, RunningServer
+from tests.server_harness import POPULATION, RunningServer, serving
 from tests.tokens import PIN, SOFTHSM, SoftHsm, needs_softhsm
 from tests.waiting import eventually
 
@@ -23,12 +22,8 @@ X = np.float32([[-1], [0], [1], [2], [3], [4]])
 
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[RunningServer]:
-    broker = EmbeddedProcess()
-    broker.start()
-    server = RunningServer(tmp_path / "server", broker.port, open_enrolment=False)
-    yield server
-    server.stop()
-    broker.stop()
+    with serving(tmp_path / "server", open_enrolment=False) as server:
+        yield server
 
 
 def token(running: RunningServer) -> str:

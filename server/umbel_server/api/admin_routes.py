@@ -15,7 +15,7 @@ from umbel.examples import Examples, load_arrays
 from umbel.messages import MOST_COUNT, Blob, Body, Cancel, Export, Infer, Install, PersonalVariant, Report, Variant
 from umbel.plan import PLACED, Plan
 from umbel.tensors import TensorSpec
-from umbel_server import devices, outbox, releases, runs
+from umbel_server import devices, outbox, releases, run_views, runs
 from umbel_server.admins import Identity
 from umbel_server.api.access import Asking, everybody, operator, server_of, viewer
 from umbel_server.api.device_routes import body_of
@@ -238,7 +238,7 @@ def _start_run(server: Server, who: Identity, wanted: RunRequest) -> dict[str, A
     check_population(who, wanted.population)
     check_blobs(server, who, wanted.plan, wanted.settings.held_out)
     weights = _weights(server, who, wanted)
-    return runs.describe(server.runs.start(wanted.population, wanted.plan, wanted.settings, weights))
+    return run_views.describe(server.runs.start(wanted.population, wanted.plan, wanted.settings, weights))
 
 
 def _weights(server: Server, who: Identity, wanted: RunRequest | CloneRequest) -> str:
@@ -250,7 +250,7 @@ def _weights(server: Server, who: Identity, wanted: RunRequest | CloneRequest) -
 @router.get("/v1/runs", dependencies=by(viewer()))
 def list_runs(request: Request, who: Asking) -> list[dict[str, Any]]:
     """Every run, newest first."""
-    return [runs.describe(row) for row in server_of(request).runs.list(who.populations)]
+    return [run_views.describe(row) for row in server_of(request).runs.list(who.populations)]
 
 
 @router.get("/v1/runs/{id}", dependencies=by(viewer()))
@@ -263,25 +263,25 @@ def show_run(request: Request, id: str, round: RoundAsked = None) -> dict[str, A
 def watch_run(request: Request, id: str, after: RoundAsked = None) -> dict[str, Any]:
     """What is going on in a run now, for those who ask often; its checkpoints are those after round `after`, or the newest."""
     run = run_in_scope(request, id)
-    return {**runs.describe(run), **server_of(request).live.look(run, after)}
+    return {**run_views.describe(run), **server_of(request).live.look(run, after)}
 
 
 @router.post("/v1/runs/{id}/stop", dependencies=by(operator("run.stop")))
 def stop_run(request: Request, id: str) -> dict[str, Any]:
     """Stop a run for good; its checkpoints stay."""
-    return runs.describe(server_of(request).runs.stop(run_in_scope(request, id).id))
+    return run_views.describe(server_of(request).runs.stop(run_in_scope(request, id).id))
 
 
 @router.post("/v1/runs/{id}/pause", dependencies=by(operator("run.pause")))
 def pause_run(request: Request, id: str) -> dict[str, Any]:
     """Pause a run until it is resumed; updates that came are kept."""
-    return runs.describe(server_of(request).runs.pause(run_in_scope(request, id).id))
+    return run_views.describe(server_of(request).runs.pause(run_in_scope(request, id).id))
 
 
 @router.post("/v1/runs/{id}/resume", dependencies=by(operator("run.resume")))
 def resume_run(request: Request, id: str) -> dict[str, Any]:
     """Go on with a paused run."""
-    return runs.describe(server_of(request).runs.resume(run_in_scope(request, id).id))
+    return run_views.describe(server_of(request).runs.resume(run_in_scope(request, id).id))
 
 
 @router.post("/v1/runs/{id}/clone", dependencies=by(operator("run.clone")), openapi_extra=takes(CloneRequest, False))
@@ -296,7 +296,7 @@ async def clone_run(request: Request, who: Asking, id: str) -> dict[str, Any]:
 
 def _clone_run(server: Server, who: Identity, id: str, wanted: CloneRequest) -> dict[str, Any]:
     check_blobs(server, who, str(wanted.settings.get("held_out", "")))
-    return runs.describe(server.runs.clone(id, wanted.settings, _weights(server, who, wanted)))
+    return run_views.describe(server.runs.clone(id, wanted.settings, _weights(server, who, wanted)))
 
 
 @router.post(
