@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 C := $(wildcard server/umbel_server/aggregation/*.c simulations/umbel_sim/engines/native/*.[ch])
 
-.PHONY: install demo test fuzz faults check bench bench-step bench-fold bench-round bench-enrol bench-sim clean
+.PHONY: install demo test fuzz faults check bench bench-step bench-fold bench-round bench-enrol bench-sign bench-sim clean
 
 install: $(STAMP)
 
@@ -49,6 +49,9 @@ bench-round: install
 
 bench-enrol: install
 	$(BIN)/python simulations/benchmarks/enrolment.py $(ARGS)
+
+bench-sign: install
+	$(BIN)/python simulations/benchmarks/signing.py $(ARGS)
 
 bench-sim: install
 	$(BIN)/python simulations/benchmarks/simulation.py $(ARGS)
