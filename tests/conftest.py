@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.brokers import EmbeddedProcess, Mosquitto, mosquitto_program
 from tests.server_harness import RunningServer, serving
@@ -14,6 +15,10 @@ ROOT = Path(__file__).parent.parent
 TASKS = ROOT / "simulations" / "umbel_sim" / "tasks"
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as import_keras does, for tests that import Keras themselves
+
+# Hypothesis measures by default how long an example takes to make and to test: on a busy machine that says nothing.
+settings.register_profile("umbel", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("umbel")
 
 
 def _sources_digest() -> str:

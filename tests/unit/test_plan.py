@@ -77,7 +77,7 @@ def test_a_signature_of_another_manifest_is_refused(plan: Plan, tmp_path: Path) 
 
 
 @given(position=st.integers(0, 10**9), flip=st.integers(1, 255))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_changed_byte_is_refused_with_one_sentence(plan: Plan, tmp_path: Path, position: int, flip: int) -> None:
     data = bytearray(plan.path.read_bytes())
     data[position % len(data)] ^= flip
@@ -90,7 +90,7 @@ def test_any_changed_byte_is_refused_with_one_sentence(plan: Plan, tmp_path: Pat
 
 
 @given(length=st.integers(0, 10**9))
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_cut_plan_is_refused(plan: Plan, tmp_path: Path, length: int) -> None:
     data = plan.path.read_bytes()
     path = tmp_path / "cut.plan"

@@ -31,7 +31,7 @@ def test_a_correlation_is_its_short_products(rows: int, taps: int, above: int) -
     assert len(made.inner) == len(made.taps_to) == made.outer.shape[1] == count_of(rows, taps)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.tuples(st.integers(3, 15), st.integers(3, 9)),
     st.tuples(st.integers(1, 5), st.integers(1, 4)),

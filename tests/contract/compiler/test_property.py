@@ -18,7 +18,6 @@ NETWORKS = int(os.environ.get("UMBEL_NETWORKS", "0"))
 @settings(
     max_examples=NETWORKS or 8,
     derandomize=not NETWORKS,
-    deadline=None,
     database=None,
     suppress_health_check=list(HealthCheck),
     phases=[Phase.generate, *([Phase.shrink] if NETWORKS else [])],

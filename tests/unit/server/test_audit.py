@@ -237,7 +237,7 @@ def test_what_is_written_after_a_cut_does_not_hide_it(opened: Opened, restarted:
     assert "not the one that the server has noted" in opened.fault() or "does not follow" in opened.fault()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_any_byte_of_the_seal_counts(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     log = Opened(tmp_path_factory.mktemp("seal"), Clock())
@@ -322,7 +322,7 @@ def test_refusals_are_written_now_and_then_and_the_others_counted(tmp_path: Path
         st.text(max_size=60), st.one_of(st.text(max_size=400), st.lists(st.text(max_size=90)), st.floats())
     ),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_texts_are_bounded_lines_and_stored_as_they_are_hashed(
     tmp_path_factory: pytest.TempPathFactory, text: str, detail: dict[str, object]
 ) -> None:

@@ -53,7 +53,7 @@ transfers = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(most=st.integers(0, 2000), transfers=transfers)
 def test_transfers_under_way_never_move_more_than_a_days_bytes(
     books: Books, most: int, transfers: list[tuple[Direction, int, int, bool]]

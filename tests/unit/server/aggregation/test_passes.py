@@ -65,7 +65,7 @@ def test_other_dtypes_and_strides_are_folded_too(ways: str) -> None:
 
 
 @pytest.mark.usefixtures("library")
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(1, 5000), st.integers(1, ROWS), st.integers(0, 2**32 - 1))
 def test_compiled_and_numpy_differ_in_the_last_bits_alone(size: int, count: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

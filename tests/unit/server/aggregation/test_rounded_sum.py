@@ -67,7 +67,7 @@ def same(ours: Tensors, others: Tensors) -> bool:
 
 
 @pytest.mark.parametrize("caution", [2.0, 2.0**40], ids=["as it is", "almost everything made again"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.floats(-30, 30), st.floats(0.01, 5000)), min_size=1, max_size=14),
     st.floats(-20, 5),
@@ -151,7 +151,7 @@ elements = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(st.tuples(st.lists(elements, min_size=5, max_size=5), st.floats(0.01, 5000)), min_size=1, max_size=12),
     st.lists(st.sampled_from([0.0, -0.0, 0.1, -3.5, 2.0**-140]), min_size=5, max_size=5),
@@ -300,7 +300,7 @@ def float32_update(rng: np.random.Generator, base: Tensors, digits: int) -> tupl
     return delta, {name: weight.astype(np.float64) + delta[name] for name, weight in base.items()}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=40), st.integers(20, 60), st.integers(0, 2**32))
 def test_sums_that_rounded_nothing_are_exact_ties_and_all(weights: list[int], digits: int, seed: int) -> None:
     """With as many updates of the same weight half of the results lie between two floats."""
@@ -319,7 +319,7 @@ def test_sums_that_rounded_nothing_are_exact_ties_and_all(weights: list[int], di
 
 
 @pytest.mark.usefixtures("library")
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.floats(0.01, 5000), min_size=2, max_size=12), st.integers(0, 2**32))
 def test_float32_updates_give_what_the_exact_sum_gives(weights: list[float], seed: int) -> None:
     """Weights with many digits, and whole ones with sums that are rounded after all."""

@@ -47,7 +47,7 @@ def rows_of(fleet: Fleet) -> list[list[int]]:
     return [fleet.examples(device)["y"].tolist() for device in range(fleet.devices)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     spec=st.sampled_from(SHARED_OUT),
     devices=st.integers(1, 12),
@@ -66,7 +66,7 @@ def test_what_is_shared_out_goes_to_exactly_one_device(
     assert rows == rows_of(partition(spec, dataset, devices, seed))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     spec=st.sampled_from((*SHARED_OUT, *DRAWN)),
     devices=st.integers(1, 10),
@@ -78,7 +78,7 @@ def test_no_device_has_fewer_examples_than_it_should(spec: str, devices: int, mi
     assert min(fleet.size(device) for device in range(devices)) >= minimum
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(spec=st.sampled_from(DRAWN), devices=st.integers(1, 40), seed=st.integers(0, 99))
 def test_what_is_drawn_may_be_had_twice_but_not_by_one_device(spec: str, devices: int, seed: int) -> None:
     fleet = partition(spec, numbered(50, 4), devices, seed)
