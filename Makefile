@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 C := $(wildcard server/umbel_server/aggregation/*.c simulations/umbel_sim/engines/native/*.[ch])
 
-.PHONY: install demo test fuzz faults check bench bench-step bench-fold bench-round bench-enrol bench-sign bench-sim clean
+.PHONY: install demo test models fuzz faults check bench bench-step bench-fold bench-round bench-enrol bench-sign bench-sim clean
 
 install: $(STAMP)
 
@@ -22,6 +22,9 @@ demo: install
 test: install
 	$(BIN)/pytest -n 2 --dist worksteal -m 'not serial' $(ARGS)
 	$(BIN)/pytest -m serial $(ARGS)
+
+models: install
+	UMBEL_MODELS=all $(BIN)/pytest -n 2 tests/contract/compiler/test_reference_models.py $(ARGS)
 
 fuzz: install
 	$(BIN)/python -m tests.security.fuzz $(ARGS)

@@ -49,7 +49,7 @@ class Rules(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True)
     @property
     def ask_nothing(self) -> bool:
         """Whether every reading keeps these rules."""
-        return self == Rules(unknown=self.unknown)
+        return self in _NO_RULES
 
     def merge(self, other: "Rules") -> "Rules":
         """The stricter of both in every field: what keeps it keeps each of them."""
@@ -134,6 +134,9 @@ def _windows(hours: frozenset[int]) -> str:
         length = next(n for n in range(1, 24) if (start + n) % 24 not in hours)
         windows.append(f"{start}-{(start + length) % 24 or 24}")
     return ", ".join(windows) or NEVER
+
+
+_NO_RULES = (Rules(), Rules(unknown="refuse"))
 
 
 def _least(one: float | None, other: float | None) -> float | None:

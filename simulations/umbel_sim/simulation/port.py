@@ -211,7 +211,7 @@ class SimulationPort:
         if gap and device in self._assigned and self.now - self._assigned[device] < gap:
             changes = min(changes, max(self._assigned[device] + gap, self.now + 0.001))  # the sum is rounded
         size = self._fleet.size(device) if rules.min_examples or self._policy.select == "most-examples" else 0
-        reasons = () if rules.ask_nothing else world.why_not(device, self.now, rules, size)
+        reasons = world.broken(device, now, self.now, rules, size)
         assigned = self._assigned.get(device, -math.inf)  # virtual time begins at 0: that is no word for never
         labels = {"class": world.kind(device).name}
         return changes, Candidate(world.name(device), now.online, labels, size, reasons, "", assigned)

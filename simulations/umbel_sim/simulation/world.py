@@ -80,14 +80,15 @@ class World:
 
     def why_not(self, device: int, time: float, rules: Rules, examples: int) -> tuple[str, ...]:
         """Which of `rules` a device breaks, as phrases."""
-        return self._broken(device, self.availability.at(device, time), time, rules, examples)
+        return self.broken(device, self.availability.at(device, time), time, rules, examples)
 
     @staticmethod
     def changes(now: Condition, time: float, rules: Rules) -> float:
         """When what holds at `time`, or the hour that the rules ask about, is another."""
         return min(now.until, (time // HOUR + 1) * HOUR) if rules.hours else now.until
 
-    def _broken(self, device: int, now: Condition, time: float, rules: Rules, examples: int) -> tuple[str, ...]:
+    def broken(self, device: int, now: Condition, time: float, rules: Rules, examples: int) -> tuple[str, ...]:
+        """Which of `rules` a device breaks, as phrases, when `now` holds at `time`."""
         if rules.ask_nothing:
             return ()
         readings = Readings(
@@ -121,7 +122,7 @@ class World:
         time = accepts
         for _ in range(LONGEST_LOOK):
             now = self.availability.at(device, time)
-            if time < computes and (broken := self._broken(device, now, time, rules, examples)):
+            if time < computes and (broken := self.broken(device, now, time, rules, examples)):
                 return Story(accepts, trains, computes, time, "failed", "; ".join(broken))
             if time >= computes and now.online and not (rules.unmetered and now.metered):
                 # What is trained is sent as soon as the device is connected again, and unmetered if it must be.

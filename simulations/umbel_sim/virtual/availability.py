@@ -65,7 +65,7 @@ class Diurnal:
         slot = math.floor(time / HOUR)
         if time < slot * HOUR:
             slot -= 1  # just before the hour, and the quotient was rounded up
-        online = generator(self.seed, "online", device, slot).random() < share
+        online = _luck(self.seed, device, slot) < share
         battery = 1.0
         if not charging:
             full = unplugged if time >= plugged else _night(self.seed, device, self.zones, day - 1)[1]
@@ -97,3 +97,9 @@ def _night(seed: int, device: int, zones: float, day: int) -> tuple[float, float
     plugged = habit.noon + day * DAY + habit.plugs_in + draw.uniform(-0.5, 0.5) * HOUR
     unplugged = plugged + habit.charges + draw.uniform(-0.5, 0.5) * HOUR
     return plugged, min(unplugged, habit.noon + (day + 1) * DAY)
+
+
+@lru_cache(maxsize=16384)
+def _luck(seed: int, device: int, slot: int) -> float:
+    """What decides whether a device is connected in an hour: many rounds look at the same ones."""
+    return generator(seed, "online", device, slot).random()

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 
 from umbel.errors import UmbelError
 from umbel_sim.virtual.seeds import generator
@@ -68,12 +69,17 @@ class Mix:
         """The class of a device, drawn by the seed."""
         if len(self.classes) == 1:
             return self.classes[0]
-        return generator(seed, "class", device).choices(self.classes, self.shares)[0]
+        return _drawn(self, seed, device)
 
     def speed_of(self, seed: int, device: int) -> float:
         """What a device takes of the seconds of its class."""
         spread = self.class_of(seed, device).spread
         return generator(seed, "speed", device).lognormvariate(0.0, spread) if spread else 1.0
+
+
+@lru_cache(maxsize=16384)
+def _drawn(mix: Mix, seed: int, device: int) -> DeviceClass:
+    return generator(seed, "class", device).choices(mix.classes, mix.shares)[0]
 
 
 def mix(texts: Sequence[str]) -> Mix:

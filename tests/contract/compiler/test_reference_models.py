@@ -1,5 +1,6 @@
 """The reference models compile, train as Keras does, and stay small."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,9 @@ import_keras()
 from umbel_server.compiler import compile_task  # noqa: E402
 
 QUICK = ["mlp", "mnist-cnn", "cifar-cnn", "motion-gru", "vision-transformer", "text-encoder"]
+LARGE = ["mobilenet-v2", "character-lstm"]
+LARGEST = [name for name in REFERENCE_MODELS if name not in QUICK + LARGE]
+"""Minutes each, of what the others are made of too: `make models` trains them."""
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -25,7 +29,7 @@ def test_reference_models_train_as_in_keras(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", [name for name in REFERENCE_MODELS if name not in QUICK])
+@pytest.mark.parametrize("name", LARGE + (LARGEST if "UMBEL_MODELS" in os.environ else []))
 def test_large_reference_models_train_as_in_keras(name: str, tmp_path: Path) -> None:
     task = replace(REFERENCE_MODELS[name], batch_size=4)  # a few rows compile as many do, and take less time
     plan = compile_task(task, tmp_path / "model.plan")
