@@ -9,7 +9,7 @@ import typer
 from umbel.errors import UmbelError
 from umbel_server.broker_config import emqx, mosquitto
 from umbel_server.broker_config.files import Broker
-from umbel_server.cli.show import DEFAULT_STATE, JsonOption, StateOption, console, print_json
+from umbel_server.cli.show import DEFAULT_STATE, JsonOption, StateOption, console, plain, print_json
 from umbel_server.state import MOST_PORT, open_state
 
 CONFIGURED = {"mosquitto": mosquitto, "emqx": emqx}
@@ -74,9 +74,9 @@ def config(
         print_json({"config": str(path)})
         return
     for line in broker.start_of(path):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(plain(line), highlight=False, soft_wrap=True)
     console.print(
-        f"and name it in {opened.folder / 'umbel.toml'}, under \\[mqtt]: embedded = false, host, port = {port}, and the "
+        f"and name it in {plain(str(opened.folder / 'umbel.toml'))}, under \\[mqtt]: embedded = false, host, port = {port}, and the "
         "advertised_host that devices are told if it is another.",
         highlight=False,
     )

@@ -6,7 +6,7 @@ import typer
 
 from umbel.errors import UmbelError
 from umbel_server.cli.run_options import size
-from umbel_server.cli.show import DEFAULT_STATE, JsonOption, StateOption, print_json, print_table, size_text
+from umbel_server.cli.show import DEFAULT_STATE, JsonOption, StateOption, plain, print_json, print_table, size_text
 from umbel_server.client import Client, at
 
 NONE = "none"
@@ -43,7 +43,7 @@ def set_quota(
     }
     if not body:
         raise typer.BadParameter("name what to limit: --devices, --storage or --bytes-per-day")
-    row = Client.of_state(state).post(f"/v1/quotas/{population}", body)
+    row = Client.of_state(state).post(at("/v1/quotas/{}", population), body)
     if json:
         print_json(row)
     else:
@@ -82,11 +82,11 @@ def _print(rows: list[dict[str, Any]]) -> None:
         ("population", "devices", "stored", "moved today (UTC)", "refused"),
         (
             (
-                row["population"],
+                plain(row["population"]),
                 _of(f"{row['devices']:,}", row["devices_limit"], lambda value: f"{value:,}"),
                 _of(size_text(row["storage"]), row["storage_limit"], size_text),
                 _of(size_text(row["bytes_down_today"] + row["bytes_up_today"]), row["bytes_per_day_limit"], size_text),
-                ", ".join(f"{count:,} {what}" for what, count in sorted(row["refused"].items())) or "-",
+                ", ".join(f"{count:,} {plain(what)}" for what, count in sorted(row["refused"].items())) or "-",
             )
             for row in rows
         ),
