@@ -1,5 +1,6 @@
 """Commands about devices: devices list|show|readmit|config and those of their own files, command send."""
 
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -227,6 +228,9 @@ def send(
     json: JsonOption = False,
 ) -> None:
     """Send a command to devices and show how they answer; fails when one does not do it."""
+    for option, seconds, least in (("--ttl", ttl, 1e-3), ("--wait", wait, 0.0)):
+        if not (math.isfinite(seconds) and seconds >= least):
+            raise typer.BadParameter(f"expected a number of seconds, got {seconds}", param_hint=option)
     client = Client.of_state(state)
     body: dict[str, Any] = {"population": population, "kind": kind.value, "devices": device or [], "ttl": ttl}
     if kind is Kind.install:

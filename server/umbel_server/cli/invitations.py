@@ -72,7 +72,7 @@ def ask_for(
 
 def seconds_of(text: str, option: str) -> float:
     """A time such as 90s, 30m, 24h or 7d in seconds; raises BadParameter."""
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smhd])", text.strip())
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhd])", text.strip())
     seconds = float(match[1]) * _UNITS[match[2]] if match else math.nan
     if not seconds > 0:
         raise typer.BadParameter(f"a time such as 90s, 30m, 24h or 7d was expected, got {text!r}", param_hint=option)

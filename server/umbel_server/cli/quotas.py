@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from umbel.errors import UmbelError
-from umbel_server.cli.run_options import size
+from umbel_server.cli.run_options import size, written
 from umbel_server.cli.show import DEFAULT_STATE, JsonOption, StateOption, plain, print_json, print_table, size_text
 from umbel_server.client import Client, at
 
@@ -33,7 +33,7 @@ def set_quota(
 ) -> None:
     """Set quotas of a population, which hold from now on; what is not named stays."""
     body = {
-        name: _limit(text, option)
+        name: limit(text, option)
         for name, text, option in (
             ("devices", devices, "--devices"),
             ("storage", storage, "--storage"),
@@ -64,11 +64,12 @@ def show_quota(
         _print(rows)
 
 
-def _limit(text: str, option: str) -> int | None:
+def limit(text: str, option: str) -> int | None:
+    """What was given to `option`: a number, a size, or `none` for no limit; raises BadParameter."""
     if text == NONE:
         return None
     try:
-        value = int(text) if option == "--devices" else size(text)
+        value = int(written(text)) if option == "--devices" else size(text)
         if value < 0:
             raise ValueError(text)
     except (ValueError, UmbelError) as error:
