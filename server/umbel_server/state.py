@@ -249,7 +249,7 @@ def open_state(folder: Path) -> State:
 def _config(table: dict[str, Any], has_authority: bool) -> Config:
     if table.get("schema", 1) == 1:
         if has_authority:  # else this server would go on without TLS, and say nothing of it
-            raise UmbelError(f"expected schema = {SCHEMA} at its beginning, as this server speaks TLS; add that line")
+            raise UmbelError(f"expected schema = {SCHEMA} at its beginning, as this server speaks TLS")
         msgspec.convert(table, Config)
         table = table | {part: {"tls": False, **table.get(part, {})} for part in ("http", "mqtt")}
     return msgspec.convert(table, Config)
