@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.request import url2pathname
 
 import obstore
+from obstore.exceptions import BaseError
 from obstore.store import ObjectStore, from_url
 
 from umbel.errors import UmbelError
@@ -41,7 +42,13 @@ class Blobs:
         if url.startswith("file://"):
             self._folder = Path(url2pathname(url.removeprefix("file://")))
             self._folder.mkdir(parents=True, exist_ok=True)
-        self._store: ObjectStore = from_url(url)
+        try:
+            self._store: ObjectStore = from_url(url)
+        except (BaseError, ValueError) as error:
+            first = str(error).splitlines()[0]
+            raise UmbelError(
+                f"the blobs in umbel.toml should be at a URL such as s3://bucket/folder ({first}); correct it"
+            ) from error
         self._prefix = ""
 
     def apart(self, name: str) -> "Blobs":

@@ -38,15 +38,19 @@ def at(path: str, *names: str) -> str:
 class Client:
     """A connection to one server's admin API; every error is an UmbelError with one sentence."""
 
-    def __init__(self, url: str, token: str, tls: ssl.SSLContext | None = None) -> None:
-        self._url = url
-        self._http = httpx.Client(
-            base_url=url,
-            headers={"Authorization": f"Bearer {token}"},
-            timeout=TIMEOUT,
-            transport=httpx.HTTPTransport(verify=tls or True, retries=CONNECT_RETRIES, trust_env=False),
-            trust_env=False,
-        )
+    def __init__(self, url: str, token: str, tls: ssl.SSLContext | None = None, public_url: str = "") -> None:
+        """At `url`; others reach the server at `public_url`, if that is another."""
+        self._url, self._public_url = url, public_url or url
+        try:
+            self._http = httpx.Client(
+                base_url=url,
+                headers={"Authorization": f"Bearer {token}"},
+                timeout=TIMEOUT,
+                transport=httpx.HTTPTransport(verify=tls or True, retries=CONNECT_RETRIES, trust_env=False),
+                trust_env=False,
+            )
+        except httpx.InvalidURL as error:
+            raise UmbelError(f"expected a server's address such as https://umbel.example:8470, got {url!r}") from error
 
     @classmethod
     def of_state(cls, folder: Path) -> "Client":
@@ -55,18 +59,22 @@ class Client:
         UMBEL_CA is the file of the authority that issued that one's certificate (its `ca.pem`), if no public one has.
         """
         url, token = os.environ.get("UMBEL_URL"), os.environ.get("UMBEL_TOKEN")
+        if bool(url) != bool(token):
+            given, other = ("UMBEL_URL", "UMBEL_TOKEN") if url else ("UMBEL_TOKEN", "UMBEL_URL")
+            raise UmbelError(f"{given} is set and {other} is not: set both for another server, or neither for this one")
         if url and token:
             if not (token.isascii() and token.isprintable()):
                 raise UmbelError("UMBEL_TOKEN should be the token that was printed, it holds other characters")
             file = os.environ.get("UMBEL_CA")
             return cls(url, token, client_context(_read(Path(file))) if file else None)
         state = open_state(folder)
-        return cls(state.server_url, state.admin_token, state.context() if state.config.http.tls else None)
+        tls = state.context() if state.config.http.tls else None
+        return cls(state.server_url, state.admin_token, tls, state.public_url)
 
     @property
     def url(self) -> str:
-        """Where the server answers."""
-        return self._url
+        """Where the server answers others."""
+        return self._public_url
 
     def get(self, path: str, timeout: float = TIMEOUT, **params: Any) -> Any:
         """The JSON at `path`, waited for at most `timeout` seconds."""
@@ -125,6 +133,8 @@ class Client:
     def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
             response = self._http.request(method, path, **options)
+        except httpx.InvalidURL as error:
+            raise UmbelError(f"{self._url} is no address of a server: {error}") from error
         except httpx.HTTPError as error:
             raise NoAnswer(f"no answer from the server at {self._url} ({error}); is 'umbel serve' running?") from error
         if response.is_error:

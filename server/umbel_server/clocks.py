@@ -5,6 +5,7 @@ import threading
 
 from sqlalchemy import func, select, update
 
+from umbel.messages import MOST_SKEW
 from umbel.skew import is_wrong, sentence
 from umbel_server.database import Database, Device
 
@@ -26,7 +27,7 @@ class Clocks:
 
     def measured(self, population: str, device: str, skew: float) -> None:
         """A device's clock is `skew` seconds ahead; noted when that is news, and said once while it is beyond the bound."""
-        name = population, device
+        name, skew = (population, device), max(-MOST_SKEW, min(MOST_SKEW, skew))
         with self._lock:
             before = self._off.get(name, 0.0)
             if abs(skew - before) < NOTICED_SECONDS:

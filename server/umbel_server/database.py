@@ -23,7 +23,7 @@ from sqlalchemy import (
     false,
     text,
 )
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import ArgumentError, DatabaseError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from umbel.errors import UmbelError
@@ -326,7 +326,13 @@ class Database:
     """
 
     def __init__(self, url: str) -> None:
-        self._engine = create_engine(url)
+        try:
+            self._engine = create_engine(url)
+        except (ArgumentError, ImportError, ValueError) as error:
+            raise UmbelError(
+                "the database in umbel.toml should be a URL such as postgresql+psycopg://user@host/name, whose driver is "
+                f"installed ({error}); correct it"
+            ) from error
         self._sqlite = self._engine.dialect.name == "sqlite"
         self._turn = threading.RLock()
         if self._sqlite:

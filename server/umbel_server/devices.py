@@ -63,7 +63,8 @@ class Known:
 class Devices:
     """The register in the database, with the keys and states of devices that spoke lately in memory.
 
-    `may_enrol` raises, in the transaction of an enrolment, when a population may have no further device.
+    `may_enrol` raises, in the transaction of an enrolment, when a population may have no further device. For `kept` seconds
+    no other key gets the id of a device that was deleted: brokers may take a certificate of that one so long.
     """
 
     def __init__(
@@ -71,10 +72,11 @@ class Devices:
         database: Database,
         clock: Callable[[], float],
         may_enrol: Callable[[Session, str], None] = lambda session, population: None,
+        kept: float = 0.0,
     ) -> None:
         self._database = database
         self._clock = clock
-        self._may_enrol = may_enrol
+        self._may_enrol, self._kept = may_enrol, kept
         self.clocks = Clocks(database)
         self._agreements: dict[tuple[str, str], ECKey | None] = {}
         self._known: dict[tuple[str, str], Known] = {}
@@ -97,6 +99,7 @@ class Devices:
                 else "neither the device nor its invitation names one; add --kind"
             )
             raise UmbelError(f"a device's kind is one of {', '.join(KINDS)}; {got}")
+        self._check_free(session, population, request)
         key: dict[str, str] = msgspec.to_builtins(request.key)
         self._admit(session, signing.fingerprint(signing.import_public(request.key)), invited)
         now = self._clock()
@@ -122,6 +125,16 @@ class Devices:
         if device.state != ACTIVE:
             raise Barred(population, device.id, device.state, device.state_reason)
         device.kind, device.set_labels = request.kind, {**device.set_labels, **labels}
+
+    def _check_free(self, session: Session, population: str, request: EnrolmentRequest) -> None:
+        before = session.get(Device, (population, request.device))
+        if before is None or before.state != DELETED or self._clock() >= before.state_since + self._kept:
+            return
+        if before.key != msgspec.to_builtins(request.key):
+            raise SignatureError(
+                f"a device {request.device} of {population} was deleted less than {self._kept / 86_400:.0f} days ago, and a "
+                "broker may take its certificate for this one's; give this device another id"
+            )
 
     def _admit(self, session: Session, fingerprint: str, invited: bool) -> None:
         refused = session.get(RefusedKey, fingerprint)

@@ -66,7 +66,8 @@ class Lifecycle:
     def delete(self, population: str, device: str) -> None:
         """Remove a device from the register; raises UmbelError unless it is revoked or was never online.
 
-        Its key enrols again only with a new invitation; its id is free for another device.
+        Its key enrols again only with a new invitation; its id is free for another device
+        once no certificate of it can be valid any more.
         """
         with self._fleet.database.transaction() as session:
             row = self._fleet.devices.row(session, population, device)

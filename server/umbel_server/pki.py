@@ -2,6 +2,7 @@
 
 import fcntl
 import ipaddress
+import re
 import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ DEVICE_DAYS = 90
 
 SERVER = "umbel-server"
 """The name by which a broker knows the server; no device's has no '/'."""
+
+_HOST = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*")
 
 _EARLIER = timedelta(days=1)
 """Devices' clocks may be behind: what is issued is valid from a day ago."""
@@ -62,7 +65,7 @@ class Pair:
 
         Returns whether one was made. Raises UmbelError when the authority's files cannot be read, or a name is none.
         """
-        alternatives = [_alternative(name) for name in self.names]
+        alternatives = [alternative(name) for name in self.names]
         with _authority(folder) as (authority, signer):
             if self._is_good(alternatives, authority, now):
                 return False
@@ -182,15 +185,21 @@ def _builder(
     )
 
 
-def _alternative(name: str) -> x509.GeneralName:
+def alternative(name: str) -> x509.GeneralName:
+    """A host name or an address, as a certificate says it; raises UmbelError when it is neither."""
     try:
-        return x509.IPAddress(ipaddress.ip_address(name))
+        address = ipaddress.ip_address(name)
+        if "%" not in name:  # an interface, which is no part of an address that others know
+            return x509.IPAddress(address)
     except ValueError:
         pass
     try:
-        return x509.DNSName(name.encode("idna").decode())
-    except (UnicodeError, ValueError) as error:
-        raise UmbelError(f"a host name or an address was expected, got {name!r}: {error}") from error
+        encoded = name.encode("idna").decode().lower()
+    except UnicodeError:
+        encoded = ""
+    if len(encoded) > 253 or not _HOST.fullmatch(encoded):
+        raise UmbelError(f"a host name or an address such as umbel.example or 192.0.2.1 was expected, got {name!r}")
+    return x509.DNSName(encoded)
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -11,6 +11,7 @@ from pathlib import Path
 import uvicorn
 
 from umbel.errors import UmbelError
+from umbel.printable import LogFormatter
 from umbel_server import pki
 from umbel_server.api import make_app
 from umbel_server.bounded_http import Patience, bounded
@@ -77,7 +78,7 @@ def serve(state: State) -> None:
 def set_up_logging(file: Path | None, verbose: bool) -> None:
     """Log lines with time and level to `file`, or to standard error."""
     handler = logging.FileHandler(file) if file else logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    handler.setFormatter(LogFormatter())
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler], force=True)
     for name in ("httpx", "alembic", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)

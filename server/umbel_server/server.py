@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 from umbel import sealing
+from umbel_server import pki
 from umbel_server.admins import Admins
 from umbel_server.audit import Audit
 from umbel_server.awaited import Awaited
@@ -61,7 +62,8 @@ class Server:
         keeps = state.config.keep_updates
         self.quotas = Quotas(self.database, self.holdings, self.traffic, self.refusals, clock, keeps)
         self.received = Received(self.database, self.blobs, self.holdings, parts, keeps)
-        self.devices = Devices(self.database, clock, self.quotas.check_devices)
+        kept = pki.DEVICE_DAYS * 86_400.0 if state.tls else 0.0
+        self.devices = Devices(self.database, clock, self.quotas.check_devices, kept)
         open_secret = state.enrolment_secret if state.config.enrolment.open else ""
         self.invitations = Invitations(self.database, self.devices, clock, open_secret)
         self.outbox = Outbox(self.database, state.keys, clock, state.config.encrypted, lambda: state.agreement_key)

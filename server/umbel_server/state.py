@@ -31,7 +31,8 @@ SCHEMA = 2
 
 ANY = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 """What listens on every address, and where to reach it from here."""
-
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""Names of this machine that no other one has for it."""
 
 MOST_PORT = 65535
 Port = Annotated[int, msgspec.Meta(ge=1, le=MOST_PORT)]
@@ -87,7 +88,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True):
     limits: Limits = msgspec.field(default_factory=Limits)
     database: str = ""
     blobs: str = ""
-    max_blob_mb: int = 2048
+    max_blob_mb: Annotated[int, msgspec.Meta(ge=1, le=10**7)] = 2048
     keep_updates: bool = False
     populations: dict[str, Population] = {}
 
@@ -155,7 +156,7 @@ class State:
     @property
     def names(self) -> list[str]:
         """The names and addresses of this server that its certificate is for."""
-        known = ["localhost", "127.0.0.1", "::1", socket.gethostname(), self.config.mqtt.advertised_host]
+        known = [*LOOPBACK, machine_name(), self.config.mqtt.advertised_host]
         hosts = [self.config.http.host, self.config.mqtt.host if self.config.mqtt.embedded else ""]
         return [name for name in dict.fromkeys([*self.config.hostnames, *hosts, *known]) if name and name not in ANY]
 
@@ -177,13 +178,29 @@ class State:
     @property
     def server_url(self) -> str:
         """Where the API answers on this machine."""
-        return f"{'https' if self.config.http.tls else 'http'}://{reachable(self.config.http.host)}:{self.config.http.port}"
+        return self._url(reachable(self.config.http.host))
+
+    @property
+    def public_url(self) -> str:
+        """Where the API answers others: at the first of the hostnames, where there are any."""
+        return self._url(self.config.hostnames[0]) if self.config.hostnames else self.server_url
+
+    @property
+    def public_broker(self) -> str:
+        """Where devices are told that the broker is."""
+        mqtt, hostnames = self.config.mqtt, self.config.hostnames
+        return mqtt.advertised_host or (hostnames[0] if mqtt.host in ANY and hostnames else reachable(mqtt.host))
+
+    def _url(self, host: str) -> str:
+        http = self.config.http
+        return f"{'https' if http.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{http.port}"
 
 
 def init_state(folder: Path, config: Config) -> State:
     """Make a state folder with fresh keys; raises UmbelError when the folder holds something already."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UmbelError(f"{folder}: expected a new or empty folder for the server's state; name another one")
+    _check_hosts(config)
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
     signing.load_or_create_key(folder / KEY)
@@ -206,8 +223,9 @@ def open_state(folder: Path) -> State:
     if not path.is_file():
         raise UmbelError(f"{folder}: expected a state folder made by 'umbel init', found no {CONFIG} in it")
     try:
-        config = _config(tomllib.loads(path.read_text()))
-    except (ValueError, RecursionError, msgspec.ValidationError) as error:
+        config = _config(tomllib.loads(path.read_text()), (folder / pki.CA).is_file())
+        _check_hosts(config)
+    except (ValueError, RecursionError, msgspec.ValidationError, UmbelError) as error:
         raise UmbelError(f"{path}: {error}; correct the file") from error
     if config.schema > SCHEMA:
         raise UmbelError(f"{path}: made by a newer Umbel (schema {config.schema}, this one reads {SCHEMA}); upgrade")
@@ -228,10 +246,31 @@ def open_state(folder: Path) -> State:
     )
 
 
-def _config(table: dict[str, Any]) -> Config:
+def _config(table: dict[str, Any], has_authority: bool) -> Config:
     if table.get("schema", 1) == 1:
+        if has_authority:  # else this server would go on without TLS, and say nothing of it
+            raise UmbelError(f"expected schema = {SCHEMA} at its beginning, as this server speaks TLS")
+        msgspec.convert(table, Config)
         table = table | {part: {"tls": False, **table.get(part, {})} for part in ("http", "mqtt")}
     return msgspec.convert(table, Config)
+
+
+def _check_hosts(config: Config) -> None:
+    """Raise UmbelError on a host that is neither a name nor an address."""
+    listening = [host for host in (config.http.host, config.mqtt.host) if host not in ANY]
+    advertised = [config.mqtt.advertised_host] if config.mqtt.advertised_host else []
+    for name in (*config.hostnames, *listening, *advertised):
+        pki.alternative(name)
+
+
+def machine_name() -> str:
+    """What this machine calls itself, where that is a name of a host; else empty."""
+    name = socket.gethostname()
+    try:
+        pki.alternative(name)
+    except UmbelError:
+        return ""
+    return name
 
 
 def reachable(host: str) -> str:

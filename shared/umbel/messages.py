@@ -31,6 +31,9 @@ ID_MAX = 64
 MOST_COUNT = 2**31 - 1
 """The largest whole number that the server's database has room for."""
 
+MOST_SKEW = 1e10
+"""Seconds of a clock that is three centuries off."""
+Megabytes = Annotated[float, Meta(ge=0, le=1e9)]
 Sequence = Annotated[int, Meta(ge=0, le=2**62)]
 """A number that ascends from one message of a sender to the next, also over its restarts (umbel.sequence)."""
 AckState = Literal["accepted", "done", "declined", "failed", "rejected", "cancelled", "expired"]
@@ -239,7 +242,7 @@ class Reported(Struct, frozen=True, tag="reported", omit_defaults=True):
     agent: str
     examples: int
     rounds: int
-    rss_mb: float
+    rss_mb: Megabytes
     imports: list[str]
     installed: str = ""
     variant: str = ""
@@ -278,13 +281,13 @@ class Status(Message, frozen=True):
     agent: str = ""
     runtime: str = ""
     examples: Annotated[int, Meta(ge=0, le=MOST_COUNT)] = 0
-    rss_mb: float = 0.0
+    rss_mb: Megabytes = 0.0
     installed: str = ""
     labels: dict[str, str] = {}
     reasons: list[str] = []
     at: float = 0.0
     expires: float = 0.0
-    skew: float = 0.0
+    skew: Annotated[float, Meta(ge=-MOST_SKEW, le=MOST_SKEW)] = 0.0
     agreement: PublicKey | None = None
 
 

@@ -103,6 +103,7 @@ def test_requests_without_a_fresh_token_of_their_own_are_refused(
         ("/v1/commands", b'{"population": "empty", "kind": "report"}'),
         ("/v1/commands", b'{"population": "test", "kind": "report", "devices": ["nobody"]}'),
         ("/v1/commands", b'{"population": "test", "kind": "report", "ttl": -1}'),
+        ("/v1/commands", b'{"population": "test", "kind": "report", "ttl": 1e300}'),
         ("/v1/commands", b'{"population": "test", "kind": "install", "release": "none"}'),
         ("/v1/runs", b'{"population": "test", "plan": "' + b"0" * 64 + b'"}'),
         ("/v1/runs", b'{"population": "test", "plan": "../etc"}'),
@@ -118,6 +119,11 @@ def test_requests_that_make_no_sense_get_one_sentence(running: RunningServer, pa
     assert 400 <= answer.status_code < 500
     assert answer.json()["error"]
     assert "\n" not in answer.json()["error"]
+
+
+def test_a_list_of_no_population_is_none_of_all(running: RunningServer) -> None:
+    with pytest.raises(UmbelError, match="a population"):
+        running.client.get("/v1/devices", population="")
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,13 @@ def ask(
     return httpx.post(url, content=msgspec.json.encode(request), trust_env=False, timeout=60)
 
 
+def test_a_device_is_told_a_broker_that_it_can_reach(running: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running.state.config, "hostnames", ["umbel.example"])
+    monkeypatch.setattr(running.state.config.mqtt, "host", "0.0.0.0")
+    answer = ask(running, invite(running)["token"], "remote", signing.generate_key())
+    assert msgspec.json.decode(answer.content, type=EnrolmentReply).broker_host == "umbel.example"
+
+
 def test_fifty_at_once_with_one_token_are_one_device(running: RunningServer) -> None:
     token = invite(running)["token"]
     keys, start, answers = [signing.generate_key() for _ in range(50)], threading.Barrier(50), []

@@ -12,13 +12,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from joserfc.jwk import ECKey
 from tests.brokers import Mosquitto, mosquitto_program
 from tests.server_harness import POPULATION, RunningServer, config_of
 from tests.waiting import eventually
 
 from umbel import signing
-from umbel.enrolment import CERTIFICATE_PATH, CERTIFICATE_REQUEST
-from umbel.errors import UmbelError
+from umbel.enrolment import CERTIFICATE_PATH, CERTIFICATE_REQUEST, EnrolmentRequest
+from umbel.errors import SignatureError, UmbelError
 from umbel.plan import Plan
 from umbel_edge.agent import Agent
 from umbel_edge.certificate import FILE, Certificate
@@ -26,6 +27,7 @@ from umbel_edge.enrolment import connect
 from umbel_edge.http import Refused, ServerHttp
 from umbel_edge.standing import Standing
 from umbel_edge.state import AgentState
+from umbel_server import pki
 from umbel_server.broker_config import mosquitto
 from umbel_server.broker_config.files import Broker
 from umbel_server.run_settings import RunSettings
@@ -92,6 +94,29 @@ def test_a_fleet_works_with_a_broker_that_asks_for_certificates(tmp_path: Path, 
     thread.join(15)
     running.stop()
     brokers[0].stop()
+
+
+def test_a_deleted_devices_certificate_is_for_no_other_device_as_long_as_it_may_be_valid(tmp_path: Path) -> None:
+    now = [time.time()]
+    running = RunningServer(tmp_path / "server", free_port(), tls=True, clock=lambda: now[0])
+    invitations, first, other = running.server.invitations, signing.generate_key(), signing.generate_key()
+
+    def enrol(key: ECKey) -> None:
+        (made,) = invitations.invite(POPULATION, 1, 60.0, {})
+        secret = made.secret
+        invitations.enrol(EnrolmentRequest("phone", "phone", signing.public_key(key), secret, POPULATION))
+
+    enrol(first)
+    running.server.lifecycle.delete(POPULATION, "phone")
+    now[0] += pki.DEVICE_DAYS * 86_400 - 1
+    with pytest.raises(SignatureError, match="another id"):
+        enrol(other)
+    enrol(first)
+    running.server.lifecycle.delete(POPULATION, "phone")
+    now[0] += pki.DEVICE_DAYS * 86_400
+    enrol(other)
+    assert running.server.devices.known(POPULATION, "phone").key.as_dict(private=False)["x"] == other.as_dict()["x"]
+    running.stop()
 
 
 def test_a_device_is_certified_under_its_name_for_a_key_beside_the_certificate(

@@ -138,7 +138,7 @@ def test_it_listens_with_tls_alone_and_asks_for_certificates_of_ours(written: Pa
 
 def test_who_a_client_is_its_certificate_says(written: Path) -> None:
     mqtt = ConfigFactory.parse_file(str(written))["mqtt"]
-    assert mqtt["peer_cert_as_username"] == "cn"
+    assert mqtt["peer_cert_as_username"] == mqtt["peer_cert_as_clientid"] == "cn"
     found = {one["set_as_attr"]: one["expression"] for one in mqtt["client_attrs_init"]}
     assert found == {emqx.POPULATION: "nth(1, tokens(cn, '/'))", emqx.DEVICE: "nth(2, tokens(cn, '/'))"}
 

@@ -67,10 +67,20 @@ class Ear:
 
     def __init__(self, broker: Mosquitto, name: str, tls: ssl.SSLContext | None, *filters: str) -> None:
         self.heard: list[tuple[str, bytes]] = []
+        self.connections = 0
         self.link = Link(
-            "127.0.0.1", broker.port, name, filters, lambda topic, data: self.heard.append((topic, data)), tls=tls
+            "127.0.0.1",
+            broker.port,
+            name,
+            filters,
+            lambda topic, data: self.heard.append((topic, data)),
+            on_up=self._connected,
+            tls=tls,
         )
         self.link.start()
+
+    def _connected(self) -> None:
+        self.connections += 1
 
     def up(self) -> "Ear":
         assert self.link.wait_up(10)
@@ -101,6 +111,25 @@ def test_a_device_reaches_its_own_topics_alone(state: State, broker: Mosquitto, 
     assert set(a.heard) == {(own["a"]["command"], b"for a")}
     assert b.heard == [(own["b"]["command"], b"for b")]
     for ear in (a, b, server):
+        ear.link.stop()
+
+
+def test_a_device_ends_nobodys_connection_by_taking_its_client_id(
+    state: State, broker: Mosquitto, tmp_path: Path
+) -> None:
+    status = topics.topic("away", "x", "status")
+    server = Ear(broker, "umbel-server", state.broker_context(), topics.everyone("status")).up()
+    b = Ear(broker, "umbel-home-b", context_of(state, tmp_path, "home/b"), topics.topic("home", "b", "command")).up()
+    tls = context_of(state, tmp_path, "away/x")
+    for name in ("umbel-server", "umbel-home-b", pki.SERVER, "home/b"):
+        thief = Ear(broker, name, tls).up()
+        thief.link.publish(status, name.encode())
+        eventually(lambda name=name: (status, name.encode()) in server.heard)
+        thief.link.stop()
+    server.link.publish(topics.topic("home", "b", "command"), b"for b")
+    eventually(lambda: b.heard)
+    assert (server.connections, b.connections) == (1, 1)
+    for ear in (server, b):
         ear.link.stop()
 
 

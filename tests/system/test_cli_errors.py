@@ -121,6 +121,30 @@ def test_what_somebody_types_stays_one_name_and_another_server_is_named() -> Non
     assert_refused(run("umbel", "runs", "list", UMBEL_URL=url, UMBEL_TOKEN="é"), "UMBEL_TOKEN")
 
 
+@pytest.mark.parametrize("url", ["https://[::1", "https://a\N{LATIN SMALL LETTER U WITH DIAERESIS}..x", "https://\x01"])
+def test_a_url_that_is_none_is_named(url: str) -> None:
+    assert_refused(run("umbel", "runs", "list", UMBEL_URL=url, UMBEL_TOKEN="token"), "address")
+
+
+def test_another_server_is_named_with_a_token_or_not_at_all() -> None:
+    assert_refused(run("umbel", "runs", "list", UMBEL_URL="https://prod.example"), "UMBEL_TOKEN is not")
+    assert_refused(run("umbel", "runs", "list", UMBEL_TOKEN="token"), "UMBEL_URL is not")
+
+
+def test_numbers_and_names_are_checked_before_anybody_is_asked(tmp_path: Path) -> None:
+    assert run("umbel", "init", tmp_path / "a", "--port", "1").returncode == 0
+    here = ("--state", tmp_path / "a")
+    for name in ("..", ""):
+        refused = run("umbel", "quota", "set", "-p", name, "--devices", "5", *here)
+        assert_refused(refused, f"an id or a name was expected, got {name!r}")
+    for ttl in ("nan", "inf", "0", "-1"):
+        assert_refused(run("umbel", "command", "send", "report", "-p", "home", "--ttl", ttl, *here), "--ttl", 2)
+    assert_refused(run("umbel", "command", "send", "report", "-p", "home", "--wait", "nan", *here), "--wait", 2)
+    for port in ("99999", "-1"):
+        assert_refused(run("umbel", "broker", "config", "emqx", tmp_path / "b", "--port", port, *here), "--port", 2)
+    assert not (tmp_path / "b").exists()
+
+
 def test_a_server_that_is_not_running_is_named(tmp_path: Path) -> None:
     assert run("umbel", "init", tmp_path / "a", "--port", "1").returncode == 0
     assert_refused(run("umbel", "devices", "list", "--state", tmp_path / "a"), "is 'umbel serve' running?")

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from tests.conftest import TASKS
 from tests.running_agent import RunningAgent
-from tests.server_harness import POPULATION, RunningServer, X, config_of, serving
+from tests.server_harness import POPULATION, RunningServer, ScriptedDevice, X, config_of, serving
 
 from umbel.litert import Predictor
+from umbel.messages import Ack
 from umbel.plan import Plan
 from umbel_server.database import Device
 from umbel_sim.demo.processes import program
@@ -101,3 +102,38 @@ def test_an_operator_trains_looks_ships_and_asks(
     umbel("runs", "show", "nothing", code=1)
     umbel("runs", "start", plan_of("line").path, "-p", POPULATION, "--strategy", "fedmagic", code=1)
     umbel("runs", "start", plan_of("line").path, "-p", POPULATION, "--until", "better", code=2)
+
+
+def test_what_devices_say_is_shown_and_obeyed_by_no_terminal(tmp_path: Path) -> None:
+    draws = "\x1b[2J[/nothing]"
+    with serving(tmp_path / "server") as running:
+
+        def umbel(*words: str, code: int = 0) -> str:
+            done = subprocess.run(
+                [program("umbel"), *words, "--state", str(tmp_path / "server")],
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+                env=os.environ | {"COLUMNS": "200"},
+            )
+            assert done.returncode == code, done.stdout + done.stderr
+            assert "\x1b" not in done.stdout + done.stderr
+            return done.stdout
+
+        scripted = ScriptedDevice(
+            running, "phone", lambda c: Ack(c.id, c.population, "phone", "declined", 0.0, f"busy {draws}")
+        )
+        running.wait_online(1)
+        with running.server.database.transaction() as session:
+            device = session.get_one(Device, (POPULATION, "phone"))
+            device.trainer = device.agent = device.name = device.installed = draws
+            device.labels, device.reasons = {"site": draws}, [draws]
+        shown = r"\x1b[2J[/nothing]"
+        assert shown in umbel("devices", "list")
+        assert f"busy {shown}" in umbel("command", "send", "report", "-p", POPULATION, code=1)
+        assert umbel("devices", "show", "phone", "-p", POPULATION).count(shown) >= 6
+        umbel("devices", "label", "phone", "a=[/b]", "-p", POPULATION)
+        umbel("devices", "invite", "-p", POPULATION, "--label", "a=[/b]")
+        assert "a=[/b]" in umbel("devices", "invitations")
+        scripted.stop()

@@ -45,8 +45,14 @@ def test_what_fits_is_left_as_it_is() -> None:
     assert heard == msgspec.structs.replace(status, topic="umbel/1/p/d/status")
 
 
-@pytest.mark.parametrize("wrong", [{"epoch": 10**30}, {"examples": MOST_COUNT + 1}, {"examples": -1}])
-def test_a_status_of_numbers_that_no_database_holds_is_refused(wrong: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"epoch": 10**30}, {"examples": MOST_COUNT + 1}, {"examples": -1}),
+        *({"skew": 1e308}, {"skew": -1e11}, {"rss_mb": 1e308}, {"rss_mb": -1.0}),
+    ],
+)
+def test_a_status_of_numbers_that_nobody_can_keep_or_read_is_refused(wrong: dict[str, float]) -> None:
     status = msgspec.structs.replace(Status("p", "d", 1, True), **wrong)
     with pytest.raises(MessageError, match="does not parse"):
         messages.decode(unbounded(status), Status, KEY)

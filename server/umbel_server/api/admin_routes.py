@@ -15,6 +15,7 @@ from umbel.examples import Examples, load_arrays
 from umbel.messages import MOST_COUNT, Blob, Body, Cancel, Export, Infer, Install, PersonalVariant, Report, Variant
 from umbel.plan import PLACED, Plan
 from umbel.tensors import TensorSpec
+from umbel.topics import check_name
 from umbel_server import devices, outbox, releases, run_views, runs
 from umbel_server.admins import Identity
 from umbel_server.api.access import Asking, everybody, operator, server_of, viewer
@@ -38,7 +39,7 @@ from umbel_server.variants import WITHOUT_EXAMPLES
 public = guarded("server")
 router = guarded("admin")
 
-COMMAND_TTL = 600.0
+COMMAND_TTL, LONGEST_TTL = 600.0, 366 * 86_400.0
 
 RoundAsked = Annotated[int | None, Query(ge=-1, le=MOST_COUNT)]
 RoundNumber = Annotated[int, msgspec.Meta(ge=0, le=MOST_COUNT)]
@@ -102,6 +103,8 @@ async def health(request: Request) -> dict[str, Any]:
 @router.get("/v1/devices", dependencies=by(viewer()))
 def list_devices(request: Request, who: Asking, population: str | None = None) -> list[dict[str, Any]]:
     """Every device, or those of one population."""
+    if population is not None:
+        check_name(population, "a population")
     found = server_of(request).devices.list(population)
     return [devices.describe(device) for device in found if who.sees(device.population)]
 
@@ -138,8 +141,8 @@ async def send_commands(request: Request, who: Asking) -> list[dict[str, Any]]:
 
 def _send_commands(server: Server, who: Identity, wanted: CommandRequest) -> list[dict[str, Any]]:
     check_population(who, wanted.population)
-    if not wanted.ttl > 0:
-        raise UmbelError(f"a command's ttl is a positive number of seconds, got {wanted.ttl}")
+    if not 0 < wanted.ttl <= LONGEST_TTL:
+        raise UmbelError(f"a command's ttl is a number of seconds above 0, 366 days at most; got {wanted.ttl:g}")
     body = _command_body(server, who, wanted)
     if wanted.devices:
         names = [server.devices.get(wanted.population, name).id for name in wanted.devices]

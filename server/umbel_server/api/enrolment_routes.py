@@ -106,7 +106,7 @@ def _reply(server: Server, population: str, device: str, kind: str) -> Response:
     mqtt, row = server.state.config.mqtt, server.devices.get(population, device)
     reply = EnrolmentReply(
         public_key(server.state.keys.lineage.newest),
-        mqtt.advertised_host or mqtt.host,
+        server.state.public_broker,
         server.broker_port,
         population,
         device,

@@ -76,6 +76,7 @@ def _settings(folder: Path, broker: Broker) -> list[str]:
         "",
         "mqtt {",
         "  peer_cert_as_username = cn",
+        "  peer_cert_as_clientid = cn",  # else who asks for another's client id ends its connection
         "  client_attrs_init = [",
         f"    {{expression = {quoted(_half(1))}, set_as_attr = {POPULATION}}}",
         f"    {{expression = {quoted(_half(2))}, set_as_attr = {DEVICE}}}",

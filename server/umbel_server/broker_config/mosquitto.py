@@ -37,6 +37,7 @@ def write_config(state: State, folder: Path, broker: Broker) -> Path:
         "tls_version tlsv1.3",
         "require_certificate true",
         "use_identity_as_username true",
+        "use_username_as_clientid true",  # else who asks for another's client id ends its connection
         "allow_anonymous false",
         f"acl_file {folder / ACL}",
         f"max_packet_size {LARGEST_PACKET}",

@@ -6,6 +6,7 @@ import traceback
 from importlib.metadata import entry_points
 
 from umbel.errors import UmbelError
+from umbel.printable import printable
 
 
 def main() -> None:
@@ -64,14 +65,17 @@ def main() -> None:
     except UmbelError as error:
         if debug:
             traceback.print_exc()
-        print(f"umbel: {error}", file=sys.stderr)
+        print(f"umbel: {printable(str(error))}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
         if error.filename is None or error.strerror is None:
             raise
         if debug:
             traceback.print_exc()
-        print(f"umbel: {error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}", file=sys.stderr)
+        print(
+            f"umbel: {printable(str(error.filename))}: {error.strerror[:1].lower()}{error.strerror[1:]}",
+            file=sys.stderr,
+        )
         sys.exit(1)
     except KeyboardInterrupt:
         print("umbel: interrupted", file=sys.stderr)
@@ -81,4 +85,4 @@ def main() -> None:
 def _sentence(text: str) -> str:
     """Click's message as one sentence on one line, without its full stop."""
     words = " ".join(text.split()).removesuffix(".")
-    return words[:1].lower() + words[1:]
+    return printable(words[:1].lower() + words[1:])

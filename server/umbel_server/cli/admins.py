@@ -5,7 +5,6 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from umbel_server.cli.durations import seconds_of
 from umbel_server.cli.show import (
@@ -14,6 +13,7 @@ from umbel_server.cli.show import (
     StateOption,
     ago,
     console,
+    plain,
     print_json,
     print_table,
     span_text,
@@ -66,7 +66,9 @@ def add(
     if json:
         print_json({**row, "server": client.url})
         return
-    console.print(f"[bold]{row['name']}[/] is {row['role']} for {_scope(row)}, {_until(row)}. On another machine:")
+    console.print(
+        f"[bold]{plain(row['name'])}[/] is {row['role']} for {_scope(row)}, {_until(row)}. On another machine:"
+    )
     console.print(f"  export UMBEL_URL={client.url}", highlight=False, soft_wrap=True)
     console.print(f"  export UMBEL_TOKEN={row['token']}", highlight=False, soft_wrap=True, markup=False)
     if client.url.startswith("https:"):
@@ -82,7 +84,7 @@ def list_admins(state: StateOption = DEFAULT_STATE, json: JsonOption = False) ->
         return
     print_table(
         ("admin", "role", "populations", "state", "added", "token"),
-        ((row["name"], row["role"], _scope(row), _state(row), ago(row["created"]), row["id"]) for row in rows),
+        ((plain(row["name"]), row["role"], _scope(row), _state(row), ago(row["created"]), row["id"]) for row in rows),
         "No admins but the one on the server's own machine; add one with 'umbel admin add NAME --role ROLE'.",
     )
 
@@ -93,11 +95,11 @@ def revoke(name: NameArgument, state: StateOption = DEFAULT_STATE, json: JsonOpt
     if json:
         print_json(row)
     else:
-        console.print(f"the token of {row['name']} ({row['id']}) is refused from now on", highlight=False)
+        console.print(f"the token of {plain(row['name'])} ({row['id']}) is refused from now on", highlight=False)
 
 
 def _scope(row: dict[str, Any]) -> str:
-    return escape(", ".join(row["populations"])) or "all populations"
+    return plain(", ".join(row["populations"])) or "all populations"
 
 
 def _until(row: dict[str, Any]) -> str:

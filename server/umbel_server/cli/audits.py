@@ -5,10 +5,9 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from umbel_server.cli.durations import seconds_of
-from umbel_server.cli.show import DEFAULT_STATE, JsonOption, StateOption, console, print_json, print_table
+from umbel_server.cli.show import DEFAULT_STATE, JsonOption, StateOption, console, plain, print_json, print_table
 from umbel_server.client import Client
 
 VERIFY_SECONDS = 600.0
@@ -43,12 +42,12 @@ def list_entries(
             (
                 str(row["sequence"]),
                 f"{datetime.fromtimestamp(row['at']):%Y-%m-%d %H:%M:%S}",
-                escape(row["who"]),
-                escape(row["action"]),
-                escape(row["subject"]),
-                escape(row["population"]),
-                "[green]done[/]" if row["outcome"] == "done" else f"[red]{escape(row['outcome'])}[/]",
-                escape(_detail(row["detail"])),
+                plain(row["who"]),
+                plain(row["action"]),
+                plain(row["subject"]),
+                plain(row["population"]),
+                "[green]done[/]" if row["outcome"] == "done" else f"[red]{plain(row['outcome'])}[/]",
+                plain(_detail(row["detail"])),
             )
             for row in rows
         ),
@@ -62,7 +61,7 @@ def verify(state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None
     if json:
         print_json(found)
     elif found["fault"]:
-        console.print(f"[red]{escape(found['fault'])}[/]; {_count(found['entries'])} before it, whole", highlight=False)
+        console.print(f"[red]{plain(found['fault'])}[/]; {_count(found['entries'])} before it, whole", highlight=False)
     else:
         console.print(f"{_count(found['entries'])}, whole; the newest hash is {found['hash']}", highlight=False)
     if found["fault"]:

@@ -8,9 +8,9 @@ import typer
 
 from umbel.errors import UmbelError
 from umbel_server.broker_config import emqx, mosquitto
-from umbel_server.broker_config.files import Broker
-from umbel_server.cli.show import DEFAULT_STATE, JsonOption, StateOption, console, print_json
-from umbel_server.state import MOST_PORT, open_state
+from umbel_server.broker_config.files import Broker, names_of
+from umbel_server.cli.show import DEFAULT_STATE, JsonOption, StateOption, console, plain, print_json
+from umbel_server.state import CONFIG, MOST_PORT, open_state
 
 CONFIGURED = {"mosquitto": mosquitto, "emqx": emqx}
 """Brokers for which a configuration can be written."""
@@ -52,7 +52,7 @@ def run(
 def config(
     kind: Annotated[str, typer.Argument(help="mosquitto or emqx")],
     folder: Annotated[Path, typer.Argument(help="a folder to write its configuration, certificate and key into")],
-    port: Annotated[int, typer.Option(help="port to listen on")] = 8883,
+    port: Annotated[int, typer.Option(min=1, max=MOST_PORT, help="port to listen on")] = 8883,
     host: Annotated[str, typer.Option(help="address to listen on")] = "0.0.0.0",  # noqa: S104
     hostname: Annotated[
         list[str] | None, typer.Option(help="a name or address at which devices reach it; may be repeated")
@@ -69,14 +69,16 @@ def config(
         raise UmbelError(
             f"{state}: this server has no authority that could certify a broker; make one without --insecure"
         )
-    path = broker.write_config(opened, folder, Broker(host, port, hostname or [], user))
+    asked = Broker(host, port, hostname or [], user)
+    path = broker.write_config(opened, folder, asked)
     if json:
         print_json({"config": str(path)})
         return
     for line in broker.start_of(path):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(plain(line), highlight=False, soft_wrap=True)
     console.print(
-        f"and name it in {opened.folder / 'umbel.toml'}, under \\[mqtt]: embedded = false, host, port = {port}, and the "
-        "advertised_host that devices are told if it is another.",
+        f"and name it in {plain(str(opened.folder / CONFIG))}, under \\[mqtt]: embedded = false, host, port = {port}, and the "
+        "advertised_host that devices are told if it is another. Its certificate is for "
+        f"{plain(', '.join(names_of(opened, asked)))}.",
         highlight=False,
     )

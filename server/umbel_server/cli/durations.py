@@ -4,6 +4,8 @@ import math
 
 import typer
 
+from umbel_server.cli.run_options import written
+
 UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
@@ -12,7 +14,7 @@ def seconds_of(text: str, option: str) -> float:
     digits = text.strip().rstrip("adhimnsw")
     unit = text.strip()[len(digits) :]
     try:
-        seconds = float(digits) * UNITS[unit]
+        seconds = float(written(digits)) * UNITS[unit]
         if not (math.isfinite(seconds) and seconds > 0):
             raise ValueError
     except (KeyError, ValueError) as error:

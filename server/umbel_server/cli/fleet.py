@@ -1,5 +1,6 @@
 """Commands about devices: devices list|show|readmit|config and those of their own files, command send."""
 
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,7 +8,6 @@ from typing import Annotated, Any
 import numpy as np
 import tomli_w
 import typer
-from rich.markup import escape
 
 from umbel import tensors
 from umbel.errors import UmbelError
@@ -20,6 +20,7 @@ from umbel_server.cli.show import (
     StateOption,
     ago,
     console,
+    plain,
     print_json,
     print_table,
 )
@@ -83,16 +84,16 @@ def list_devices(
         ),
         (
             (
-                row["id"],
-                *([escape(row["name"]) or "-"] if named else []),
-                row["population"],
-                row["kind"],
+                plain(row["id"]),
+                *([plain(row["name"]) or "-"] if named else []),
+                plain(row["population"]),
+                plain(row["kind"]),
                 _state(row),
                 _eligible(row),
-                row["trainer"] or "-",
+                plain(row["trainer"]) or "-",
                 str(row["examples"]),
                 f"{row['rss_mb']:.0f} MB",
-                row["installed"] or "-",
+                plain(row["installed"]) or "-",
                 ago(row["last_seen"]),
             )
             for row in rows
@@ -126,14 +127,14 @@ def show_device(
         "installed",
         "labels",
     ):
-        console.print(f"{name:12} {escape(str(row[name]))}", highlight=False)
+        console.print(f"{name:12} {plain(str(row[name]))}", highlight=False)
     if row["set_labels"]:
-        console.print(f"{'set here':12} {escape(str(row['set_labels']))}", highlight=False)
+        console.print(f"{'set here':12} {plain(str(row['set_labels']))}", highlight=False)
     if row["state"] != "active":
         console.print(f"{row['state']:12} [red]{ago(row['state_since'])}: {_why(row)}[/]", highlight=False)
     console.print(f"{'conditions':12} {_eligible(row)}", highlight=False)
     if row["quarantined"]:
-        console.print(f"{'quarantined':12} [red]{escape(row['quarantined'])}[/]", highlight=False)
+        console.print(f"{'quarantined':12} [red]{plain(row['quarantined'])}[/]", highlight=False)
     if abs(row["skew"]) >= 1:
         colour = "red" if is_wrong(row["skew"]) else "default"
         console.print(f"{'clock':12} [{colour}]{sentence(row['skew'])}[/]", highlight=False)
@@ -154,22 +155,22 @@ def readmit(
     if json:
         print_json(row)
     else:
-        console.print(f"{row['id']} of {row['population']} gets assignments again", highlight=False)
+        console.print(f"{plain(row['id'])} of {plain(row['population'])} gets assignments again", highlight=False)
 
 
 def _state(row: dict[str, Any]) -> str:
     if row["state"] != "active":
-        return f"[red]{row['state']}[/]"
+        return f"[red]{plain(row['state'])}[/]"
     return "[green]online[/]" if row["online"] else "[dim]offline[/]"
 
 
 def _why(row: dict[str, Any]) -> str:
-    return escape(row["state_reason"]) or "no reason was given"
+    return plain(row["state_reason"]) or "no reason was given"
 
 
 def _refused(counts: dict[str, int]) -> str:
     """What was refused to a device since the server started; its log says why."""
-    return escape(", ".join(f"{count:,} {what}" for what, count in sorted(counts.items())))
+    return plain(", ".join(f"{count:,} {what}" for what, count in sorted(counts.items())))
 
 
 def _eligible(row: dict[str, Any]) -> str:
@@ -180,7 +181,7 @@ def _eligible(row: dict[str, Any]) -> str:
     reasons = ", ".join(row["reasons"])
     if not reasons and is_wrong(row["skew"]):
         reasons = f"the device's clock is {sentence(row['skew'])}"
-    return f"[yellow]{escape(reasons)}[/]" if reasons else "[green]eligible[/]"
+    return f"[yellow]{plain(reasons)}[/]" if reasons else "[green]eligible[/]"
 
 
 def print_config(
@@ -227,6 +228,9 @@ def send(
     json: JsonOption = False,
 ) -> None:
     """Send a command to devices and show how they answer; fails when one does not do it."""
+    for option, seconds, least in (("--ttl", ttl, 1e-3), ("--wait", wait, 0.0)):
+        if not (math.isfinite(seconds) and seconds >= least):
+            raise typer.BadParameter(f"expected a number of seconds, got {seconds}", param_hint=option)
     client = Client.of_state(state)
     body: dict[str, Any] = {"population": population, "kind": kind.value, "devices": device or [], "ttl": ttl}
     if kind is Kind.install:
@@ -283,10 +287,10 @@ def _print_commands(commands: list[dict[str, Any]]) -> None:
         (
             (
                 command["id"],
-                command["device"],
-                command["kind"],
-                f"[{colours.get(command['state'], 'red')}]{command['state']}[/]",
-                command["reason"] or ("not answered yet" if command["state"] not in FINAL else ""),
+                plain(command["device"]),
+                plain(command["kind"]),
+                f"[{colours.get(command['state'], 'red')}]{plain(command['state'])}[/]",
+                plain(command["reason"]) or ("not answered yet" if command["state"] not in FINAL else ""),
             )
             for command in commands
         ),

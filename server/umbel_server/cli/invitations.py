@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from umbel_server.cli.run_options import pair
-from umbel_server.cli.show import DEFAULT_STATE, JsonOption, StateOption, console, print_json, print_table
+from umbel_server.cli.show import DEFAULT_STATE, JsonOption, StateOption, console, plain, print_json, print_table
 from umbel_server.client import Client, at
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
@@ -72,7 +72,7 @@ def ask_for(
 
 def seconds_of(text: str, option: str) -> float:
     """A time such as 90s, 30m, 24h or 7d in seconds; raises BadParameter."""
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smhd])", text.strip())
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhd])", text.strip())
     seconds = float(match[1]) * _UNITS[match[2]] if match else math.nan
     if not seconds > 0:
         raise typer.BadParameter(f"a time such as 90s, 30m, 24h or 7d was expected, got {text!r}", param_hint=option)
@@ -101,11 +101,11 @@ def list_invitations(state: StateOption = DEFAULT_STATE, json: JsonOption = Fals
         (
             (
                 row["id"],
-                row["population"],
-                row["kind"] or "any",
-                ", ".join(f"{name}={value}" for name, value in row["labels"].items()) or "-",
+                plain(row["population"]),
+                plain(row["kind"]) or "any",
+                plain(", ".join(f"{name}={value}" for name, value in row["labels"].items())) or "-",
                 f"[{_COLOURS[row['state']]}]{row['state']}[/]",
-                row["device"] or "-",
+                plain(row["device"]) or "-",
                 _moment(row["created"]),
                 _moment(row["expires"]),
             )
@@ -129,4 +129,6 @@ def uninvite(
     if json:
         print_json(row)
     else:
-        console.print(f"invitation {row['id']} into {row['population']} lets nobody in any more", highlight=False)
+        console.print(
+            f"invitation {row['id']} into {plain(row['population'])} lets nobody in any more", highlight=False
+        )

@@ -3,10 +3,9 @@
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from umbel_server.cli.run_options import pair
-from umbel_server.cli.show import DEFAULT_STATE, JsonOption, StateOption, console, print_json
+from umbel_server.cli.show import DEFAULT_STATE, JsonOption, StateOption, console, plain, print_json
 from umbel_server.client import Client, at
 
 DeviceArgument = Annotated[str, typer.Argument(help="the device's id")]
@@ -63,8 +62,8 @@ def rename(
 ) -> None:
     """Give a device a name for people; its id, which its key and its topics hold, stays as it is."""
     row = _decide(state, population, device, "rename", {"name": name})
-    shown = f"is shown as {escape(repr(name))}" if name else "has no name"
-    _say(row, json, f"{shown}; its id stays {row['id']}, as commands and topics name it")
+    shown = f"is shown as {plain(repr(name))}" if name else "has no name"
+    _say(row, json, f"{shown}; its id stays {plain(row['id'])}, as commands and topics name it")
 
 
 def label(
@@ -81,7 +80,7 @@ def label(
     pairs = dict(pair(text, "LABELS") for text in labels or [])
     row = _decide(state, population, device, "label", {"labels": pairs, "remove": remove or []})
     now = ", ".join(f"{name}={value}" for name, value in row["labels"].items()) or "none"
-    _say(row, json, f"has the labels {escape(now)}")
+    _say(row, json, f"has the labels {plain(now)}")
 
 
 def delete(
@@ -103,4 +102,4 @@ def _say(row: dict[str, Any], json: bool, sentence: str) -> None:
     if json:
         print_json(row)
     else:
-        console.print(f"{row['id']} of {row['population']} {sentence}", highlight=False, soft_wrap=True)
+        console.print(f"{plain(row['id'])} of {plain(row['population'])} {sentence}", highlight=False, soft_wrap=True)

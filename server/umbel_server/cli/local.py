@@ -10,7 +10,7 @@ from umbel.keras_import import import_keras
 from umbel.plan import Plan
 from umbel.task import load_task
 from umbel_server.cli.compiling import progress_of
-from umbel_server.cli.show import DEFAULT_STATE, StateOption, console, print_json, size_text
+from umbel_server.cli.show import DEFAULT_STATE, StateOption, console, plain, print_json, size_text
 from umbel_server.state import MOST_PORT, Config, Enrolment, Http, Mqtt, init_state, open_state
 
 
@@ -50,11 +50,11 @@ def init(
         token = {"enrolment_token": state.enrolment_token} if open_enrolment else {}
         print_json({"state": str(folder), "server": state.server_url, **token})
         return
-    console.print(f"The server's state is in [bold]{folder}[/]. Next:")
-    console.print(f"  umbel serve --state {folder}", highlight=False)
+    console.print(f"The server's state is in [bold]{plain(str(folder))}[/]. Next:")
+    console.print(f"  umbel serve --state {plain(str(folder))}", highlight=False)
     if not open_enrolment:
         console.print("and a token for each device, good once (it proves the server to the device as well):")
-        console.print(f"  umbel devices invite --population NAME --state {folder}", highlight=False)
+        console.print(f"  umbel devices invite --population NAME --state {plain(str(folder))}", highlight=False)
         return
     console.print("and give each device this enrolment token (it proves the server to the device as well):")
     console.print(f"  {state.enrolment_token}", highlight=False, soft_wrap=True)
@@ -104,10 +104,10 @@ def compile_(
 
 def _print_plan(plan: Plan) -> None:
     weights = sum(math.prod(weight.shape) for weight in plan.manifest.weights)
-    console.print(f"[bold]{plan.path}[/]: {weights:,} weights in {len(plan.manifest.weights)} tensors")
+    console.print(f"[bold]{plain(str(plan.path))}[/]: {weights:,} weights in {len(plan.manifest.weights)} tensors")
     for name, file in sorted(plan.manifest.files.items()):
-        console.print(f"  {name:22} {size_text(file.size):>10}", highlight=False)
+        console.print(f"  {plain(name):22} {size_text(file.size):>10}", highlight=False)
     for quantity, error in plan.manifest.parity.items():
         worst = plan.manifest.worst.get(quantity, "")
-        which = f" ({worst})" if error > 0 and worst else ""
+        which = f" ({plain(worst)})" if error > 0 and worst else ""
         console.print(f"  differs from Keras by at most {error:.1e} in {quantity}{which}", highlight=False)

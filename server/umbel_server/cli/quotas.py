@@ -5,8 +5,8 @@ from typing import Annotated, Any
 import typer
 
 from umbel.errors import UmbelError
-from umbel_server.cli.run_options import size
-from umbel_server.cli.show import DEFAULT_STATE, JsonOption, StateOption, print_json, print_table, size_text
+from umbel_server.cli.run_options import size, written
+from umbel_server.cli.show import DEFAULT_STATE, JsonOption, StateOption, plain, print_json, print_table, size_text
 from umbel_server.client import Client, at
 
 NONE = "none"
@@ -33,7 +33,7 @@ def set_quota(
 ) -> None:
     """Set quotas of a population, which hold from now on; what is not named stays."""
     body = {
-        name: _limit(text, option)
+        name: limit(text, option)
         for name, text, option in (
             ("devices", devices, "--devices"),
             ("storage", storage, "--storage"),
@@ -43,7 +43,7 @@ def set_quota(
     }
     if not body:
         raise typer.BadParameter("name what to limit: --devices, --storage or --bytes-per-day")
-    row = Client.of_state(state).post(f"/v1/quotas/{population}", body)
+    row = Client.of_state(state).post(at("/v1/quotas/{}", population), body)
     if json:
         print_json(row)
     else:
@@ -64,11 +64,12 @@ def show_quota(
         _print(rows)
 
 
-def _limit(text: str, option: str) -> int | None:
+def limit(text: str, option: str) -> int | None:
+    """What was given to `option`: a number, a size, or `none` for no limit; raises BadParameter."""
     if text == NONE:
         return None
     try:
-        value = int(text) if option == "--devices" else size(text)
+        value = int(written(text)) if option == "--devices" else size(text)
         if value < 0:
             raise ValueError(text)
     except (ValueError, UmbelError) as error:
@@ -82,11 +83,11 @@ def _print(rows: list[dict[str, Any]]) -> None:
         ("population", "devices", "stored", "moved today (UTC)", "refused"),
         (
             (
-                row["population"],
+                plain(row["population"]),
                 _of(f"{row['devices']:,}", row["devices_limit"], lambda value: f"{value:,}"),
                 _of(size_text(row["storage"]), row["storage_limit"], size_text),
                 _of(size_text(row["bytes_down_today"] + row["bytes_up_today"]), row["bytes_per_day_limit"], size_text),
-                ", ".join(f"{count:,} {what}" for what, count in sorted(row["refused"].items())) or "-",
+                ", ".join(f"{count:,} {plain(what)}" for what, count in sorted(row["refused"].items())) or "-",
             )
             for row in rows
         ),

@@ -21,6 +21,7 @@ from umbel_server.cli.show import (
     ago,
     console,
     duration_text,
+    plain,
     print_json,
     print_table,
     size_text,
@@ -63,7 +64,7 @@ def show_release(
     if json:
         print_json(row)
         return
-    console.print(f"release [bold]{row['id']}[/] of {row['task']}, run {row['run']}, round {row['round']}")
+    console.print(f"release [bold]{row['id']}[/] of {plain(row['task'])}, run {row['run']}, round {row['round']}")
     _print_files(row)
 
 
@@ -165,11 +166,13 @@ def _print_files(row: dict[str, Any]) -> None:
     parity = row["parity"] or {}
     known = [parity.get("plan", {}), parity.get("keras", {}), *(file["metrics"] for file in row["files"].values())]
     names = list(dict.fromkeys(name for metrics in known for name in metrics))
-    print_table(("model", "size", *names, "difference", "one row", "sha256"), _rows(row, parity, names), "No files.")
+    print_table(
+        ("model", "size", *map(plain, names), "difference", "one row", "sha256"), _rows(row, parity, names), "No files."
+    )
     if parity:
         console.print(
             f"[dim]Measured on {parity['rows']} rows. difference: the largest of an output from float32's; one row: the "
-            f"median time on the server ({parity['machine']}, one thread).[/]",
+            f"median time on the server ({plain(parity['machine'])}, one thread).[/]",
             highlight=False,
         )
 

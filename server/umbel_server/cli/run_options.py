@@ -62,7 +62,7 @@ def _budget(name: str, value: str) -> tuple[str, float]:
         case "hours":
             return "budget_hours", _at_least(0, _finite(value))
         case "rounds":
-            return "rounds", _at_least(1, int(value))
+            return "rounds", _at_least(1, int(written(value)))
         case "bytes":
             return "budget_bytes", _at_least(0, size(value))
     raise ValueError(name)
@@ -77,6 +77,13 @@ def size(text: str) -> int:
     return round(_finite(_finite(digits) * UNITS[unit]))
 
 
+def written(number: str) -> str:
+    """A number as it was typed, for int or float; raises ValueError on what they also read: 1_000, or digits of others."""
+    if not number.isascii() or "_" in number:
+        raise ValueError(number)
+    return number
+
+
 def checkpoint(text: str) -> dict[str, Any]:
     """What a request says of RUN or RUN@ROUND, the checkpoint to start from, or of "", none; raises BadParameter."""
     if not text:
@@ -89,7 +96,7 @@ def checkpoint(text: str) -> dict[str, Any]:
 
 
 def _finite(number: str | float) -> float:
-    value = float(number)
+    value = float(written(number) if isinstance(number, str) else number)
     if not math.isfinite(value):
         raise ValueError(number)
     return value

@@ -2,16 +2,14 @@
 
 from typing import Any
 
-from rich.markup import escape
-
-from umbel_server.cli.show import console, size_text, state_text
+from umbel_server.cli.show import console, plain, size_text, state_text
 
 
 def head(row: dict[str, Any]) -> str:
     """What a run is and how far it came, as markup; of a paused run also how it goes on."""
-    reason = f": {escape(row['reason'])}" if row["reason"] else ""
+    reason = f": {plain(row['reason'])}" if row["reason"] else ""
     text = (
-        f"run [bold]{row['id']}[/] ({escape(row['task'])}, {row['strategy']}): {state_text(row['state'])} after "
+        f"run [bold]{row['id']}[/] ({plain(row['task'])}, {plain(row['strategy'])}): {state_text(row['state'])} after "
         f"{row['round']} of {row['rounds']} rounds{reason}"
     )
     return f"{text}\n{hint(row)}" if hint(row) else text

@@ -8,7 +8,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from umbel.printable import printable
 
 StateOption = Annotated[
     Path, typer.Option("--state", envvar="UMBEL_STATE", help="the server's state folder, made by 'umbel init'")
@@ -35,6 +38,11 @@ STATE_STYLES = {
 """Colours of the states of runs, rounds and assignments; those that are not here went wrong."""
 
 console = Console()
+
+
+def plain(text: str) -> str:
+    """What devices or people called something, as markup that shows just that."""
+    return escape(printable(text))
 
 
 def print_json(value: Any) -> None:
@@ -83,12 +91,12 @@ def state_style(state: str) -> str:
 
 def state_text(state: str) -> str:
     """A state in its colour, as markup."""
-    return f"[{state_style(state)}]{state}[/]"
+    return f"[{state_style(state)}]{plain(state)}[/]"
 
 
 def metrics_text(metrics: Mapping[str, float]) -> str:
-    """Metrics in one line."""
-    return "  ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items())) or "-"
+    """Metrics in one line, as markup."""
+    return "  ".join(f"{plain(name)} {value:.4g}" for name, value in sorted(metrics.items())) or "-"
 
 
 def duration_text(ms: float) -> str:

@@ -6,7 +6,6 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from umbel.errors import UmbelError
 from umbel_server.cli.run_text import ends_text, print_head
@@ -18,6 +17,7 @@ from umbel_server.cli.show import (
     ago,
     console,
     metrics_text,
+    plain,
     print_json,
     print_table,
     size_text,
@@ -75,7 +75,7 @@ def _print_settings(row: dict[str, Any]) -> None:
     if settings.get("encrypt_commands"):
         words.append("commands are encrypted")
     words.append(f"{size_text(row['bytes_down'])} down, {size_text(row['bytes_up'])} up")
-    console.print(f"[dim]{escape('; '.join(words))}[/]\n", highlight=False)
+    console.print(f"[dim]{plain('; '.join(words))}[/]\n", highlight=False)
 
 
 def _print_rounds(checkpoints: list[dict[str, Any]]) -> None:
@@ -115,7 +115,7 @@ def _print_attempt(attempt: dict[str, Any], assignments: list[dict[str, Any]], n
         case "committed":
             how = f"{state_text('committed')} in {passed}"
         case "abandoned":
-            how = f"{state_text('abandoned')} after {passed}: {escape(attempt['reason'])}"
+            how = f"{state_text('abandoned')} after {passed}: {plain(attempt['reason'])}"
         case _:
             left = attempt["closes"] - now
             closes = f"closes in {span_text(left)}" if left > 0 else "its deadline has come"
@@ -143,14 +143,14 @@ def _print_assignments(assignments: list[dict[str, Any]], now: float) -> None:
         ("device", "state", "since", "took", "examples", "weight", *travelled, "why"),
         (
             (
-                a["device"],
+                plain(a["device"]),
                 state_text(a["state"]),
                 ago(a["since"]),
                 span_text(a["seconds"]) if a["seconds"] else "-",
                 str(a["examples"] or "-"),
                 _weight(a),
                 *(_size(a[f"bytes_{way}"]) for way in travelled),
-                escape(a["reason"] or _expected(a, now)),
+                plain(a["reason"] or _expected(a, now)),
             )
             for a in rows
         ),

@@ -16,6 +16,7 @@ from umbel_server.cli.show import (
     StateOption,
     ago,
     console,
+    plain,
     print_json,
     print_table,
     state_text,
@@ -109,7 +110,9 @@ def _announce(client: Client, row: dict[str, Any], follow: bool, json: bool) -> 
         print_json(row)
     else:
         more = "" if follow else f"; see 'umbel runs watch {row['id']}'"
-        console.print(f"run [bold]{row['id']}[/] trains {row['task']} on {row['population']}{more}", highlight=False)
+        console.print(
+            f"run [bold]{row['id']}[/] trains {plain(row['task'])} on {plain(row['population'])}{more}", highlight=False
+        )
     if follow:
         watching.follow(client, row["id"])
 
@@ -125,9 +128,9 @@ def list_runs(state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> N
         (
             (
                 row["id"],
-                row["task"],
-                row["population"],
-                row["strategy"],
+                plain(row["task"]),
+                plain(row["population"]),
+                plain(row["strategy"]),
                 f"{row['round']}/{row['rounds']}",
                 state_text(row["state"]),
                 ago(row["created"]),

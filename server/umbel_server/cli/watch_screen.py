@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from umbel.printable import printable
 from umbel_server.cli.show import size_text, span_text, state_style
 
 Json = Mapping[str, Any]
@@ -41,7 +42,7 @@ def screen(live: Json, width: int, trouble: str = "") -> RenderableType:
         body.add_row(label, content)
     parts: list[RenderableType] = [_title(live), Text(), body]
     if trouble:
-        parts += [Text(), Text(trouble, style="red")]
+        parts += [Text(), Text(printable(trouble), style="red")]
     return Group(*parts)
 
 
@@ -52,14 +53,14 @@ def line(checkpoint: Json, before: Json | None, rounds: int) -> str:
     words = [f"round {checkpoint['round']}/{rounds}"]
     for name, value in sorted(metrics.items()):
         change = f" ({value - known[name]:+.3g})" if name in known else ""
-        words.append(f"{name} {value:.4g}{change}")
+        words.append(f"{printable(name)} {value:.4g}{change}")
     words += [_count(checkpoint["contributors"], "update"), span_text(checkpoint["committed"] - checkpoint["started"])]
     return "  ".join(words)
 
 
 def abandoned_line(attempt: Json) -> str:
     """An abandoned attempt in one line."""
-    return f"round {attempt['round']}, attempt {attempt['attempt'] + 1} abandoned: {attempt['reason']}"
+    return f"round {attempt['round']}, attempt {attempt['attempt'] + 1} abandoned: {printable(attempt['reason'])}"
 
 
 def seconds_left(live: Json) -> float | None:
@@ -75,9 +76,8 @@ def _title(live: Json) -> RenderableType:
     title = Table.grid(expand=True)
     title.add_column(no_wrap=True, overflow="ellipsis")
     title.add_column(justify="right", no_wrap=True)
-    what = Text.assemble(
-        (live["task"], "bold"), ("  ", ""), f"{live['strategy']} on {live['population']}", style="default"
-    )
+    where = f"{live['strategy']} on {live['population']}"
+    what = Text.assemble((printable(live["task"]), "bold"), ("  ", ""), printable(where), style="default")
     passed = live["now"] if live["state"] == "running" else live["updated"]
     state = Text.assemble(
         (f"run {live['id']}  ", "dim"),
@@ -114,7 +114,7 @@ def _metrics(live: Json) -> list[tuple[str, RenderableType]]:
         change = f"{newest[name] - history[-2]:+.4f}" if len(history) > 1 else ""
         note = f"goal {live['settings']['at_least']:g}" if name == goal else ""
         spark, value = Text(_spark(history), style="cyan"), Text(f"{newest[name]:.4f}", style="bold")
-        table.add_row(Text(name), spark, value, Text(change, style="dim"), Text(note))
+        table.add_row(Text(printable(name)), spark, value, Text(change, style="dim"), Text(note))
     return [(where, table)]
 
 
@@ -142,7 +142,7 @@ def _shortage(live: Json) -> str:
     if there is None:
         return "waits for devices"
     common = sorted(there["excluded"].items(), key=lambda item: (-item[1], item[0]))
-    why = [f"{count} {reason}" for reason, count in common[:REASONS]]
+    why = [f"{count} {printable(reason)}" for reason, count in common[:REASONS]]
     if rest := sum(count for _, count in common[REASONS:]):
         why.append(f"{rest} for other reasons")
     not_they = f"; not: {', '.join(why)}" if why else ""
@@ -206,7 +206,7 @@ def _abandoned(live: Json) -> list[tuple[str, RenderableType]]:
     rows: list[tuple[str, RenderableType]] = []
     for attempt in gone["latest"][:3]:
         text = Text(f"round {attempt['round']}, attempt {attempt['attempt'] + 1}  ", style="default")
-        text.append(attempt["reason"], "dim")
+        text.append(printable(attempt["reason"]), "dim")
         text.no_wrap = bool(rows)  # the newest reason says what to do: all of it
         rows.append(("" if rows else "abandoned", text))
     if gone["count"] > len(rows):
@@ -222,7 +222,7 @@ def _waiting(live: Json) -> list[tuple[str, RenderableType]]:
     number = live["attempt"]["round"] if live["attempt"] is not None else 0
     for work in late[:5]:
         earlier = f"round {work['round']}" if work["round"] < number else ""
-        table.add_row(Text(work["device"]), _why(work, live["now"]), Text(earlier, style="dim"))
+        table.add_row(Text(printable(work["device"])), _why(work, live["now"]), Text(earlier, style="dim"))
     counts = live["states"]
     out = sum(counts[when].get(state, 0) for when in counts for state in ("offered", "accepted"))
     rows: list[tuple[str, RenderableType]] = [("", ""), ("waits for", table)]

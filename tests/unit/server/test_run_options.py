@@ -8,7 +8,7 @@ import msgspec
 import pytest
 import typer
 
-from umbel_server.cli import settings_options
+from umbel_server.cli import durations, invitations, quotas, settings_options
 from umbel_server.cli.policy_options import FIELDS, parameters, policy_of
 from umbel_server.cli.run_options import budget, checkpoint, goal, number_pair, size
 from umbel_server.cli.training import clone, start
@@ -93,6 +93,21 @@ def test_the_defaults_that_help_shows_are_those_of_a_run() -> None:
     assert {
         name: f"{defaults[name]:g}" if name != "strategy" else defaults[name] for name in settings_options.DEFAULTS
     } == (settings_options.DEFAULTS)
+
+
+@pytest.mark.parametrize("text", ["1_000", "\N{ARABIC-INDIC DIGIT THREE}", "\N{FULLWIDTH DIGIT THREE}"])
+def test_digits_are_plain_ones(text: str) -> None:
+    for read in (
+        lambda: size(f"{text}MB"),
+        lambda: budget([f"rounds={text}"]),
+        lambda: budget([f"hours={text}"]),
+        lambda: number_pair(f"mu={text}", "--option"),
+        lambda: durations.seconds_of(f"{text}h", "--since"),
+        lambda: invitations.seconds_of(f"{text}h", "--expires"),
+        lambda: quotas.limit(text, "--devices"),
+    ):
+        with pytest.raises((ValueError, typer.BadParameter)):
+            read()
 
 
 @pytest.mark.parametrize(
