@@ -35,6 +35,7 @@ from umbel.errors import NOT_DECODED, SignatureError, UmbelError
 from umbel.messages import Blob
 from umbel.tensors import digest
 from umbel.tls import blind_context, client_context
+from umbel_edge.backoff import back_off
 from umbel_edge.config import AgentConfig
 from umbel_edge.storage import is_full
 
@@ -45,7 +46,7 @@ CHUNK = 1 << 16
 ANSWER_BYTES = 1 << 16
 TRUST_BYTES = 1 << 20
 """Answers that are longer are no answers; whom to trust says how every signing key followed another."""
-LAST_PAUSE = 20.0
+FIRST_PAUSE, LAST_PAUSE = 0.2, 20.0
 _ADDRESS = re.compile(r"[0-9a-f]{64}")
 CLOCK_NEWS = 2.0
 """Seconds by which the server's clock must differ from what was thought of it for a refusal to be the clock's fault."""
@@ -105,6 +106,7 @@ class ServerHttp:
         self.ca = ""
         """The authority of the server's certificates, in PEM, once it is known; empty without TLS."""
         self._pool = _pool(None)
+        self._random = random.Random()
         self._ahead = 0.0
         """Seconds that the server's clock is ahead of this device's, as far as it has minded."""
 
@@ -342,8 +344,7 @@ class ServerHttp:
             attempt += 1
 
     def _pause(self, attempt: int, check: Callable[[], None] | None = None, least: float = 0.0) -> None:
-        left = min(LAST_PAUSE, 0.2 * 2**attempt) * random.uniform(0.5, 1.5)
-        left += min(least, LONGEST_WAIT)
+        left = back_off(attempt, FIRST_PAUSE, LAST_PAUSE, self._random) + min(least, LONGEST_WAIT)
         while left > 0:
             if self._stopping.wait(min(left, 1.0)):
                 raise Stopped("the agent is stopping")
