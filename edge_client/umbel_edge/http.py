@@ -111,7 +111,9 @@ class ServerHttp:
         """Seconds that the server's clock is ahead of this device's, as far as it has minded."""
 
     def use(self, trust: Trust) -> None:
-        """Believe from now on who has a certificate of this authority, where the URL asks for TLS."""
+        """Believe from now on only who has a certificate of this authority; raises UmbelError when the URL asks for no TLS."""
+        if trust.ca and not self.secure:
+            raise UmbelError(f"{self.url}: this server speaks TLS; its URL begins with https://")
         if self.secure:
             self.ca = trust.ca
             self._pool = _pool(client_context(trust.ca))
