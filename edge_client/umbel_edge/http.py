@@ -266,7 +266,7 @@ class ServerHttp:
         told."""
         try:
             ahead = parsedate_to_datetime(date).timestamp() + 0.5 - self._clock()  # it is told in whole seconds
-        except ValueError:
+        except (ValueError, OverflowError):
             return False
         if abs(ahead) > CLOCK_TOLERANCE or abs(ahead - self._ahead) < CLOCK_NEWS:
             return False
