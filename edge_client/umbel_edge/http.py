@@ -10,6 +10,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TypeVar
@@ -33,6 +34,7 @@ from umbel.enrolment import (
 )
 from umbel.errors import NOT_DECODED, SignatureError, UmbelError
 from umbel.messages import Blob
+from umbel.printable import printable
 from umbel.tensors import digest
 from umbel.tls import blind_context, client_context
 from umbel_edge.backoff import back_off
@@ -57,6 +59,8 @@ BUSY = (429, 503)
 READS = ("GET", "HEAD")
 IN_MEMORY = 1 << 18
 """Blobs up to this many bytes are not written to flash on their way."""
+_NOT_NOW = (9, 10)
+"""OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
 
 
 T = TypeVar("T")
@@ -294,8 +298,10 @@ class ServerHttp:
                 failures = failures + 1 if progress() <= reached else 0
                 reached = max(reached, progress())
                 if failures >= ATTEMPTS and check is None:
-                    raise UmbelError(f"{self._base} could not be reached in {ATTEMPTS} attempts: {error}") from error
-                log.info("%s: %s; trying again", self._base, error)
+                    raise UmbelError(
+                        f"{self._base} could not be reached in {ATTEMPTS} attempts: {self._explained(error)}"
+                    ) from error
+                log.info("%s: %s; trying again", self._base, self._explained(error))
                 least = error.wait if isinstance(error, Busy) else 0.0
                 try:
                     self._pause(max(0, failures - 1), check, least)
@@ -317,9 +323,9 @@ class ServerHttp:
 
         Raises Refused when the server does not accept it, UmbelError after so many `attempts` without an answer.
         """
-        attempt = 0
+        attempt, said = 0, None
         while True:
-            least = 0.0
+            least, clock = 0.0, ""
             try:
                 if signed:
                     return _limited(self.request(method, path, body), most)
@@ -335,15 +341,28 @@ class ServerHttp:
                 drain(response)
                 why = f"it answered {response.status}"
             except (urllib3.exceptions.HTTPError, OSError) as error:
-                why, least = str(error), error.wait if isinstance(error, Busy) else 0.0
+                why, least = printable(str(error)), error.wait if isinstance(error, Busy) else 0.0
+                clock = self._blamed_clock(error)
             if not self.secure:
                 why += "; a server with TLS is asked with https://"
             if attempt + 1 >= attempts:
-                raise UmbelError(f"{self._base} does not answer ({why}); correct the URL, or start the server")
-            if attempt == 0:
-                log.warning("%s does not answer (%s); waiting until it does", self._base, why)
+                todo = clock or "correct the URL, or start the server"
+                raise UmbelError(f"{self._base} does not answer ({why}); {todo}")
+            if said is None or bool(clock) != said:
+                said = bool(clock)
+                log.warning("%s does not answer (%s); %s", self._base, why, clock or "waiting until it does")
             self._pause(attempt, least=least)
             attempt += 1
+
+    def _blamed_clock(self, error: Exception) -> str:
+        """What to do about this device's clock when the server's certificate is not valid at its time; empty otherwise."""
+        if not any(isinstance(e, ssl.SSLCertVerificationError) and e.verify_code in _NOT_NOW for e in error.args):
+            return ""
+        now = datetime.fromtimestamp(self._clock(), UTC)
+        return f"if it is not {now:%Y-%m-%d %H:%M} UTC now, set this device's clock"
+
+    def _explained(self, error: Exception) -> str:
+        return "; ".join(filter(None, (str(error), self._blamed_clock(error))))
 
     def _pause(self, attempt: int, check: Callable[[], None] | None = None, least: float = 0.0) -> None:
         left = back_off(attempt, FIRST_PAUSE, LAST_PAUSE, self._random) + min(least, LONGEST_WAIT)
@@ -369,7 +388,7 @@ def _refused(response: urllib3.BaseHTTPResponse) -> Refused:
     data = _limited(response, ANSWER_BYTES)
     try:
         answer = msgspec.json.decode(data, type=dict[str, str])
-        return Refused(response.status, answer["error"], answer.get("code", ""))
+        return Refused(response.status, printable(answer["error"]), answer.get("code", ""))
     except (KeyError, *NOT_DECODED):
         return Refused(response.status, f"the server answered {response.status}")
 

@@ -205,6 +205,13 @@ def test_a_date_that_is_none_changes_no_clock(hostile: Hostile, tmp_path: Path, 
         device_of(hostile, tmp_path).request("GET", CONNECTION_PATH)
 
 
+def test_what_a_server_says_moves_no_cursor_and_is_one_line(hostile: Hostile, tmp_path: Path) -> None:
+    hostile.answer = answers(b'{"error": "\\u001b[2J sorry\\numbel-agent: phone is enrolled"}', 403)
+    with pytest.raises(Refused) as refused:
+        device_of(hostile, tmp_path).ask_trust("A" * 43, attempts=1)
+    assert str(refused.value) == r"\x1b[2J sorry\numbel-agent: phone is enrolled"
+
+
 @pytest.mark.parametrize(
     "body", [b"{" * 60_000, b"[" * 60_000, b'{"error":' * 5000, b"\xff\xfe" * 100, b'{"error": 1}', b"null", b""]
 )
