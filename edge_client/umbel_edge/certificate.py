@@ -46,11 +46,12 @@ class Certificate:
 
     def due(self) -> int:
         """0 while the certificate is good; in its last third, or when it cannot be used, the hour it is now."""
-        return int(self._clock() // LOOK_SECONDS) if self._is_due() else 0
+        return int(self._clock() // LOOK_SECONDS) if self._is_due(self._held()) else 0
 
     def keep(self) -> None:
-        """Have a certificate, a new one if it is due. A server that issues none is taken as it is."""
-        if self._is_due():
+        """Have a certificate, a new one if it is due. Where the server issues none, the one before is shown while it is valid."""
+        held = self._held()
+        if self._is_due(held):
             key = ec.generate_private_key(ec.SECP256R1())
             try:
                 answer = self._http.until_answered("POST", CERTIFICATE_PATH, self._request(key))
@@ -58,9 +59,11 @@ class Certificate:
                 if error.bars:
                     raise
                 log.info("the server issues no certificate: %s", error)
-                return
-            write_atomically(self._path, answer + _pem(key), mode=0o600)
-            log.info("the device has a new certificate")
+                if held is None:
+                    return
+            else:
+                write_atomically(self._path, answer + _pem(key), mode=0o600)
+                log.info("the device has a new certificate")
         try:
             self._context.load_cert_chain(self._path)
         except (OSError, ssl.SSLError) as error:
@@ -69,18 +72,26 @@ class Certificate:
                 f"{self._path}: the server's answer is no certificate of the key that was asked for: {error}"
             ) from error
 
-    def _is_due(self) -> bool:
+    def _held(self) -> x509.Certificate | None:
+        """The certificate in the file, if it is valid now, of the server's authority, and of the key beside it."""
         try:
             held = self._path.read_bytes()
             found = x509.load_pem_x509_certificate(held)
             key = serialization.load_pem_private_key(held, None)
             issuer = x509.load_pem_x509_certificate(self._http.ca.encode()).subject
         except (OSError, ValueError, TypeError):
+            return None
+        good = found.issuer == issuer and found.public_key() == key.public_key()
+        return found if good and found.not_valid_before_utc <= self._now() < found.not_valid_after_utc else None
+
+    def _is_due(self, held: x509.Certificate | None) -> bool:
+        if held is None:
             return True
-        begins, ends = found.not_valid_before_utc, found.not_valid_after_utc
-        last_third = ends - (ends - begins) / 3
-        now = datetime.fromtimestamp(self._clock(), UTC)
-        return found.issuer != issuer or found.public_key() != key.public_key() or not begins <= now < last_third
+        begins, ends = held.not_valid_before_utc, held.not_valid_after_utc
+        return self._now() >= ends - (ends - begins) / 3
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock(), UTC)
 
     def _request(self, key: ec.EllipticCurvePrivateKey) -> bytes:
         """A signing request (RFC 2986) for `key`, which proves that it is held, in a JWS by the device's own key."""

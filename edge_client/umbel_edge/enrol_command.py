@@ -7,17 +7,21 @@ import os
 import shlex
 import sys
 import threading
+import tomllib
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from umbel import signing
 from umbel.enrolment import split_token
 from umbel.errors import UmbelError
+from umbel.printable import printable
 from umbel.topics import check_name
-from umbel_edge.config import AgentConfig, write_config
+from umbel_edge.config import AgentConfig, load_config, write_config
 from umbel_edge.enrolment import ATTEMPTS, enrol
 from umbel_edge.http import ServerHttp
 from umbel_edge.keys import KeyConfig, store_of
-from umbel_edge.state import AgentState
+from umbel_edge.state import AgentState, pinned_in
 
 KINDS = ("phone", "vehicle", "gateway")
 STATE = "state"
@@ -66,12 +70,16 @@ def run(options: argparse.Namespace) -> None:
     Broken off at any instant, the same command goes on: the device keeps its key, and the server answers it again.
     """
     path: Path = options.config
-    if path.exists():
-        raise UmbelError(f"{path}: there is a configuration already; name another file with --config")
     if not options.url.startswith(("http://", "https://")):
         raise UmbelError(f"the server's URL should begin with http:// or https://, got {options.url!r}")
     split_token(options.token)
     key = _key_of(options)
+    examples = _beside(path, options.examples)
+    asked = {"server": options.url, "examples": examples, "state": STATE, **_key_lines(path, key)}
+    if path.exists():
+        made = _made_before(path, options, asked)
+        _tell(made.device, made.population, path, examples)
+        return
     logging.basicConfig(level=logging.WARNING, format="umbel-agent: %(message)s", stream=sys.stderr)
     store = store_of(key, path.parent / STATE, threading.Event(), patient=False)
     state = AgentState(path.parent / STATE, store)
@@ -80,29 +88,36 @@ def run(options: argparse.Namespace) -> None:
         if (before := state.fact("device", device)) != device:
             raise UmbelError(f"{state.folder}: it belongs to device {before}; name a file in another folder")
         state.remember("device", device)
-        examples = _beside(path, options.examples)
         # Population and kind are the server's to tell; enrolling needs only where to ask.
         config = AgentConfig(device, "", "phone", options.url, Path(examples), state.folder)
         http = ServerHttp(config, state.key, threading.Event())
         reply = enrol(http, state, options.token, device, options.kind, attempts=ATTEMPTS)
     finally:
         state.close()
-    write_config(
-        path,
-        {
-            "device": reply.device,
-            "population": reply.population,
-            "kind": reply.kind,
-            "server": options.url,
-            "examples": examples,
-            "state": STATE,
-            **_key_lines(path, key),
-        },
-    )
-    print(f"{reply.device} is enrolled in population {reply.population}; {path} is its configuration. Next:")
+    write_config(path, {"device": reply.device, "population": reply.population, "kind": reply.kind, **asked})
+    _tell(reply.device, reply.population, path, examples)
+
+
+def _tell(device: str, population: str, path: Path, examples: str) -> None:
+    """Print what was done, and what is to be done next."""
+    print(printable(f"{device} is enrolled in population {population}; {path} is its configuration. Next:"))
     if not (path.parent / examples).is_file():
         print(f"  put its examples into {path.parent / examples}")
     print(f"  umbel-agent {shlex.quote(str(path))}")
+
+
+def _made_before(path: Path, options: argparse.Namespace, asked: Mapping[str, str]) -> AgentConfig:
+    """The configuration at `path`, which this same command wrote before it was broken off; raises UmbelError on another."""
+    wanted = {**asked, "device": options.device, "kind": options.kind}
+    with suppress(UmbelError):
+        config = load_config(path)
+        trust = pinned_in(path.parent / STATE)
+        written = tomllib.loads(path.read_text())
+        written |= written.get("key", {})
+        if trust is not None and all(written.get(name) == value for name, value in wanted.items() if value):
+            trust.anchored(split_token(options.token)[1])
+            return config
+    raise UmbelError(f"{path}: there is a configuration already; name another file with --config")
 
 
 def _key_of(options: argparse.Namespace) -> KeyConfig:

@@ -10,6 +10,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TypeVar
@@ -33,8 +34,10 @@ from umbel.enrolment import (
 )
 from umbel.errors import NOT_DECODED, SignatureError, UmbelError
 from umbel.messages import Blob
+from umbel.printable import printable
 from umbel.tensors import digest
 from umbel.tls import blind_context, client_context
+from umbel_edge.backoff import back_off
 from umbel_edge.config import AgentConfig
 from umbel_edge.storage import is_full
 
@@ -45,7 +48,7 @@ CHUNK = 1 << 16
 ANSWER_BYTES = 1 << 16
 TRUST_BYTES = 1 << 20
 """Answers that are longer are no answers; whom to trust says how every signing key followed another."""
-LAST_PAUSE = 20.0
+FIRST_PAUSE, LAST_PAUSE = 0.2, 20.0
 _ADDRESS = re.compile(r"[0-9a-f]{64}")
 CLOCK_NEWS = 2.0
 """Seconds by which the server's clock must differ from what was thought of it for a refusal to be the clock's fault."""
@@ -56,6 +59,8 @@ BUSY = (429, 503)
 READS = ("GET", "HEAD")
 IN_MEMORY = 1 << 18
 """Blobs up to this many bytes are not written to flash on their way."""
+_NOT_NOW = (9, 10)
+"""OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
 
 
 T = TypeVar("T")
@@ -105,11 +110,14 @@ class ServerHttp:
         self.ca = ""
         """The authority of the server's certificates, in PEM, once it is known; empty without TLS."""
         self._pool = _pool(None)
+        self._random = random.Random()
         self._ahead = 0.0
         """Seconds that the server's clock is ahead of this device's, as far as it has minded."""
 
     def use(self, trust: Trust) -> None:
-        """Believe from now on who has a certificate of this authority, where the URL asks for TLS."""
+        """Believe from now on only who has a certificate of this authority; raises UmbelError when the URL asks for no TLS."""
+        if trust.ca and not self.secure:
+            raise UmbelError(f"{self.url}: this server speaks TLS; its URL begins with https://")
         if self.secure:
             self.ca = trust.ca
             self._pool = _pool(client_context(trust.ca))
@@ -262,7 +270,7 @@ class ServerHttp:
         told."""
         try:
             ahead = parsedate_to_datetime(date).timestamp() + 0.5 - self._clock()  # it is told in whole seconds
-        except ValueError:
+        except (ValueError, OverflowError):
             return False
         if abs(ahead) > CLOCK_TOLERANCE or abs(ahead - self._ahead) < CLOCK_NEWS:
             return False
@@ -290,8 +298,10 @@ class ServerHttp:
                 failures = failures + 1 if progress() <= reached else 0
                 reached = max(reached, progress())
                 if failures >= ATTEMPTS and check is None:
-                    raise UmbelError(f"{self._base} could not be reached in {ATTEMPTS} attempts: {error}") from error
-                log.info("%s: %s; trying again", self._base, error)
+                    raise UmbelError(
+                        f"{self._base} could not be reached in {ATTEMPTS} attempts: {self._explained(error)}"
+                    ) from error
+                log.info("%s: %s; trying again", self._base, self._explained(error))
                 least = error.wait if isinstance(error, Busy) else 0.0
                 try:
                     self._pause(max(0, failures - 1), check, least)
@@ -313,9 +323,9 @@ class ServerHttp:
 
         Raises Refused when the server does not accept it, UmbelError after so many `attempts` without an answer.
         """
-        attempt = 0
+        attempt, said = 0, None
         while True:
-            least = 0.0
+            least, clock = 0.0, ""
             try:
                 if signed:
                     return _limited(self.request(method, path, body), most)
@@ -331,19 +341,31 @@ class ServerHttp:
                 drain(response)
                 why = f"it answered {response.status}"
             except (urllib3.exceptions.HTTPError, OSError) as error:
-                why, least = str(error), error.wait if isinstance(error, Busy) else 0.0
+                why, least = printable(str(error)), error.wait if isinstance(error, Busy) else 0.0
+                clock = self._blamed_clock(error)
             if not self.secure:
                 why += "; a server with TLS is asked with https://"
             if attempt + 1 >= attempts:
-                raise UmbelError(f"{self._base} does not answer ({why}); correct the URL, or start the server")
-            if attempt == 0:
-                log.warning("%s does not answer (%s); waiting until it does", self._base, why)
+                todo = clock or "correct the URL, or start the server"
+                raise UmbelError(f"{self._base} does not answer ({why}); {todo}")
+            if said is None or bool(clock) != said:
+                said = bool(clock)
+                log.warning("%s does not answer (%s); %s", self._base, why, clock or "waiting until it does")
             self._pause(attempt, least=least)
             attempt += 1
 
+    def _blamed_clock(self, error: Exception) -> str:
+        """What to do about this device's clock when the server's certificate is not valid at its time; empty otherwise."""
+        if not any(isinstance(e, ssl.SSLCertVerificationError) and e.verify_code in _NOT_NOW for e in error.args):
+            return ""
+        now = datetime.fromtimestamp(self._clock(), UTC)
+        return f"if it is not {now:%Y-%m-%d %H:%M} UTC now, set this device's clock"
+
+    def _explained(self, error: Exception) -> str:
+        return "; ".join(filter(None, (str(error), self._blamed_clock(error))))
+
     def _pause(self, attempt: int, check: Callable[[], None] | None = None, least: float = 0.0) -> None:
-        left = min(LAST_PAUSE, 0.2 * 2**attempt) * random.uniform(0.5, 1.5)
-        left += min(least, LONGEST_WAIT)
+        left = back_off(attempt, FIRST_PAUSE, LAST_PAUSE, self._random) + min(least, LONGEST_WAIT)
         while left > 0:
             if self._stopping.wait(min(left, 1.0)):
                 raise Stopped("the agent is stopping")
@@ -366,7 +388,7 @@ def _refused(response: urllib3.BaseHTTPResponse) -> Refused:
     data = _limited(response, ANSWER_BYTES)
     try:
         answer = msgspec.json.decode(data, type=dict[str, str])
-        return Refused(response.status, answer["error"], answer.get("code", ""))
+        return Refused(response.status, printable(answer["error"]), answer.get("code", ""))
     except (KeyError, *NOT_DECODED):
         return Refused(response.status, f"the server answered {response.status}")
 

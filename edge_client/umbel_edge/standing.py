@@ -9,6 +9,7 @@ import urllib3
 
 from umbel import messages
 from umbel.enrolment import CLOCK
+from umbel_edge.backoff import back_off
 from umbel_edge.http import Refused, Stopped
 
 log = logging.getLogger("umbel.agent")
@@ -67,7 +68,7 @@ class Standing:
 
     def pause(self, waited: int) -> None:
         """Wait, longer the more often it was, until there is news; raises Stopped when the agent stops."""
-        left = min(LAST_SECONDS, FIRST_SECONDS * 2**waited) * self._random.uniform(0.5, 1.5)
+        left = back_off(waited, FIRST_SECONDS, LAST_SECONDS, self._random)
         while left > 0 and not self._news.wait(min(left, 0.5)):
             if self._stopping.is_set():
                 raise Stopped("the agent is stopping")

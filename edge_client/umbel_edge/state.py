@@ -264,27 +264,31 @@ class AgentState:
 
     def pinned(self) -> Trust | None:
         """What this device trusts, once enrolled."""
-        path = self.folder / "trust.json"
-        try:
-            return read_trust(path.read_bytes())
-        except FileNotFoundError:
-            return self._pinned_key()
-        except SignatureError as error:
-            raise UmbelError(
-                f"{path}: expected what this device trusts, got {error}; enrol with a new folder"
-            ) from error
-
-    def _pinned_key(self) -> Trust | None:
-        """The key that an agent before this one pinned, which knew no certificates."""
-        try:
-            key = msgspec.json.decode((self.folder / "server-key.json").read_bytes(), type=PublicKey)
-        except (FileNotFoundError, *NOT_DECODED):
-            return None
-        return Trust(key)
+        return pinned_in(self.folder)
 
     def pin(self, trust: Trust) -> None:
         """Trust this from now on."""
         write_atomically(self.folder / "trust.json", msgspec.json.encode(trust), mode=0o600)
+
+
+def pinned_in(folder: Path) -> Trust | None:
+    """What the device with this state folder trusts, once enrolled, whether or not somebody has the folder open."""
+    path = folder / "trust.json"
+    try:
+        return read_trust(path.read_bytes())
+    except FileNotFoundError:
+        return _pinned_key(folder)
+    except SignatureError as error:
+        raise UmbelError(f"{path}: expected what this device trusts, got {error}; enrol with a new folder") from error
+
+
+def _pinned_key(folder: Path) -> Trust | None:
+    """The key that an agent before this one pinned, which knew no certificates."""
+    try:
+        key = msgspec.json.decode((folder / "server-key.json").read_bytes(), type=PublicKey)
+    except (FileNotFoundError, *NOT_DECODED):
+        return None
+    return Trust(key)
 
 
 def _is_ours(folder: Path) -> bool:

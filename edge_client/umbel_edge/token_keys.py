@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, utils
 from joserfc.jwk import ECKey
 
 from umbel.errors import UmbelError
+from umbel_edge.backoff import back_off
 from umbel_edge.http import Stopped
 from umbel_edge.keys import KeyConfig
 
@@ -129,8 +130,7 @@ class TokenStore:
                 return made
 
     def _pause(self, waited: int) -> None:
-        seconds = min(LAST_PAUSE, FIRST_PAUSE * 2**waited) * self._random.uniform(0.5, 1.5)
-        if self._stopping.wait(seconds):
+        if self._stopping.wait(back_off(waited, FIRST_PAUSE, LAST_PAUSE, self._random)):
             raise Stopped("the agent is stopping")
 
     def _sign(self, digest: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from umbel_edge.http import CHUNK, Refused, ServerHttp, drain
 from umbel_edge.state import AgentState
 
 log = logging.getLogger("umbel.agent")
+
+_OFFSET = re.compile(r"[0-9]{1,19}")
 
 
 def _always() -> str:
@@ -87,7 +90,8 @@ class Uploads:
         if response.headers.get(COMPLETE) == "?1":
             return None
         offset = response.headers.get(OFFSET, "")
-        return int(offset) if offset.isdigit() and int(offset) <= blob.size else 0
+        arrived = int(offset) if _OFFSET.fullmatch(offset) else 0
+        return arrived if arrived <= blob.size else 0
 
     def _send_from(
         self, command: str, blob: Blob, offset: int, source: IO[bytes], check: Callable[[], None] | None

@@ -1,9 +1,11 @@
 """Devices' certificates: asked for by the agent itself, shown to a broker that asks for them, renewed in time."""
 
 import getpass
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -62,6 +64,20 @@ class Enrolled:
 
     def held_key(self) -> PrivateKeyTypes:
         return serialization.load_pem_private_key((self.state.folder / FILE).read_bytes(), None)
+
+
+def certificate_shown(context: ssl.SSLContext, running: RunningServer) -> bytes | None:
+    """What a broker sees of who connects so, in DER."""
+    asking = pki.server_context(running.state.folder)
+    asking.verify_mode = ssl.CERT_OPTIONAL
+    asking.load_verify_locations(cadata=running.state.ca)
+    to_broker, to_device = ssl.MemoryBIO(), ssl.MemoryBIO()
+    device = context.wrap_bio(to_device, to_broker, server_hostname="127.0.0.1")
+    broker = asking.wrap_bio(to_broker, to_device, server_side=True)
+    for end in (device, broker, device, broker):
+        with suppress(ssl.SSLWantReadError):
+            end.do_handshake()
+    return broker.getpeercert(binary_form=True)
 
 
 @pytest.fixture
@@ -145,6 +161,21 @@ def test_a_certificate_is_renewed_in_its_last_third_and_not_before(running: Runn
     device.certificate().context()
     assert device.held().not_valid_after_utc > first.not_valid_after_utc
     assert device.certificate().due() == 0
+
+
+def test_a_certificate_in_its_last_third_is_shown_where_no_new_one_can_be_had(
+    running: RunningServer, device: Enrolled
+) -> None:
+    device.certificate().context()
+    first = device.held()
+    device.now += 70 * 86_400.0
+    running.server.clock = lambda: device.now
+    (running.state.folder / "ca-key.pem").unlink()
+    shown = device.certificate()
+    assert shown.due()
+    assert certificate_shown(shown.context(), running) == first.public_bytes(serialization.Encoding.DER)
+    device.now += 21 * 86_400.0
+    assert certificate_shown(device.certificate().context(), running) is None
 
 
 @pytest.mark.parametrize("data", [b"", b"nonsense"])

@@ -152,8 +152,10 @@ def test_a_device_tells_nothing_to_who_answers_for_the_api(
         assert http.until_answered("GET", CONNECTION_PATH, attempts=1) == b"{}"
         assert b"Authorization" in server.heard[0]
         return
-    with pytest.raises(UmbelError, match="does not answer"):
+    with pytest.raises(UmbelError, match="does not answer") as refused:
         http.until_answered("GET", CONNECTION_PATH, attempts=1)
+    now = datetime.now(UTC)
+    assert (f"if it is not {now:%Y-%m-%d}" in str(refused.value)) == (kind in ("expired", "not_yet"))
     assert server.asked == 1
     assert readable(server.heard, kind) == []
 

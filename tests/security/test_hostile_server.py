@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from umbel import signing
-from umbel.enrolment import BLOB_PATH, CONNECTION_PATH
+from umbel.enrolment import BLOB_PATH, CONNECTION_PATH, UPLOAD_PATH
 from umbel.errors import UmbelError
 from umbel.messages import Blob
 from umbel_edge.config import AgentConfig
@@ -78,6 +78,16 @@ def answers(body: bytes, status: int = 200, **headers: str) -> Callable[[BaseHTT
         request.wfile.write(body)
 
     return answer
+
+
+def raw(answer: bytes) -> Callable[[BaseHTTPRequestHandler], None]:
+    """This and nothing more, also to an upload, which is read."""
+
+    def write(request: BaseHTTPRequestHandler) -> None:
+        request.rfile.read(int(request.headers.get("Content-Length", "0")))
+        request.wfile.write(answer)
+
+    return write
 
 
 def endless(status: int) -> Callable[[BaseHTTPRequestHandler], None]:
@@ -159,6 +169,47 @@ def test_an_upload_that_is_pointed_elsewhere_does_not_count_as_arrived(hostile: 
         Uploads(device_of(hostile, tmp_path), state).send("command", data)
     assert hostile.paths == [BLOB_PATH.format(sha256=Blob.of(data).sha256)]
     state.close()
+
+
+@pytest.mark.parametrize("offset", [b"\xb2", b"9" * 5000, b"-1", b"100001", b"", b"1_0"])
+def test_an_upload_begins_anew_where_the_server_names_no_place_in_it(
+    hostile: Hostile, tmp_path: Path, offset: bytes
+) -> None:
+    hostile.answer = raw(b"HTTP/1.1 204 No Content\r\nConnection: close\r\nUpload-Offset: " + offset + b"\r\n\r\n")
+    state, blob = AgentState(tmp_path / "state"), Blob.of(bytes(100_000))
+    state.begin_upload(blob.sha256, 0.0)
+    sent = Uploads(device_of(hostile, tmp_path), state)
+    sent.send("command", bytes(100_000))
+    assert hostile.paths == [UPLOAD_PATH.format(sha256=blob.sha256), BLOB_PATH.format(sha256=blob.sha256)]
+    state.close()
+
+
+@pytest.mark.parametrize(
+    "date",
+    [
+        "",
+        "x",
+        "Mon, 01 Jan 0001 00:00:00 GMT",
+        "Mon, 01 Jan 9999 00:00:00 -2359",
+        "Mon, 01 Jan 99999999999 00:00:00 GMT",
+        f"Mon, 01 Jan 2026 00:00:00 +{'9' * 400}",
+        "1 Jan 2026 99:99:99 +9999",
+    ],
+)
+def test_a_date_that_is_none_changes_no_clock(hostile: Hostile, tmp_path: Path, date: str) -> None:
+    body = b'{"error": "wrong clock", "code": "clock"}'
+    hostile.answer = raw(
+        f"HTTP/1.1 401 Unauthorized\r\nDate: {date}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    )
+    with pytest.raises(Refused, match="wrong clock"):
+        device_of(hostile, tmp_path).request("GET", CONNECTION_PATH)
+
+
+def test_what_a_server_says_moves_no_cursor_and_is_one_line(hostile: Hostile, tmp_path: Path) -> None:
+    hostile.answer = answers(b'{"error": "\\u001b[2J sorry\\numbel-agent: phone is enrolled"}', 403)
+    with pytest.raises(Refused) as refused:
+        device_of(hostile, tmp_path).ask_trust("A" * 43, attempts=1)
+    assert str(refused.value) == r"\x1b[2J sorry\numbel-agent: phone is enrolled"
 
 
 @pytest.mark.parametrize(

@@ -160,9 +160,10 @@ def test_a_token_of_another_server_is_refused(running: RunningServer, tmp_path: 
 
 
 class Impostor:
-    """Answers for a server, with a certificate of its own authority, and what that server says of whom to trust."""
+    """Answers for a server, with a certificate of its own authority or without TLS, and what that server says of whom to
+    trust."""
 
-    def __init__(self, folder: Path, running: RunningServer) -> None:
+    def __init__(self, folder: Path, running: RunningServer, tls: bool = True) -> None:
         seen = self.seen = list[str]()
         trust = msgspec.json.encode(running.state.trust)
 
@@ -181,10 +182,11 @@ class Impostor:
                 return
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.socket = pki.server_context(init_state(folder, Config()).folder).wrap_socket(
-            self._server.socket, server_side=True
-        )
-        self.url = f"https://127.0.0.1:{self._server.server_address[1]}"
+        if tls:
+            self._server.socket = pki.server_context(init_state(folder, Config()).folder).wrap_socket(
+                self._server.socket, server_side=True
+            )
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
 
@@ -210,6 +212,20 @@ def test_who_passes_on_the_true_trust_does_not_get_the_secret(
     state.close()
     impostor.stop()
     assert impostor.seen == ["/v1/trust"]
+
+
+@pytest.mark.parametrize("enrolled", [False, True])
+def test_who_answers_without_tls_gets_no_secret_and_is_not_believed(
+    running: RunningServer, tmp_path: Path, enrolled: bool
+) -> None:
+    config = config_of(running, tmp_path / "phone")
+    if enrolled:
+        enrol(config)
+    impostor = Impostor(tmp_path / "impostor", running, tls=False)
+    with pytest.raises(UmbelError, match="this server speaks TLS; its URL begins with https://"):
+        enrol(msgspec.structs.replace(config, server=impostor.url))
+    impostor.stop()
+    assert impostor.seen == ([] if enrolled else ["/v1/trust"])
 
 
 def _quietly(http: ServerHttp, config: AgentConfig, state: AgentState, stopping: threading.Event) -> None:

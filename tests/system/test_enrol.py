@@ -53,6 +53,9 @@ def test_a_device_is_enrolled_trains_and_is_revoked(
     assert spent.partition(".")[0] not in path.read_text()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert "there is a configuration already" in agent(*asked, code=1)
+    again = agent(*asked, "--examples", tmp_path / "points.npz")  # it was broken off when all was written
+    assert f"{written['device']} is enrolled" in again
+    assert "already" in agent(*asked, "--examples", tmp_path / "points.npz", "--device", "other", code=1)
     path.unlink()  # as if it had been broken off before the configuration was written
     agent(*asked, "--examples", tmp_path / "points.npz")
     assert tomllib.loads(path.read_text()) == written
@@ -136,6 +139,26 @@ def test_what_cannot_enrol_says_so_in_a_line_and_leaves_no_configuration(
     assert "name the token too" in agent_usage("enrol", url)
     agent("enrol", f"umbel:{url}#{good}", *kind)
     assert "not enrolled" in agent(_without_enrolment(path, tmp_path), code=1)
+
+
+def test_a_place_that_cannot_be_used_is_named_in_a_line(running: RunningServer, tmp_path: Path) -> None:
+    asked = ("enrol", running.state.server_url, token(running), "--kind", "phone", "--config")
+    path, file = tmp_path / "phone" / "agent.toml", tmp_path / "file"
+    file.touch()
+    for lies in ("lock", "trust.json"):
+        (tmp_path / lies / "state" / lies).mkdir(parents=True)
+        (tmp_path / lies / "state" / "lock").touch()
+    for place, sentence in (
+        (file / "agent.toml", "not a directory"),
+        (tmp_path / ("x" * 300) / "agent.toml", "file name too long"),
+        (tmp_path / "lock" / "agent.toml", "lock: is a directory"),
+        (tmp_path / "trust.json" / "agent.toml", "trust.json: is a directory"),
+        (file / "a\nb\x1b[2J" / "agent.toml", r"a\nb\x1b[2J"),
+    ):
+        assert sentence in agent(*asked, place, code=1)
+    agent(*asked, path)
+    for log in (tmp_path, tmp_path / "none" / "log"):
+        assert f"umbel-agent: {log}: " in agent(path, "--log", log, code=1)
 
 
 def test_a_server_with_another_key_than_the_tokens_is_not_trusted(running: RunningServer, tmp_path: Path) -> None:
