@@ -61,7 +61,7 @@ class Known:
 
 
 class Devices:
-    """The register in the database, with the keys and states of devices that spoke lately in memory.
+    """The register in the database, with all names in memory, and the keys and states of devices that spoke lately.
 
     `may_enrol` raises, in the transaction of an enrolment, when a population may have no further device.
     """
@@ -80,6 +80,9 @@ class Devices:
         self._known: dict[tuple[str, str], Known] = {}
         self._changes = 0
         self._lock = threading.Lock()
+        with database.transaction() as session:
+            named = session.execute(select(Device.population, Device.id).where(Device.state != DELETED))
+            self._names = {(population, device) for population, device in named}
 
     def register(
         self, session: Session, population: str, request: EnrolmentRequest, labels: dict[str, str], invited: bool
@@ -139,6 +142,7 @@ class Devices:
         with self._database.transaction() as session:
             row = session.get(Device, (population, device))
         if row is None or row.state == DELETED:
+            self._names.discard((population, device))
             raise UnknownDevice(f"device {device} of population {population} is not enrolled here")
         known = Known(population, device, key_of(row), row.state, row.state_reason)
         with self._lock:
@@ -149,6 +153,10 @@ class Devices:
     def remembered(self, population: str, device: str) -> Known | None:
         """As `known`, but None where that takes the database."""
         return self._known.get((population, device))
+
+    def may_be_known(self, population: str, device: str) -> bool:
+        """Whether a name is in the register, as far as can be said without the database: of a deleted one once more."""
+        return (population, device) in self._names
 
     def agreement(self, population: str, device: str) -> ECKey | None:
         """The key that seals for a device's newest process, or None when it has told none that can be used."""
@@ -165,6 +173,7 @@ class Devices:
         """Take nothing for known of a device whose key or state has just changed in the database."""
         with self._lock:
             self._changes += 1
+            self._names.add((population, device))
             self._known.pop((population, device), None)
             self._agreements.pop((population, device), None)
 

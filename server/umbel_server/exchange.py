@@ -181,10 +181,9 @@ class Exchange:
             if not payload:
                 return  # a retained message was cleared
             of = f"{address.population}/{address.device}"
-            remembered = self._devices.remembered(address.population, address.device)
-            if not self._limits.admit(of, remembered is not None):
+            if not self._limits.admit(of, self._devices.may_be_known(address.population, address.device)):
                 return
-            known = remembered or self._devices.known(address.population, address.device)
+            known = self._devices.known(address.population, address.device)
             name = of
             key = known.key
             if sealing.is_sealed(payload):

@@ -23,7 +23,7 @@ from umbel.enrolment import EnrolmentRequest
 from umbel.errors import UmbelError
 from umbel.plan import Plan
 from umbel.tensors import digest
-from umbel_server.admins import FAILURES, Admins, Identity, TooManyFailures, WrongToken
+from umbel_server.admins import ALL_FAILURES, FAILURES, Admins, Identity, TooManyFailures, WrongToken
 from umbel_server.api import make_app
 from umbel_server.api.access import Guard, operator
 from umbel_server.api.guarded import GuardedRoute, by, guarded
@@ -338,7 +338,7 @@ def test_a_name_is_taken_once(running: RunningServer) -> None:
     for thread in threads:
         thread.join()
     assert len(tokens) == 1
-    with pytest.raises(UmbelError, match="there is an admin twin already"):
+    with pytest.raises(UmbelError, match="the name twin is not free"):
         add(running, "twin", "viewer")
 
 
@@ -436,4 +436,22 @@ def test_guesses_are_limited_and_a_token_that_was_verified_goes_on(tmp_path: Pat
     with pytest.raises(TooManyFailures):
         admins.identify(token, "there")
     admins.identify(token, "here")
+    for host in range(20):  # one network is one guesser, whatever address it takes
+        with pytest.raises(WrongToken if host < FAILURES else TooManyFailures):
+            admins.identify(wrong, f"2001:db8::{host}")
+    database.close()
+
+
+def test_wrong_tokens_hold_no_admin_out_who_sent_none(tmp_path: Path) -> None:
+    clock = Clock()
+    database = Database(f"sqlite:///{tmp_path / 'admins.sqlite'}")
+    admins = Admins(database, clock)
+    (_, token), (_, others) = (admins.add(LOCAL, name, "owner", [], 0.0) for name in ("alice", "olga"))
+    for guess in range(ALL_FAILURES):
+        with pytest.raises(WrongToken):
+            admins.identify(token[:-1] + "-", f"192.0.2.{guess}")
+    with pytest.raises(TooManyFailures):
+        admins.identify(token[:-1] + "-", "192.0.2.0")
+    assert admins.identify(others, "192.0.2.0").name == "olga"
+    assert admins.identify(token, "198.51.100.1").name == "alice"
     database.close()

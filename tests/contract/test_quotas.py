@@ -27,7 +27,7 @@ from umbel.messages import Ack, Blob, Command, Infer
 from umbel.mqtt import Link
 from umbel.plan import Plan
 from umbel.tensors import digest
-from umbel_server.limits import BURST_SECONDS, Limits, MessageLimits
+from umbel_server.limits import BURST_SECONDS, STRANGERS, Limits, MessageLimits
 from umbel_server.run_settings import RunSettings
 from umbel_sim.demo.processes import program
 
@@ -210,6 +210,21 @@ def test_a_device_with_too_many_transfers_loses_the_oldest(running: RunningServe
     for link in links:
         link.close()
     device.stop()
+
+
+def test_names_that_there_are_not_keep_no_device_from_the_server_after_its_start(running: RunningServer) -> None:
+    device = ScriptedDevice(running, "phone", lambda command: None)
+    running.wait_online(1)
+    running.restart()
+    limits = running.server.exchange._limits
+    while limits.admit("test/nobody", False):
+        limits.forged(STRANGERS, "it is not enrolled")
+    device.say(device.status(True), "status", retain=True)
+    running.wait_online(1)
+    invited = ScriptedDevice(running, "new", lambda command: None)
+    running.wait_online(2)
+    for one in (device, invited):
+        one.stop()
 
 
 def test_who_floods_keeps_no_other_from_the_server(running: RunningServer) -> None:

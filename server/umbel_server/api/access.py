@@ -193,7 +193,9 @@ def _check_token(request: Request, access: Access) -> None:
         return
     if access.at < used.since:
         wait = used.since - access.at
-        raise Refused("the token is from before this server started; sign the request again", 503, retry_after=wait)
+        raise Refused(
+            "the token is from before this server's record of used ones; sign the request again", 503, retry_after=wait
+        )
     if not access.nonce or not used.use(access):
         raise Refused("the token was used before, or has no nonce; sign each request anew")
 
