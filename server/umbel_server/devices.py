@@ -89,8 +89,8 @@ class Devices:
     ) -> None:
         """Note a device by its key, within the caller's transaction; the same device with the same key may enrol again.
 
-        `labels` are an administrator's. Raises SignatureError when it is known by another key, Barred when it or its key
-        is refused - a deleted device's unless it is `invited` - and MessageError on a bad name.
+        `labels` are an administrator's. Raises SignatureError when it is known by another key, or another device by this one,
+        Barred when it or its key is refused - a deleted device's unless it is `invited` - and MessageError on a bad name.
         """
         check_name(request.device, "a device id")
         if request.kind not in KINDS:
@@ -101,17 +101,23 @@ class Devices:
             )
             raise UmbelError(f"a device's kind is one of {', '.join(KINDS)}; {got}")
         key: dict[str, str] = msgspec.to_builtins(request.key)
-        self._admit(session, signing.fingerprint(signing.import_public(request.key)), invited)
+        fingerprint = signing.fingerprint(signing.import_public(request.key))
+        self._admit(session, fingerprint, invited)
         now = self._clock()
         device = session.get(Device, (population, request.device), with_for_update=True)
         if device is None or device.state == DELETED:
+            if session.scalar(select(Device.id).where(Device.fingerprint == fingerprint)) is not None:
+                raise SignatureError(
+                    "another device is enrolled with this key; give each device a state folder of its own, and copy none"
+                )
             self._may_enrol(session, population)
             if device is None:
                 device = Device(
                     population=population, id=request.device, node_id=node_id(population, request.device), labels={}
                 )
                 session.add(device)
-            device.key, device.kind, device.enrolled, device.last_seen = key, request.kind, now, now
+            device.key, device.fingerprint = key, fingerprint
+            device.kind, device.enrolled, device.last_seen = request.kind, now, now
             device.state, device.state_reason, device.state_since = ACTIVE, "", now
             device.epoch, device.online, device.set_labels = 0, False, labels
             device.said_epoch = device.said_sequence = device.answered = 0

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.orm import Session
 
 from umbel import messages, sealing, topics
@@ -206,6 +206,13 @@ class Exchange:
             self._drop(known, address.channel)
             return
         self._devices.clocks.signed_at(message.population, message.device, message.at - now)
+        try:
+            self._act_on(message)
+        except DataError:
+            self._limits.forged(name, f"on {topic}: it holds what the database does not take")
+
+    def _act_on(self, message: Status | Ack | Result) -> None:
+        """Do what a message says that its device signed; raises DataError when the database does not take it."""
         if isinstance(message, Status):
             began = self._devices.heard(message)
             self._tell_presence(message.population)

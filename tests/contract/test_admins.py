@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import msgspec
 import pytest
 from fastapi.routing import iter_route_contexts
 from tests.server_harness import RunningServer, serving
@@ -19,7 +18,7 @@ from tests.signed_requests import signed
 from tests.waiting import eventually
 
 from umbel import signing
-from umbel.enrolment import EnrolmentRequest
+from umbel.enrolment import EnrolmentRequest, sign_request
 from umbel.errors import UmbelError
 from umbel.plan import Plan
 from umbel.tensors import digest
@@ -54,9 +53,11 @@ def plan(running: RunningServer, plan_of: Callable[[str], Plan]) -> str:
 
 
 def enrol(running: RunningServer, population: str, device: str, secret: str = "") -> httpx.Response:
-    key = signing.public_key(signing.generate_key())
-    asked = EnrolmentRequest(device, "phone", key, secret or running.state.enrolment_secret, population)
-    return ask(running, "", "POST", "/v1/enrol", content=msgspec.json.encode(asked))
+    key = signing.generate_key()
+    asked = EnrolmentRequest(
+        device, "phone", signing.public_key(key), secret or running.state.enrolment_secret, population
+    )
+    return ask(running, "", "POST", "/v1/enrol", content=sign_request(asked, key))
 
 
 def ask(running: RunningServer, token: str, method: str, path: str, **options: Any) -> httpx.Response:
@@ -203,7 +204,7 @@ def test_refusals_are_recorded(running: RunningServer) -> None:
 def test_a_device_is_no_admin_and_its_work_is_not_in_the_audit_log(running: RunningServer) -> None:
     key = signing.generate_key()
     asked = EnrolmentRequest("worker", "phone", signing.public_key(key), running.state.enrolment_secret, "home")
-    assert ask(running, "", "POST", "/v1/enrol", content=msgspec.json.encode(asked)).status_code == 200
+    assert ask(running, "", "POST", "/v1/enrol", content=sign_request(asked, key)).status_code == 200
     running.client.put_blob(b"of an admin", "home")
     before = newest(running)[0]["sequence"]
     for method, path, status in (("PUT", BLOB, 403), ("GET", BLOB, 200), ("GET", "/v1/devices", 401)):

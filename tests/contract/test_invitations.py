@@ -16,7 +16,7 @@ from joserfc.jwk import ECKey
 from tests.server_harness import POPULATION, RunningServer, serving
 
 from umbel import signing
-from umbel.enrolment import ENROL_PATH, EnrolmentReply, EnrolmentRequest, split_token
+from umbel.enrolment import ENROL_PATH, EnrolmentReply, EnrolmentRequest, sign_request, split_token
 from umbel.errors import MessageError, SignatureError, UmbelError
 from umbel_server.database import Database
 from umbel_server.devices import Devices
@@ -41,7 +41,7 @@ def ask(
 ) -> httpx.Response:
     request = EnrolmentRequest(device, kind, signing.public_key(key), split_token(token)[0], population)
     url = running.state.server_url + ENROL_PATH
-    return httpx.post(url, content=msgspec.json.encode(request), trust_env=False, timeout=60)
+    return httpx.post(url, content=sign_request(request, key), trust_env=False, timeout=60)
 
 
 def test_fifty_at_once_with_one_token_are_one_device(running: RunningServer) -> None:

@@ -21,7 +21,7 @@ from tests.signed_requests import signed
 from tests.waiting import eventually
 
 from umbel import signing, topics
-from umbel.enrolment import EnrolmentRequest, split_token
+from umbel.enrolment import EnrolmentRequest, sign_request, split_token
 from umbel.errors import UmbelError
 from umbel.messages import Ack, Blob, Command, Infer
 from umbel.mqtt import Link
@@ -63,7 +63,7 @@ def test_a_device_too_many_is_refused_and_its_token_stays_good(running: RunningS
             f"d{number}", "phone", signing.public_key(keys[number]), split_token(tokens[number])[0]
         )
         url = f"{running.state.server_url}/v1/enrol"
-        return httpx.post(url, content=msgspec.json.encode(asked), trust_env=False)
+        return httpx.post(url, content=sign_request(asked, keys[number]), trust_env=False)
 
     allow(running, devices=1)
     assert enrol(0).status_code == 200
@@ -116,6 +116,15 @@ def test_a_days_bytes_are_counted_as_they_move_and_no_more_are_sent(running: Run
     headers = signed(device.key, POPULATION, "phone", "GET", path) | {"Range": "bytes=0-99"}
     part = httpx.get(running.state.server_url + path, headers=headers, trust_env=False)
     assert (part.status_code, len(part.content)) == (206, 100)
+    path_up, offset = f"/v1/uploads/{digest(b'no')}", 10**17  # what would begin beyond the end promises no bytes back
+    headers = signed(device.key, POPULATION, "phone", "PATCH", path_up, command, offset=offset)
+    beyond = httpx.patch(
+        running.state.server_url + path_up,
+        content=iter([b"x"]),
+        headers=headers | {"Upload-Offset": str(offset)},
+        trust_env=False,
+    )
+    assert beyond.status_code == 413
     again = infer(running, device)
     assert ask(running, device, "PUT", f"/v1/blobs/{digest(DATA)}", command=again, content=DATA).status_code == 429
     assert running.client.get_blob(digest(DATA)) == DATA  # an owner of all is not held up

@@ -12,6 +12,7 @@ from umbel import signing
 from umbel.enrolment import ACCESS, CLOCK, OFFSET, TOKEN_SECONDS, UNKNOWN, Access
 from umbel.errors import NOT_DECODED, UmbelError
 from umbel.tensors import digest
+from umbel.topics import check_name
 from umbel_server.admins import LOCAL, Identity, Role, TooManyFailures, WrongToken, is_local
 from umbel_server.devices import Barred, UnknownDevice
 from umbel_server.server import Server
@@ -147,6 +148,8 @@ def _device(request: Request, token: str) -> Access:
     server, address = server_of(request), address_of(request)
     try:
         claimed = msgspec.json.decode(signing.payload_unverified(token.encode()), type=Access)
+        check_name(claimed.population, "a population")
+        check_name(claimed.device, "a device id")
         known = server.devices.remembered(claimed.population, claimed.device)
         if known is None:
             if wait := server.request_limits.suspect(address):

@@ -180,7 +180,7 @@ async def patch_upload(request: Request, sha256: Address, who: Who, sender: Uplo
 async def _receive(request: Request, who: Access | None, sender: Sender, sha256: str, offset: int) -> Blob:
     """Take in what is sent, within the quota of the sender's population."""
     server = server_of(request)
-    size = _announced(request, sender.most - offset)
+    size = _announced(request, max(0, sender.most - offset))
     if offset + size > sender.most:
         raise TooLarge(f"this upload may have at most {sender.most} bytes, it has {offset + size}; send no more of it")
     with ExitStack() as stack:
