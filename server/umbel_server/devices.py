@@ -86,11 +86,12 @@ class Devices:
 
     def register(
         self, session: Session, population: str, request: EnrolmentRequest, labels: dict[str, str], invited: bool
-    ) -> None:
+    ) -> bool:
         """Note a device by its key, within the caller's transaction; the same device with the same key may enrol again.
 
-        `labels` are an administrator's. Raises SignatureError when it is known by another key, or another device by this one,
-        Barred when it or its key is refused - a deleted device's unless it is `invited` - and MessageError on a bad name.
+        Returns whether that changed something. `labels` are an administrator's. Raises SignatureError when it is known by
+        another key, or another device by this one, Barred when it or its key is refused - a deleted device's unless it is
+        `invited` - and MessageError on a bad name.
         """
         check_name(request.device, "a device id")
         if request.kind not in KINDS:
@@ -122,7 +123,7 @@ class Devices:
             device.epoch, device.online, device.set_labels = 0, False, labels
             device.said_epoch = device.said_sequence = device.answered = 0
             device.agreement = None
-            return
+            return True
         if device.key != key:
             raise SignatureError(
                 f"device {request.device} of {population} is enrolled with another key; "
@@ -130,7 +131,9 @@ class Devices:
             )
         if device.state != ACTIVE:
             raise Barred(population, device.id, device.state, device.state_reason)
-        device.kind, device.set_labels = request.kind, {**device.set_labels, **labels}
+        before, told = (device.kind, device.set_labels), (request.kind, {**device.set_labels, **labels})
+        device.kind, device.set_labels = told
+        return before != told
 
     def _admit(self, session: Session, fingerprint: str, invited: bool) -> None:
         refused = session.get(RefusedKey, fingerprint)

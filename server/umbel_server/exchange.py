@@ -296,6 +296,7 @@ class Exchange:
                 assignment = _take(session, command, result.outcome)
                 if isinstance(result.outcome, Answered | Exported):
                     self._answers.holdings.claim(session, result.population, _published(result.outcome))
+        self._answers.answered(result.command)
         self._tell(assignment)
         self._answers.tidy([result.command])
 

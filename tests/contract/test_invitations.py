@@ -44,6 +44,13 @@ def ask(
     return httpx.post(url, content=sign_request(request, key), trust_env=False, timeout=60)
 
 
+def test_what_a_used_token_repeats_is_recorded_once(running: RunningServer) -> None:
+    token, key = invite(running)["token"], signing.generate_key()
+    assert [ask(running, token, "again", key).status_code for _ in range(3)] == [200, 200, 200]
+    entries = running.client.get("/v1/audit", limit=50)
+    assert sum((e["action"], e["subject"]) == ("device.enrol", f"{POPULATION}/again") for e in entries) == 1
+
+
 def test_fifty_at_once_with_one_token_are_one_device(running: RunningServer) -> None:
     token = invite(running)["token"]
     keys, start, answers = [signing.generate_key() for _ in range(50)], threading.Barrier(50), []

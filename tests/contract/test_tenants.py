@@ -129,7 +129,7 @@ RUN = "/v1/runs/{run}"
 DEVICE = "/v1/devices/{theirs}/phone"
 ROUTES: dict[tuple[str, str], Probe] = {
     ("GET", "/v1/trust"): Shared("what the server's own name is proved by"),
-    ("GET", "/v1/keys"): Shared("the server's own keys, and how many devices know each"),
+    ("GET", "/v1/keys"): Shared("the server's own keys, and how many of his own devices know each"),
     ("POST", "/v1/keys/rotate"): Shared("for an owner of all populations alone"),
     ("POST", "/v1/enrol"): Shared("who asks has the secret of one invitation, and gets into its population alone"),
     ("GET", "/v1/connection"): Shared("a device is told of itself, by its own signature"),

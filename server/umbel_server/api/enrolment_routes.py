@@ -61,6 +61,7 @@ async def enrol(request: Request) -> Response:
     enrolled = await run_in_threadpool(server.invitations.enrol, asked)
     noted.who = name = f"{enrolled.population}/{enrolled.device}"
     note(request, name, enrolled.population, kind=enrolled.kind)
+    noted.changed = enrolled.changed
     return await run_in_threadpool(_reply, server, enrolled.population, enrolled.device, enrolled.kind)
 
 
