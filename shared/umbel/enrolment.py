@@ -68,7 +68,7 @@ def read_request(data: bytes) -> EnrolmentRequest:
         raise MessageError("expected a request to enrol that the device's key has signed: upgrade the agent")
     try:
         request = _REQUEST.decode(signing.payload_unverified(data))
-    except NOT_DECODED as error:
+    except (SignatureError, *NOT_DECODED) as error:
         raise MessageError(f"expected a request to enrol, got one that does not parse: {error}") from error
     signing.verify_as(ENROLMENT, data, signing.import_public(request.key))
     return request
