@@ -13,6 +13,7 @@ from umbel.enrolment import (
     EnrolmentReply,
     EnrolmentRequest,
     Trust,
+    sign_request,
     split_token,
 )
 from umbel.errors import NOT_DECODED, SignatureError, UmbelError
@@ -88,7 +89,7 @@ def enrol(
     trust = _pinned(http, state) or http.ask_trust(fingerprint, attempts)
     http.use(trust)
     request = EnrolmentRequest(device, kind, signing.public_key(state.key), secret, population)
-    answer = http.until_answered("POST", ENROL_PATH, msgspec.json.encode(request), signed=False, attempts=attempts)
+    answer = http.until_answered("POST", ENROL_PATH, sign_request(request, state.key), signed=False, attempts=attempts)
     reply, trust = _checked(http, answer, state, trust)
     _begin_memory(state, reply)
     state.pin(trust)

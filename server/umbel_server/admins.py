@@ -20,6 +20,7 @@ from sqlalchemy.exc import IntegrityError
 from umbel.errors import UmbelError
 from umbel.topics import check_name
 from umbel_server.database import Admin, Database
+from umbel_server.limits import network_of
 from umbel_server.rate_limit import RateLimit
 
 Role = Literal["viewer", "operator", "owner"]
@@ -38,7 +39,7 @@ REMEMBERED_SECONDS, MOST_REMEMBERED = 60.0, 1024
 FAILURES, FAILURE_SECONDS = 5, 10.0
 """Wrong secrets from one address that are looked at at once; then one in so many seconds."""
 ALL_FAILURES, ALL_FAILURE_SECONDS = 50, 1.0
-"""The same for all addresses together: at most some 5% of one processor."""
+"""The same for one administrator's token, from all addresses that wrong ones came from: at most some 5% of one processor."""
 
 _TOKEN = re.compile(r"umbel_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
 
@@ -141,7 +142,7 @@ class Admins:
                     session.flush()
                 session.add(row)
         except IntegrityError as error:
-            raise UmbelError(f"there is an admin {name} already; revoke it first, or take another name") from error
+            raise UmbelError(f"the name {name} is not free; take another, or revoke the admin of that name") from error
         return row, f"umbel_{id}_{secret}"
 
     def list(self, by: Identity) -> Sequence[Admin]:
@@ -189,14 +190,17 @@ class Admins:
 
     def _verify(self, token: str, secret: str, row: Admin, address: str) -> None:
         with self._turn:
-            wait = max(self._failures.wait(address), self._all_failures.wait(""))
-            if wait:
+            network = network_of(address)
+            # From where nothing wrong came a right one is taken: no stranger holds its owner out.
+            if not self._failures.is_full(network) and (
+                wait := max(self._failures.wait(network), self._all_failures.wait(row.id))
+            ):
                 raise TooManyFailures(wait)
             try:
                 self._hasher.verify(row.secret, secret)
             except (Argon2Error, InvalidHashError) as error:
-                self._failures.use(address)
-                self._all_failures.use("")
+                self._failures.use(network)
+                self._all_failures.use(row.id)
                 raise WrongToken("this token is not known here; ask an owner of this server for one") from error
         with self._memory:
             self._remembered[_digest(token)] = row.secret, self._clock() + REMEMBERED_SECONDS

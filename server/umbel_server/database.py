@@ -43,12 +43,14 @@ class Device(Base):
     `assigned` is when it was last given an assignment; `rejections` counts its updates that were vetted and refused since
     it was last readmitted, and `quarantined` says why it gets no more assignments. `state` is active, suspended, revoked
     or deleted, since `state_since` and for `state_reason`; of a deleted device the row stays, for the runs that it was in.
+    No two have the same key: `fingerprint` is its, of a deleted device None, and of those that an older server let share one.
     `name` is for people; `set_labels` are an administrator's, and win over its own `labels`. `answered` is the highest sequence
     of its final answers, `agreement` the key that seals what its running process may read, and `skew` by how many seconds
     its clock was last seen ahead of the server's.
     """
 
     __tablename__ = "devices"
+    __table_args__ = (Index("devices_fingerprint", "fingerprint", unique=True),)
     population: Mapped[str] = mapped_column(String(64), primary_key=True)
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     node_id: Mapped[int] = mapped_column(BigInteger, unique=True)
@@ -79,6 +81,7 @@ class Device(Base):
     answered: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     agreement: Mapped[dict[str, str] | None] = mapped_column(JSON)
     skew: Mapped[float] = mapped_column(default=0.0, server_default="0")
+    fingerprint: Mapped[str | None] = mapped_column(String(43))
 
 
 class RefusedKey(Base):

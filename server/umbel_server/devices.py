@@ -61,7 +61,7 @@ class Known:
 
 
 class Devices:
-    """The register in the database, with the keys and states of devices that spoke lately in memory.
+    """The register in the database, with all names in memory, and the keys and states of devices that spoke lately.
 
     `may_enrol` raises, in the transaction of an enrolment, when a population may have no further device. For `kept` seconds
     no other key gets the id of a device that was deleted: brokers may take a certificate of that one so long.
@@ -82,14 +82,18 @@ class Devices:
         self._known: dict[tuple[str, str], Known] = {}
         self._changes = 0
         self._lock = threading.Lock()
+        with database.transaction() as session:
+            named = session.execute(select(Device.population, Device.id).where(Device.state != DELETED))
+            self._names = {(population, device) for population, device in named}
 
     def register(
         self, session: Session, population: str, request: EnrolmentRequest, labels: dict[str, str], invited: bool
-    ) -> None:
+    ) -> bool:
         """Note a device by its key, within the caller's transaction; the same device with the same key may enrol again.
 
-        `labels` are an administrator's. Raises SignatureError when it is known by another key, Barred when it or its key
-        is refused - a deleted device's unless it is `invited` - and MessageError on a bad name.
+        Returns whether that changed something. `labels` are an administrator's. Raises SignatureError when it is known by
+        another key, or another device by this one, Barred when it or its key is refused - a deleted device's unless it is
+        `invited` - and MessageError on a bad name.
         """
         check_name(request.device, "a device id")
         if request.kind not in KINDS:
@@ -101,22 +105,28 @@ class Devices:
             raise UmbelError(f"a device's kind is one of {', '.join(KINDS)}; {got}")
         self._check_free(session, population, request)
         key: dict[str, str] = msgspec.to_builtins(request.key)
-        self._admit(session, signing.fingerprint(signing.import_public(request.key)), invited)
+        fingerprint = signing.fingerprint(signing.import_public(request.key))
+        self._admit(session, fingerprint, invited)
         now = self._clock()
         device = session.get(Device, (population, request.device), with_for_update=True)
         if device is None or device.state == DELETED:
+            if session.scalar(select(Device.id).where(Device.fingerprint == fingerprint)) is not None:
+                raise SignatureError(
+                    "another device is enrolled with this key; give each device a state folder of its own, and copy none"
+                )
             self._may_enrol(session, population)
             if device is None:
                 device = Device(
                     population=population, id=request.device, node_id=node_id(population, request.device), labels={}
                 )
                 session.add(device)
-            device.key, device.kind, device.enrolled, device.last_seen = key, request.kind, now, now
+            device.key, device.fingerprint = key, fingerprint
+            device.kind, device.enrolled, device.last_seen = request.kind, now, now
             device.state, device.state_reason, device.state_since = ACTIVE, "", now
             device.epoch, device.online, device.set_labels = 0, False, labels
             device.said_epoch = device.said_sequence = device.answered = 0
             device.agreement = None
-            return
+            return True
         if device.key != key:
             raise SignatureError(
                 f"device {request.device} of {population} is enrolled with another key; "
@@ -124,7 +134,9 @@ class Devices:
             )
         if device.state != ACTIVE:
             raise Barred(population, device.id, device.state, device.state_reason)
-        device.kind, device.set_labels = request.kind, {**device.set_labels, **labels}
+        before, told = (device.kind, device.set_labels), (request.kind, {**device.set_labels, **labels})
+        device.kind, device.set_labels = told
+        return before != told
 
     def _check_free(self, session: Session, population: str, request: EnrolmentRequest) -> None:
         before = session.get(Device, (population, request.device))
@@ -152,6 +164,7 @@ class Devices:
         with self._database.transaction() as session:
             row = session.get(Device, (population, device))
         if row is None or row.state == DELETED:
+            self._names.discard((population, device))
             raise UnknownDevice(f"device {device} of population {population} is not enrolled here")
         known = Known(population, device, key_of(row), row.state, row.state_reason)
         with self._lock:
@@ -162,6 +175,10 @@ class Devices:
     def remembered(self, population: str, device: str) -> Known | None:
         """As `known`, but None where that takes the database."""
         return self._known.get((population, device))
+
+    def may_be_known(self, population: str, device: str) -> bool:
+        """Whether a name is in the register, as far as can be said without the database: of a deleted one once more."""
+        return (population, device) in self._names
 
     def agreement(self, population: str, device: str) -> ECKey | None:
         """The key that seals for a device's newest process, or None when it has told none that can be used."""
@@ -178,6 +195,7 @@ class Devices:
         """Take nothing for known of a device whose key or state has just changed in the database."""
         with self._lock:
             self._changes += 1
+            self._names.add((population, device))
             self._known.pop((population, device), None)
             self._agreements.pop((population, device), None)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.orm import Session
 
 from umbel import messages, sealing, topics
@@ -181,10 +181,9 @@ class Exchange:
             if not payload:
                 return  # a retained message was cleared
             of = f"{address.population}/{address.device}"
-            remembered = self._devices.remembered(address.population, address.device)
-            if not self._limits.admit(of, remembered is not None):
+            if not self._limits.admit(of, self._devices.may_be_known(address.population, address.device)):
                 return
-            known = remembered or self._devices.known(address.population, address.device)
+            known = self._devices.known(address.population, address.device)
             name = of
             key = known.key
             if sealing.is_sealed(payload):
@@ -207,6 +206,13 @@ class Exchange:
             self._drop(known, address.channel)
             return
         self._devices.clocks.signed_at(message.population, message.device, message.at - now)
+        try:
+            self._act_on(message)
+        except DataError:
+            self._limits.forged(name, f"on {topic}: it holds what the database does not take")
+
+    def _act_on(self, message: Status | Ack | Result) -> None:
+        """Do what a message says that its device signed; raises DataError when the database does not take it."""
         if isinstance(message, Status):
             began = self._devices.heard(message)
             self._tell_presence(message.population)
@@ -290,6 +296,7 @@ class Exchange:
                 assignment = _take(session, command, result.outcome)
                 if isinstance(result.outcome, Answered | Exported):
                     self._answers.holdings.claim(session, result.population, _published(result.outcome))
+        self._answers.answered(result.command)
         self._tell(assignment)
         self._answers.tidy([result.command])
 

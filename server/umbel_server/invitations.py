@@ -35,6 +35,16 @@ class Invited:
     secret: str
 
 
+@dataclass(frozen=True)
+class Enrolled:
+    """As what a device is known, and whether that is new."""
+
+    population: str
+    device: str
+    kind: str
+    changed: bool
+
+
 class UnknownInvitation(UmbelError):
     """An invitation that there is not."""
 
@@ -139,8 +149,8 @@ class Invitations:
             "device": invitation.device,
         }
 
-    def enrol(self, request: EnrolmentRequest) -> EnrolmentRequest:
-        """Register a device, and note the use of its invitation in the same transaction; returns as what it is known.
+    def enrol(self, request: EnrolmentRequest) -> Enrolled:
+        """Register a device, and note the use of its invitation in the same transaction.
 
         The same device with the same key may do so again with what it used: the answer may have been lost. Raises
         SignatureError when its secret lets nobody in, Barred when the device is refused, UmbelError on a bad request.
@@ -150,15 +160,16 @@ class Invitations:
         except IntegrityError:  # another request made the same device between our look and our note
             enrolled = self._enrol(request)
         self._devices.forget(enrolled.population, enrolled.device)
-        log.info("enrolled %s/%s (%s)", enrolled.population, enrolled.device, enrolled.kind)
+        if enrolled.changed:
+            log.info("enrolled %s/%s (%s)", enrolled.population, enrolled.device, enrolled.kind)
         return enrolled
 
-    def _enrol(self, request: EnrolmentRequest) -> EnrolmentRequest:
+    def _enrol(self, request: EnrolmentRequest) -> Enrolled:
         with self._database.transaction() as session:
             if self._open_secret and hmac.compare_digest(request.secret.encode(), self._open_secret.encode()):
                 check_name(request.population, "a population")
-                self._devices.register(session, request.population, request, {}, invited=False)
-                return request
+                changed = self._devices.register(session, request.population, request, {}, invited=False)
+                return Enrolled(request.population, request.device, request.kind, changed)
             query = select(Invitation).where(Invitation.secret == _hashed(request.secret)).with_for_update()
             row = session.scalars(query).one_or_none()
             if row is None:
@@ -173,16 +184,16 @@ class Invitations:
                 raise SignatureError(f"the invitation is {state}; ask for a new one, made with 'umbel devices invite'")
             self._devices.register(session, row.population, wanted, row.labels, invited=True)
             row.used, row.device = self._clock(), request.device
-            return wanted
+            return Enrolled(row.population, wanted.device, wanted.kind, True)
 
-    def _again(self, session: Session, row: Invitation, request: EnrolmentRequest) -> EnrolmentRequest:
+    def _again(self, session: Session, row: Invitation, request: EnrolmentRequest) -> Enrolled:
         """A used token once more: only the answer is given again, to the device that it was for."""
         device = session.get(Device, (row.population, row.device))
         if device is None or row.device != request.device or device.key != msgspec.to_builtins(request.key):
             raise SignatureError("the token was used by another device; each is good once, ask for a new one")
         if device.state != "active":
             raise Barred(row.population, row.device, device.state, device.state_reason)
-        return msgspec.structs.replace(request, kind=device.kind)
+        return Enrolled(row.population, row.device, device.kind, False)
 
 
 def _fitting(row: Invitation, request: EnrolmentRequest) -> EnrolmentRequest:

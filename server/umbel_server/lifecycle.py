@@ -66,8 +66,8 @@ class Lifecycle:
     def delete(self, population: str, device: str) -> None:
         """Remove a device from the register; raises UmbelError unless it is revoked or was never online.
 
-        Its key enrols again only with a new invitation; its id is free for another device
-        once no certificate of it can be valid any more.
+        A revoked key never enrols again, any other only with a new invitation; the id is free for another device once no
+        certificate of it can be valid any more.
         """
         with self._fleet.database.transaction() as session:
             row = self._fleet.devices.row(session, population, device)
@@ -78,7 +78,7 @@ class Lifecycle:
             self._set_state(row, DELETED, "")
             self._refuse_key(session, row)
             row.name, row.labels, row.set_labels, row.reasons = "", {}, {}, []
-            row.rejections, row.quarantined = 0, ""
+            row.rejections, row.quarantined, row.fingerprint = 0, "", None
             ended, moved = self._end_work(session, row)
         self._forget(row, ended, moved)
         self._fleet.exchange.clear_status(population, device)
@@ -117,6 +117,9 @@ class Lifecycle:
         except SignatureError as error:
             log.warning("the key of %s/%s cannot be refused: %s", row.population, row.id, error)
             return
+        refused = session.get(RefusedKey, fingerprint)
+        if refused is not None and refused.state == REVOKED:
+            return  # for good: also when the device is deleted then
         session.merge(
             RefusedKey(
                 fingerprint=fingerprint,

@@ -76,7 +76,7 @@ class MessageLimits:
     def admit(self, name: str, known: bool) -> bool:
         """Whether to look at a message on the topics of device `name`; one that is not looked at is counted.
 
-        A device that is not `known` without a look into the database waits while there are too many that do not exist.
+        A name that is not `known` to be in the register waits while too many come that are not.
         """
         if not known and self._forged.wait(STRANGERS):
             self._refusals.note(STRANGERS, "messages", "too many come on topics of devices that there are not")

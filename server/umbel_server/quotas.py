@@ -47,7 +47,7 @@ class Quotas:
     """The quotas in the database and in memory; one that is changed holds for the next request.
 
     Stored counts what belongs to the population (the same bytes in two populations count in both), updates that wait to be
-    folded, and uploads under way. With `keeps_updates` folded updates stay, and count too.
+    folded, uploads under way, and those `lying` that nothing answers with yet. With `keeps_updates` folded updates stay, and count too.
     """
 
     def __init__(
@@ -58,9 +58,10 @@ class Quotas:
         refusals: Refusals,
         clock: Callable[[], float],
         keeps_updates: bool,
+        lying: Callable[[str], int] = lambda population: 0,
     ) -> None:
         self._database, self._holdings, self._refusals, self._clock = database, holdings, refusals, clock
-        self._traffic = traffic
+        self._traffic, self._lying = traffic, lying
         self._waiting = ("uploaded", "folded") if keeps_updates else ("uploaded",)
         self._lock = threading.Lock()
         self._coming: dict[str, int] = {}
@@ -167,7 +168,7 @@ class Quotas:
                     or 0
                 )
             self._stored[population] = now, changes, size
-        return size + self._unfolded(population) + self._coming.get(population, 0)
+        return size + self._unfolded(population) + self._lying(population) + self._coming.get(population, 0)
 
     def _unfolded(self, population: str) -> int:
         query = select(func.sum(Assignment.bytes_up)).where(

@@ -22,6 +22,11 @@ class RateLimit:
             left = self._now(key)
         return 0.0 if left >= 1 else (1 - left) * self._seconds
 
+    def is_full(self, key: str) -> bool:
+        """Whether `key` was not used lately: all its uses are left."""
+        with self._lock:
+            return self._now(key) >= self._burst
+
     def use(self, key: str) -> bool:
         """Use `key` once if it may be; returns whether it might."""
         with self._lock:

@@ -8,6 +8,8 @@ import logging
 import shutil
 import threading
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from obstore.exceptions import BaseError as StoreError
@@ -47,6 +49,8 @@ class Received:
         self._database, self._blobs, self._parts, self._keeps = database, blobs, parts, keeps_updates
         self.holdings = holdings
         self._ended: set[str] = set()
+        self._lying: dict[str, _Lying] = {}
+        self._sums: dict[str, int] = {}
         self._lock, self._stopped, self._some = threading.Lock(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="tidying", daemon=True)
 
@@ -77,6 +81,43 @@ class Received:
         self.holdings.check([population], sha256)
         return self._blobs
 
+    def lying(self, population: str) -> int:
+        """The bytes that came for a population's open commands, answered by none of them yet."""
+        return self._sums.get(population, 0)
+
+    def comes(self, command: str) -> None:
+        """Count nothing of a command's unfinished upload while it goes on: who takes it in counts that."""
+        with self._lock:
+            if (before := self._lying.get(command)) is not None:
+                self._set(command, replace(before, unfinished=0))
+
+    def weigh(self, *commands: str) -> None:
+        """Count what lies here for those of `commands` that are open."""
+        try:
+            for some in _some(list(commands)):
+                query = select(Command.id, Command.population).where(Command.id.in_(some), Command.state.in_(OPEN))
+                with self._database.transaction() as session:
+                    open = session.execute(query).all()
+                for command, population in open:
+                    whole = sum(self.of(command).sizes().values())
+                    lying = _Lying(population, whole, _size_of(self._parts_of(command)))
+                    with self._lock:
+                        self._set(command, lying)
+        except (OSError, StoreError, SQLAlchemyError) as error:
+            log.warning("what came for commands cannot be counted now: %s", _first_line(error))
+
+    def answered(self, command: str) -> None:
+        """Count what lies here for a command no more: what became of it counts from now on."""
+        with self._lock:
+            self._set(command, None)
+
+    def _set(self, command: str, lying: "_Lying | None") -> None:
+        if (before := self._lying.pop(command, None)) is not None:
+            self._sums[before.population] -= before.size
+        if lying is not None and lying.size:
+            self._lying[command] = lying
+            self._sums[lying.population] = self.lying(lying.population) + lying.size
+
     def publish(self, population: str, command: str, sha256: str) -> None:
         """Put what answered a command among the server's own blobs, for the population to claim; raises MissingBlob."""
         if (found := self.find(population, command, sha256)) is not self._blobs:
@@ -102,15 +143,19 @@ class Received:
             left = self._remove(commands)
 
     def sweep(self) -> None:
-        """Remove what a process before this one left behind."""
+        """Remove what a process before this one left behind, and count what stays."""
         shutil.rmtree(self._parts / "once", ignore_errors=True)  # of those who send it all again
         parts = {folder.name for folder in self._parts_of("").glob("*")}
-        self._remove(parts | set(self._blobs.names(FOLDER)))
+        commands = parts | set(self._blobs.names(FOLDER))
+        self._remove(commands)
+        self.weigh(*commands)
 
     def _remove(self, commands: Collection[str]) -> set[str]:
         """Remove what came for those of `commands` that are over; returns those for which that cannot be done now."""
         try:
             there = [command for command in commands if self._holds(command)]
+            for command in set(commands) - set(there):
+                self.answered(command)
             over = set(there) - self._needed(there)
             if over:
                 self._database.settle()
@@ -123,6 +168,7 @@ class Received:
                 self.of(command).remove_all()
                 shutil.rmtree(self._parts_of(command), ignore_errors=True)
                 left.remove(command)
+                self.answered(command)
             except OSError as error:
                 why = _first_line(error)
             except StoreError as error:
@@ -150,6 +196,27 @@ class Received:
                 live = select(Assignment.command).where(Assignment.command.in_(some), Assignment.state.in_(LIVE))
                 needed.update(session.scalars(live))
         return needed
+
+
+@dataclass(frozen=True)
+class _Lying:
+    """What lies here for a command: its population, bytes of whole blobs, and of an unfinished upload."""
+
+    population: str
+    whole: int
+    unfinished: int
+
+    @property
+    def size(self) -> int:
+        return self.whole + self.unfinished
+
+
+def _size_of(folder: Path) -> int:
+    size = 0
+    for path in folder.glob("*.part"):
+        with suppress(FileNotFoundError):  # it was finished or removed meanwhile
+            size += path.stat().st_size
+    return size
 
 
 def sender_of(command: str) -> str:

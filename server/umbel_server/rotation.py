@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, exists, func, select
@@ -79,11 +79,11 @@ class Rotation:
             if self._keys.successions:
                 self._announce()
 
-    def describe(self) -> list[dict[str, Any]]:
+    def describe(self, populations: Sequence[str] = ()) -> list[dict[str, Any]]:
         """Every key as the API shows it, oldest first; times in Unix seconds.
 
         `state` is signing, announced, accepted (for what is still on its way) or retired; `made` is 0 for the first one, and
-        `until` None for the newest. Of `devices` that had to be told of it so many have `confirmed`.
+        `until` None for the newest. Of `devices`, of these `populations` or of all, that had to be told of it so many have `confirmed`.
         """
         lineage, current, now = self._keys.lineage, signing.fingerprint(self._keys.current), self._clock()
         rows = []
@@ -97,13 +97,15 @@ class Rotation:
                     "made": lineage.made[i],
                     "until": None if newest else lineage.until[i],
                     "signs_at": self._keys.switches if newest else None,
-                    **(self._told(lineage.made[i]) if newest and i else {"devices": 0, "confirmed": 0}),
+                    **(self._told(lineage.made[i], populations) if newest and i else {"devices": 0, "confirmed": 0}),
                 }
             )
         return rows
 
-    def _told(self, made: float) -> dict[str, int]:
-        asked = (Device.state == ACTIVE, Device.enrolled < made)
+    def _told(self, made: float, populations: Sequence[str]) -> dict[str, int]:
+        asked = [Device.state == ACTIVE, Device.enrolled < made]
+        if populations:
+            asked.append(Device.population.in_(populations))
         with self._fleet.database.transaction() as session:
             devices = session.scalar(select(func.count()).select_from(Device).where(*asked)) or 0
             confirmed = _news(made, Command.state == "done")

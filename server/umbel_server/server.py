@@ -60,8 +60,10 @@ class Server:
         self.holdings = Holdings(self.database, self.blobs, clock)
         self.traffic = DailyBytes(self.database, clock)
         keeps = state.config.keep_updates
-        self.quotas = Quotas(self.database, self.holdings, self.traffic, self.refusals, clock, keeps)
         self.received = Received(self.database, self.blobs, self.holdings, parts, keeps)
+        self.quotas = Quotas(
+            self.database, self.holdings, self.traffic, self.refusals, clock, keeps, self.received.lying
+        )
         kept = pki.DEVICE_DAYS * 86_400.0 if state.tls else 0.0
         self.devices = Devices(self.database, clock, self.quotas.check_devices, kept)
         open_secret = state.enrolment_secret if state.config.enrolment.open else ""

@@ -19,7 +19,8 @@ S = TypeVar("S", bound=Struct)
 
 
 def cut(text: str, most: int) -> str:
-    """The text, or its beginning and an ellipsis, at most `most` characters."""
+    """The text, or its beginning and an ellipsis, at most `most` characters; without NUL, which PostgreSQL does not take."""
+    text = text.replace("\0", "\N{REPLACEMENT CHARACTER}")
     return text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 

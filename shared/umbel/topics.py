@@ -21,7 +21,7 @@ def check_name(name: str, what: str) -> str:
     """`name` when it may stand in a topic; raises MessageError otherwise."""
     if not _NAME.fullmatch(name):
         raise MessageError(
-            f"{what} should be 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit; got {name!r}"
+            f"{what} should be 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit; got {name[:80]!r}"
         )
     return name
 
@@ -40,8 +40,8 @@ def parse(name: str) -> Address:
     """The address in a topic; raises MessageError when it is not one of ours."""
     parts = name.split("/")
     if len(parts) != 5 or parts[0] != "umbel" or parts[1] != str(PROTOCOL):
-        raise MessageError(f"expected a topic umbel/{PROTOCOL}/<population>/<device>/<channel>, got {name!r}")
+        raise MessageError(f"expected a topic umbel/{PROTOCOL}/<population>/<device>/<channel>, got {name[:200]!r}")
     for channel in _CHANNELS:
         if parts[4] == channel:
             return Address(check_name(parts[2], "a population"), check_name(parts[3], "a device id"), channel)
-    raise MessageError(f"expected a topic ending in {', '.join(_CHANNELS)}, got {name!r}")
+    raise MessageError(f"expected a topic ending in {', '.join(_CHANNELS)}, got {name[:200]!r}")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import msgspec
 import pytest
 from fastapi.routing import iter_route_contexts
 from tests.server_harness import RunningServer, serving
@@ -19,11 +18,11 @@ from tests.signed_requests import signed
 from tests.waiting import eventually
 
 from umbel import signing
-from umbel.enrolment import EnrolmentRequest
+from umbel.enrolment import EnrolmentRequest, sign_request
 from umbel.errors import UmbelError
 from umbel.plan import Plan
 from umbel.tensors import digest
-from umbel_server.admins import FAILURES, Admins, Identity, TooManyFailures, WrongToken
+from umbel_server.admins import ALL_FAILURES, FAILURES, Admins, Identity, TooManyFailures, WrongToken
 from umbel_server.api import make_app
 from umbel_server.api.access import Guard, operator
 from umbel_server.api.guarded import GuardedRoute, by, guarded
@@ -54,9 +53,11 @@ def plan(running: RunningServer, plan_of: Callable[[str], Plan]) -> str:
 
 
 def enrol(running: RunningServer, population: str, device: str, secret: str = "") -> httpx.Response:
-    key = signing.public_key(signing.generate_key())
-    asked = EnrolmentRequest(device, "phone", key, secret or running.state.enrolment_secret, population)
-    return ask(running, "", "POST", "/v1/enrol", content=msgspec.json.encode(asked))
+    key = signing.generate_key()
+    asked = EnrolmentRequest(
+        device, "phone", signing.public_key(key), secret or running.state.enrolment_secret, population
+    )
+    return ask(running, "", "POST", "/v1/enrol", content=sign_request(asked, key))
 
 
 def ask(running: RunningServer, token: str, method: str, path: str, **options: Any) -> httpx.Response:
@@ -203,7 +204,7 @@ def test_refusals_are_recorded(running: RunningServer) -> None:
 def test_a_device_is_no_admin_and_its_work_is_not_in_the_audit_log(running: RunningServer) -> None:
     key = signing.generate_key()
     asked = EnrolmentRequest("worker", "phone", signing.public_key(key), running.state.enrolment_secret, "home")
-    assert ask(running, "", "POST", "/v1/enrol", content=msgspec.json.encode(asked)).status_code == 200
+    assert ask(running, "", "POST", "/v1/enrol", content=sign_request(asked, key)).status_code == 200
     running.client.put_blob(b"of an admin", "home")
     before = newest(running)[0]["sequence"]
     for method, path, status in (("PUT", BLOB, 403), ("GET", BLOB, 200), ("GET", "/v1/devices", 401)):
@@ -338,7 +339,7 @@ def test_a_name_is_taken_once(running: RunningServer) -> None:
     for thread in threads:
         thread.join()
     assert len(tokens) == 1
-    with pytest.raises(UmbelError, match="there is an admin twin already"):
+    with pytest.raises(UmbelError, match="the name twin is not free"):
         add(running, "twin", "viewer")
 
 
@@ -436,4 +437,22 @@ def test_guesses_are_limited_and_a_token_that_was_verified_goes_on(tmp_path: Pat
     with pytest.raises(TooManyFailures):
         admins.identify(token, "there")
     admins.identify(token, "here")
+    for host in range(20):  # one network is one guesser, whatever address it takes
+        with pytest.raises(WrongToken if host < FAILURES else TooManyFailures):
+            admins.identify(wrong, f"2001:db8::{host}")
+    database.close()
+
+
+def test_wrong_tokens_hold_no_admin_out_who_sent_none(tmp_path: Path) -> None:
+    clock = Clock()
+    database = Database(f"sqlite:///{tmp_path / 'admins.sqlite'}")
+    admins = Admins(database, clock)
+    (_, token), (_, others) = (admins.add(LOCAL, name, "owner", [], 0.0) for name in ("alice", "olga"))
+    for guess in range(ALL_FAILURES):
+        with pytest.raises(WrongToken):
+            admins.identify(token[:-1] + "-", f"192.0.2.{guess}")
+    with pytest.raises(TooManyFailures):
+        admins.identify(token[:-1] + "-", "192.0.2.0")
+    assert admins.identify(others, "192.0.2.0").name == "olga"
+    assert admins.identify(token, "198.51.100.1").name == "alice"
     database.close()

@@ -15,7 +15,7 @@ from tests.server_harness import POPULATION, RunningServer, ScriptedDevice, serv
 from tests.signed_requests import signed as signed_as
 
 from umbel import signing
-from umbel.enrolment import EnrolmentRequest
+from umbel.enrolment import EnrolmentRequest, sign_request
 from umbel.errors import UmbelError
 from umbel.messages import Blob, Infer
 from umbel.plan import Plan
@@ -186,7 +186,7 @@ def test_the_server_says_how_it_is_while_its_database_is_locked(running: Running
     request = EnrolmentRequest(
         device.name, "phone", signing.public_key(device.key), running.state.enrolment_secret, POPULATION
     )
-    body, admin = msgspec.json.encode(request), {"Authorization": f"Bearer {running.state.admin_token}"}
+    body, admin = sign_request(request, device.key), {"Authorization": f"Bearer {running.state.admin_token}"}
     start = msgspec.json.encode({"population": POPULATION, "plan": "0" * 64, "from_run": "latest"})
     asked: list[tuple[str, str, dict[str, object]]] = [
         ("POST", "/v1/enrol", {"content": body}),

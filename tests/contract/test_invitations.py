@@ -16,7 +16,7 @@ from joserfc.jwk import ECKey
 from tests.server_harness import POPULATION, RunningServer, serving
 
 from umbel import signing
-from umbel.enrolment import ENROL_PATH, EnrolmentReply, EnrolmentRequest, split_token
+from umbel.enrolment import ENROL_PATH, EnrolmentReply, EnrolmentRequest, sign_request, split_token
 from umbel.errors import MessageError, SignatureError, UmbelError
 from umbel_server.database import Database
 from umbel_server.devices import Devices
@@ -41,7 +41,14 @@ def ask(
 ) -> httpx.Response:
     request = EnrolmentRequest(device, kind, signing.public_key(key), split_token(token)[0], population)
     url = running.state.server_url + ENROL_PATH
-    return httpx.post(url, content=msgspec.json.encode(request), trust_env=False, timeout=60)
+    return httpx.post(url, content=sign_request(request, key), trust_env=False, timeout=60)
+
+
+def test_what_a_used_token_repeats_is_recorded_once(running: RunningServer) -> None:
+    token, key = invite(running)["token"], signing.generate_key()
+    assert [ask(running, token, "again", key).status_code for _ in range(3)] == [200, 200, 200]
+    entries = running.client.get("/v1/audit", limit=50)
+    assert sum((e["action"], e["subject"]) == ("device.enrol", f"{POPULATION}/again") for e in entries) == 1
 
 
 def test_a_device_is_told_a_broker_that_it_can_reach(running: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import httpx
 import msgspec
 import numpy as np
 import pytest
+from joserfc.jwk import ECKey
 from tests.brokers import EmbeddedProcess, Mosquitto
 from tests.contract.test_fleet_grid import start, trained
 from tests.running_agent import RunningAgent
@@ -19,7 +20,7 @@ from tests.signed_requests import signed
 from tests.waiting import eventually
 
 from umbel import signing
-from umbel.enrolment import CONNECTION_PATH, EnrolmentRequest, split_token
+from umbel.enrolment import CONNECTION_PATH, ENROL_PATH, EnrolmentRequest, sign_request, split_token
 from umbel.errors import SignatureError, UmbelError
 from umbel.messages import Ack, Blob, Command, Infer, Outcome, Standing, Train
 from umbel.plan import Plan
@@ -149,13 +150,47 @@ def test_a_revoked_key_never_comes_back_and_a_deleted_one_only_when_invited(runn
     with pytest.raises(UmbelError, match="not enrolled"):
         running.client.get(f"/v1/devices/{POPULATION}/phone")
     assert (get(running, device).status_code, get(running, device).json()["code"]) == (401, "unknown")
-    with pytest.raises(Barred, match="new invitation"):
-        enrol(running.state.enrolment_secret)
-    with pytest.raises(Barred, match="new invitation"):
-        enrol(running.state.enrolment_secret, "other")
-    enrol(invited())
-    assert get(running, device).status_code == 200
+    for secret in (running.state.enrolment_secret, invited()):
+        for name in ("phone", "other"):
+            with pytest.raises(Barred, match="is revoked"):
+                enrol(secret, name)
     device.stop()
+    public = signing.public_key(signing.generate_key())
+    enrol(invited(), "shelf")
+    decide(running, "shelf", "delete")  # it was never online, and not revoked
+    for name in ("shelf", "other"):
+        with pytest.raises(Barred, match="new invitation"):
+            enrol(running.state.enrolment_secret, name)
+    enrol(invited(), "other")
+    assert running.server.devices.get(POPULATION, "other").state == "active"
+
+
+@embedded
+def test_one_key_is_one_device(running: RunningServer) -> None:
+    key = signing.generate_key()
+
+    def enrol(name: str, population: str, by: ECKey = key) -> httpx.Response:
+        (made,) = running.client.post("/v1/invitations", {"population": population})
+        asked = EnrolmentRequest(name, "phone", signing.public_key(key), split_token(made["token"])[0])
+        url = running.state.server_url + ENROL_PATH
+        return httpx.post(url, content=sign_request(asked, by), trust_env=False)
+
+    refused = enrol("phone", POPULATION, signing.generate_key())  # another's key
+    assert (refused.status_code, "does not verify" in refused.json()["error"]) == (403, True)
+    assert enrol("phone", POPULATION).status_code == 200
+    for name, population in (("other", POPULATION), ("phone", "another"), ("other", "another")):
+        refused = enrol(name, population)
+        assert (refused.status_code, "enrolled with this key" in refused.json()["error"]) == (403, True)
+    assert enrol("phone", POPULATION).status_code == 200
+    decide(running, "phone", "delete")
+    assert enrol("other", "another").status_code == 200
+
+
+@embedded
+def test_an_agent_that_does_not_sign_its_enrolment_is_told_to_be_upgraded(running: RunningServer) -> None:
+    asked = EnrolmentRequest("phone", "phone", signing.public_key(signing.generate_key()), "secret")
+    answer = httpx.post(running.state.server_url + ENROL_PATH, content=msgspec.json.encode(asked), trust_env=False)
+    assert (answer.status_code, "upgrade the agent" in answer.json()["error"]) == (400, True)
 
 
 @embedded

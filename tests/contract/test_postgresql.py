@@ -5,9 +5,11 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import msgspec
 import numpy as np
 import pytest
@@ -17,8 +19,10 @@ from sqlalchemy import create_engine
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice, serving
 from tests.waiting import eventually
 
-from umbel import tensors
-from umbel.messages import Blob, Command, Outcome, Train, Trained
+from umbel import signing, tensors
+from umbel.enrolment import Access, bearer
+from umbel.errors import UmbelError
+from umbel.messages import Ack, Blob, Command, Outcome, Train, Trained
 from umbel.plan import Plan
 from umbel_server.database import Base, Database
 from umbel_server.run_settings import RunSettings
@@ -74,6 +78,31 @@ def test_the_migrated_schema_is_that_of_the_models(url: str) -> None:
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
     engine.dispose()
+
+
+def test_a_nul_is_refused_in_one_sentence_and_never_a_mistake_of_ours(
+    running: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    stranger = bearer(Access("a\0b", "d", "GET", "/v1/connection", time.time()), signing.generate_key())
+    url = running.state.server_url + "/v1/connection"
+    assert httpx.get(url, headers={"Authorization": stranger}, trust_env=False).status_code == 401
+    for path, query in (("/v1/runs/a%00", {}), ("/v1/devices/a%00/b", {}), ("/v1/audit", {"who": "a\0"})):
+        with pytest.raises(UmbelError, match="does not take: a NUL"):
+            running.client.get(path, **query)
+    device = ScriptedDevice(running, "phone", lambda command: Ack("a\0b", POPULATION, "phone", "failed", 0.0))
+    running.wait_online(1)
+    device.say(msgspec.structs.replace(device.status(True), trainer="a\0b", sequence=1), "status", retain=True)
+    eventually(
+        lambda: running.client.get(f"/v1/devices/{POPULATION}/phone")["trainer"] == "a\N{REPLACEMENT CHARACTER}b"
+    )
+    asked = running.client.post("/v1/commands", {"population": POPULATION, "kind": "report"})[0]["id"]
+    eventually(lambda: running.server.refusals.of(f"{POPULATION}/phone") == {"forged messages": 1})
+    device.ack(asked, "failed", "why\0")
+    eventually(lambda: running.client.get(f"/v1/commands/{asked}")["reason"] == "why\N{REPLACEMENT CHARACTER}")
+    suspended = running.client.post(f"/v1/devices/{POPULATION}/phone/suspend", {"reason": "a\0b"})
+    assert suspended["state_reason"] == "a\N{REPLACEMENT CHARACTER}b"
+    assert not any(record.exc_info for record in caplog.records)
+    device.stop()
 
 
 def test_a_run_counts_its_bytes(running: RunningServer, plan_of: PlanOf) -> None:

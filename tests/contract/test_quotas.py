@@ -21,13 +21,14 @@ from tests.signed_requests import signed
 from tests.waiting import eventually
 
 from umbel import signing, topics
-from umbel.enrolment import EnrolmentRequest, split_token
+from umbel.enrolment import EnrolmentRequest, sign_request, split_token
 from umbel.errors import UmbelError
-from umbel.messages import Ack, Blob, Command, Infer
+from umbel.messages import Ack, Answered, Blob, Command, Infer
 from umbel.mqtt import Link
 from umbel.plan import Plan
 from umbel.tensors import digest
-from umbel_server.limits import BURST_SECONDS, Limits, MessageLimits
+from umbel_server.client import Client
+from umbel_server.limits import BURST_SECONDS, STRANGERS, Limits, MessageLimits
 from umbel_server.run_settings import RunSettings
 from umbel_sim.demo.processes import program
 
@@ -63,14 +64,14 @@ def test_a_device_too_many_is_refused_and_its_token_stays_good(running: RunningS
             f"d{number}", "phone", signing.public_key(keys[number]), split_token(tokens[number])[0]
         )
         url = f"{running.state.server_url}/v1/enrol"
-        return httpx.post(url, content=msgspec.json.encode(asked), trust_env=False)
+        return httpx.post(url, content=sign_request(asked, keys[number]), trust_env=False)
 
     allow(running, devices=1)
     assert enrol(0).status_code == 200
     refused = enrol(1)
     assert (refused.status_code, "has 1 devices, its quota is 1" in refused.json()["error"]) == (403, True)
     assert enrol(0).status_code == 200  # the device that is enrolled may ask again
-    entry = running.client.get("/v1/audit", limit=2)[1]
+    entry = running.client.get("/v1/audit", limit=1)[0]
     assert (entry["action"], "its quota is 1" in entry["outcome"]) == ("device.enrol", True)
     allow(running, devices=2)
     assert enrol(1).status_code == 200
@@ -99,6 +100,66 @@ def test_what_would_not_fit_is_refused_before_its_first_byte_until_the_quota_is_
     device.stop()
 
 
+def test_what_came_and_is_not_answered_yet_is_stored_too(running: RunningServer) -> None:
+    device = ScriptedDevice(running, "phone", lambda c: None)
+    running.wait_online(1)
+    command, path = infer(running, device), f"/v1/blobs/{digest(DATA)}"
+    allow(running, storage=500_000)
+    assert ask(running, device, "PUT", path, command=command, content=DATA).status_code == 200
+    assert used(running)["storage"] == 300_000
+    other, size = infer(running, device), 150_000
+    assert ask(running, device, "PUT", path, command=other, content=DATA).status_code == 413
+    more = DATA[:size]
+    assert ask(running, device, "PUT", f"/v1/blobs/{digest(more)}", command=other, content=more).status_code == 200
+    assert used(running)["storage"] == 450_000
+    running.restart()
+    assert used(running)["storage"] == 450_000
+    outputs = Blob(digest(DATA), len(DATA))
+    device.result(command, Answered("release", outputs))
+    eventually(lambda: running.client.get(f"/v1/commands/{command}")["state"] == "done")
+    eventually(lambda: used(running)["storage"] == 450_000)  # once, among what belongs to the population
+    device.ack(other, "failed", "no")
+    eventually(lambda: used(running)["storage"] == 300_000)
+    device.stop()
+
+
+def test_an_upload_that_broke_off_is_stored_until_it_goes_on(running: RunningServer) -> None:
+    device = ScriptedDevice(running, "phone", lambda c: None)
+    command, path = infer(running, device), f"/v1/blobs/{digest(DATA)}"
+    allow(running, storage=310_000)
+    head = signed(device.key, POPULATION, device.name, "PUT", path, command) | {"Content-Length": str(len(DATA))}
+    lines = [f"PUT {path} HTTP/1.1", "Host: server", *(f"{name}: {value}" for name, value in head.items()), "", ""]
+    with closing(socket.create_connection(("127.0.0.1", running.state.config.http.port), timeout=20)) as link:
+        link.sendall("\r\n".join(lines).encode() + DATA[:100_000])
+        parts = running.state.folder / "uploads"
+        eventually(lambda: sum(part.stat().st_size for part in parts.rglob("*.part")) == 100_000)
+    eventually(lambda: used(running)["storage"] == 100_000)
+    path = f"/v1/uploads/{digest(DATA)}"
+    headers = signed(device.key, POPULATION, device.name, "PATCH", path, command, offset=100_000)
+    headers["Upload-Offset"] = "100000"
+    rest = DATA[100_000:]
+    assert (
+        httpx.patch(running.state.server_url + path, content=rest, headers=headers, trust_env=False).status_code == 204
+    )
+    assert used(running)["storage"] == 300_000
+    device.stop()
+
+
+def test_a_plan_that_does_not_fit_is_refused_before_its_first_byte(running: RunningServer, plan_of: PlanOf) -> None:
+    token = running.client.post("/v1/admins", {"name": "otto", "role": "owner", "populations": [POPULATION]})["token"]
+    allow(running, storage=10)
+    head = (
+        f"POST /v1/plans HTTP/1.1\r\nHost: server\r\nAuthorization: Bearer {token}\r\nContent-Length: 3000000\r\n\r\n"
+    )
+    with closing(socket.create_connection(("127.0.0.1", running.state.config.http.port), timeout=20)) as link:
+        link.sendall(head.encode())
+        assert link.recv(1000).startswith(b"HTTP/1.1 413")
+    allow(running, storage=None)
+    plan = plan_of("line").path
+    Client(running.state.server_url, token).add_plan(plan)
+    assert used(running)["bytes_up_today"] == plan.stat().st_size
+
+
 def test_a_days_bytes_are_counted_as_they_move_and_no_more_are_sent(running: RunningServer) -> None:
     device = ScriptedDevice(running, "phone", lambda c: None)
     path = f"/v1/blobs/{running.client.put_blob(DATA, POPULATION)}"
@@ -116,6 +177,15 @@ def test_a_days_bytes_are_counted_as_they_move_and_no_more_are_sent(running: Run
     headers = signed(device.key, POPULATION, "phone", "GET", path) | {"Range": "bytes=0-99"}
     part = httpx.get(running.state.server_url + path, headers=headers, trust_env=False)
     assert (part.status_code, len(part.content)) == (206, 100)
+    path_up, offset = f"/v1/uploads/{digest(b'no')}", 10**17  # what would begin beyond the end promises no bytes back
+    headers = signed(device.key, POPULATION, "phone", "PATCH", path_up, command, offset=offset)
+    beyond = httpx.patch(
+        running.state.server_url + path_up,
+        content=iter([b"x"]),
+        headers=headers | {"Upload-Offset": str(offset)},
+        trust_env=False,
+    )
+    assert beyond.status_code == 413
     again = infer(running, device)
     assert ask(running, device, "PUT", f"/v1/blobs/{digest(DATA)}", command=again, content=DATA).status_code == 429
     assert running.client.get_blob(digest(DATA)) == DATA  # an owner of all is not held up
@@ -210,6 +280,21 @@ def test_a_device_with_too_many_transfers_loses_the_oldest(running: RunningServe
     for link in links:
         link.close()
     device.stop()
+
+
+def test_names_that_there_are_not_keep_no_device_from_the_server_after_its_start(running: RunningServer) -> None:
+    device = ScriptedDevice(running, "phone", lambda command: None)
+    running.wait_online(1)
+    running.restart()
+    limits = running.server.exchange._limits
+    while limits.admit("test/nobody", False):
+        limits.forged(STRANGERS, "it is not enrolled")
+    device.say(device.status(True), "status", retain=True)
+    running.wait_online(1)
+    invited = ScriptedDevice(running, "new", lambda command: None)
+    running.wait_online(2)
+    for one in (device, invited):
+        one.stop()
 
 
 def test_who_floods_keeps_no_other_from_the_server(running: RunningServer) -> None:

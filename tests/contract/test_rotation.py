@@ -14,7 +14,7 @@ from tests.server_harness import POPULATION, RunningServer, config_of
 from tests.waiting import eventually
 
 from umbel import messages, signing, topics
-from umbel.enrolment import Trust
+from umbel.enrolment import EnrolmentRequest, Trust
 from umbel.errors import UmbelError
 from umbel.messages import Command, Rekey, Report
 from umbel.mqtt import Link
@@ -330,6 +330,18 @@ def test_commands_that_wait_are_signed_by_the_key_of_the_day(fleet: Fleet) -> No
     fleet.agent(config)
     (done,) = fleet.running.client.settle(waiting, 30)
     assert done["state"] == "done"
+
+
+def test_who_sees_one_population_counts_no_others_devices(fleet: Fleet) -> None:
+    running = fleet.running
+    for device, population in (("a", POPULATION), ("b", "other"), ("c", "other")):
+        key, secret = public_key(signing.generate_key()), running.state.enrolment_secret
+        running.server.invitations.enrol(EnrolmentRequest(device, "phone", key, secret, population))
+    fleet.clock.ahead += 1.0
+    fleet.rotate(3600.0)
+    made = running.client.post("/v1/admins", {"name": "vera", "role": "viewer", "populations": [POPULATION]})
+    viewer = Client(running.state.server_url, made["token"], running.state.context())
+    assert [client.get("/v1/keys")[-1]["devices"] for client in (viewer, running.client)] == [1, 3]
 
 
 def test_who_may_rotate(fleet: Fleet) -> None:

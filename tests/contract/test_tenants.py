@@ -24,7 +24,7 @@ from umbel.plan import Plan
 from umbel.tensors import digest
 from umbel_server.api import make_app
 from umbel_server.blobs import Blobs
-from umbel_server.database import BlobPopulation, Database
+from umbel_server.database import BlobPopulation, Database, Device
 from umbel_server.holdings import Holdings
 
 OURS, THEIRS = "ours", POPULATION
@@ -129,7 +129,7 @@ RUN = "/v1/runs/{run}"
 DEVICE = "/v1/devices/{theirs}/phone"
 ROUTES: dict[tuple[str, str], Probe] = {
     ("GET", "/v1/trust"): Shared("what the server's own name is proved by"),
-    ("GET", "/v1/keys"): Shared("the server's own keys, and how many devices know each"),
+    ("GET", "/v1/keys"): Shared("the server's own keys, and how many of his own devices know each"),
     ("POST", "/v1/keys/rotate"): Shared("for an owner of all populations alone"),
     ("POST", "/v1/enrol"): Shared("who asks has the secret of one invitation, and gets into its population alone"),
     ("GET", "/v1/connection"): Shared("a device is told of itself, by its own signature"),
@@ -369,6 +369,10 @@ def test_what_an_older_server_had_belongs_to_its_populations(
         for table in ("blob_populations", "quotas", "traffic"):
             old.execute(f"DROP TABLE {table}")
         old.execute("DROP INDEX assignments_waiting")
+        old.execute("DROP INDEX devices_fingerprint")
+        old.execute("ALTER TABLE devices DROP COLUMN fingerprint")
+        shared = "SELECT key FROM devices WHERE population = ?"  # two devices with one key: the first one has it
+        old.execute(f"UPDATE devices SET key = ({shared}) WHERE population = ?", (OURS, THEIRS))
         old.execute("UPDATE alembic_version SET version_num = '0008'")
         old.commit()
     database = Database(f"sqlite:///{copy}")
@@ -376,7 +380,9 @@ def test_what_an_older_server_had_belongs_to_its_populations(
     holdings.measure()
     with database.transaction() as session:
         after = {(r.population, r.sha256): r.size for r in session.query(BlobPopulation) if r.population == THEIRS}
+        fingerprints = {row.population: row.fingerprint for row in session.query(Device)}
     database.close()
+    assert (len(fingerprints[OURS] or ""), fingerprints[THEIRS]) == (43, None)
     files = running.client.get(f"/v1/releases/{scene.release}")["files"]
     checkpoints = running.client.get(f"/v1/runs/{scene.run}")["checkpoints"]
     named = {scene.plan, inputs, files["float32"]["sha256"], *(row["weights"] for row in checkpoints)}

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from umbel import messages, signing, tensors, topics
-from umbel.enrolment import BLOB_PATH, ENROL_PATH, Access, EnrolmentRequest, bearer, make_nonce
+from umbel.enrolment import BLOB_PATH, ENROL_PATH, Access, EnrolmentRequest, bearer, make_nonce, sign_request
 from umbel.messages import Ack, Blob, Command, Result, Status, Train, Trained
 from umbel.metrics import Sums, sum_shapes
 from umbel.mqtt import Link, Will
@@ -36,7 +36,7 @@ class HostileDevice:
         self._done: list[Command] = []
         self._http = httpx.Client(base_url=state.server_url, timeout=10.0, trust_env=False)
         request = EnrolmentRequest(name, "phone", signing.public_key(self._key), state.enrolment_secret, population)
-        self._http.post(ENROL_PATH, content=msgspec.json.encode(request)).raise_for_status()
+        self._http.post(ENROL_PATH, content=sign_request(request, self._key)).raise_for_status()
         self._epoch = 0
         self._link = Link(
             "127.0.0.1",

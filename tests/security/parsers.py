@@ -15,7 +15,16 @@ from typer import BadParameter
 
 from umbel import messages, release, sealing, signing, succession, tensors
 from umbel.conditions import Rules
-from umbel.enrolment import Access, EnrolmentReply, EnrolmentRequest, Trust, read_trust, split_token
+from umbel.enrolment import (
+    Access,
+    EnrolmentReply,
+    EnrolmentRequest,
+    Trust,
+    read_request,
+    read_trust,
+    sign_request,
+    split_token,
+)
 from umbel.errors import NOT_DECODED, UmbelError
 from umbel.examples import load_arrays
 from umbel.messages import Ack, Answered, Blob, Command, Report, Result, Status, Train, Trained
@@ -260,7 +269,10 @@ PARSERS = {
     ),
     "topic": Parser(lambda data: parse(data.decode(errors="replace")), (b"umbel/1/home/phone/command",)),
     "enrolment token": Parser(lambda data: split_token(data.decode(errors="replace")), (b"secret." + b"A" * 43,)),
-    "enrolment": Parser(_decoder(EnrolmentRequest), _json(EnrolmentRequest("d", "phone", _key, "s", "p"))),
+    "enrolment": Parser(
+        read_request,
+        (sign_request(EnrolmentRequest("d", "phone", _key, "s", "p"), KEY), b"{}", b"e30.e30.e30"),
+    ),
     "enrolment reply": Parser(_decoder(EnrolmentReply), _json(EnrolmentReply(_key, "h", 1, "p", "d", "phone", True))),
     "trust": Parser(
         lambda data: read_trust(data).fingerprint(),

@@ -15,7 +15,7 @@ from joserfc.jwk import ECKey
 from tests.waiting import eventually
 
 from umbel import signing
-from umbel.enrolment import ENROL_PATH, Access, EnrolmentRequest, bearer, make_nonce
+from umbel.enrolment import ENROL_PATH, Access, EnrolmentRequest, bearer, make_nonce, sign_request
 from umbel.errors import UmbelError
 from umbel.tensors import digest
 from umbel_server.client import Client
@@ -87,7 +87,7 @@ class Enrolled:
         self.state, self.name, self.key = state, name, signing.generate_key()
         request = EnrolmentRequest(name, "phone", signing.public_key(self.key), state.enrolment_secret, POPULATION)
         httpx.post(
-            state.server_url + ENROL_PATH, content=msgspec.json.encode(request), trust_env=False, timeout=30
+            state.server_url + ENROL_PATH, content=sign_request(request, self.key), trust_env=False, timeout=30
         ).raise_for_status()
 
     def authorization(self, method: str, path: str, command: str = "", key: ECKey | None = None) -> str:

@@ -28,7 +28,7 @@ from tests.server_harness import RunningServer, ScriptedDevice, serving
 from tests.waiting import eventually
 
 from umbel import signing, tensors, topics
-from umbel.enrolment import ENROL_PATH, Access, EnrolmentRequest
+from umbel.enrolment import ENROL_PATH, Access, EnrolmentRequest, sign_request
 from umbel.errors import PlanError, UmbelError
 from umbel.messages import Blob, Command, Outcome, Report, Reported, Train, Trained
 from umbel.mqtt import Link
@@ -348,10 +348,10 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_no_name_leads_out_of_its_place(served: Served, thief: Enrolled, name: str) -> None:
     files = sorted(str(path) for path in served.state.folder.parent.rglob("*") if "umbel.sqlite" not in path.name)
-    key = signing.public_key(signing.generate_key())
+    key = signing.generate_key()
     for device, population in ((name, POPULATION), ("fine", name)):
-        asked = EnrolmentRequest(device, "phone", key, served.state.enrolment_secret, population)
-        answer = httpx.post(served.state.server_url + ENROL_PATH, content=msgspec.json.encode(asked), trust_env=False)
+        asked = EnrolmentRequest(device, "phone", signing.public_key(key), served.state.enrolment_secret, population)
+        answer = httpx.post(served.state.server_url + ENROL_PATH, content=sign_request(asked, key), trust_env=False)
         assert answer.status_code in (400, 403), answer.text
     with pytest.raises(UmbelError):
         served.client.post("/v1/invitations", {"population": name})

@@ -15,7 +15,7 @@ from tests.server_harness import POPULATION, RunningServer, ScriptedDevice, conf
 from tests.waiting import eventually
 
 from umbel import signing
-from umbel.enrolment import CONNECTION_PATH, ENROL_PATH, EnrolmentRequest
+from umbel.enrolment import CONNECTION_PATH, ENROL_PATH, EnrolmentRequest, sign_request
 from umbel.messages import Command, Outcome, Report, Reported
 from umbel_edge.agent import Agent
 from umbel_edge.state import AgentState
@@ -65,7 +65,7 @@ def test_a_stolen_key_is_worth_nothing_once_its_device_is_revoked(
     public = signing.public_key(device.key)
     for name in ("phone", "another"):  # the key is barred, under whatever name it comes
         request = EnrolmentRequest(name, "phone", public, running.state.enrolment_secret, POPULATION)
-        answer = ask(running, "POST", ENROL_PATH, "none", content=msgspec.json.encode(request))
+        answer = ask(running, "POST", ENROL_PATH, "none", content=sign_request(request, device.key))
         assert (answer.status_code, answer.json()["code"]) == (403, "revoked")
     assert [one["outcome"] != "done" for one in audit(running, "device.enrol")] == [True, True]
     device.stop()
@@ -141,8 +141,8 @@ def test_a_stolen_enrolment_token_lets_nobody_in_after_its_device(running: Runni
     secret = invited["token"].split(".")[0]
 
     def enrol(device: str, population: str = "") -> httpx.Response:
-        key = signing.public_key(signing.generate_key())
-        body = msgspec.json.encode(EnrolmentRequest(device, "phone", key, secret, population))
+        key = signing.generate_key()
+        body = sign_request(EnrolmentRequest(device, "phone", signing.public_key(key), secret, population), key)
         return ask(running, "POST", ENROL_PATH, "none", content=body)
 
     assert enrol("phone", "another").status_code == 403  # not even into another population

@@ -12,6 +12,7 @@ from umbel import signing
 from umbel.enrolment import ACCESS, CLOCK, OFFSET, TOKEN_SECONDS, UNKNOWN, Access
 from umbel.errors import NOT_DECODED, UmbelError
 from umbel.tensors import digest
+from umbel.topics import check_name
 from umbel_server.admins import LOCAL, Identity, Role, TooManyFailures, WrongToken, is_local
 from umbel_server.devices import Barred, UnknownDevice
 from umbel_server.server import Server
@@ -147,6 +148,8 @@ def _device(request: Request, token: str) -> Access:
     server, address = server_of(request), address_of(request)
     try:
         claimed = msgspec.json.decode(signing.payload_unverified(token.encode()), type=Access)
+        check_name(claimed.population, "a population")
+        check_name(claimed.device, "a device id")
         known = server.devices.remembered(claimed.population, claimed.device)
         if known is None:
             if wait := server.request_limits.suspect(address):
@@ -193,7 +196,9 @@ def _check_token(request: Request, access: Access) -> None:
         return
     if access.at < used.since:
         wait = used.since - access.at
-        raise Refused("the token is from before this server started; sign the request again", 503, retry_after=wait)
+        raise Refused(
+            "the token is from before this server's record of used ones; sign the request again", 503, retry_after=wait
+        )
     if not access.nonce or not used.use(access):
         raise Refused("the token was used before, or has no nonce; sign each request anew")
 

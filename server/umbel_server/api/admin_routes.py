@@ -3,6 +3,7 @@
 import io
 import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -19,7 +20,7 @@ from umbel.topics import check_name
 from umbel_server import devices, outbox, releases, run_views, runs
 from umbel_server.admins import Identity
 from umbel_server.api.access import Asking, everybody, operator, server_of, viewer
-from umbel_server.api.device_routes import body_of
+from umbel_server.api.device_routes import announced, body_of, counted
 from umbel_server.api.documented import takes, takes_bytes
 from umbel_server.api.guarded import by, guarded, note
 from umbel_server.api.scope import (
@@ -200,14 +201,20 @@ def show_command(request: Request, id: str) -> dict[str, Any]:
 
 
 @router.post("/v1/plans", dependencies=by(operator("plan.add")), openapi_extra=takes_bytes())
-async def add_plan(request: Request) -> dict[str, Any]:
+async def add_plan(request: Request, who: Asking) -> dict[str, Any]:
     """Check, sign and store the bundle in the body; it belongs to the query's `population`, or to those where it is run."""
     server = server_of(request)
     population = population_of_upload(request)
     limit = server.state.config.max_blob_mb * 1_000_000
-    with tempfile.NamedTemporaryFile(suffix=".plan") as file:
-        total = 0
-        async for chunk in request.stream():
+    size, total = announced(request, limit), 0
+    with ExitStack() as stack:
+        moving = None
+        if population:
+            await run_in_threadpool(stack.enter_context, server.quotas.storing(population, size))
+            if who.populations:
+                moving = stack.enter_context(server.quotas.moving(population, "up", size))
+        file = stack.enter_context(tempfile.NamedTemporaryFile(suffix=".plan"))
+        async for chunk in counted(request.stream(), moving):
             if (total := total + len(chunk)) > limit:
                 raise UmbelError(f"a plan may have at most {limit} bytes; this upload is larger")
             file.write(chunk)
@@ -218,8 +225,6 @@ async def add_plan(request: Request) -> dict[str, Any]:
 
 
 def _add_plan(server: Server, population: str, path: Path) -> Plan:
-    if population:
-        server.quotas.check_storage(population, path.stat().st_size)
     plan = server.plans.add(path)
     if population:
         with server.database.transaction() as session:

@@ -178,9 +178,23 @@ async def patch_upload(request: Request, sha256: Address, who: Who, sender: Uplo
 
 
 async def _receive(request: Request, who: Access | None, sender: Sender, sha256: str, offset: int) -> Blob:
-    """Take in what is sent, within the quota of the sender's population."""
+    """Take in what is sent, within the quota of the sender's population, and count what stays of a device's."""
+    if who is None:
+        return await _receive_within(request, who, sender, sha256, offset)
+    received = server_of(request).received
+    received.comes(who.command)
+    try:
+        return await _receive_within(request, who, sender, sha256, offset)
+    finally:
+        try:
+            await run_in_threadpool(received.weigh, who.command)
+        finally:
+            received.tidy([who.command])  # its command may have ended meanwhile
+
+
+async def _receive_within(request: Request, who: Access | None, sender: Sender, sha256: str, offset: int) -> Blob:
     server = server_of(request)
-    size = _announced(request, sender.most - offset)
+    size = announced(request, max(0, sender.most - offset))
     if offset + size > sender.most:
         raise TooLarge(f"this upload may have at most {sender.most} bytes, it has {offset + size}; send no more of it")
     with ExitStack() as stack:
@@ -189,7 +203,7 @@ async def _receive(request: Request, who: Access | None, sender: Sender, sha256:
             await run_in_threadpool(stack.enter_context, server.quotas.storing(sender.population, offset + size))
             if who is not None or identity_of(request).populations:
                 moving = stack.enter_context(server.quotas.moving(sender.population, "up", size))
-        chunks = _noticed(_counted(request.stream(), moving))
+        chunks = _noticed(counted(request.stream(), moving))
         if who is not None:
             return await _receive_of_device(server, who, sender, sha256, offset, chunks)
         if offset:
@@ -204,12 +218,8 @@ async def _receive(request: Request, who: Access | None, sender: Sender, sha256:
 async def _receive_of_device(
     server: Server, who: Access, sender: Sender, sha256: str, offset: int, chunks: AsyncIterator[bytes]
 ) -> Blob:
-    """Take in what a device sends, and remove it if the command that it answers ended meanwhile."""
-    try:
-        with server.transfers.one(who.population, who.device):
-            return await server.uploads.receive(sender, sha256, offset, _while_admitted(server, who, chunks))
-    finally:
-        server.received.tidy([who.command])
+    with server.transfers.one(who.population, who.device):
+        return await server.uploads.receive(sender, sha256, offset, _while_admitted(server, who, chunks))
     raise Refused(TOO_MANY, 429)
 
 
@@ -218,13 +228,13 @@ def _claim(server: Server, population: str, blob: Blob) -> None:
         server.holdings.claim(session, population, blob)
 
 
-def _announced(request: Request, most: int) -> int:
+def announced(request: Request, most: int) -> int:
     """How many bytes a request's body has; `most` when it does not say."""
     length = number_of(request.headers.get("content-length", ""))
     return most if length is None else length
 
 
-async def _counted(chunks: AsyncIterator[bytes], moving: Moving | None) -> AsyncIterator[bytes]:
+async def counted(chunks: AsyncIterator[bytes], moving: Moving | None) -> AsyncIterator[bytes]:
     """The chunks, each counted as it comes."""
     async for chunk in chunks:
         if moving is not None:

@@ -16,8 +16,8 @@ from umbel.enrolment import (
     TRUST_PATH,
     Access,
     EnrolmentReply,
-    EnrolmentRequest,
     make_token,
+    read_request,
 )
 from umbel.errors import UmbelError
 from umbel.messages import PROTOCOL
@@ -52,15 +52,16 @@ async def show_trust(request: Request) -> Response:
     return Response(msgspec.json.encode(server_of(request).state.trust), media_type="application/json")
 
 
-@router.post(ENROL_PATH, dependencies=by(everybody_who_enrols("device.enrol")), openapi_extra=takes(EnrolmentRequest))
+@router.post(ENROL_PATH, dependencies=by(everybody_who_enrols("device.enrol")), openapi_extra=takes_bytes())
 async def enrol(request: Request) -> Response:
-    """Register a device by its public key."""
+    """Register a device by its public key; the body is an EnrolmentRequest in a JWS by that key."""
     server = server_of(request)
-    asked = msgspec.json.decode(await body_of(request), type=EnrolmentRequest)
+    asked = await run_in_threadpool(read_request, await body_of(request))
     noted = note(request, f"{asked.population}/{asked.device}", asked.population, kind=asked.kind)
     enrolled = await run_in_threadpool(server.invitations.enrol, asked)
     noted.who = name = f"{enrolled.population}/{enrolled.device}"
     note(request, name, enrolled.population, kind=enrolled.kind)
+    noted.changed = enrolled.changed
     return await run_in_threadpool(_reply, server, enrolled.population, enrolled.device, enrolled.kind)
 
 

@@ -6,6 +6,7 @@ import msgspec
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -27,7 +28,7 @@ from umbel_server.uploads import StoreFull, TooLarge
 SHOWN = 100
 """Characters of a path that an answer repeats."""
 
-ANSWERED = (UmbelError, *NOT_DECODED, RequestValidationError)
+ANSWERED = (UmbelError, *NOT_DECODED, RequestValidationError, DataError)
 """Errors that get an answer of one sentence; any other is a mistake of ours."""
 
 
@@ -67,6 +68,8 @@ def sentence_of(error: BaseException) -> str:
             wrong = error.errors()[0]
             name, value = wrong["loc"][-1], str(wrong.get("input", ""))[:40]
             return f"{name}: {wrong['msg']}, got {value!r}"
+        case DataError():
+            return "the request holds what the database does not take: a NUL character, or a text or number that is too large"
         case ClientDisconnect():
             return "the connection broke before the request had come"
     return f"the server failed ({type(error).__name__}); its log has the details"

@@ -19,12 +19,16 @@ from umbel_server.audit import DONE, UNKNOWN
 
 @dataclass
 class Note:
-    """What the audit log will say of a request; the route fills in what the path does not say."""
+    """What the audit log will say of a request; the route fills in what the path does not say.
+
+    One that has not `changed` anything, as it only repeated what was done before, is not recorded.
+    """
 
     who: str = ""
     subject: str = ""
     population: str = ""
     detail: dict[str, Any] = field(default_factory=dict)
+    changed: bool = True
 
 
 def note(request: Request, subject: str = "", population: str = "", **detail: Any) -> Note:
@@ -73,6 +77,8 @@ class GuardedRoute(APIRoute):
                     _record, request, self.guard.action, sentence_of(error), isinstance(error, Refused)
                 )
                 raise
+            if not _noted(request).changed:
+                return response
             outcome = DONE if response.status_code < 400 else f"answered with status {response.status_code}"
             await run_in_threadpool(_record, request, self.guard.action, outcome)
             return response

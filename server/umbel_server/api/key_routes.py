@@ -20,9 +20,9 @@ class RotationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @router.get("/v1/keys", dependencies=by(viewer()))
-def list_keys(request: Request) -> list[dict[str, Any]]:
-    """The server's signing keys, oldest first, and how many devices have confirmed the newest."""
-    return server_of(request).rotation.describe()
+def list_keys(request: Request, who: Asking) -> list[dict[str, Any]]:
+    """The server's signing keys, oldest first, and how many devices of the asking one's populations have confirmed the newest."""
+    return server_of(request).rotation.describe(who.populations)
 
 
 @router.post("/v1/keys/rotate", dependencies=by(owner("keys.rotate")))

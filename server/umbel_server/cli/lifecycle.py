@@ -89,9 +89,9 @@ def delete(
     state: StateOption = DEFAULT_STATE,
     json: JsonOption = False,
 ) -> None:
-    """Remove a device that is revoked, or was never online; its key comes back only with a new invitation."""
+    """Remove a device that is revoked, or was never online; its key comes back only with a new invitation, a revoked one never."""
     row = _decide(state, population, device, "delete", {})
-    _say(row, json, "is deleted; its key comes back only with a new invitation")
+    _say(row, json, "is deleted; its key comes back only with a new invitation, a revoked one never")
 
 
 def _decide(state: StateOption, population: str, device: str, what: str, body: dict[str, Any]) -> dict[str, Any]:

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from umbel.enrolment import Access
 from umbel_server.limits import BURST_SECONDS, STRANGERS, Limits, MessageLimits, RequestLimits, network_of
 from umbel_server.rate_limit import RateLimit
 from umbel_server.refusals import QUIET_SECONDS, Refusals
+from umbel_server.used_tokens import UsedTokens
 
 
 class Clock:
@@ -17,6 +19,16 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+def test_a_used_token_that_is_forgotten_early_is_not_taken_again() -> None:
+    used = UsedTokens(Clock(), most=2)
+    first, *others = (Access("home", "d", "PUT", "/x", 1000.0 + n, nonce=str(n)) for n in range(5))
+    assert used.use(first)
+    assert not used.use(first)
+    assert all(used.use(other) for other in others)
+    assert not used.use(first)
+    assert used.since > first.at
 
 
 moves = st.lists(st.tuples(st.sampled_from("ab"), st.floats(-5, 100)), max_size=60)
