@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-from sqlalchemy import select, update
+from sqlalchemy import event, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -31,7 +31,7 @@ class Holdings:
         self._remembered: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._lock = threading.Lock()
         self.changes = 0
-        """Grows with every claim, so that who adds up sizes knows when to do so again."""
+        """Grows once a claim is committed, so that who adds up sizes knows when to do so again."""
 
     def claim(self, session: Session, population: str, *blobs: Blob) -> None:
         """Note, within the caller's transaction, that these belong to a population too."""
@@ -44,6 +44,9 @@ class Holdings:
         ]
         dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
         session.execute(dialect.insert(BlobPopulation).values(rows).on_conflict_do_nothing())
+        event.listen(session, "after_commit", self._changed, once=True)
+
+    def _changed(self, _: Session) -> None:
         self.changes += 1
 
     def claim_stored(self, session: Session, population: str, *addresses: str) -> None:

@@ -159,6 +159,11 @@ class Quotas:
 
     def stored(self, population: str) -> int:
         """The bytes that a population stores."""
+        # In the order in which bytes go from one to the next, so that what goes on meanwhile is counted at least once.
+        on_the_way = self._coming.get(population, 0) + self._lying(population) + self._unfolded(population)
+        return on_the_way + self._held(population)
+
+    def _held(self, population: str) -> int:
         now, changes = self._clock(), self._holdings.changes
         at, of, size = self._stored.get(population, (float("-inf"), -1, 0))
         if of != changes or not 0 <= now - at < LOOK_SECONDS:
@@ -168,7 +173,7 @@ class Quotas:
                     or 0
                 )
             self._stored[population] = now, changes, size
-        return size + self._unfolded(population) + self._lying(population) + self._coming.get(population, 0)
+        return size
 
     def _unfolded(self, population: str) -> int:
         query = select(func.sum(Assignment.bytes_up)).where(

@@ -12,7 +12,7 @@ from joserfc import jws
 from umbel import messages, release, signing
 from umbel.enrolment import CLOCK_TOLERANCE
 from umbel.errors import MessageError, PlanError, SignatureError, UmbelError
-from umbel.messages import Ack, Blob, Cancel, Command, Evaluated, Report, Result, Status, Trained
+from umbel.messages import MOST_SKEW, Ack, Blob, Cancel, Command, Evaluated, Report, Result, Status, Trained
 from umbel.signing import PublicKey
 from umbel.topics import Channel
 
@@ -43,11 +43,11 @@ statuses = st.builds(
     st.booleans(),
     texts,
     examples=st.integers(0, 2**31 - 1),
-    rss_mb=finite,
+    rss_mb=st.floats(0, 1e9),
     labels=st.dictionaries(texts, texts, max_size=3),
     reasons=st.lists(texts, max_size=3),
     at=times,
-    skew=finite,
+    skew=st.floats(-MOST_SKEW, MOST_SKEW),
     agreement=st.none() | keys,
     **ends,
 )
