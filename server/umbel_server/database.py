@@ -2,10 +2,10 @@
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from alembic import command as alembic
 from alembic.config import Config
@@ -18,6 +18,7 @@ from sqlalchemy import (
     Index,
     LargeBinary,
     String,
+    Table,
     create_engine,
     event,
     false,
@@ -320,6 +321,21 @@ class AuditEntry(Base):
     outcome: Mapped[str]
     previous: Mapped[str] = mapped_column(String(64))
     hash: Mapped[str] = mapped_column(String(64))
+
+
+DEVICES = cast(Table, Device.__table__)
+COMMANDS = cast(Table, Command.__table__)
+ASSIGNMENTS = cast(Table, Assignment.__table__)
+"""The tables that a round reads and writes once or more for each of its devices: by statements on them, not objects."""
+
+
+_AT_ONCE = 500
+
+
+def batches(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    """The names in as many as one statement may list."""
+    for start in range(0, len(names), _AT_ONCE):
+        yield names[start : start + _AT_ONCE]
 
 
 class Database:

@@ -10,20 +10,15 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
-from sqlalchemy import select
 from sqlalchemy.exc import DataError, OperationalError
-from sqlalchemy.orm import Session
 
 from umbel import messages, sealing, topics
 from umbel.errors import UmbelError
 from umbel.messages import (
-    MOST_COUNT,
     Ack,
     Answered,
     Blob,
-    Evaluated,
     Exported,
-    Outcome,
     Result,
     Standing,
     Status,
@@ -31,14 +26,13 @@ from umbel.messages import (
 )
 from umbel.mqtt import Link
 from umbel_server import moments
-from umbel_server.database import Assignment, Command, Database
+from umbel_server.database import Command, Database
 from umbel_server.devices import ACTIVE, Devices, Known
 from umbel_server.limits import STRANGERS, MessageLimits
 from umbel_server.outbox import Addressed, Outbox
 from umbel_server.outcomes import check_outcome, unfit
-from umbel_server.quarantine import count_rejection
 from umbel_server.received import Received
-from umbel_server.rounds.assignments import may_follow
+from umbel_server.transitions import Moved, move_assignment, reject, take
 
 log = logging.getLogger("umbel.exchange")
 
@@ -56,7 +50,7 @@ TOLD_SECONDS = 5.0
 
 STALL_SECONDS, QUIET_SECONDS, CATCH_UP_SECONDS = 0.5, 0.3, 5.0
 
-Listener = Callable[[Assignment | None], None]
+Listener = Callable[[Moved | None], None]
 
 
 class Exchange:
@@ -139,7 +133,7 @@ class Exchange:
         """Tell nobody of this run any more."""
         self._listeners.pop(run, None)
 
-    def tell(self, population: str, device: str, moved: Iterable[Assignment]) -> None:
+    def tell(self, population: str, device: str, moved: Iterable[Moved]) -> None:
         """Tell those who listen that an administrator changed a device, and ended assignments, in a transaction before."""
         self._told.pop((population, device), None)
         for assignment in moved:
@@ -240,9 +234,9 @@ class Exchange:
             if population in (None, of):
                 listener(None)
 
-    def _tell(self, assignment: Assignment | None) -> None:
-        if assignment is not None and (listening := self._listeners.get(assignment.run)) is not None:
-            listening[1](assignment)
+    def _tell(self, moved: Moved | None) -> None:
+        if moved is not None and (listening := self._listeners.get(moved.run)) is not None:
+            listening[1](moved)
 
     def _send_waiting(self, population: str, device: str) -> None:
         waiting = self._outbox.waiting(population, device)
@@ -252,30 +246,28 @@ class Exchange:
 
     def _acknowledged(self, ack: Ack, ours: bool = False) -> None:
         """Note what became of a command; `ours` when it is this server that rejects what came."""
-        assignment = None
+        now = self._clock()
         with self._database.transaction() as session:
-            command = self._outbox.acknowledge(session, ack)
-            if command is None:
+            if not self._outbox.acknowledge(session, ack):
                 return
-            if ack.state == "done":
-                assignment = move_assignment(
-                    session, command, "failed", "it was acknowledged as done, and nothing came of it"
-                )
+            if ours:
+                moved = reject(session, ack.command, ack.reason, now)
+            elif ack.state == "done":
+                nothing = "it was acknowledged as done, and nothing came of it"
+                moved = move_assignment(session, ack.command, "failed", nothing, now)
             else:
-                assignment = move_assignment(session, command, ack.state, ack.reason)
-            if assignment is not None and ours:
-                count_rejection(session, assignment)
+                moved = move_assignment(session, ack.command, ack.state, ack.reason, now)
         if ack.state == "accepted":
             moments.reached("accepted")
-        self._tell(assignment)
+        self._tell(moved)
         self._answers.tidy([ack.command])
 
     def _completed(self, result: Result) -> None:
         with self._database.transaction() as session:
-            open = self._outbox.open(session, result.command, result.population, result.device)
-        if open is None:
+            kind = self._outbox.open(session, result.command, result.population, result.device)
+        if kind is None:
             return  # nothing is stored for a command that is over, or another's
-        if reason := unfit(open.kind, result.outcome) or self._take_blob(result):
+        if reason := unfit(kind, result.outcome) or self._take_blob(result):
             self._acknowledged(
                 Ack(
                     result.command,
@@ -289,15 +281,14 @@ class Exchange:
                 True,
             )
             return
-        assignment = None
+        moved = None
         with self._database.transaction() as session:
-            command = self._outbox.complete(session, result)
-            if command is not None:
-                assignment = _take(session, command, result.outcome)
+            if self._outbox.complete(session, result):
+                moved = take(session, result.command, result.outcome, self._clock())
                 if isinstance(result.outcome, Answered | Exported):
                     self._answers.holdings.claim(session, result.population, _published(result.outcome))
         self._answers.answered(result.command)
-        self._tell(assignment)
+        self._tell(moved)
         self._answers.tidy([result.command])
 
     def _take_blob(self, result: Result) -> str:
@@ -336,7 +327,10 @@ class Exchange:
                     self._received(*self._again.popleft())
                 with self._database.transaction() as session:
                     expired = self._outbox.expire(session)
-                    moved = [move_assignment(session, command, "expired", command.reason) for command in expired]
+                    moved = [
+                        move_assignment(session, command.id, "expired", command.reason, command.updated)
+                        for command in expired
+                    ]
                 for assignment in moved:
                     self._tell(assignment)
                 self._answers.tidy([command.id for command in expired])
@@ -350,51 +344,6 @@ class Exchange:
 
 def _published(outcome: Answered | Exported) -> Blob:
     return outcome.outputs if isinstance(outcome, Answered) else outcome.model
-
-
-def move_assignment(session: Session, command: Command, state: str, reason: str) -> Assignment | None:
-    """Move the command's assignment, if it has one that may go there, to `state`, within the caller's transaction."""
-    assignment = session.scalars(select(Assignment).where(Assignment.command == command.id)).one_or_none()
-    if assignment is None or not may_follow(assignment.state, state):
-        return None
-    assignment.state, assignment.reason, assignment.updated = state, reason, command.updated
-    return assignment
-
-
-def _reject(session: Session, command: Command, reason: str) -> Assignment | None:
-    """Reject what came for the command's assignment; a device that refuses work itself is not counted like that."""
-    if (assignment := move_assignment(session, command, "rejected", reason)) is not None:
-        count_rejection(session, assignment)
-    return assignment
-
-
-def _take(session: Session, command: Command, outcome: Outcome) -> Assignment | None:
-    """Note what came back for the command's assignment, unless that has its final state.
-
-    An update waits to be folded; an evaluation is final, as nothing is made of it but means. Work that belongs to another
-    assignment is rejected.
-    """
-    assignment = session.scalars(select(Assignment).where(Assignment.command == command.id)).one_or_none()
-    if assignment is None:
-        return None
-    expected = Trained if assignment.kind == "train" else Evaluated
-    if not isinstance(outcome, Trained | Evaluated) or not isinstance(outcome, expected):
-        return _reject(session, command, f"the answer should be {expected.__name__}, it is {type(outcome).__name__}")
-    if outcome.assignment != assignment.id:
-        wrong = f"the answer should be for {assignment.kind} {assignment.id}, it is for {outcome.assignment[:32]!r}"
-        return _reject(session, command, wrong)
-    if not 0 <= outcome.examples <= MOST_COUNT:
-        return _reject(
-            session, command, f"0 to {MOST_COUNT} examples were expected, it claims {str(outcome.examples)[:12]}"
-        )
-    moved = move_assignment(session, command, "uploaded" if isinstance(outcome, Trained) else "folded", "")
-    if moved is not None:
-        moved.examples, moved.metrics, moved.seconds = outcome.examples, outcome.metrics, outcome.seconds
-        if isinstance(outcome, Trained):
-            moved.update, moved.bytes_up = outcome.update.sha256, outcome.update.size
-        else:
-            moved.folded_into, moved.weight = moved.round, float(outcome.examples)
-    return moved
 
 
 def outcome_of(command: Command) -> dict[str, Any]:

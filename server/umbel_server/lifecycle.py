@@ -11,11 +11,11 @@ from umbel import signing
 from umbel.errors import SignatureError, UmbelError
 from umbel.limits import SENTENCE, WORD, check_labels, cut
 from umbel.messages import Standing
-from umbel_server.database import Assignment, Command, Device, RefusedKey
+from umbel_server.database import Command, Device, RefusedKey
 from umbel_server.devices import ACTIVE, DELETED, REVOKED, SUSPENDED, key_of
-from umbel_server.exchange import move_assignment
 from umbel_server.fleet import Fleet
 from umbel_server.outbox import OPEN
+from umbel_server.transitions import Moved, move_assignment
 
 log = logging.getLogger("umbel.devices")
 
@@ -130,7 +130,7 @@ class Lifecycle:
             )
         )
 
-    def _end_work(self, session: Session, row: Device) -> tuple[list[str], list[Assignment]]:
+    def _end_work(self, session: Session, row: Device) -> tuple[list[str], list[Moved]]:
         """Cancel the device's open commands and what is assigned with them; returns the commands and the assignments."""
         why = f"the device was {row.state}" + (f": {row.state_reason}" if row.state_reason else "")
         open = (Command.population == row.population, Command.device == row.id, Command.state.in_(OPEN))
@@ -138,11 +138,11 @@ class Lifecycle:
         moved = []
         for command in commands:
             command.state, command.reason, command.updated = "cancelled", why, row.state_since
-            if (assignment := move_assignment(session, command, "cancelled", why)) is not None:
-                moved.append(assignment)
+            if (one := move_assignment(session, command.id, "cancelled", why, row.state_since)) is not None:
+                moved.append(one)
         return [command.id for command in commands], moved
 
-    def _forget(self, row: Device, ended: Sequence[str], moved: Sequence[Assignment]) -> None:
+    def _forget(self, row: Device, ended: Sequence[str], moved: Sequence[Moved]) -> None:
         self._fleet.devices.forget(row.population, row.id)
         self._fleet.exchange.tell(row.population, row.id, moved)
         self._fleet.received.tidy(ended)

@@ -3,11 +3,11 @@
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from joserfc.jwk import ECKey
-from sqlalchemy import and_, func, or_, select, update
+from sqlalchemy import CursorResult, and_, bindparam, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from umbel import messages, signing
@@ -15,12 +15,23 @@ from umbel.errors import SignatureError, UmbelError
 from umbel.messages import Ack, Body, Result, Standing
 from umbel.sequence import Ascending
 from umbel.signing import public_key
-from umbel_server.database import Command, Database, Device
+from umbel_server.database import COMMANDS, DEVICES, Command, Database
 from umbel_server.keyring import Keyring
 
 OPEN = ("pending", "accepted")
 NOTICE_SECONDS = 300.0
 """How long news may be on its way: a device's clock may differ from the server's by so much."""
+
+
+_ONE = select(*COMMANDS.c["population", "device", "kind", "state"]).where(COMMANDS.c.id == bindparam("of"))
+_ADD = insert(COMMANDS)
+_NOTE = update(COMMANDS).where(COMMANDS.c.id == bindparam("of"))
+_ANSWER = _NOTE.where(COMMANDS.c.state.in_(OPEN))
+_ANSWERED = update(DEVICES).where(
+    DEVICES.c.population == bindparam("of_population"),
+    DEVICES.c.id == bindparam("of_device"),
+    DEVICES.c.answered < bindparam("before"),
+)
 
 
 class UnknownCommand(UmbelError):
@@ -60,22 +71,30 @@ class Outbox:
         self, session: Session, population: str, device: str, body: Body, ttl: float, sealed: bool = False
     ) -> Addressed:
         """Sign a command that expires in `ttl` seconds and put it into the outbox, within the caller's transaction."""
+        return self.add_all(session, [(population, device, body, ttl)], sealed)[0]
+
+    def add_all(
+        self, session: Session, wanted: Sequence[tuple[str, str, Body, float]], sealed: bool = False
+    ) -> list[Addressed]:
+        """As `add`, for each population, device, body and time to live, in that order."""
         now = self._clock()
-        signed = self._sign(population, device, body, now, ttl, sealed)
-        session.add(
-            Command(
-                id=signed.id,
-                population=population,
-                device=device,
-                kind=type(body).__name__.lower(),
-                token=signed.token,
-                sealed=signed.sealed,
-                issued=now,
-                expires=now + ttl,
-                updated=now,
-            )
-        )
-        session.flush()
+        signed = [self._sign(population, device, body, now, ttl, sealed) for population, device, body, ttl in wanted]
+        rows = [
+            {
+                "id": command.id,
+                "population": population,
+                "device": device,
+                "kind": type(body).__name__.lower(),
+                "token": command.token,
+                "sealed": command.sealed,
+                "issued": now,
+                "expires": now + ttl,
+                "updated": now,
+            }
+            for command, (population, device, body, ttl) in zip(signed, wanted, strict=True)
+        ]
+        if rows:
+            session.execute(_ADD, rows)
         return signed
 
     def notice(self, population: str, device: str, standing: Standing) -> Addressed:
@@ -114,11 +133,10 @@ class Outbox:
         )
 
     def touch(self, ids: Sequence[str]) -> None:
-        """Note that commands were sent just now."""
+        """Note that these commands, one at least, were sent just now."""
+        now = self._clock()
         with self._database.transaction() as session:
-            for id in ids:
-                if (command := session.get(Command, id)) is not None:
-                    command.updated = self._clock()
+            session.execute(_NOTE, [{"of": id, "updated": now} for id in ids])
 
     def _open(self, *where: Any) -> list[Addressed]:
         query = (
@@ -139,31 +157,34 @@ class Outbox:
         except SignatureError:
             return token  # which somebody has put into the database: no device takes it
 
-    def open(self, session: Session, id: str, population: str, device: str) -> Command | None:
-        """A command of a device that may still be answered, or None."""
-        command = session.get(Command, id)
-        if command is None or (command.population, command.device) != (population, device):
+    def open(self, session: Session, id: str, population: str, device: str) -> str | None:
+        """The kind of a command of a device that may still be answered, or None."""
+        row = session.execute(_ONE, {"of": id}).one_or_none()
+        if row is None or (row.population, row.device) != (population, device) or row.state not in OPEN:
             return None
-        return command if command.state in OPEN else None
+        return str(row.kind)
 
-    def acknowledge(self, session: Session, ack: Ack) -> Command | None:
-        """Note an acknowledgement; returns the command, or None when it is not open, not that device's, or this is no news."""
-        command = self.open(session, ack.command, ack.population, ack.device)
-        if command is None or command.state == ack.state:
-            return None
-        if ack.state != "accepted":
-            newer = (Device.population == ack.population, Device.id == ack.device, Device.answered < ack.sequence)
-            session.execute(update(Device).where(*newer).values(answered=ack.sequence))
-        command.state, command.reason, command.updated = ack.state, ack.reason, self._clock()
-        return command
+    def acknowledge(self, session: Session, ack: Ack) -> bool:
+        """Note an acknowledgement; returns False when the command is not open, not that device's, or this is no news."""
+        return self._note(session, ack, {})
 
-    def complete(self, session: Session, result: Result) -> Command | None:
-        """Note an outcome; returns the command, or None when it is not open or not that device's."""
+    def complete(self, session: Session, result: Result) -> bool:
+        """Note an outcome; returns False when the command is not open or not that device's."""
         ack = Ack(result.command, result.population, result.device, "done", result.at, sequence=result.sequence)
-        command = self.acknowledge(session, ack)
-        if command is not None:
-            command.outcome = msgspec.to_builtins(result.outcome)
-        return command
+        return self._note(session, ack, {"outcome": msgspec.to_builtins(result.outcome)})
+
+    def _note(self, session: Session, ack: Ack, more: dict[str, Any]) -> bool:
+        row = session.execute(_ONE, {"of": ack.command}).one_or_none()
+        if row is None or (row.population, row.device) != (ack.population, ack.device):
+            return False
+        if row.state not in OPEN or row.state == ack.state:
+            return False
+        if ack.state != "accepted":
+            who = {"of_population": ack.population, "of_device": ack.device, "before": ack.sequence}
+            session.execute(_ANSWERED, {**who, "answered": ack.sequence})
+        note = {"state": ack.state, "reason": ack.reason, "updated": self._clock(), **more}
+        noted = cast(CursorResult[Any], session.execute(_ANSWER, {"of": ack.command, **note}))
+        return noted.rowcount == 1  # or an administrator closed it since
 
     def expire(self, session: Session) -> list[Command]:
         """Close every open command whose time is over; returns them."""

@@ -4,23 +4,23 @@ import logging
 
 from sqlalchemy.orm import Session
 
-from umbel_server.database import Assignment, Device, Run
+from umbel_server.database import Device, Run
 from umbel_server.devices import ACTIVE
 from umbel_server.rounds.policy import RoundPolicy
 
 log = logging.getLogger("umbel.devices")
 
 
-def count_rejection(session: Session, rejected: Assignment) -> None:
-    """Count one more rejection of the assignment's device, within the caller's transaction, and quarantine it if its run
-    says that these are too many.
+def count_rejection(session: Session, run: str, population: str, device: str, reason: str) -> None:
+    """Count one more rejection of a device's work, within the caller's transaction, and quarantine it if the run says that
+    these are too many.
     """
-    settings = session.get_one(Run, rejected.run).settings
+    settings = session.get_one(Run, run).settings
     most = settings.get("policy", {}).get("max_rejections", RoundPolicy().max_rejections)
-    device = session.get_one(Device, (rejected.population, rejected.device))
-    if device.state != ACTIVE:
+    row = session.get_one(Device, (population, device))
+    if row.state != ACTIVE:
         return  # an administrator refused its work, whatever that was worth
-    device.rejections += 1
-    if most and device.rejections >= most:
-        device.quarantined = f"{device.rejections} updates were rejected, the last because {rejected.reason}"
-        log.warning("device %s/%s is quarantined: %s", device.population, device.id, device.quarantined)
+    row.rejections += 1
+    if most and row.rejections >= most:
+        row.quarantined = f"{row.rejections} updates were rejected, the last because {reason}"
+        log.warning("device %s/%s is quarantined: %s", population, device, row.quarantined)

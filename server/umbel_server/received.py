@@ -7,7 +7,7 @@ nothing that a device sends can stand for, or take along, a plan, a checkpoint, 
 import logging
 import shutil
 import threading
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from umbel_server.blobs import Blobs
-from umbel_server.database import Assignment, Command, Database
+from umbel_server.database import ASSIGNMENTS, COMMANDS, Database, batches
 from umbel_server.holdings import Holdings
 from umbel_server.outbox import OPEN
 from umbel_server.rounds.assignments import LIVE
@@ -25,9 +25,6 @@ from umbel_server.rounds.assignments import LIVE
 log = logging.getLogger("umbel.exchange")
 
 FOLDER = "received"
-_AT_ONCE = 500
-"""Commands that one query names."""
-
 _SOON_SECONDS = 0.2
 """What is over is removed together with what else is over by then: a round does not wait for it."""
 
@@ -94,8 +91,10 @@ class Received:
     def weigh(self, *commands: str) -> None:
         """Count what lies here for those of `commands` that are open."""
         try:
-            for some in _some(list(commands)):
-                query = select(Command.id, Command.population).where(Command.id.in_(some), Command.state.in_(OPEN))
+            for some in batches(list(commands)):
+                query = select(*COMMANDS.c["id", "population"]).where(
+                    COMMANDS.c.id.in_(some), COMMANDS.c.state.in_(OPEN)
+                )
                 with self._database.transaction() as session:
                     open = session.execute(query).all()
                 for command, population in open:
@@ -188,12 +187,13 @@ class Received:
         """The commands that may still be answered, or whose updates are not in a checkpoint yet, or are to be kept."""
         states = (*OPEN, "done") if self._keeps else OPEN
         needed: set[str] = set()
-        for some in _some(commands):
+        for some in batches(commands):
             with self._database.transaction() as session:
-                needed.update(
-                    session.scalars(select(Command.id).where(Command.id.in_(some), Command.state.in_(states)))
+                open = select(COMMANDS.c.id).where(COMMANDS.c.id.in_(some), COMMANDS.c.state.in_(states))
+                needed.update(session.scalars(open))
+                live = select(ASSIGNMENTS.c.command).where(
+                    ASSIGNMENTS.c.command.in_(some), ASSIGNMENTS.c.state.in_(LIVE)
                 )
-                live = select(Assignment.command).where(Assignment.command.in_(some), Assignment.state.in_(LIVE))
                 needed.update(session.scalars(live))
         return needed
 
@@ -226,8 +226,3 @@ def sender_of(command: str) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).split("\n", 1)[0]
-
-
-def _some(commands: list[str]) -> Iterator[list[str]]:
-    for start in range(0, len(commands), _AT_ONCE):
-        yield commands[start : start + _AT_ONCE]

@@ -119,10 +119,8 @@ class Rotation:
         while not self._stopping.is_set():
             with self._fleet.database.transaction() as session:
                 untold = session.execute(query.limit(_PAGE)).all()
-                commands = [
-                    self._fleet.outbox.add(session, population, device, Rekey(key), TOLD_SECONDS)
-                    for population, device in untold
-                ]
+                news = [(population, device, Rekey(key), TOLD_SECONDS) for population, device in untold]
+                commands = self._fleet.outbox.add_all(session, news)
             moments.reached("key announced")
             self._fleet.exchange.send(commands)
             if len(commands) < _PAGE:

@@ -26,9 +26,10 @@ from umbel_server.fleet_grid import FleetGrid
 from umbel_server.flower_app import END, app
 from umbel_server.flower_messages import context
 from umbel_server.plans import Plans
+from umbel_server.rounds.assigning import finish_assignment
 from umbel_server.rounds.assignments import LIVE
 from umbel_server.rounds.events import Finish, Order
-from umbel_server.rounds.fleet_port import FleetPort, finish_assignment
+from umbel_server.rounds.fleet_port import FleetPort
 from umbel_server.run_settings import RunSettings, run_config
 from umbel_server.strategies import make_strategy
 from umbel_server.traffic import QuotaReached

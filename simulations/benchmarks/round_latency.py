@@ -9,6 +9,7 @@ import json
 import statistics
 import sys
 import tempfile
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ def umbel_rounds(folder: Path, rounds: int) -> list[float]:
         run: dict[str, Any] = {}
 
         def ended() -> bool:
+            time.sleep(1.0)  # seldom, so that looking costs the server nothing
             run.update(client.get(f"/v1/runs/{id}"))
             return bool(run["state"] != "running")
 

@@ -27,5 +27,10 @@ def may_follow(state: str, next: str) -> bool:
     return next in _NEXT.get(state, ())
 
 
+def before(next: str) -> tuple[str, ...]:
+    """The states that an assignment may go on to `next` from."""
+    return tuple(state for state in LIVE if may_follow(state, next))
+
+
 class FinalStateError(UmbelError):
     """A transition that the state machine does not have."""

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from flwr.app import Message
 from flwr.serverapp import Grid
-from sqlalchemy import func, select
+from sqlalchemy import and_, bindparam, func, select, update
 from sqlalchemy.orm import Session
 
 from umbel.errors import TensorError, UmbelError
-from umbel.messages import Blob, Cancel
+from umbel.messages import Blob
 from umbel.metrics import finite, results
 from umbel.plan import Plan
 from umbel.tensors import Tensors, check, dump, load
@@ -28,19 +28,19 @@ from umbel_server.aggregation import (
     largest_update,
     passes,
 )
-from umbel_server.database import Assignment, Checkpoint, Command, Device, Round, Run
+from umbel_server.database import ASSIGNMENTS, DEVICES, Assignment, Checkpoint, Device, Round, Run, batches
 from umbel_server.device_metrics import check_metrics
 from umbel_server.fleet import Fleet
-from umbel_server.instructions import instruction
-from umbel_server.outbox import OPEN, Addressed
-from umbel_server.quarantine import count_rejection
-from umbel_server.rounds.assignments import LIVE, WITH_DEVICE, may_follow
+from umbel_server.outbox import Addressed
+from umbel_server.rounds.assigning import Assigning, finish_assignment
+from umbel_server.rounds.assignments import LIVE, may_follow
 from umbel_server.rounds.engine import OpenRound, Record
 from umbel_server.rounds.events import Abandon, Accepted, Ended, Event, Finish, Offer, Open, Order, Uploaded
 from umbel_server.rounds.policy import RoundPolicy
 from umbel_server.rounds.port import Arrival, Checkpointing, Spent, Start
 from umbel_server.rounds.selection import Candidate
 from umbel_server.rounds.works import Work
+from umbel_server.transitions import Moved
 
 if TYPE_CHECKING:
     from umbel_server.fleet_grid import FleetGrid
@@ -48,7 +48,20 @@ if TYPE_CHECKING:
 log = logging.getLogger("umbel.runs")
 
 NO_UPDATE = Update({}, WeightPieces({}, {}))
-LEAST_CANCEL_SECONDS = 60.0
+_ARRIVED = (
+    select(
+        *ASSIGNMENTS.c["device", "command", "update", "bytes_up", "examples", "metrics"],
+        DEVICES.c.state,
+        DEVICES.c.examples.label("reported"),
+    )
+    .join_from(
+        ASSIGNMENTS,
+        DEVICES,
+        and_(ASSIGNMENTS.c.population == DEVICES.c.population, ASSIGNMENTS.c.device == DEVICES.c.id),
+    )
+    .where(ASSIGNMENTS.c.id == bindparam("of"))
+)
+_FOLD = update(ASSIGNMENTS).where(ASSIGNMENTS.c.id == bindparam("of"))
 
 
 class FleetPort:
@@ -79,6 +92,7 @@ class FleetPort:
         self._grid: FleetGrid | None = None
         with fleet.database.transaction() as session:
             self.population = session.get_one(Run, run).population
+        self._assigning = Assigning(fleet, run, self.population, plan, plan_blob, sealed)
 
     @property
     def grid(self) -> Grid:
@@ -118,18 +132,17 @@ class FleetPort:
         """Let go of the memory that updates were read into: nobody drives the run through this port any more."""
         self._buffers.close()
 
-    def heard(self, assignment: Assignment | None) -> None:
+    def heard(self, moved: Moved | None) -> None:
         """Take in that a device moved an assignment on, or (None) that the fleet changed."""
         now = self.clock()
-        if assignment is None:
+        if moved is None:
             self._news.put(None)
-        elif assignment.state == "accepted":
-            self._news.put(Accepted(now, assignment.id))
-        elif assignment.state == "uploaded":
-            self._news.put(Uploaded(now, assignment.id, assignment.examples))
+        elif moved.state == "accepted":
+            self._news.put(Accepted(now, moved.id))
+        elif moved.state == "uploaded":
+            self._news.put(Uploaded(now, moved.id, moved.examples))
         else:
-            why = f"{assignment.device} {assignment.state}: {assignment.reason}"
-            self._news.put(Ended(now, assignment.id, why))
+            self._news.put(Ended(now, moved.id, f"{moved.device} {moved.state}: {moved.reason}"))
 
     def listen(self) -> None:
         """Hear of what devices do from now on; a second time changes nothing."""
@@ -238,10 +251,10 @@ class FleetPort:
                         quorum=self._policy.quorum,
                     )
                 )
-            commands = [
-                self._assign(session, offer, message, self._weights, self._attempt) for offer, message in offers
-            ]
-        self._fleet.exchange.send(filter(None, commands))
+            commands = self._assign(
+                session, [(offer, message, self._weights) for offer, message in offers], self._attempt
+            )
+        self._fleet.exchange.send(commands)
 
     def _check_quotas(self) -> None:
         """Raise QuotaReached when the population cannot store a checkpoint and an update more, or a quorum move theirs today."""
@@ -253,8 +266,8 @@ class FleetPort:
         """Note assignments outside any round, each with its own weights, in one transaction, and send their commands."""
         with self._fleet.database.transaction() as session:
             self._fleet.holdings.claim(session, self.population, *(weights for _, _, weights in offers))
-            commands = [self._assign(session, offer, message, weights, 0) for offer, message, weights in offers]
-        self._fleet.exchange.send(filter(None, commands))
+            commands = self._assign(session, offers, 0)
+        self._fleet.exchange.send(commands)
 
     def store(self, weights: Tensors) -> Blob:
         """Weights as a blob."""
@@ -269,59 +282,26 @@ class FleetPort:
     def evaluate(self, number: int, messages: Mapping[str, Message]) -> None:
         """Offer evaluations of the newest checkpoint; the exchange takes in what comes."""
         closes = self.clock() + self._policy.deadline
+        offers = [
+            (Offer(secrets.token_hex(8), device, number, closes), message, self._weights)
+            for device, message in messages.items()
+        ]
         with self._fleet.database.transaction() as session:
-            commands = [
-                self._assign(session, Offer(secrets.token_hex(8), device, number, closes), message, self._weights, 0)
-                for device, message in messages.items()
-            ]
-        self._fleet.exchange.send(filter(None, commands))
+            commands = self._assign(session, offers, 0)
+        self._fleet.exchange.send(commands)
 
-    def _assign(
-        self, session: Session, offer: Offer, message: Message, weights: Blob, attempt: int
-    ) -> Addressed | None:
-        now = self.clock()
-        rate = self.plan.manifest.learning_rate
-        body = instruction(
-            message, offer.id, self.run, self._plan_blob, weights, offer.closes, rate, self._policy.requires
-        )
-        command = self._fleet.outbox.add(
-            session, self.population, offer.device, body, max(0.0, offer.closes - now), self._sealed
-        )
-        assignment = Assignment(
-            id=offer.id,
-            run=self.run,
-            round=body.round,
-            population=self.population,
-            device=offer.device,
-            command=command.id,
-            kind=message.metadata.message_type,
-            offered=now,
-            updated=now,
-            attempt=attempt,
-            closes=offer.closes,
-            bytes_down=weights.size,
-        )
-        session.add(assignment)
-        device = session.get_one(Device, (self.population, offer.device), with_for_update=True)
-        if device.state == devices.ACTIVE:
-            device.assigned = now
-            return command
-        # It was barred since it was chosen: what nobody may be offered ends here, in the transaction that notes it.
-        session.flush()
-        row = session.get_one(Command, command.id)
-        row.state = assignment.state = "cancelled"
-        row.reason = assignment.reason = f"the device was {device.state}"
-        self._news.put(Ended(now, offer.id, f"{offer.device} cancelled: {assignment.reason}"))
-        return None
+    def _assign(self, session: Session, offers: Sequence[tuple[Offer, Message, Blob]], attempt: int) -> list[Addressed]:
+        commands, ended = self._assigning.note(session, offers, attempt, self._policy.requires, self.clock())
+        for event in ended:
+            self._news.put(event)
+        return commands
 
     def arrival(self, id: str) -> Arrival:
         """The update of an assignment; raises UmbelError when its metrics or its blob cannot be used."""
         with self._fleet.database.transaction() as session:
-            row = session.get_one(Assignment, id)
-            device = session.get_one(Device, (self.population, row.device))
-        reported = device.examples
-        if device.state != devices.ACTIVE:
-            raise UmbelError(f"{device.id} was {device.state} before its update was folded")
+            row = session.execute(_ARRIVED, {"of": id}).one()
+        if row.state != devices.ACTIVE:
+            raise UmbelError(f"{row.device} was {row.state} before its update was folded")
         check_metrics(row.device, row.metrics, self.plan.manifest.metrics)
         specs = self.plan.manifest.weights
         most = largest_update(specs)
@@ -334,7 +314,7 @@ class FleetPort:
                 update = from_blob(blobs, row.update, self._buffers, largest_header(specs))
         except TensorError as error:
             raise UmbelError(f"the update of {row.device}: {error}") from error
-        return Arrival(row.device, update, row.examples, row.metrics, reported)
+        return Arrival(row.device, update, row.examples, row.metrics, row.reported)
 
     def finish(self, finish: Finish) -> None:
         """Give an assignment its final state unless it has one, and tell its device if that is still at work."""
@@ -369,7 +349,6 @@ class FleetPort:
         metrics = finite(self._evaluate(checkpoint.weights)) if self._evaluate is not None else {}
         fleet = finite(results(self.plan.manifest.metrics, checkpoint.fleet_sums)) if checkpoint.fleet_sums else {}
         now = self.clock()
-        folded: list[str] = []
         with self._fleet.database.transaction() as session:
             session.add(
                 Checkpoint(
@@ -385,12 +364,7 @@ class FleetPort:
                 )
             )
             self._fleet.holdings.claim(session, self.population, weights, *([strategy] if strategy is not None else []))
-            for id, weight in checkpoint.contributors:
-                row = session.get_one(Assignment, id)
-                if not may_follow(row.state, "folded"):
-                    raise UmbelError(f"assignment {id} is {row.state}, it cannot be folded into a checkpoint")
-                row.state, row.weight, row.folded_into, row.updated = "folded", weight, checkpoint.number, now
-                folded.append(row.command)
+            folded = self._fold(session, checkpoint, now)
             opened = session.get(Round, (self.run, checkpoint.number, checkpoint.attempt))
             if opened is not None:
                 opened.state, opened.closed = "committed", now
@@ -404,6 +378,20 @@ class FleetPort:
         self._weights = Blob.of(data)
         log.info("run %s round %d committed: %s", self.run, checkpoint.number, metrics or fleet)
         return metrics
+
+    def _fold(self, session: Session, checkpoint: Checkpointing, now: float) -> list[str]:
+        """Give the assignments that a checkpoint is made of their final state; returns their commands."""
+        commands = []
+        for some in batches([id for id, _ in checkpoint.contributors]):
+            rows = select(*ASSIGNMENTS.c["id", "state", "command"]).where(ASSIGNMENTS.c.id.in_(some))
+            for row in session.execute(rows):
+                if not may_follow(row.state, "folded"):
+                    raise UmbelError(f"assignment {row.id} is {row.state}, it cannot be folded into a checkpoint")
+                commands.append(row.command)
+        final = {"state": "folded", "folded_into": checkpoint.number, "updated": now}
+        if checkpoint.contributors:
+            session.execute(_FOLD, [{"of": id, "weight": weight, **final} for id, weight in checkpoint.contributors])
+        return commands
 
     def spent(self) -> Spent:
         """Hours since the run was started, and the bytes of weights and updates that travelled for it."""
@@ -426,27 +414,6 @@ def candidate(device: Device) -> Candidate:
         device.assigned,
         "" if device.state == devices.ACTIVE else device.state,
     )
-
-
-def finish_assignment(fleet: Fleet, finish: Finish, now: float) -> None:
-    """Give an assignment its final state unless it has one, and tell its device if that is still at work."""
-    cancel: list[Addressed] = []
-    with fleet.database.transaction() as session:
-        row = session.get_one(Assignment, finish.id)
-        command = session.get_one(Command, row.command)
-        at_work = row.state in WITH_DEVICE
-        if not may_follow(row.state, finish.state):
-            return
-        row.state, row.reason, row.updated = finish.state, finish.reason, now
-        if command.state in OPEN:
-            command.state, command.reason, command.updated = finish.state, finish.reason, now
-        if finish.state == "rejected":
-            count_rejection(session, row)
-        if at_work and finish.tell:
-            ttl = max(LEAST_CANCEL_SECONDS, row.closes - now)
-            cancel.append(fleet.outbox.add(session, row.population, row.device, Cancel(row.id), ttl))
-    fleet.exchange.send(cancel)
-    fleet.received.tidy([command.id])
 
 
 def _open_round(row: Round, resumed: float) -> OpenRound:
