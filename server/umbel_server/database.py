@@ -1,6 +1,7 @@
 """The server's durable state: one table a thing, one transaction a transition."""
 
 import os
+import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from umbel.errors import UmbelError
 
 SQLITE_BUSY_SECONDS = 10.0
+LEAST_SQLITE = (3, 35)
+"""The first with RETURNING."""
 
 
 class Base(DeclarativeBase):
@@ -353,6 +356,11 @@ class Database:
                 f"installed ({error}); correct it"
             ) from error
         self._sqlite = self._engine.dialect.name == "sqlite"
+        if self._sqlite and sqlite3.sqlite_version_info < LEAST_SQLITE:
+            raise UmbelError(
+                f"SQLite should be {'.'.join(map(str, LEAST_SQLITE))} or newer, this Python has {sqlite3.sqlite_version}; "
+                "use another Python, or PostgreSQL (database in umbel.toml)"
+            )
         self._turn = threading.RLock()
         if self._sqlite:
             event.listen(self._engine, "connect", _configure_sqlite)

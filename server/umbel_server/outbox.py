@@ -77,22 +77,24 @@ class Outbox:
         self, session: Session, wanted: Sequence[tuple[str, str, Body, float]], sealed: bool = False
     ) -> list[Addressed]:
         """As `add`, for each population, device, body and time to live, in that order."""
-        now = self._clock()
-        signed = [self._sign(population, device, body, now, ttl, sealed) for population, device, body, ttl in wanted]
-        rows = [
-            {
-                "id": command.id,
-                "population": population,
-                "device": device,
-                "kind": type(body).__name__.lower(),
-                "token": command.token,
-                "sealed": command.sealed,
-                "issued": now,
-                "expires": now + ttl,
-                "updated": now,
-            }
-            for command, (population, device, body, ttl) in zip(signed, wanted, strict=True)
-        ]
+        signed, rows = [], []
+        for population, device, body, ttl in wanted:
+            now = self._clock()  # each its own: they are repeated in the order of their issue
+            command = self._sign(population, device, body, now, ttl, sealed)
+            signed.append(command)
+            rows.append(
+                {
+                    "id": command.id,
+                    "population": population,
+                    "device": device,
+                    "kind": type(body).__name__.lower(),
+                    "token": command.token,
+                    "sealed": command.sealed,
+                    "issued": now,
+                    "expires": now + ttl,
+                    "updated": now,
+                }
+            )
         if rows:
             session.execute(_ADD, rows)
         return signed
@@ -189,10 +191,11 @@ class Outbox:
     def expire(self, session: Session) -> list[Command]:
         """Close every open command whose time is over; returns them."""
         query = select(Command).where(Command.state.in_(OPEN), Command.expires <= self._clock())
-        commands = list(session.scalars(query))
+        commands = list(session.scalars(query.with_for_update(skip_locked=True)))  # one just answered is not late
         for command in commands:
             command.state, command.updated = "expired", self._clock()
             command.reason = "no final acknowledgement came before the command expired"
+        session.flush()  # a command before its assignment, as where it is answered
         return commands
 
     def latest(self, population: str, device: str, count: int = 10) -> Sequence[Command]:

@@ -11,7 +11,7 @@ from umbel.conditions import Rules
 from umbel.messages import Blob, Cancel
 from umbel.plan import Plan
 from umbel_server import devices
-from umbel_server.database import ASSIGNMENTS, DEVICES, Assignment, Command, Device, batches
+from umbel_server.database import ASSIGNMENTS, DEVICES, Assignment, Command, batches
 from umbel_server.fleet import Fleet
 from umbel_server.instructions import instruction
 from umbel_server.outbox import OPEN, Addressed
@@ -21,6 +21,12 @@ from umbel_server.rounds.events import Ended, Finish, Offer
 from umbel_server.transitions import move_assignment
 
 LEAST_CANCEL_SECONDS = 60.0
+
+_ASSIGNED = update(DEVICES).where(
+    DEVICES.c.population == bindparam("of_population"),
+    DEVICES.c.id == bindparam("of_device"),
+    DEVICES.c.state == devices.ACTIVE,
+)
 
 
 @dataclass(frozen=True)
@@ -46,12 +52,12 @@ class Assigning:
 
         Returns the commands to send, and the end of what a device was to get that was barred since it was chosen.
         """
-        admitted = self._hold(session, sorted({offer.device for offer, _, _ in offers}), now)
         rate = self.plan.manifest.learning_rate
         bodies = [
             instruction(message, offer.id, self.run, self.plan_blob, weights, offer.closes, rate, requires)
             for offer, message, weights in offers
         ]
+        barred = self._hold(session, sorted({offer.device for offer, _, _ in offers}), now)
         commands = self.fleet.outbox.add_all(
             session,
             [
@@ -80,30 +86,32 @@ class Assigning:
         if rows:
             session.execute(insert(ASSIGNMENTS), rows)
         ended = [
-            self._withdraw(session, offer, command, now)
+            self._withdraw(session, offer, command, barred[offer.device], now)
             for (offer, _, _), command in zip(offers, commands, strict=True)
-            if offer.device not in admitted
+            if offer.device in barred
         ]
-        return [command for command in commands if command.device in admitted], ended
+        return [command for command in commands if command.device not in barred], ended
 
-    def _hold(self, session: Session, names: Sequence[str], now: float) -> set[str]:
-        """Hold devices against changes until the transaction ends; note that the active ones have work, and return these."""
-        active: list[str] = []
+    def _hold(self, session: Session, names: Sequence[str], now: float) -> dict[str, str]:
+        """Note that devices have work, which holds them against changes until the transaction ends, in the order of `names`.
+
+        Returns the states of those that are barred.
+        """
+        if names:
+            of = [{"of_population": self.population, "of_device": name, "assigned": now} for name in names]
+            session.execute(_ASSIGNED, of)
+        states: dict[str, str] = {}
         for some in batches(names):
-            rows = select(DEVICES.c.id).where(
-                DEVICES.c.population == self.population, DEVICES.c.id.in_(some), DEVICES.c.state == devices.ACTIVE
+            query = select(*DEVICES.c["id", "state"]).where(
+                DEVICES.c.population == self.population, DEVICES.c.id.in_(some), DEVICES.c.state != devices.ACTIVE
             )
-            active.extend(session.scalars(rows.order_by(DEVICES.c.id).with_for_update()))
-        if active:
-            mine = (DEVICES.c.population == self.population, DEVICES.c.id == bindparam("of"))
-            session.execute(update(DEVICES).where(*mine), [{"of": name, "assigned": now} for name in active])
-        return set(active)
+            states.update({row.id: row.state for row in session.execute(query)})
+        return states
 
-    def _withdraw(self, session: Session, offer: Offer, command: Addressed, now: float) -> Ended:
+    def _withdraw(self, session: Session, offer: Offer, command: Addressed, state: str, now: float) -> Ended:
         """End what a barred device may not be offered, in the transaction that notes it."""
-        device = session.get_one(Device, (self.population, offer.device))
         row = session.get_one(Command, command.id)
-        row.state, row.reason = "cancelled", f"the device was {device.state}"
+        row.state, row.reason = "cancelled", f"the device was {state}"
         move_assignment(session, command.id, row.state, row.reason, now)
         return Ended(now, offer.id, f"{offer.device} cancelled: {row.reason}")
 

@@ -383,11 +383,16 @@ class FleetPort:
         """Give the assignments that a checkpoint is made of their final state; returns their commands."""
         commands = []
         for some in batches([id for id, _ in checkpoint.contributors]):
-            rows = select(*ASSIGNMENTS.c["id", "state", "command"]).where(ASSIGNMENTS.c.id.in_(some))
+            rows = select(*ASSIGNMENTS.c["id", "state", "command"]).where(ASSIGNMENTS.c.id.in_(some)).with_for_update()
             for row in session.execute(rows):
                 if not may_follow(row.state, "folded"):
                     raise UmbelError(f"assignment {row.id} is {row.state}, it cannot be folded into a checkpoint")
                 commands.append(row.command)
+        if len(commands) != len(checkpoint.contributors):
+            raise UmbelError(
+                f"{len(checkpoint.contributors)} assignments contribute to checkpoint {checkpoint.number}, "
+                f"{len(commands)} of them are known"
+            )
         final = {"state": "folded", "folded_into": checkpoint.number, "updated": now}
         if checkpoint.contributors:
             session.execute(_FOLD, [{"of": id, "weight": weight, **final} for id, weight in checkpoint.contributors])

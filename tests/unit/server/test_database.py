@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, select
 
+from umbel.errors import UmbelError
 from umbel_server import database
 from umbel_server.database import Base, Database, Release, Run
 
@@ -44,3 +46,9 @@ def test_a_release_survives_every_migration_since_its_id_grew(tmp_path: Path) ->
         release = session.scalars(select(Release)).one()
         assert (release.id, release.run, release.manifest, release.files) == (id, "run", b"m", files)
     fleet.close()
+
+
+def test_a_sqlite_that_is_too_old_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sqlite3.sqlite_version_info", (3, 34, 1))
+    with pytest.raises(UmbelError, match=r"SQLite should be 3\.35 or newer"):
+        Database(f"sqlite:///{tmp_path / 'umbel.sqlite'}")
