@@ -17,7 +17,7 @@ from tests.brokers import EmbeddedProcess
 from tests.waiting import eventually
 from umbel import messages, signing, topics
 from umbel.enrolment import EnrolmentRequest
-from umbel.messages import Ack, Blob, Command, Outcome, Result, Status
+from umbel.messages import Ack, Blob, Command, Outcome, Report, Reported, Result, Status
 from umbel.mqtt import Link, Will
 from umbel_edge.config import AgentConfig
 from umbel_server.bounded_http import Patience
@@ -127,6 +127,11 @@ def config_of(running: RunningServer, folder: Path) -> AgentConfig:
         examples=folder / "points.npz",
         state=folder / "state",
     )
+
+
+def reports(command: Command) -> Outcome | None:
+    """What a device says that does nothing but report."""
+    return Reported("phone", "x", "x", "x", 1, 1, 1.0, []) if isinstance(command.body, Report) else None
 
 
 class ScriptedDevice:

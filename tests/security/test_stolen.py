@@ -11,12 +11,11 @@ import msgspec
 import pytest
 from tests.brokers import EmbeddedProcess
 from tests.security.served import Enrolled
-from tests.server_harness import POPULATION, RunningServer, ScriptedDevice, config_of
+from tests.server_harness import POPULATION, RunningServer, ScriptedDevice, config_of, reports
 from tests.waiting import eventually
 
 from umbel import signing
 from umbel.enrolment import CONNECTION_PATH, ENROL_PATH, EnrolmentRequest, sign_request
-from umbel.messages import Command, Outcome, Report, Reported
 from umbel_edge.agent import Agent
 from umbel_edge.state import AgentState
 from umbel_server.client import Client
@@ -44,10 +43,6 @@ def test_a_stolen_request_ends_with_its_device(running: RunningServer) -> None:
         assert answer.status_code in (401, 403)
     assert (answer.status_code, answer.json()["code"]) == (403, "revoked")
     assert "stolen" in answer.json()["error"]
-
-
-def reports(command: Command) -> Outcome | None:
-    return Reported("phone", "x", "x", "x", 1, 1, 1.0, []) if isinstance(command.body, Report) else None
 
 
 def test_a_stolen_key_is_worth_nothing_once_its_device_is_revoked(

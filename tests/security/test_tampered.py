@@ -11,12 +11,12 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from tests.server_harness import POPULATION, RunningServer, ScriptedDevice, config_of
+from tests.server_harness import POPULATION, RunningServer, ScriptedDevice, config_of, reports
 from tests.waiting import eventually
 
 from umbel import signing, tensors
 from umbel.errors import UmbelError
-from umbel.messages import Blob, Command, Outcome, Report, Reported, Train, Trained
+from umbel.messages import Blob, Command, Outcome, Report, Train, Trained
 from umbel.plan import Plan
 from umbel_edge.agent import Agent
 from umbel_server.client import Client
@@ -69,10 +69,6 @@ def write(running: RunningServer, statement: str, *values: Any) -> None:
 def report(running: RunningServer, device: str = "phone") -> dict[str, Any]:
     sent = running.client.post("/v1/commands", {"population": POPULATION, "kind": "report", "devices": [device]})
     return dict(running.client.settle(sent, 20)[0])
-
-
-def reports(command: Command) -> Outcome | None:
-    return Reported("phone", "x", "x", "x", 1, 1, 1.0, []) if isinstance(command.body, Report) else None
 
 
 # --- blobs -------------------------------------------------------------------------------------------------------------
