@@ -24,7 +24,7 @@ test: install
 	$(BIN)/pytest -m serial $(ARGS)
 
 models: install
-	UMBEL_MODELS=all $(BIN)/pytest -n 2 tests/contract/compiler/test_reference_models.py $(ARGS)
+	UMBEL_MODELS=all $(BIN)/pytest -n 2 tests/contract/server/compiler/test_reference_models.py $(ARGS)
 
 fuzz: install
 	$(BIN)/python -m tests.security.fuzz $(ARGS)

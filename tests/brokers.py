@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 from tests.waiting import eventually
-from umbel_server.broker import EmbeddedBroker
+from umbel_server.broker.embedded import EmbeddedBroker
 from umbel_sim.demo.processes import free_port
 
 

@@ -6,8 +6,8 @@ import numpy as np
 from flwr.app import ConfigRecord, Message
 
 from umbel.tensors import Tensors
-from umbel_server import flower_messages
-from umbel_server.plain_grid import PlainGrid
+from umbel_server.flower import messages as flower_messages
+from umbel_server.flower.plain_grid import PlainGrid
 
 Node = Callable[[Message], Message | None]
 """A device: it answers a message, or does not."""

@@ -20,11 +20,11 @@ from umbel.enrolment import EnrolmentRequest
 from umbel.messages import Ack, Blob, Command, Outcome, Report, Reported, Result, Status
 from umbel.mqtt import Link, Will
 from umbel_edge.config import AgentConfig
-from umbel_server.bounded_http import Patience
+from umbel_server.api.bounded_http import Patience
 from umbel_server.client import Client
 from umbel_server.serve import PATIENCE, http_config, listen
 from umbel_server.server import Server
-from umbel_server.state import CONFIG, Config, Enrolment, Http, Mqtt, Population, State, init_state, open_state
+from umbel_server.state_folder import CONFIG, Config, Enrolment, Http, Mqtt, Population, State, init_state, open_state
 from umbel_sim.demo.processes import free_port
 
 POPULATION = "test"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.waiting import eventually
-from umbel_edge.keys import KeyConfig
+from umbel_edge.config import KeyConfig
 
 PIN = "12345678"
 _SO_PIN = "87654321"

@@ -10,16 +10,16 @@ import numpy as np
 from tests.bare_plan import bare_plan
 from umbel.conditions import Rules
 from umbel.tensors import Tensors
-from umbel_server import flower_messages
+from umbel_server.flower import messages as flower_messages
+from umbel_server.flower.strategies import make_strategy
 from umbel_server.rounds.events import End, Event
 from umbel_server.rounds.loop import LoopConfig, run_rounds
 from umbel_server.rounds.policy import RoundPolicy
-from umbel_server.strategies import make_strategy
 from umbel_sim.data import FunctionFleet
 from umbel_sim.engines import Done, Job, done
 from umbel_sim.simulation.grid import SimulationGrid
 from umbel_sim.simulation.journal import Journal, Row
-from umbel_sim.simulation.port import SimulationPort
+from umbel_sim.simulation.simulated_port import SimulationPort
 from umbel_sim.simulation.tally import Tally
 from umbel_sim.simulation.world import Load, World
 from umbel_sim.virtual.availability import Always, Availability

@@ -27,27 +27,28 @@ from umbel.messages import (
 )
 from umbel.mqtt import Link, Will
 from umbel.signing import UnknownKey
-from umbel_edge.certificate import LOOK_SECONDS as CERTIFICATE_SECONDS
-from umbel_edge.certificate import Certificate
-from umbel_edge.conditions import Conditions
+from umbel_edge.commands.outgoing import Outgoing
+from umbel_edge.commands.statements import Statements
+from umbel_edge.commands.worker import Worker, Workshop, rss_mb
 from umbel_edge.config import AgentConfig
-from umbel_edge.enrolment import ask, connect
-from umbel_edge.example_count import ExampleCount
-from umbel_edge.http import ServerHttp, Stopped, drain
-from umbel_edge.keys import store_of
-from umbel_edge.litert_trainer import LiteRTTrainer
-from umbel_edge.models import Models
-from umbel_edge.outgoing import Outgoing
-from umbel_edge.server_keys import ServerKeys
-from umbel_edge.server_time import DAY, LOOK_SECONDS, ServerTime
-from umbel_edge.standing import Standing
-from umbel_edge.state import AgentState, Answer
-from umbel_edge.statements import Statements
-from umbel_edge.storage import FULL, is_full
-from umbel_edge.trainers import Cancelled, Trainer
-from umbel_edge.uploads import Uploads
-from umbel_edge.watch import Watch
-from umbel_edge.worker import Worker, Workshop, rss_mb
+from umbel_edge.connection.certificate import LOOK_SECONDS as CERTIFICATE_SECONDS
+from umbel_edge.connection.certificate import Certificate
+from umbel_edge.connection.enrolment import ask, connect
+from umbel_edge.connection.http import ServerHttp, drain
+from umbel_edge.connection.resumable_uploads import Uploads
+from umbel_edge.connection.server_keys import ServerKeys
+from umbel_edge.connection.server_time import DAY, LOOK_SECONDS, ServerTime
+from umbel_edge.connection.standing import Standing
+from umbel_edge.device.installed_models import Models
+from umbel_edge.device.readings import Conditions
+from umbel_edge.device.state import AgentState, Answer
+from umbel_edge.device.storage import FULL, is_full
+from umbel_edge.device.watch import Watch
+from umbel_edge.identity.keys import store_of
+from umbel_edge.training.example_count import ExampleCount
+from umbel_edge.training.litert_trainer import LiteRTTrainer
+from umbel_edge.training.trainers import Cancelled, Trainer
+from umbel_edge.waiting import Stopped
 
 log = logging.getLogger("umbel.agent")
 
@@ -140,7 +141,7 @@ class Agent:
 
     def _make_trainer(self) -> Trainer:
         if self._config.trainer == "keras" and self._config.task is not None:
-            from umbel_edge.keras_trainer import KerasTrainer
+            from umbel_edge.training.keras_trainer import KerasTrainer
 
             return KerasTrainer(self._config.device, self._config.task)
         return LiteRTTrainer(self._config.device, self._config.threads)

@@ -11,9 +11,8 @@ from umbel.atomic import write_atomically
 from umbel.conditions import Rules
 from umbel.enrolment import split_token
 from umbel.errors import UmbelError
-from umbel.limits import check_labels
+from umbel.sizes import check_labels
 from umbel.topics import check_name
-from umbel_edge.keys import KeyConfig
 
 EXAMPLE = """\
 device = "phone-1"              # this device's id, unique in its population
@@ -65,6 +64,36 @@ class Mqtt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     host: str
     port: int
+
+
+class KeyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The table `[key]` of the agent's configuration; `module` and what follows are a PKCS#11 token's alone."""
+
+    store: Literal["file", "pkcs11"] = "file"
+    module: Path | None = None
+    token: str = ""
+    name: str = "umbel"
+    pin_file: Path | None = None
+    pin_env: str = ""
+
+    def check(self) -> None:
+        """Raise UmbelError unless the keys of the table fit each other."""
+        if self.store == "file":
+            if self != KeyConfig():
+                raise UmbelError('[key]: module, token, name, pin_file and pin_env are for store = "pkcs11"')
+            return
+        if self.module is None or not self.token or not self.name:
+            raise UmbelError(
+                '[key]: store = "pkcs11" needs the module (a library), and the labels of the token and of the key on it'
+            )
+        if (self.pin_file is None) == (not self.pin_env):
+            raise UmbelError("[key]: say where the token's PIN is, with either pin_file or pin_env")
+
+    def within(self, folder: Path) -> "KeyConfig":
+        """The same, its paths made absolute."""
+        module = folder / self.module if self.module is not None else None
+        pin_file = folder / self.pin_file if self.pin_file is not None else None
+        return msgspec.structs.replace(self, module=module, pin_file=pin_file)
 
 
 class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -13,7 +13,7 @@ from umbel.messages import Blob, Train
 from umbel.metrics import Sums
 from umbel.plan import Plan
 from umbel.tensors import Tensors
-from umbel_edge.litert_trainer import LiteRTTrainer
+from umbel_edge.training.litert_trainer import LiteRTTrainer
 
 app = ClientApp()
 

@@ -14,7 +14,7 @@ from umbel.errors import UmbelError
 from umbel.plan import Plan
 from umbel.tensors import digest
 from umbel.tls import client_context
-from umbel_server.state import open_state
+from umbel_server.state_folder import open_state
 
 FINAL = ("done", "declined", "failed", "rejected", "cancelled", "expired")
 TIMEOUT = 60.0

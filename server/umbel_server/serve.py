@@ -12,11 +12,11 @@ import uvicorn
 
 from umbel.errors import UmbelError
 from umbel.printable import LogFormatter
-from umbel_server import pki
 from umbel_server.api import make_app
-from umbel_server.bounded_http import Patience, bounded
+from umbel_server.api.bounded_http import Patience, bounded
+from umbel_server.security import pki
 from umbel_server.server import Server
-from umbel_server.state import State
+from umbel_server.state_folder import State
 
 log = logging.getLogger("umbel.server")
 

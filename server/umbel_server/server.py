@@ -5,34 +5,34 @@ import time
 from collections.abc import Callable
 
 from umbel import sealing
-from umbel_server import pki
-from umbel_server.admins import Admins
-from umbel_server.audit import Audit
-from umbel_server.awaited import Awaited
-from umbel_server.blobs import Blobs
-from umbel_server.broker import EmbeddedBroker
-from umbel_server.database import Database
-from umbel_server.devices import Devices
-from umbel_server.exchange import Exchange
-from umbel_server.fleet import Fleet
-from umbel_server.holdings import Holdings
-from umbel_server.invitations import Invitations
-from umbel_server.lifecycle import Lifecycle
-from umbel_server.limits import MessageLimits, RequestLimits
-from umbel_server.live import Live
-from umbel_server.outbox import Outbox
-from umbel_server.plans import Plans
-from umbel_server.quotas import Quotas
-from umbel_server.received import Received
-from umbel_server.refusals import Refusals
-from umbel_server.releases import Releases
-from umbel_server.rotation import Rotation
-from umbel_server.runs import Runs
-from umbel_server.state import State, reachable
-from umbel_server.traffic import DailyBytes
-from umbel_server.transfers import Transfers
-from umbel_server.uploads import Uploads
-from umbel_server.used_tokens import UsedTokens
+from umbel_server.broker.embedded import EmbeddedBroker
+from umbel_server.commands.exchange import Exchange
+from umbel_server.commands.outbox import Outbox
+from umbel_server.commands.received_blobs import Received
+from umbel_server.commands.upload_permission import Awaited
+from umbel_server.devices.invitations import Invitations
+from umbel_server.devices.register import Devices
+from umbel_server.fleet.key_rotation import Rotation
+from umbel_server.fleet.lifecycle import Lifecycle
+from umbel_server.fleet.parts import Fleet
+from umbel_server.limits.concurrent_transfers import Transfers
+from umbel_server.limits.daily_bytes import DailyBytes
+from umbel_server.limits.quotas import Quotas
+from umbel_server.limits.rates import MessageLimits, RequestLimits
+from umbel_server.limits.refusals import Refusals
+from umbel_server.models.plans import Plans
+from umbel_server.models.releases import Releases
+from umbel_server.runs.live import Live
+from umbel_server.runs.runs import Runs
+from umbel_server.security import pki
+from umbel_server.security.admins import Admins
+from umbel_server.security.audit.log import Audit
+from umbel_server.security.used_tokens import UsedTokens
+from umbel_server.state_folder import State, reachable
+from umbel_server.storage.blobs import Blobs
+from umbel_server.storage.database import Database
+from umbel_server.storage.holdings import Holdings
+from umbel_server.storage.partial_uploads import Uploads
 
 log = logging.getLogger("umbel.server")
 

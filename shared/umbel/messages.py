@@ -16,8 +16,8 @@ from umbel import signing, topics
 from umbel.conditions import Rules
 from umbel.enrolment import CLOCK_TOLERANCE
 from umbel.errors import NOT_DECODED, MessageError, SignatureError
-from umbel.limits import cut_texts
 from umbel.signing import Keys, PublicKey
+from umbel.sizes import cut_texts
 from umbel.tensors import digest
 
 PROTOCOL = 2
@@ -312,7 +312,7 @@ _CHANNELS: dict[type[Struct], topics.Channel] = {Command: "command", Ack: "ack",
 
 
 def encode(message: Command | Ack | Result | Status, key: ECKey) -> bytes:
-    """The message, for its topic, as JSON in a compact JWS signed by `key`; its texts for people are cut to umbel.limits."""
+    """The message, for its topic, as JSON in a compact JWS signed by `key`; its texts for people are cut to umbel.sizes."""
     channel = _CHANNELS[type(message)]
     topic = topics.topic(message.population, message.device, channel)
     payload = msgspec.json.encode(_fitting(msgspec.structs.replace(message, topic=topic)))
@@ -322,7 +322,7 @@ def encode(message: Command | Ack | Result | Status, key: ECKey) -> bytes:
 def decode(token: bytes, kind: type[M], key: Keys) -> M:
     """The message in a JWS signed by `key`, or one of them, for the topic of that kind, population and device.
 
-    Its texts for people are cut to umbel.limits. Raises SignatureError or MessageError.
+    Its texts for people are cut to umbel.sizes. Raises SignatureError or MessageError.
     """
     payload = _verify(token, kind, key)
     try:

@@ -101,10 +101,10 @@ def looking(sums: Callable[..., float], seconds: list[float]) -> Callable[..., f
 
 def umbel_half(shapes: dict[str, tuple[int, ...]], updates: int, folder: Path) -> dict[str, float]:
     """Read, vet and fold every blob, and finish the round."""
-    from umbel_server import flower_messages
     from umbel_server.aggregation import Buffers, Vetting, aggregator_of, from_blob, passes
-    from umbel_server.blobs import Blobs
-    from umbel_server.strategies import make_strategy
+    from umbel_server.flower import messages as flower_messages
+    from umbel_server.flower.strategies import make_strategy
+    from umbel_server.storage.blobs import Blobs
 
     flower_messages.set_identity()
     blobs, digests = Blobs((folder / "blobs").as_uri()), json.loads((folder / "digests.json").read_text())
@@ -136,8 +136,8 @@ def umbel_half(shapes: dict[str, tuple[int, ...]], updates: int, folder: Path) -
 
 def flower_half(shapes: dict[str, tuple[int, ...]], updates: int, folder: Path) -> dict[str, float]:
     """Aggregate replies that hold base + delta."""
-    from umbel_server import flower_messages
-    from umbel_server.strategies import make_strategy
+    from umbel_server.flower import messages as flower_messages
+    from umbel_server.flower.strategies import make_strategy
 
     flower_messages.set_identity()
     base, noise, replies = base_of(shapes), noise_for(shapes), []
@@ -212,7 +212,7 @@ def main() -> int:
         half, folder = arguments.work
         print("\n" + json.dumps(WORK[half](shapes, updates, Path(folder))))
         return 0
-    from umbel_server.blobs import Blobs
+    from umbel_server.storage.blobs import Blobs
 
     console, noise, base = Console(), noise_for(shapes), base_of(shapes)
     with tempfile.TemporaryDirectory(prefix="umbel-fold-") as name:

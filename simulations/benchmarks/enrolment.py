@@ -18,14 +18,14 @@ from typing import Any
 from rich.console import Console
 
 from umbel.errors import UmbelError
-from umbel_edge.certificate import Certificate
 from umbel_edge.config import AgentConfig
-from umbel_edge.enrolment import connect
-from umbel_edge.http import ServerHttp
-from umbel_edge.standing import Standing
-from umbel_edge.state import AgentState
+from umbel_edge.connection.certificate import Certificate
+from umbel_edge.connection.enrolment import connect
+from umbel_edge.connection.http import ServerHttp
+from umbel_edge.connection.standing import Standing
+from umbel_edge.device.state import AgentState
 from umbel_server.client import Client
-from umbel_server.state import Config, Http, Mqtt, init_state
+from umbel_server.state_folder import Config, Http, Mqtt, init_state
 from umbel_sim.demo.processes import Processes, free_port, program
 
 START_SECONDS = 60.0

@@ -21,7 +21,7 @@ from umbel.errors import UmbelError
 from umbel.plan import INITIAL, SCHEMA, Manifest, Plan
 from umbel.tensors import TensorSpec, WeightSpec, dump
 from umbel_server.client import Client
-from umbel_server.state import Config, Enrolment, Http, Mqtt, init_state
+from umbel_server.state_folder import Config, Enrolment, Http, Mqtt, init_state
 from umbel_sim.demo.processes import Processes, free_port, program
 
 START_SECONDS, ROUND_SECONDS = 120.0, 60.0

@@ -24,7 +24,7 @@ from umbel.keras_import import import_keras
 from umbel.task import load_task
 from umbel_server.client import Client
 from umbel_server.compiler import compile_task
-from umbel_server.state import Config, Enrolment, Http, Mqtt, init_state
+from umbel_server.state_folder import Config, Enrolment, Http, Mqtt, init_state
 from umbel_sim.demo.processes import Processes, free_port, program
 from umbel_sim.stock_flower import StockFlower
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from umbel import messages, sealing, signing
 from umbel.errors import UmbelError
 from umbel.messages import Blob, Command, Infer
-from umbel_edge.keys import KeyConfig
+from umbel_edge.config import KeyConfig
 
 REPEATS = 300
 KEY_NAME = "umbel-benchmark"
@@ -52,7 +52,7 @@ def measure(on_token: KeyConfig | None) -> dict[str, float]:
         "sealed bytes / bytes": len(sealed) / len(token),
     }
     if on_token is not None:
-        from umbel_edge.token_keys import TokenStore
+        from umbel_edge.identity.token_keys import TokenStore
 
         store = TokenStore(on_token, threading.Event(), patient=False)
         held = store.load() or store.create()

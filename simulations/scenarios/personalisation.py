@@ -26,7 +26,7 @@ from umbel.messages import Train
 from umbel.metrics import results
 from umbel.plan import Plan
 from umbel.tensors import Tensors
-from umbel_edge.litert_trainer import LiteRTTrainer
+from umbel_edge.training.litert_trainer import LiteRTTrainer
 from umbel_server.compiler import compile_task
 from umbel_sim import simulate
 from umbel_sim.data import FunctionFleet, load
@@ -34,7 +34,7 @@ from umbel_sim.fleet_data import Fleet
 from umbel_sim.partitions import partition
 from umbel_sim.reference_models import REFERENCE_MODELS
 from umbel_sim.scenario import SMALL, arguments, keep
-from umbel_sim.simulation.port import NOWHERE
+from umbel_sim.simulation.simulated_port import NOWHERE
 
 KEPT_BACK = 5
 """A device keeps every fifth of its examples back, in a random order of them."""

@@ -15,9 +15,9 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from umbel.errors import UmbelError
-from umbel_server.cli import policy_options
-from umbel_server.cli.run_options import budget, goal, number_pair, pair, parameter
-from umbel_server.cli.show import console, print_json
+from umbel_server.cli.output import console, print_json
+from umbel_server.cli.runs import policy as policy_options
+from umbel_server.cli.runs.options import budget, goal, number_pair, pair, parameter
 from umbel_sim.simulation.settings import IN_A_DAY
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from umbel_server.cli.show import console
+from umbel_server.cli.output import console
 
 
 def split(

@@ -21,13 +21,13 @@ from umbel.errors import UmbelError
 from umbel.messages import STATUS_SECONDS, Ack, Command, Outcome, Result, Status, Train, Trained
 from umbel.mqtt import Link, Will
 from umbel.succession import Lineage
-from umbel_edge.certificate import Certificate
 from umbel_edge.config import AgentConfig
-from umbel_edge.enrolment import connect
-from umbel_edge.http import ServerHttp
-from umbel_edge.standing import Standing
-from umbel_edge.state import AgentState
-from umbel_edge.uploads import Uploads
+from umbel_edge.connection.certificate import Certificate
+from umbel_edge.connection.enrolment import connect
+from umbel_edge.connection.http import ServerHttp
+from umbel_edge.connection.resumable_uploads import Uploads
+from umbel_edge.connection.standing import Standing
+from umbel_edge.device.state import AgentState
 from umbel_server.serve import allow_many_files
 
 WORKERS = 8

@@ -24,8 +24,8 @@ from umbel.plan import Plan
 from umbel.tensors import Tensors, digest, dump
 from umbel_edge.agent import Agent
 from umbel_edge.config import AgentConfig, load_config
-from umbel_edge.progress import Progress
-from umbel_edge.trainers import Outcome, Trainer
+from umbel_edge.training.saved_progress import Progress
+from umbel_edge.training.trainers import Outcome, Trainer
 
 STOP_SECONDS = 10.0
 

@@ -15,7 +15,7 @@ from tests.faults.processes import Programs, script
 from tests.waiting import eventually
 from umbel.errors import UmbelError
 from umbel_server.client import Client
-from umbel_server.state import Config, Enrolment, Http, Mqtt, State, init_state
+from umbel_server.state_folder import Config, Enrolment, Http, Mqtt, State, init_state
 from umbel_sim.demo.processes import free_port
 
 POPULATION = "fleet"

@@ -14,7 +14,7 @@ from umbel.metrics import Sums, sum_shapes
 from umbel.mqtt import Link, Will
 from umbel.plan import Plan
 from umbel.tensors import Tensors
-from umbel_server.state import State
+from umbel_server.state_folder import State
 
 BEHAVIOURS = ("nan", "shape", "huge", "stale", "impostor", "silent")
 HUGE = 1e6

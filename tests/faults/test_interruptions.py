@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from tests.brokers import EmbeddedProcess
-from tests.contract.test_fleet_grid import delta_of, trained
+from tests.contract.server.runs.test_fleet_grid import delta_of, trained
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice
 from tests.waiting import eventually
 from umbel import tensors
 from umbel.messages import Command, Train, Trained
 from umbel.plan import Plan
 from umbel_server.rounds.policy import RoundPolicy
-from umbel_server.run_settings import RunSettings
+from umbel_server.runs.settings import RunSettings
 from umbel_server.server import Server
 
 

@@ -16,7 +16,6 @@ import atheris
 
 with atheris.instrument_imports(include=["umbel", "umbel_edge", "umbel_server.aggregation", "umbel_sim.virtual"]):
     from tests.security.parsers import PARSERS, Parser, tried
-
     from umbel.tensors import digest
 
 LARGEST = 1 << 20

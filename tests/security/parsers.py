@@ -33,25 +33,27 @@ from umbel.release import ReleaseManifest
 from umbel.succession import Succession
 from umbel.tensors import TensorSpec, WeightSpec
 from umbel.topics import parse
-from umbel_edge.conditions import Conditions
 from umbel_edge.config import EXAMPLE, load_config
-from umbel_edge.models import CURRENT, Models
-from umbel_edge.progress import Progress
-from umbel_server.admins import public_id
+from umbel_edge.device.installed_models import CURRENT, Models
+from umbel_edge.device.readings import Conditions
+from umbel_edge.training.saved_progress import Progress
 from umbel_server.aggregation.safetensors_layout import views
-from umbel_server.api.admin_routes import CloneRequest, CommandRequest, ReleaseRequest, RunRequest
-from umbel_server.api.device_routes import offset_of, range_of
-from umbel_server.api.enrolment_routes import InvitationRequest
-from umbel_server.api.lifecycle_routes import Because, Labels, Name
-from umbel_server.api.trust_routes import AdminRequest
-from umbel_server.audit_seal import Seal
-from umbel_server.blobs import check_address
-from umbel_server.cli import durations, invitations, run_options
-from umbel_server.cli.policy_options import policy_of
-from umbel_server.keyring import KEY as FIRST_KEY
-from umbel_server.keyring import KEYS, Keyring
-from umbel_server.run_settings import RunSettings
-from umbel_server.state import CONFIG, open_state
+from umbel_server.api.routes.admins_and_audit import AdminRequest
+from umbel_server.api.routes.blobs import offset_of, range_of
+from umbel_server.api.routes.enrolment import InvitationRequest
+from umbel_server.api.routes.lifecycle import Because, Labels, Name
+from umbel_server.api.routes.runs import CloneRequest, CommandRequest, ReleaseRequest, RunRequest
+from umbel_server.cli import durations
+from umbel_server.cli.devices import invitations
+from umbel_server.cli.runs import options as run_options
+from umbel_server.cli.runs.policy import policy_of
+from umbel_server.runs.settings import RunSettings
+from umbel_server.security.admins import public_id
+from umbel_server.security.audit.seal import Seal
+from umbel_server.security.keyring import KEY as FIRST_KEY
+from umbel_server.security.keyring import KEYS, Keyring
+from umbel_server.state_folder import CONFIG, open_state
+from umbel_server.storage.blobs import check_address
 from umbel_sim.partitions import PARTITIONS
 from umbel_sim.partitions.spec import parse as parse_partition
 from umbel_sim.virtual.classes import mix

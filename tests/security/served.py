@@ -12,14 +12,14 @@ from pathlib import Path
 import httpx
 import msgspec
 from joserfc.jwk import ECKey
-from tests.waiting import eventually
 
+from tests.waiting import eventually
 from umbel import signing
 from umbel.enrolment import ENROL_PATH, Access, EnrolmentRequest, bearer, make_nonce, sign_request
 from umbel.errors import UmbelError
 from umbel.tensors import digest
 from umbel_server.client import Client
-from umbel_server.state import Config, Enrolment, Http, Mqtt, State, init_state
+from umbel_server.state_folder import Config, Enrolment, Http, Mqtt, State, init_state
 from umbel_sim.demo.processes import free_port
 
 POPULATION = "test"

@@ -15,25 +15,25 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from joserfc.jwk import ECKey
+
 from tests.brokers import Mosquitto, mosquitto_program
 from tests.server_harness import POPULATION, RunningServer, config_of
 from tests.waiting import eventually
-
 from umbel import signing
 from umbel.enrolment import CERTIFICATE_PATH, CERTIFICATE_REQUEST, EnrolmentRequest
 from umbel.errors import SignatureError, UmbelError
 from umbel.plan import Plan
 from umbel_edge.agent import Agent
-from umbel_edge.certificate import FILE, Certificate
-from umbel_edge.enrolment import connect
-from umbel_edge.http import Refused, ServerHttp
-from umbel_edge.standing import Standing
-from umbel_edge.state import AgentState
-from umbel_server import pki
-from umbel_server.broker_config import mosquitto
-from umbel_server.broker_config.files import Broker
-from umbel_server.run_settings import RunSettings
-from umbel_server.state import State
+from umbel_edge.connection.certificate import FILE, Certificate
+from umbel_edge.connection.enrolment import connect
+from umbel_edge.connection.http import Refused, ServerHttp
+from umbel_edge.connection.standing import Standing
+from umbel_edge.device.state import AgentState
+from umbel_server.broker import mosquitto
+from umbel_server.broker.files import Broker
+from umbel_server.runs.settings import RunSettings
+from umbel_server.security import pki
+from umbel_server.state_folder import State
 from umbel_sim.demo.processes import free_port
 
 PlanOf = Callable[[str], Plan]

@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 import typer
+from typer.testing import CliRunner
+
 from tests.brokers import EmbeddedProcess
 from tests.security.wire import Wire, wired
 from tests.server_harness import POPULATION
 from tests.waiting import eventually
-from typer.testing import CliRunner
-
 from umbel import messages
 from umbel.messages import Command, Report
 from umbel.plan import Plan
-from umbel_server.cli import fleet
-from umbel_server.rounds.fleet_port import candidate
+from umbel_server.cli.devices import devices_and_commands as fleet
+from umbel_server.runs.fleet_port import candidate
 
 PlanOf = Callable[[str], Plan]
 embedded = pytest.mark.parametrize("broker", ["embedded"], indirect=True)

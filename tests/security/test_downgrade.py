@@ -12,18 +12,18 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.x509 import CertificateSigningRequestBuilder, Name
-from tests.waiting import eventually
 
+from tests.waiting import eventually
 from umbel import signing
 from umbel.enrolment import CONNECTION_PATH
 from umbel.errors import UmbelError
 from umbel.mqtt import Link
 from umbel.tls import client_context
 from umbel_edge.config import AgentConfig
-from umbel_edge.http import ServerHttp
-from umbel_server import pki
+from umbel_edge.connection.http import ServerHttp
 from umbel_server.client import Client, NoAnswer
-from umbel_server.state import Config, State, init_state
+from umbel_server.security import pki
+from umbel_server.state_folder import Config, State, init_state
 
 NAMES = ("localhost", "127.0.0.1")
 

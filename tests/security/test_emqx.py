@@ -18,11 +18,11 @@ from pyhocon import ConfigFactory
 
 from umbel import topics
 from umbel.errors import MessageError
-from umbel_server import pki
-from umbel_server.broker import MAX_PAYLOAD
-from umbel_server.broker_config import emqx, files
-from umbel_server.broker_config.files import Broker
-from umbel_server.state import Config, Http, Mqtt, State, init_state
+from umbel_server.broker import emqx, files
+from umbel_server.broker.embedded import MAX_PAYLOAD
+from umbel_server.broker.files import Broker
+from umbel_server.security import pki
+from umbel_server.state_folder import Config, Http, Mqtt, State, init_state
 
 _TOKEN = re.compile(r'\s*(?:(?P<string>"(?:[^"\\]|\\.)*")|(?P<atom>[a-z][a-zA-Z0-9_]*)|(?P<mark>[{}\[\],.]))')
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+
 from tests.brokers import EmbeddedProcess
 from tests.security.served import (
     POPULATION,
@@ -17,10 +18,9 @@ from tests.security.served import (
 )
 from tests.server_harness import RunningServer, ScriptedDevice, reports, serving
 from tests.waiting import eventually
-
 from umbel import signing, topics
 from umbel.enrolment import ENROL_PATH
-from umbel_server.bounded_http import Patience
+from umbel_server.api.bounded_http import Patience
 
 MOST_MB = 4
 

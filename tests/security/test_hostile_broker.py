@@ -8,19 +8,19 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from tests.brokers import EmbeddedProcess
 from tests.faults.mqtt_proxy import DisturbingProxy
 from tests.running_agent import RunningAgent
 from tests.server_harness import POPULATION, RunningServer, config_of
 from tests.waiting import eventually
-
 from umbel import messages, signing, topics
 from umbel.messages import Ack, Cancel, Command, Result, Status, Trained
 from umbel.mqtt import Link
 from umbel.plan import Plan
 from umbel_edge.config import AgentConfig, Mqtt
-from umbel_server import exchange
-from umbel_server.run_settings import RunSettings
+from umbel_server.commands import exchange
+from umbel_server.runs.settings import RunSettings
 
 PlanOf = Callable[[str], Plan]
 

@@ -11,6 +11,7 @@ import httpx
 import msgspec
 import numpy as np
 import pytest
+
 from tests.security.served import (
     PIECE,
     POPULATION,
@@ -23,14 +24,13 @@ from tests.security.served import (
 )
 from tests.server_harness import RunningServer, ScriptedDevice, reports
 from tests.waiting import eventually
-
 from umbel import signing, tensors, topics
 from umbel.enrolment import ENROL_PATH, Access, EnrolmentRequest, sign_request
 from umbel.errors import PlanError, UmbelError
 from umbel.messages import Blob, Command, Outcome, Reported, Train, Trained
 from umbel.mqtt import Link
 from umbel.plan import Plan
-from umbel_server.run_settings import RunSettings
+from umbel_server.runs.settings import RunSettings
 
 PlanOf = Callable[[str], Plan]
 

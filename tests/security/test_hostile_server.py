@@ -15,9 +15,9 @@ from umbel.enrolment import BLOB_PATH, CONNECTION_PATH, UPLOAD_PATH
 from umbel.errors import UmbelError
 from umbel.messages import Blob
 from umbel_edge.config import AgentConfig
-from umbel_edge.http import ANSWER_BYTES, Refused, ServerHttp
-from umbel_edge.state import AgentState
-from umbel_edge.uploads import Uploads
+from umbel_edge.connection.http import ANSWER_BYTES, Refused, ServerHttp
+from umbel_edge.connection.resumable_uploads import Uploads
+from umbel_edge.device.state import AgentState
 
 PACKED = 200_000_000
 """What a few bytes would unpack to."""

@@ -15,16 +15,16 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+
 from tests.brokers import Mosquitto, mosquitto_program
 from tests.waiting import eventually
-
 from umbel import topics
 from umbel.mqtt import Link
 from umbel.tls import client_context
-from umbel_server import pki
-from umbel_server.broker_config import files, mosquitto
-from umbel_server.broker_config.files import Broker
-from umbel_server.state import Config, Http, Mqtt, State, init_state
+from umbel_server.broker import files, mosquitto
+from umbel_server.broker.files import Broker
+from umbel_server.security import pki
+from umbel_server.state_folder import Config, Http, Mqtt, State, init_state
 from umbel_sim.demo.processes import free_port
 
 pytestmark = pytest.mark.skipif(mosquitto_program() is None, reason="mosquitto is not installed")

@@ -8,6 +8,7 @@ import time
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+
 from tests.security.parsers import PARSERS, REFUSED, Parser, tried
 
 MOST_SECONDS = 5.0

@@ -6,14 +6,14 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice
 from tests.waiting import eventually
-
 from umbel import tensors
 from umbel.messages import Blob, Command, Outcome, Train, Trained
 from umbel.plan import Plan
 from umbel.tensors import Tensors
-from umbel_server.run_settings import RunSettings
+from umbel_server.runs.settings import RunSettings
 
 PlanOf = Callable[[str], Plan]
 

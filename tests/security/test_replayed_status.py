@@ -8,8 +8,8 @@ import pytest
 from umbel import signing
 from umbel.enrolment import EnrolmentRequest
 from umbel.messages import Status
-from umbel_server.database import Database
-from umbel_server.devices import Devices
+from umbel_server.devices.register import Devices
+from umbel_server.storage.database import Database
 
 
 @pytest.fixture

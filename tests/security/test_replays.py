@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import select
+
 from tests.brokers import EmbeddedProcess, Mosquitto
 from tests.running_agent import RunningAgent
 from tests.security.wire import CHANNELS, Wire, wired
 from tests.server_harness import POPULATION
 from tests.waiting import eventually
-
 from umbel import messages
 from umbel.messages import Ack, Status
 from umbel.plan import Plan
-from umbel_edge.state import DATABASE
-from umbel_server.database import Assignment, Command, Device, Run
+from umbel_edge.device.state import DATABASE
+from umbel_server.storage.database import Assignment, Command, Device, Run
 
 PlanOf = Callable[[str], Plan]
 LOST = "from before this device's memory begins"

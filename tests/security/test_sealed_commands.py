@@ -6,17 +6,17 @@ from pathlib import Path
 
 import msgspec
 import pytest
+
 from tests.brokers import EmbeddedProcess, Mosquitto
-from tests.contract.test_agent import PlanOf
+from tests.contract.edge.test_agent import PlanOf
 from tests.security.wire import Wire, readable, wired
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice
 from tests.waiting import eventually
-
 from umbel import sealing, signing, topics
 from umbel.errors import UmbelError
 from umbel.messages import Standing, Status
 from umbel.mqtt import Link
-from umbel_server.state import CONFIG, Config, init_state, open_state
+from umbel_server.state_folder import CONFIG, Config, init_state, open_state
 
 KNOWN = b'"learning_rate":', b'"examples":6', b'"weights":', b'"outcome":', b'"assignment":'
 """What is in a training command and in its result."""

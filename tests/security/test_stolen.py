@@ -9,15 +9,15 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+
 from tests.brokers import EmbeddedProcess
 from tests.security.served import Enrolled
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice, config_of, reports
 from tests.waiting import eventually
-
 from umbel import signing
 from umbel.enrolment import CONNECTION_PATH, ENROL_PATH, EnrolmentRequest, sign_request
 from umbel_edge.agent import Agent
-from umbel_edge.state import AgentState
+from umbel_edge.device.state import AgentState
 from umbel_server.client import Client
 
 

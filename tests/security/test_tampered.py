@@ -11,16 +11,16 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice, config_of, reports
 from tests.waiting import eventually
-
 from umbel import signing, tensors
 from umbel.errors import UmbelError
 from umbel.messages import Blob, Command, Outcome, Report, Train, Trained
 from umbel.plan import Plan
 from umbel_edge.agent import Agent
 from umbel_server.client import Client
-from umbel_server.run_settings import RunSettings
+from umbel_server.runs.settings import RunSettings
 
 PlanOf = Callable[[str], Plan]
 

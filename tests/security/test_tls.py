@@ -14,9 +14,9 @@ import httpx
 import msgspec
 import pytest
 import tomli_w
+
 from tests.server_harness import POPULATION, RunningServer, config_of
 from tests.waiting import eventually
-
 from umbel import signing
 from umbel.enrolment import Trust, make_token
 from umbel.errors import UmbelError
@@ -25,14 +25,14 @@ from umbel.plan import Plan
 from umbel.tls import client_context
 from umbel_edge.agent import Agent
 from umbel_edge.config import AgentConfig
-from umbel_edge.enrolment import connect
-from umbel_edge.http import ServerHttp
-from umbel_edge.standing import Standing
-from umbel_edge.state import AgentState
-from umbel_server import pki
+from umbel_edge.connection.enrolment import connect
+from umbel_edge.connection.http import ServerHttp
+from umbel_edge.connection.standing import Standing
+from umbel_edge.device.state import AgentState
 from umbel_server.client import Client, NoAnswer
-from umbel_server.run_settings import RunSettings
-from umbel_server.state import CONFIG, Config, Http, Mqtt, init_state, open_state
+from umbel_server.runs.settings import RunSettings
+from umbel_server.security import pki
+from umbel_server.state_folder import CONFIG, Config, Http, Mqtt, init_state, open_state
 from umbel_sim.demo.processes import free_port
 
 PlanOf = Callable[[str], Plan]

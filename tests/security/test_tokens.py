@@ -11,18 +11,18 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice, config_of, serving
 from tests.signed_requests import signed
-
 from umbel.enrolment import CERTIFICATE_PATH, CLOCK_TOLERANCE, CONNECTION_PATH, TOKEN_SECONDS
 from umbel.messages import Blob, Infer
 from umbel.tensors import digest
 from umbel_edge.config import AgentConfig
-from umbel_edge.enrolment import connect
-from umbel_edge.http import Busy, Refused, ServerHttp
-from umbel_edge.standing import Standing
-from umbel_edge.state import AgentState
-from umbel_server.limits import Limits, RequestLimits
+from umbel_edge.connection.enrolment import connect
+from umbel_edge.connection.http import Busy, Refused, ServerHttp
+from umbel_edge.connection.standing import Standing
+from umbel_edge.device.state import AgentState
+from umbel_server.limits.rates import Limits, RequestLimits
 
 DATA = np.random.default_rng(0).bytes(300_000)
 SHA256 = digest(DATA)

@@ -7,16 +7,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from tests.running_agent import RunningAgent
 from tests.server_harness import POPULATION, RunningServer, config_of
 from tests.waiting import eventually
-
 from umbel import topics
 from umbel.mqtt import Link
 from umbel.plan import Plan
-from umbel_server.limits import Limits, MessageLimits
-from umbel_server.refusals import QUIET_SECONDS, Refusals
-from umbel_server.run_settings import RunSettings
+from umbel_server.limits.rates import Limits, MessageLimits
+from umbel_server.limits.refusals import QUIET_SECONDS, Refusals
+from umbel_server.runs.settings import RunSettings
 
 CHANNELS: tuple[topics.Channel, ...] = ("command", "ack", "result", "status")
 

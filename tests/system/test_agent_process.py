@@ -8,12 +8,12 @@ import numpy as np
 import psutil
 import pytest
 import tomli_w
+
 from tests.brokers import EmbeddedProcess, Mosquitto
 from tests.server_harness import POPULATION, RunningServer
 from tests.waiting import eventually
-
 from umbel.plan import Plan
-from umbel_server.run_settings import RunSettings
+from umbel_server.runs.settings import RunSettings
 from umbel_sim.demo.processes import program
 from umbel_sim.digits import load_digits
 

@@ -12,19 +12,19 @@ import msgspec
 import numpy as np
 import pytest
 import tomli_w
+
 from tests.brokers import EmbeddedProcess
 from tests.server_harness import POPULATION, RunningServer
 from tests.tcp_proxy import TcpProxy
 from tests.waiting import eventually
-
 from umbel import tensors
 from umbel.examples import load_examples
 from umbel.messages import Blob, Body, Cancel, Train
 from umbel.plan import Plan
 from umbel.task import load_task
 from umbel.tensors import Tensors
-from umbel_edge.litert_trainer import LiteRTTrainer
-from umbel_edge.storage import FULL
+from umbel_edge.device.storage import FULL
+from umbel_edge.training.litert_trainer import LiteRTTrainer
 from umbel_server.compiler import compile_task
 from umbel_sim.demo.processes import program
 from umbel_sim.digits import load_digits

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from tests.server_harness import RunningServer
-
 from umbel_sim.demo.processes import program
 
 

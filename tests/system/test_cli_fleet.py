@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from tests.conftest import TASKS
 from tests.running_agent import RunningAgent
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice, X, config_of, serving
-
 from umbel.litert import Predictor
 from umbel.messages import Ack
 from umbel.plan import Plan
-from umbel_server.database import Device
+from umbel_server.storage.database import Device
 from umbel_sim.demo.processes import program
 
 

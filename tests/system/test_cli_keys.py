@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.server_harness import RunningServer
 
-from umbel_server.state import open_state
+from tests.server_harness import RunningServer
+from umbel_server.state_folder import open_state
 from umbel_sim.demo.processes import free_port, program
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice
 from tests.waiting import eventually
-
 from umbel import tensors
 from umbel.messages import Ack, Blob, Command, Outcome, Train, Trained
 from umbel.plan import Plan
-from umbel_server.database import Device
+from umbel_server.storage.database import Device
 from umbel_sim.demo.processes import program
 
 ENVIRONMENT = {"COLUMNS": "100", "LINES": "50", "TERM": "xterm-256color", "PATH": os.environ["PATH"]}

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+
 from tests.conftest import TASKS
 from tests.faults.small_disk import SmallDisk, can_mount
 from tests.waiting import eventually
-
 from umbel import tensors
 from umbel_server.cli import main
 from umbel_sim.demo.processes import program

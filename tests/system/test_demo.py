@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 import psutil
 import pytest
-from tests.waiting import eventually
 
+from tests.waiting import eventually
 from umbel_sim.demo.processes import program
 
 KEYS = {

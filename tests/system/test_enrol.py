@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.contract.test_fleet_grid import start
+
+from tests.contract.server.runs.test_fleet_grid import start
 from tests.server_harness import POPULATION, RunningServer, serving
 from tests.tokens import PIN, SOFTHSM, SoftHsm, needs_softhsm
 from tests.waiting import eventually
-
 from umbel.plan import Plan
 from umbel_sim.demo.processes import free_port, program
 

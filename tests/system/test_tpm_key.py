@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.contract.test_fleet_grid import ended, start
+
+from tests.contract.server.runs.test_fleet_grid import ended, start
 from tests.server_harness import RunningServer
 from tests.system.test_enrol import X, agent, token
 from tests.tokens import PIN, TPM, SoftTpm, needs_tpm
-
 from umbel.plan import Plan
 from umbel_sim.demo.processes import free_port, program
 

@@ -14,12 +14,12 @@ from flwr.serverapp.strategy import FedAvg
 from umbel.errors import UmbelError
 from umbel.metrics import Sums
 from umbel.tensors import Tensors, WeightSpec
-from umbel_server import flower_messages
 from umbel_server.aggregation import passes, robust
 from umbel_server.aggregation.fair import FairSum
 from umbel_server.aggregation.mean import Mean
 from umbel_server.aggregation.metrics import MetricsMean
 from umbel_server.aggregation.updates import Pieces, Update
+from umbel_server.flower import messages as flower_messages
 
 
 class TooFewUpdates(UmbelError):

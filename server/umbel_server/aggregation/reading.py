@@ -11,7 +11,7 @@ from umbel_server.aggregation import passes
 from umbel_server.aggregation.mean import NEARBY
 from umbel_server.aggregation.safetensors_layout import LARGEST_HEADER, places_of, views
 from umbel_server.aggregation.updates import BlobPieces, Update
-from umbel_server.blobs import Blobs
+from umbel_server.storage.blobs import Blobs
 
 _FLOAT32 = np.dtype("<f4")
 

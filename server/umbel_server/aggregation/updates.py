@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from umbel.tensors import Tensors, WeightSpec
 from umbel_server.aggregation.safetensors_layout import PREFIX, Place, header_length, parse_header
-from umbel_server.blobs import Blobs
+from umbel_server.storage.blobs import Blobs
 
 NEAR = 1 << 12
 """Elements apart from each other that are read in one go: a read costs more than the bytes between."""

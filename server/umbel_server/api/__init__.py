@@ -7,17 +7,15 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from umbel import __version__
-from umbel_server.api import (
-    admin_routes,
-    device_routes,
-    enrolment_routes,
-    errors,
-    key_routes,
-    lifecycle_routes,
-    quota_routes,
-    trust_routes,
-)
+from umbel_server.api import errors
 from umbel_server.api.documented import document
+from umbel_server.api.routes import admins_and_audit as trust_routes
+from umbel_server.api.routes import blobs as device_routes
+from umbel_server.api.routes import enrolment as enrolment_routes
+from umbel_server.api.routes import keys as key_routes
+from umbel_server.api.routes import lifecycle as lifecycle_routes
+from umbel_server.api.routes import quotas as quota_routes
+from umbel_server.api.routes import runs as admin_routes
 from umbel_server.server import Server
 
 ROUTERS = (

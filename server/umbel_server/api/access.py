@@ -13,8 +13,8 @@ from umbel.enrolment import ACCESS, CLOCK, OFFSET, TOKEN_SECONDS, UNKNOWN, Acces
 from umbel.errors import NOT_DECODED, UmbelError
 from umbel.tensors import digest
 from umbel.topics import check_name
-from umbel_server.admins import LOCAL, Identity, Role, TooManyFailures, WrongToken, is_local
-from umbel_server.devices import Barred, UnknownDevice
+from umbel_server.devices.register import Barred, UnknownDevice
+from umbel_server.security.admins import LOCAL, Identity, Role, TooManyFailures, WrongToken, is_local
 from umbel_server.server import Server
 
 READS = frozenset({"GET", "HEAD"})

@@ -11,19 +11,19 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from umbel.errors import NOT_DECODED, SignatureError, UmbelError
-from umbel.limits import cut
-from umbel_server.admins import UnknownAdmin
+from umbel.sizes import cut
 from umbel_server.api.access import Refused
-from umbel_server.audit import NotRecorded
-from umbel_server.awaited import NotAwaited
-from umbel_server.blobs import BlobError, MissingBlob
-from umbel_server.devices import Barred, UnknownDevice
-from umbel_server.invitations import UnknownInvitation
-from umbel_server.outbox import UnknownCommand
-from umbel_server.releases import UnknownRelease
-from umbel_server.runs import UnknownRun
-from umbel_server.traffic import QuotaReached
-from umbel_server.uploads import StoreFull, TooLarge
+from umbel_server.commands.outbox import UnknownCommand
+from umbel_server.commands.upload_permission import NotAwaited
+from umbel_server.devices.invitations import UnknownInvitation
+from umbel_server.devices.register import Barred, UnknownDevice
+from umbel_server.limits.daily_bytes import QuotaReached
+from umbel_server.models.releases import UnknownRelease
+from umbel_server.runs.runs import UnknownRun
+from umbel_server.security.admins import UnknownAdmin
+from umbel_server.security.audit.log import NotRecorded
+from umbel_server.storage.blobs import BlobError, MissingBlob
+from umbel_server.storage.partial_uploads import StoreFull, TooLarge
 
 SHOWN = 100
 """Characters of a path that an answer repeats."""

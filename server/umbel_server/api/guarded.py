@@ -10,11 +10,11 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 from umbel.errors import UmbelError
-from umbel_server.admins import public_id
 from umbel_server.api.access import READS, Guard, Refused, address_of, bearer_of, device_of, server_of
 from umbel_server.api.documented import refusals
 from umbel_server.api.errors import sentence_of
-from umbel_server.audit import DONE, UNKNOWN
+from umbel_server.security.admins import public_id
+from umbel_server.security.audit.log import DONE, UNKNOWN
 
 
 @dataclass

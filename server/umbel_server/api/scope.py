@@ -4,13 +4,13 @@ from fastapi import Request
 
 from umbel.errors import UmbelError
 from umbel.topics import check_name
-from umbel_server.admins import Identity
 from umbel_server.api.access import device_of, identity_of, server_of
 from umbel_server.api.errors import UnknownPopulation
 from umbel_server.api.guarded import note
-from umbel_server.database import Command, Device, Release, Run
-from umbel_server.devices import UnknownDevice
+from umbel_server.devices.register import UnknownDevice
+from umbel_server.security.admins import Identity
 from umbel_server.server import Server
+from umbel_server.storage.database import Command, Device, Release, Run
 
 
 def device_in_scope(request: Request, population: str, device: str) -> Device:

@@ -22,7 +22,9 @@ def main() -> None:
         import click
         import typer
 
-        from umbel_server.cli import admins, audits, brokers, fleet, keys, local, quotas, releases, training
+        from umbel_server.cli import admins, audits, brokers, keys, local, quotas, releases
+        from umbel_server.cli.devices import devices_and_commands as fleet
+        from umbel_server.cli.runs import start as training
     except ImportError as error:
         print(
             f"umbel: {error.name} is not installed; the admin commands need: pip install 'umbel[server]'",

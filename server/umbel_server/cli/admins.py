@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from umbel_server.cli.durations import seconds_of
-from umbel_server.cli.show import (
+from umbel_server.cli.output import (
     DEFAULT_STATE,
     JsonOption,
     StateOption,

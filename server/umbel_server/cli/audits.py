@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from umbel_server.cli.durations import seconds_of
-from umbel_server.cli.show import DEFAULT_STATE, JsonOption, StateOption, console, plain, print_json, print_table
+from umbel_server.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, plain, print_json, print_table
 from umbel_server.client import Client
 
 VERIFY_SECONDS = 600.0

@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from umbel.errors import UmbelError
-from umbel_server.broker_config import emqx, mosquitto
-from umbel_server.broker_config.files import Broker, names_of
-from umbel_server.cli.show import DEFAULT_STATE, JsonOption, StateOption, console, plain, print_json
-from umbel_server.state import CONFIG, MOST_PORT, open_state
+from umbel_server.broker import emqx, mosquitto
+from umbel_server.broker.files import Broker, names_of
+from umbel_server.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, plain, print_json
+from umbel_server.state_folder import CONFIG, MOST_PORT, open_state
 
 CONFIGURED = {"mosquitto": mosquitto, "emqx": emqx}
 """Brokers for which a configuration can be written."""
@@ -31,7 +31,7 @@ def run(
     insecure: Annotated[bool, typer.Option("--insecure", help="no TLS, and no state folder needed")] = False,
 ) -> None:
     """Run the embedded MQTT 5 broker on its own until it is interrupted, with the certificate of a state folder."""
-    from umbel_server.broker import EmbeddedBroker
+    from umbel_server.broker.embedded import EmbeddedBroker
     from umbel_server.serve import set_up_logging
 
     set_up_logging(None, False)

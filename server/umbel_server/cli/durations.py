@@ -4,7 +4,7 @@ import math
 
 import typer
 
-from umbel_server.cli.run_options import written
+from umbel_server.cli.runs.options import written
 
 UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 

@@ -9,9 +9,9 @@ import typer
 from umbel.keras_import import import_keras
 from umbel.plan import Plan
 from umbel.task import load_task
-from umbel_server.cli.compiling import progress_of
-from umbel_server.cli.show import DEFAULT_STATE, StateOption, console, plain, print_json, size_text
-from umbel_server.state import MOST_PORT, Config, Enrolment, Http, Mqtt, init_state, open_state
+from umbel_server.cli.compile_progress import progress_of
+from umbel_server.cli.output import DEFAULT_STATE, StateOption, console, plain, print_json, size_text
+from umbel_server.state_folder import MOST_PORT, Config, Enrolment, Http, Mqtt, init_state, open_state
 
 
 def add_commands(app: typer.Typer) -> None:

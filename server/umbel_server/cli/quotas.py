@@ -5,8 +5,8 @@ from typing import Annotated, Any
 import typer
 
 from umbel.errors import UmbelError
-from umbel_server.cli.run_options import size, written
-from umbel_server.cli.show import DEFAULT_STATE, JsonOption, StateOption, plain, print_json, print_table, size_text
+from umbel_server.cli.output import DEFAULT_STATE, JsonOption, StateOption, plain, print_json, print_table, size_text
+from umbel_server.cli.runs.options import size, written
 from umbel_server.client import Client, at
 
 NONE = "none"

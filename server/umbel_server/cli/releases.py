@@ -13,7 +13,7 @@ from umbel.keras_import import import_keras
 from umbel.plan import Plan
 from umbel.task import load_task
 from umbel.tensors import load
-from umbel_server.cli.show import (
+from umbel_server.cli.output import (
     DEFAULT_STATE,
     JsonOption,
     RunArgument,
@@ -27,7 +27,7 @@ from umbel_server.cli.show import (
     size_text,
 )
 from umbel_server.client import Client, at
-from umbel_server.variants import VARIANTS, WITHOUT_EXAMPLES, check_variants
+from umbel_server.models.variants import VARIANTS, WITHOUT_EXAMPLES, check_variants
 
 EXPORT_SECONDS = 600.0
 

@@ -22,9 +22,9 @@ from umbel.litert import Predictor
 from umbel.plan import Plan
 from umbel.task import Task, load_task
 from umbel_server.client import Client
-from umbel_server.state import Config, Http, Mqtt, State, init_state
+from umbel_server.state_folder import Config, Http, Mqtt, State, init_state
 from umbel_sim.demo.processes import Processes, free_port, program
-from umbel_sim.demo.progress import Screen
+from umbel_sim.demo.screen import Screen
 from umbel_sim.digits import Digits, load_digits
 from umbel_sim.partitions.dirichlet import of_labels
 

@@ -1,7 +1,7 @@
 """The agent's own trainer: one LiteRT interpreter a worker."""
 
 from umbel.plan import Plan
-from umbel_edge.litert_trainer import LiteRTTrainer
+from umbel_edge.training.litert_trainer import LiteRTTrainer
 from umbel_sim.engines import Done, Job, delta_of, done
 from umbel_sim.engines.threads import ThreadsEngine
 from umbel_sim.fleet_data import Fleet, examples_of

@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from flwr.app import Message, MessageType
 
 from umbel.errors import UmbelError
-from umbel_server import flower_messages
-from umbel_server.plain_grid import PlainGrid
+from umbel_server.flower import messages as flower_messages
+from umbel_server.flower.plain_grid import PlainGrid
 from umbel_server.rounds.events import Ended, Finish, Offer, Uploaded
-from umbel_sim.simulation.port import SimulationPort, Untrained
+from umbel_sim.simulation.simulated_port import SimulationPort, Untrained
 
 UNFINISHED = 2
 """The code of the error replies that a strategy sees."""

@@ -23,10 +23,10 @@ from umbel.litert import runtime_name
 from umbel.plan import Plan
 from umbel.task import Task
 from umbel.tensors import digest
-from umbel_server import flower_messages
 from umbel_server.compiler import compile_task
-from umbel_server.flower_app import END, app
-from umbel_server.strategies import make_strategy
+from umbel_server.flower import messages as flower_messages
+from umbel_server.flower.strategies import make_strategy
+from umbel_server.runs.server_app import END, app
 from umbel_sim.data import Dataset
 from umbel_sim.engines.choice import check_engine, make_engine
 from umbel_sim.fleet_data import Fleet
@@ -35,9 +35,9 @@ from umbel_sim.simulation import heap
 from umbel_sim.simulation.grid import SimulationGrid
 from umbel_sim.simulation.held_out import HeldOut, OnDevices
 from umbel_sim.simulation.journal import Journal, Row
-from umbel_sim.simulation.port import SimulationPort, Untrained
 from umbel_sim.simulation.result import Result
 from umbel_sim.simulation.settings import Settings, cores
+from umbel_sim.simulation.simulated_port import SimulationPort, Untrained
 from umbel_sim.simulation.tally import Tally
 from umbel_sim.simulation.world import Load, World
 from umbel_sim.virtual.availability import Always, Availability, Diurnal

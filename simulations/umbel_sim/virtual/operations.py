@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from umbel.plan import INFER, Plan
-from umbel_server.tflite_file import op_name, unpack
+from umbel_server.tflite.file import op_name, unpack
 
 OPERATIONS_A_PRODUCT = 6.0
 """Floating-point operations of training for every product of inference: each is a multiplication and an addition, and there

@@ -10,7 +10,7 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from umbel import Plan, UmbelError
 from umbel.tensors import Tensors
 from umbel_edge.flower_app import app
-from umbel_server import flower_messages
+from umbel_server.flower import messages as flower_messages
 
 Config = dict[str, bool | float | int | str]
 

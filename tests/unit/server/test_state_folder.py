@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from umbel.errors import UmbelError
-from umbel_server import pki
-from umbel_server.blobs import Blobs
 from umbel_server.client import Client
-from umbel_server.database import Database
-from umbel_server.state import CONFIG, Config, Http, Mqtt, init_state, open_state
+from umbel_server.security import pki
+from umbel_server.state_folder import CONFIG, Config, Http, Mqtt, init_state, open_state
+from umbel_server.storage.blobs import Blobs
+from umbel_server.storage.database import Database
 
 ANYWHERE = "0.0.0.0"
 

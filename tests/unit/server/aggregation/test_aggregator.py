@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message
 from flwr.serverapp.strategy import FedAvg
-from tests.memory_grid import MemoryGrid, update, weights
 
+from tests.memory_grid import MemoryGrid, update, weights
 from umbel import UmbelError
 from umbel.metrics import Sums
 from umbel.tensors import Tensors, WeightSpec, dump
-from umbel_server import flower_messages
 from umbel_server.aggregation import (
     Aggregator,
     Buffers,
@@ -24,8 +23,9 @@ from umbel_server.aggregation import (
     from_weights,
     robust,
 )
-from umbel_server.blobs import Blobs
-from umbel_server.strategies import STRATEGIES, make_strategy, state_of
+from umbel_server.flower import messages as flower_messages
+from umbel_server.flower.strategies import STRATEGIES, make_strategy, state_of
+from umbel_server.storage.blobs import Blobs
 
 NODES = range(1, 22)
 OPTIONS: dict[str, dict[str, float]] = {

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from umbel.errors import TensorError
 from umbel.tensors import Tensors, WeightSpec, dump
-from umbel_server import blobs as blobs_module
 from umbel_server.aggregation import Buffers, Update, from_blob, largest_header
-from umbel_server.blobs import BlobError, Blobs, MissingBlob
+from umbel_server.storage import blobs as blobs_module
+from umbel_server.storage.blobs import BlobError, Blobs, MissingBlob
 
 
 @pytest.fixture(params=["folder", "memory"])

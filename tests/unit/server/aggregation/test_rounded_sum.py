@@ -19,7 +19,7 @@ from umbel_server.aggregation import Buffers, Update, WeightPieces, from_blob, f
 from umbel_server.aggregation.mean import Mean
 from umbel_server.aggregation.rounded_sum import BLOCK, RoundedSum
 from umbel_server.aggregation.updates import NEAR
-from umbel_server.blobs import Blobs
+from umbel_server.storage.blobs import Blobs
 
 SPECS = [WeightSpec("kernel", (3, 5)), WeightSpec("scale", ())]
 

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.simulated import result
 
+from tests.simulated import result
 from umbel.errors import UmbelError
 from umbel_sim.report import comparison
 from umbel_sim.simulation.api import Variant

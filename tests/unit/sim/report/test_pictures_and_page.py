@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.simulated import result
 
+from tests.simulated import result
 from umbel_sim.report import page, plots
 from umbel_sim.simulation.result import Result
 

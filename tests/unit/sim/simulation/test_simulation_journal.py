@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.virtual_fleet import EVEN, VirtualRun, same_bytes
 
+from tests.virtual_fleet import EVEN, VirtualRun, same_bytes
 from umbel.errors import UmbelError
 from umbel.tensors import Tensors
 from umbel_server.rounds.policy import RoundPolicy

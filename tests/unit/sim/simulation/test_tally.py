@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.virtual_fleet import EVEN, VirtualRun
 
+from tests.virtual_fleet import EVEN, VirtualRun
 from umbel_server.rounds.policy import RoundPolicy
 from umbel_sim.simulation.tally import ENDS
 from umbel_sim.virtual.availability import Diurnal

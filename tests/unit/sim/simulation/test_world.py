@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.virtual_fleet import EVEN
 
+from tests.virtual_fleet import EVEN
 from umbel.conditions import Rules
 from umbel_sim.simulation.world import Load, World
 from umbel_sim.virtual.availability import HOUR, Always, Availability, Condition, Diurnal

@@ -1,0 +1,90 @@
+"""`umbel-agent`: the agent as a program."""
+
+import argparse
+import logging
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from umbel.errors import UmbelError
+from umbel.printable import LogFormatter, printable
+from umbel_edge.config import EXAMPLE, load_config
+
+
+def main() -> None:
+    """Run the agent until SIGTERM or SIGINT; exit code 0, 1 for a failure, 2 for wrong usage.
+
+    An error, also of a file that cannot be read or written, is one line; `--debug` adds the traceback.
+    """
+    if sys.argv[1:2] == ["enrol"]:
+        from umbel_edge.cli import enrol as enrol_command
+
+        options = enrol_command.options_of(sys.argv[2:])
+        with _errors_in_a_line(1, options.debug):
+            enrol_command.run(options)
+        return
+    parser = argparse.ArgumentParser(
+        prog="umbel-agent",
+        description="Train, install and infer on this device, as the Umbel server commands.",
+        epilog="'umbel-agent enrol URL TOKEN' makes this device known to a server and writes its configuration, a TOML "
+        "file; --example prints one with every key explained.",
+    )
+    parser.add_argument("config", type=Path, nargs="?", help="the configuration file")
+    parser.add_argument("--example", action="store_true", help="print an example configuration and exit")
+    parser.add_argument("--check", action="store_true", help="check the configuration and exit")
+    parser.add_argument("--log", type=Path, help="write the log to this file instead of standard error")
+    parser.add_argument("--verbose", action="store_true", help="log more")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = parser.parse_args()
+    if options.example:
+        print(EXAMPLE, end="")
+        return
+    if options.config is None:
+        parser.error("name a configuration file, or --example to see one")
+    with _errors_in_a_line(2, options.debug):
+        config = load_config(options.config)
+    if options.check:
+        print(f"{options.config}: device {config.device} of population {config.population}, trainer {config.trainer}")
+        return
+    with _errors_in_a_line(1, options.debug):
+        set_up_logging(options.log, options.verbose)
+        from umbel_edge.agent import Agent
+
+        agent = Agent(config)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: agent.stop())
+        agent.run()
+
+
+def set_up_logging(file: Path | None, verbose: bool) -> None:
+    """Log lines with time and level to `file`, or to standard error."""
+    handler = logging.FileHandler(file) if file else logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LogFormatter())
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
+
+
+@contextmanager
+def _errors_in_a_line(code: int, debug: bool) -> Iterator[None]:
+    """End the program with `code` and one line on an error that a person can act on."""
+    try:
+        yield
+    except UmbelError as error:
+        _fail(str(error), code, debug)
+    except OSError as error:
+        if error.filename is None or error.strerror is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}", code, debug)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130, debug)
+
+
+def _fail(sentence: str, code: int, debug: bool) -> NoReturn:
+    if debug:
+        traceback.print_exc()
+    print(f"umbel-agent: {printable(sentence)}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,149 @@
+"""`umbel-agent enrol`: a new device's key, its enrolment, and its configuration."""
+
+import argparse
+import hashlib
+import logging
+import os
+import shlex
+import sys
+import threading
+import tomllib
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from umbel import signing
+from umbel.enrolment import split_token
+from umbel.errors import UmbelError
+from umbel.printable import printable
+from umbel.topics import check_name
+from umbel_edge.config import AgentConfig, KeyConfig, load_config, write_config
+from umbel_edge.connection.enrolment import ATTEMPTS, enrol
+from umbel_edge.connection.http import ServerHttp
+from umbel_edge.device.state import AgentState, pinned_in
+from umbel_edge.identity.keys import store_of
+
+KINDS = ("phone", "vehicle", "gateway")
+STATE = "state"
+SCHEME = "umbel:"
+
+
+def options_of(words: list[str]) -> argparse.Namespace:
+    """What is asked for on the command line after `enrol`."""
+    parser = argparse.ArgumentParser(
+        prog="umbel-agent enrol",
+        description="Make this device known to a server, with a token that 'umbel devices invite' printed, and write "
+        "its configuration. The key is made here and stays here.",
+    )
+    parser.add_argument("url", help="the server's URL; or what the QR code holds, umbel:URL#TOKEN")
+    parser.add_argument("token", nargs="?", help="the enrolment token; good once")
+    parser.add_argument("--device", help="this device's id (default: made of its key)")
+    parser.add_argument("--kind", choices=KINDS, default="", help="what it is, unless the invitation says so")
+    parser.add_argument(
+        "--examples", type=Path, default=None, help="its .npz of examples (default: examples.npz beside the file)"
+    )
+    parser.add_argument(
+        "--key-store",
+        choices=("file", "pkcs11"),
+        default="file",
+        help="where the key is made: in the state folder (file), "
+        "or on a TPM or another token, which does not give it out",
+    )
+    parser.add_argument("--module", type=Path, help="pkcs11: the token's library")
+    parser.add_argument("--token-label", default="", help="pkcs11: the token's label")
+    parser.add_argument("--key-name", default="umbel", help="pkcs11: the key's label on the token (umbel)")
+    parser.add_argument("--pin-file", type=Path, help="pkcs11: a file that you alone may read, with the token's PIN")
+    parser.add_argument("--pin-env", default="", help="pkcs11: or the variable of the environment that holds it")
+    parser.add_argument("--config", type=Path, default=Path("agent.toml"), help="the file to write (agent.toml)")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = parser.parse_args(words)
+    if options.token is None and options.url.startswith(SCHEME):
+        options.url, _, options.token = options.url.removeprefix(SCHEME).partition("#")
+    if options.token is None:
+        parser.error("name the token too: umbel-agent enrol URL TOKEN")
+    return options
+
+
+def run(options: argparse.Namespace) -> None:
+    """Enrol, and write the configuration and the state folder beside it; raises UmbelError, overwriting nothing.
+
+    Broken off at any instant, the same command goes on: the device keeps its key, and the server answers it again.
+    """
+    path: Path = options.config
+    if not options.url.startswith(("http://", "https://")):
+        raise UmbelError(f"the server's URL should begin with http:// or https://, got {options.url!r}")
+    split_token(options.token)
+    key = _key_of(options)
+    examples = _beside(path, options.examples)
+    asked = {"server": options.url, "examples": examples, "state": STATE, **_key_lines(path, key)}
+    if path.exists():
+        made = _made_before(path, options, asked)
+        _tell(made.device, made.population, path, examples)
+        return
+    logging.basicConfig(level=logging.WARNING, format="umbel-agent: %(message)s", stream=sys.stderr)
+    store = store_of(key, path.parent / STATE, threading.Event(), patient=False)
+    state = AgentState(path.parent / STATE, store)
+    try:
+        device = check_name(options.device or _id_of(state), "a device id")
+        if (before := state.fact("device", device)) != device:
+            raise UmbelError(f"{state.folder}: it belongs to device {before}; name a file in another folder")
+        state.remember("device", device)
+        # Population and kind are the server's to tell; enrolling needs only where to ask.
+        config = AgentConfig(device, "", "phone", options.url, Path(examples), state.folder)
+        http = ServerHttp(config, state.key, threading.Event())
+        reply = enrol(http, state, options.token, device, options.kind, attempts=ATTEMPTS)
+    finally:
+        state.close()
+    write_config(path, {"device": reply.device, "population": reply.population, "kind": reply.kind, **asked})
+    _tell(reply.device, reply.population, path, examples)
+
+
+def _tell(device: str, population: str, path: Path, examples: str) -> None:
+    """Print what was done, and what is to be done next."""
+    print(printable(f"{device} is enrolled in population {population}; {path} is its configuration. Next:"))
+    if not (path.parent / examples).is_file():
+        print(f"  put its examples into {path.parent / examples}")
+    print(f"  umbel-agent {shlex.quote(str(path))}")
+
+
+def _made_before(path: Path, options: argparse.Namespace, asked: Mapping[str, str]) -> AgentConfig:
+    """The configuration at `path`, which this same command wrote before it was broken off; raises UmbelError on another."""
+    wanted = {**asked, "device": options.device, "kind": options.kind}
+    with suppress(UmbelError):
+        config = load_config(path)
+        trust = pinned_in(path.parent / STATE)
+        written = tomllib.loads(path.read_text())
+        written |= written.get("key", {})
+        if trust is not None and all(written.get(name) == value for name, value in wanted.items() if value):
+            trust.anchored(split_token(options.token)[1])
+            return config
+    raise UmbelError(f"{path}: there is a configuration already; name another file with --config")
+
+
+def _key_of(options: argparse.Namespace) -> KeyConfig:
+    """Where the key is asked to be; raises UmbelError when that is not said whole."""
+    key = KeyConfig(
+        options.key_store, options.module, options.token_label, options.key_name, options.pin_file, options.pin_env
+    )
+    key.check()
+    return key.within(Path.cwd())
+
+
+def _key_lines(path: Path, key: KeyConfig) -> dict[str, str]:
+    """The lines of [key] in the configuration at `path`, which names a PIN file relative to its folder."""
+    if key.store == "file":
+        return {}
+    pin = {"pin_env": key.pin_env} if key.pin_file is None else {"pin_file": os.path.relpath(key.pin_file, path.parent)}
+    return {"store": key.store, "module": str(key.module), "token": key.token, "name": key.name, **pin}
+
+
+def _id_of(state: AgentState) -> str:
+    """An id that no other device has, and that this one has again when it asks again."""
+    return "device-" + hashlib.sha256(signing.fingerprint(state.key).encode()).hexdigest()[:10]
+
+
+def _beside(path: Path, examples: Path | None) -> str:
+    """The examples as the configuration at `path` names them: relative to its folder."""
+    if examples is None:
+        return "examples.npz"
+    return str(examples) if examples.is_absolute() else os.path.relpath(examples, path.parent)

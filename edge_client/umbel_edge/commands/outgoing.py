@@ -1,0 +1,68 @@
+"""Finished updates that are still to be sent: kept until the server has them, so that no restart trains again."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from umbel.atomic import write_atomically
+from umbel.messages import Blob, Trained
+from umbel_edge.connection.http import file_digest
+from umbel_edge.connection.resumable_uploads import Uploads
+from umbel_edge.device.state import AgentState
+
+log = logging.getLogger("umbel.agent")
+
+
+class Outgoing:
+    """The updates in `<state folder>/outgoing`, by the command that they answer."""
+
+    def __init__(self, state: AgentState, uploads: Uploads) -> None:
+        self._state, self._uploads = state, uploads
+        self._folder = state.folder / "outgoing"
+
+    def keep(self, command: str, trained: Trained, update: bytes) -> None:
+        """Write an update down before it is sent, unless it is so small that it travels in the result."""
+        if trained.update.data is None:
+            write_atomically(self._path(trained.update), update)
+            self._state.keep_outgoing(command, msgspec.json.encode(trained))
+
+    def kept(self, command: str) -> Trained | None:
+        """What was kept for a command; None when nothing was, or its file is missing or damaged."""
+        encoded = self._state.outgoing(command)
+        if encoded is None:
+            return None
+        trained = msgspec.json.decode(encoded, type=Trained)
+        path = self._path(trained.update)
+        if not path.is_file() or file_digest(path) != trained.update.sha256:
+            log.warning("the update of command %s was damaged; training again", command)
+            self.drop(command)
+            return None
+        return trained
+
+    def send(self, command: str, trained: Trained, check: Callable[[], None], ready: Callable[[], str]) -> None:
+        """Upload the update kept for a command; see Uploads.send_file."""
+        if trained.update.data is None:
+            self._uploads.send_file(command, trained.update, self._path(trained.update), check, ready)
+
+    def drop(self, command: str) -> None:
+        """Remove what was kept for a command."""
+        if (encoded := self._state.outgoing(command)) is not None:
+            update = msgspec.json.decode(encoded, type=Trained).update
+            self._path(update).unlink(missing_ok=True)  # first, because forgetting needs room when there is none
+            self._state.drop_outgoing(command)
+            self._uploads.forget(update)
+
+    def drop_others(self, commands: set[str]) -> None:
+        """Remove everything but what was kept for `commands`."""
+        for command in self._state.all_outgoing():
+            if command not in commands:
+                self.drop(command)
+        known = {self._path(trained.update) for c in commands if (trained := self.kept(c)) is not None}
+        for path in self._folder.glob("*"):
+            if path not in known:
+                path.unlink()
+
+    def _path(self, update: Blob) -> Path:
+        return self._folder / f"{update.sha256}.safetensors"

@@ -1,0 +1,79 @@
+"""What a device says, signed: with its number, its time, and until when it is good."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+from joserfc.jwk import ECKey
+
+from umbel import __version__, messages, sealing, signing
+from umbel.enrolment import CLOCK_TOLERANCE
+from umbel.litert import runtime_name
+from umbel.messages import STATUS_SECONDS, Ack, AckState, CommandHead, Outcome, Result, Status
+from umbel.sequence import Ascending
+from umbel_edge.config import AgentConfig
+from umbel_edge.connection.server_time import ServerTime
+from umbel_edge.device.state import AgentState, Answer
+
+
+class Statements:
+    """The messages of one device. What answers a command that asks for it is sealed for the server."""
+
+    def __init__(self, config: AgentConfig, state: AgentState, time: ServerTime, clock: Callable[[], float]) -> None:
+        self._config, self._state, self._time, self._clock = config, state, time, clock
+
+    @cached_property
+    def _numbers(self) -> Ascending:
+        return Ascending(self._time, self._state.answered)
+
+    @cached_property
+    def agreement(self) -> ECKey:
+        """The key with which commands are sealed for this process."""
+        return signing.generate_key()
+
+    def ack(self, command: CommandHead, state: AckState, reason: str) -> Answer:
+        """What became of a command."""
+        number, of = self._numbers.next(), (command.id, self._config.population, self._config.device)
+        ack = Ack(*of, state, self._clock(), reason, sequence=number, expires=command.expires)
+        return Answer("ack", self._sealed(messages.encode(ack, self._state.key), command), number)
+
+    def result(self, command: CommandHead, outcome: Outcome) -> Answer:
+        """What came of a command."""
+        number, of = self._numbers.next(), (command.id, self._config.population, self._config.device)
+        result = Result(*of, self._clock(), outcome, sequence=number, expires=command.expires)
+        return Answer("result", self._sealed(messages.encode(result, self._state.key), command), number)
+
+    def complaint(self, id: str, reason: str) -> Answer:
+        """That a command, of which only the id is known, cannot be taken."""
+        number, of = self._numbers.next(), (id, self._config.population, self._config.device)
+        until = self._time() + CLOCK_TOLERANCE
+        ack = Ack(*of, "rejected", self._clock(), reason, sequence=number, expires=until)
+        return Answer("ack", messages.encode(ack, self._state.key), number)
+
+    def status(
+        self, epoch: int, online: bool, examples: int, rss_mb: float, installed: str, reasons: Sequence[str]
+    ) -> bytes:
+        """How the device is."""
+        status = Status(
+            self._config.population,
+            self._config.device,
+            epoch,
+            online,
+            kind=self._config.kind,
+            trainer=self._config.trainer,
+            agent=__version__,
+            runtime=runtime_name(),
+            examples=examples,
+            rss_mb=rss_mb,
+            installed=installed,
+            labels=self._config.labels,
+            reasons=list(reasons),
+            at=self._clock(),
+            expires=self._time() + STATUS_SECONDS if online else 0.0,
+            skew=round(self._time.skew, 3),
+            agreement=signing.public_key(self.agreement),
+            sequence=self._numbers.next(),
+        )
+        return messages.encode(status, self._state.key)
+
+    def _sealed(self, token: bytes, command: CommandHead) -> bytes:
+        return token if command.answer_key is None else sealing.seal(token, signing.import_public(command.answer_key))

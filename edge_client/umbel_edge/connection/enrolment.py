@@ -1,0 +1,162 @@
+"""How the agent becomes known to its server, once, and finds it again ever after."""
+
+import logging
+
+import msgspec
+
+from umbel import signing
+from umbel.enrolment import (
+    CLOCK,
+    CONNECTION_PATH,
+    ENROL_PATH,
+    UNKNOWN,
+    EnrolmentReply,
+    EnrolmentRequest,
+    Trust,
+    sign_request,
+    split_token,
+)
+from umbel.errors import NOT_DECODED, SignatureError, UmbelError
+from umbel.messages import PROTOCOL
+from umbel_edge.config import AgentConfig
+from umbel_edge.connection.http import Refused, ServerHttp
+from umbel_edge.connection.standing import Standing
+from umbel_edge.device.state import AgentState
+
+log = logging.getLogger("umbel.agent")
+
+ATTEMPTS = 5
+"""How often `umbel-agent enrol` asks a server that does not answer: a person waits."""
+
+
+def connect(http: ServerHttp, config: AgentConfig, state: AgentState, standing: Standing) -> EnrolmentReply:
+    """Where the broker is, from the server that this device trusts; a device that is not enrolled yet enrols first.
+
+    Waits, saying so, while nobody answers, the device is suspended, or its clock is wrong. Raises UmbelError when the
+    server refuses the device or is not the one that it trusts.
+    """
+    waited = 0
+    while True:
+        try:
+            return _connect(http, config, state)
+        except Refused as error:
+            if error.code not in ("suspended", CLOCK):
+                raise
+            if waited == 0:
+                log.warning("%s; waiting", error)
+            standing.pause(waited)
+            waited += 1
+
+
+def _connect(http: ServerHttp, config: AgentConfig, state: AgentState) -> EnrolmentReply:
+    pinned = _pinned(http, state)
+    if pinned is None and not config.enrolment_token:
+        raise UmbelError(
+            f"{state.folder}: this device is not enrolled; 'umbel-agent enrol URL TOKEN' does that, "
+            "with a token from 'umbel devices invite'"
+        )
+    if pinned is not None:
+        http.use(pinned)
+        try:
+            reply = ask(http, state, pinned)
+            _look_back(state, reply)
+            return reply
+        except Refused as error:
+            if error.code != UNKNOWN:
+                raise
+            if not config.enrolment_token:
+                raise UmbelError(
+                    f"{error}; ask for a new invitation, and put its token into the configuration as enrolment_token"
+                ) from error
+    return enrol(http, state, config.enrolment_token, config.device, config.kind, config.population)
+
+
+def enrol(
+    http: ServerHttp,
+    state: AgentState,
+    token: str,
+    device: str,
+    kind: str,
+    population: str = "",
+    attempts: float = float("inf"),
+) -> EnrolmentReply:
+    """Make the device known to the server by its key, and trust from then on what the token's fingerprint is of.
+
+    An empty `population` or `kind` is left to the invitation. Raises UmbelError when the server refuses, is not the one
+    that the token names, or has not answered in so many `attempts`.
+    """
+    secret, fingerprint = split_token(token)
+    trust = _pinned(http, state) or http.ask_trust(fingerprint, attempts)
+    http.use(trust)
+    request = EnrolmentRequest(device, kind, signing.public_key(state.key), secret, population)
+    answer = http.until_answered("POST", ENROL_PATH, sign_request(request, state.key), signed=False, attempts=attempts)
+    reply, trust = _checked(http, answer, state, trust)
+    _begin_memory(state, reply)
+    state.pin(trust)
+    return reply
+
+
+def ask(http: ServerHttp, state: AgentState, trust: Trust) -> EnrolmentReply:
+    """What an enrolled device is told, once the server answers; raises Refused, and UmbelError when it is another server."""
+    return _checked(http, http.until_answered("GET", CONNECTION_PATH), state, trust)[0]
+
+
+def _look_back(state: AgentState, reply: EnrolmentReply) -> None:
+    """See whether the server has heard more of this device than it remembers itself, as after a restored backup."""
+    if int(state.fact("epoch", "0")) >= reply.epoch and state.answered >= reply.answered:
+        return
+    log.warning(
+        "the server has heard more of this device than it remembers: its state was restored from an older one, or its "
+        "end was lost; commands given before now are not executed"
+    )
+    _begin_memory(state, reply)
+
+
+def _begin_memory(state: AgentState, reply: EnrolmentReply) -> None:
+    with state.change():
+        state.begin_memory(reply.sequence)
+        state.remember("epoch", str(max(int(state.fact("epoch", "0")), reply.epoch)))
+        state.note_answered(reply.answered)
+
+
+def _pinned(http: ServerHttp, state: AgentState) -> Trust | None:
+    """What this device trusts already, unless that says nothing of certificates and there are some now."""
+    pinned = state.pinned()
+    return None if pinned is None or (http.secure and not pinned.ca) else pinned
+
+
+def catch_up(http: ServerHttp, state: AgentState, trust: Trust) -> Trust:
+    """`trust` and the signing keys that the server has got since, each by the word of the one before; kept when there are some.
+
+    Raises UmbelError when what the server answers does not prove it.
+    """
+    try:
+        extended = trust.extended(http.told_trust())
+    except SignatureError as error:
+        raise UmbelError(f"{http.url} cannot prove its signing keys ({error}); is it another server?") from error
+    if extended != trust:
+        log.info("the server has the signing key %s now", signing.fingerprint(extended.lineage().newest)[:8])
+        if state.pinned() is not None:
+            state.pin(extended)
+    return extended
+
+
+class _Protocol(msgspec.Struct):
+    protocol: int = 1
+
+
+def _checked(http: ServerHttp, answer: bytes, state: AgentState, trust: Trust) -> tuple[EnrolmentReply, Trust]:
+    """The reply of the server that is trusted, and what is trusted when it has got a signing key since."""
+    try:
+        protocol = msgspec.json.decode(answer, type=_Protocol).protocol
+        if protocol != PROTOCOL:
+            raise UmbelError(f"{http.url} speaks protocol {protocol}, this agent {PROTOCOL}: upgrade the older side")
+        reply = msgspec.json.decode(answer, type=EnrolmentReply)
+    except NOT_DECODED as error:
+        raise UmbelError(f"{http.url} answers like no Umbel server ({error}); correct its URL") from error
+    newest = signing.fingerprint(signing.import_public(reply.server_key))
+    if newest not in trust.lineage().all:
+        trust = catch_up(http, state, trust)
+    if newest not in trust.lineage().all:
+        http.check(newest, signing.fingerprint(trust.lineage().newest))
+    return reply, trust

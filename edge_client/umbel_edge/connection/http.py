@@ -1,0 +1,421 @@
+"""The agent's HTTP: signed requests, and downloads that resume where they stopped."""
+
+import hashlib
+import logging
+import math
+import os
+import random
+import re
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import urllib3
+from joserfc.jwk import ECKey
+
+from umbel.atomic import write_atomically
+from umbel.enrolment import (
+    BLOB_PATH,
+    CLOCK,
+    CLOCK_TOLERANCE,
+    OFFSET,
+    TRUST_PATH,
+    Access,
+    Trust,
+    bearer,
+    make_nonce,
+    read_trust,
+)
+from umbel.errors import NOT_DECODED, SignatureError, UmbelError
+from umbel.messages import Blob
+from umbel.printable import printable
+from umbel.tensors import digest
+from umbel.tls import blind_context, client_context
+from umbel_edge.config import AgentConfig
+from umbel_edge.device.storage import is_full
+from umbel_edge.waiting import Stopped, back_off
+
+log = logging.getLogger("umbel.agent")
+
+ATTEMPTS = 5
+CHUNK = 1 << 16
+ANSWER_BYTES = 1 << 16
+TRUST_BYTES = 1 << 20
+"""Answers that are longer are no answers; whom to trust says how every signing key followed another."""
+FIRST_PAUSE, LAST_PAUSE = 0.2, 20.0
+_ADDRESS = re.compile(r"[0-9a-f]{64}")
+CLOCK_NEWS = 2.0
+"""Seconds by which the server's clock must differ from what was thought of it for a refusal to be the clock's fault."""
+LONGEST_WAIT = 60.0
+"""Seconds after which a busy server is asked again, however much longer it says it will be."""
+BUSY = (429, 503)
+"""Statuses of an answer to come back later, in as many seconds as its Retry-After says."""
+READS = ("GET", "HEAD")
+IN_MEMORY = 1 << 18
+"""Blobs up to this many bytes are not written to flash on their way."""
+_NOT_NOW = (9, 10)
+"""OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
+
+
+T = TypeVar("T")
+
+
+class Refused(UmbelError):
+    """A request that the server does not accept; `status` is the HTTP status.
+
+    `code` says what a device can act on: umbel.enrolment.UNKNOWN or CLOCK, or that it is `suspended` or `revoked`.
+    """
+
+    def __init__(self, status: int, reason: str, code: str = "") -> None:
+        super().__init__(reason)
+        self.status, self.code = status, code
+
+    @property
+    def bars(self) -> bool:
+        """Whether the server takes part in nothing with this device."""
+        return self.code in ("suspended", "revoked")
+
+
+class Busy(urllib3.exceptions.HTTPError):
+    """An answer to come back in `wait` seconds."""
+
+    def __init__(self, sentence: str, wait: float) -> None:
+        super().__init__(sentence)
+        self.wait = wait
+
+
+class ServerHttp:
+    """Requests to one server, each signed by the device; `stopping` ends waiting.
+
+    `on_barred` is told, in the thread that asked, of an answer that bars the device.
+    """
+
+    def __init__(
+        self, config: AgentConfig, key: ECKey, stopping: threading.Event, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._config, self._key, self._stopping, self._clock = config, key, stopping, clock
+        self.url = self._base = config.server.rstrip("/")
+        self.secure = self._base.startswith("https:")
+        self.on_barred: Callable[[Refused], None] = lambda refused: None
+        self.ca = ""
+        """The authority of the server's certificates, in PEM, once it is known; empty without TLS."""
+        self._pool = _pool(None)
+        self._random = random.Random()
+        self._ahead = 0.0
+        """Seconds that the server's clock is ahead of this device's, as far as it has minded."""
+
+    def use(self, trust: Trust) -> None:
+        """Believe from now on only who has a certificate of this authority; raises UmbelError when the URL asks for no TLS."""
+        if trust.ca and not self.secure:
+            raise UmbelError(f"{self.url}: this server speaks TLS; its URL begins with https://")
+        if self.secure:
+            self.ca = trust.ca
+            self._pool = _pool(client_context(trust.ca))
+
+    def ask_trust(self, fingerprint: str, attempts: float) -> Trust:
+        """Whom the server says is to be trusted, if that is what the fingerprint is of; TLS proves nothing before.
+
+        Raises UmbelError otherwise, and when it has not answered in so many `attempts`.
+        """
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)  # it is meant: the answer is checked
+        self._pool = _pool(blind_context())
+        trust = self.told_trust(attempts)
+        try:
+            return trust.anchored(fingerprint)
+        except SignatureError:
+            self.check(trust.fingerprint(), fingerprint)
+            raise
+
+    def told_trust(self, attempts: float = math.inf) -> Trust:
+        """Whom the server says is to be trusted, waited for as in `until_answered`; raises UmbelError on another answer."""
+        answer = self.until_answered("GET", TRUST_PATH, signed=False, attempts=attempts, most=TRUST_BYTES)
+        try:
+            return read_trust(answer)
+        except SignatureError as error:
+            raise UmbelError(f"{self.url} answers like no Umbel server ({error}); correct its URL") from error
+
+    def check(self, found: str, expected: str) -> None:
+        """Raise UmbelError unless a fingerprint is the one that this device trusts."""
+        if found != expected:
+            raise UmbelError(
+                f"{self.url} has the key {found[:8]}, this device trusts {expected[:8]}: it is another server; "
+                "correct its URL or the enrolment token"
+            )
+
+    def fetch(self, blob: Blob, folder: Path, check: Callable[[], None] | None = None) -> bytes:
+        """The blob's bytes, from the message, or by HTTP; a broken download resumes from `folder`.
+
+        With `check`, which raises when the work should end, it is tried however long the link takes.
+        """
+        _check_address(blob)
+        if (data := blob.content()) is not None:
+            return data
+        if blob.size > IN_MEMORY:
+            part = self._fetch_part(blob, folder, check)
+            data = part.read_bytes()
+            part.unlink()
+            return data
+        data = self.attempt(lambda: self._get(blob), check=check)
+        if len(data) != blob.size or digest(data) != blob.sha256:
+            raise UmbelError(f"blob {blob.sha256[:12]} arrived with digest {digest(data)[:12]}; it is not used")
+        return data
+
+    def fetch_file(self, blob: Blob, path: Path, check: Callable[[], None] | None = None) -> Path:
+        """The blob as a file at `path`, fetched unless it is there already with the right digest."""
+        _check_address(blob)
+        if path.is_file() and path.stat().st_size == blob.size and file_digest(path) == blob.sha256:
+            return path
+        if blob.data is None and blob.size > IN_MEMORY:
+            os.replace(self._fetch_part(blob, path.parent, check), path)
+        else:
+            write_atomically(path, self.fetch(blob, path.parent, check))
+        return path
+
+    def _fetch_part(self, blob: Blob, folder: Path, check: Callable[[], None] | None) -> Path:
+        part = folder / f"{blob.sha256}.part"
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.attempt(
+                lambda: self._download(blob, part, check), lambda: part.stat().st_size if part.exists() else 0, check
+            )
+            found = file_digest(part)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+        if found != blob.sha256:
+            part.unlink()
+            raise UmbelError(f"blob {blob.sha256[:12]} arrived with digest {found[:12]}; it is not used")
+        return part
+
+    def _get(self, blob: Blob) -> bytes:
+        return _limited(self.request("GET", BLOB_PATH.format(sha256=blob.sha256)), blob.size)
+
+    def _download(self, blob: Blob, part: Path, check: Callable[[], None] | None) -> None:
+        have = part.stat().st_size if part.exists() else 0
+        if have > blob.size:
+            part.unlink()
+            have = 0
+        if have == blob.size:
+            return
+        headers = {"Range": f"bytes={have}-"} if have else {}
+        response = self.request("GET", BLOB_PATH.format(sha256=blob.sha256), headers=headers)
+        with part.open("ab" if response.status == 206 else "wb") as file:
+            for chunk in response.stream(CHUNK, decode_content=False):
+                file.write(chunk)
+                if file.tell() > blob.size:
+                    raise UmbelError(f"blob {blob.sha256[:12]} should have {blob.size} bytes, the server sends more")
+                if self._stopping.is_set():
+                    raise Stopped("the agent is stopping")
+                if check is not None:
+                    check()
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | Iterator[bytes] | None = None,
+        headers: dict[str, str] | None = None,
+        command: str = "",
+    ) -> urllib3.BaseHTTPResponse:
+        """One request, signed; the caller releases the answer's connection. An upload names the command that it answers.
+
+        Raises Refused when the server does not accept it, and urllib3's HTTPError when nothing or a 5xx comes back: Busy when
+        it says when to come back.
+        """
+        access = Access(
+            population=self._config.population,
+            device=self._config.device,
+            method=method,
+            path=path,
+            at=self._clock() + self._ahead,
+            command=command,
+            body=digest(body) if isinstance(body, bytes) else "",
+            offset=int((headers or {}).get(OFFSET, "0")),
+            nonce="" if method in READS else make_nonce(),
+        )
+        response = self._pool.request(
+            method,
+            self._base + path,
+            body=body,
+            headers={**(headers or {}), "Authorization": bearer(access, self._key)},
+            preload_content=False,
+            redirect=False,
+        )
+        if response.status in BUSY:
+            raise _busy(response)
+        if response.status >= 500:
+            drain(response)
+            raise urllib3.exceptions.HTTPError(f"the server answered {response.status}")
+        if response.status >= 300:
+            refused = _refused(response)
+            if refused.code == CLOCK and self._set_clock(response.headers.get("Date", "")):
+                raise urllib3.exceptions.HTTPError(f"{refused}; it is asked again by its own clock")
+            if refused.bars:
+                self.on_barred(refused)
+            raise refused
+        return response
+
+    def _set_clock(self, date: str) -> bool:
+        """Sign by the server's clock from now on; returns False when that is no news, differs too much to be right, or is not
+        told."""
+        try:
+            ahead = parsedate_to_datetime(date).timestamp() + 0.5 - self._clock()  # it is told in whole seconds
+        except (ValueError, OverflowError):
+            return False
+        if abs(ahead) > CLOCK_TOLERANCE or abs(ahead - self._ahead) < CLOCK_NEWS:
+            return False
+        self._ahead = ahead
+        return True
+
+    def attempt(
+        self,
+        call: Callable[[], T],
+        progress: Callable[[], int] = lambda: 0,
+        check: Callable[[], None] | None = None,
+    ) -> T:
+        """Call, and again with jittered back-off when the link breaks.
+
+        Raises UmbelError after ATTEMPTS in a row without `progress`, a number that grows. With `check`, which raises when
+        the work should end, there is no such limit. A busy server is asked when it says, LONGEST_WAIT later at most.
+        """
+        failures, reached = 0, progress()
+        while True:
+            try:
+                return call()
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                if is_full(error):
+                    raise
+                failures = failures + 1 if progress() <= reached else 0
+                reached = max(reached, progress())
+                if failures >= ATTEMPTS and check is None:
+                    raise UmbelError(
+                        f"{self._base} could not be reached in {ATTEMPTS} attempts: {self._explained(error)}"
+                    ) from error
+                log.info("%s: %s; trying again", self._base, self._explained(error))
+                least = error.wait if isinstance(error, Busy) else 0.0
+                try:
+                    self._pause(max(0, failures - 1), check, least)
+                except UmbelError as ended:
+                    if least and type(ended) is UmbelError:
+                        raise UmbelError(f"{ended}; the server had answered: {error}") from error
+                    raise
+
+    def until_answered(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        signed: bool = True,
+        attempts: float = math.inf,
+        most: int = ANSWER_BYTES,
+    ) -> bytes:
+        """The answer of at most `most` bytes to a request, waited for, saying so, while nobody answers.
+
+        Raises Refused when the server does not accept it, UmbelError after so many `attempts` without an answer.
+        """
+        attempt, said = 0, None
+        while True:
+            least, clock = 0.0, ""
+            try:
+                if signed:
+                    return _limited(self.request(method, path, body), most)
+                response = self._pool.request(
+                    method, self._base + path, body=body, preload_content=False, redirect=False
+                )
+                if response.status in BUSY:
+                    raise _busy(response)
+                if response.status < 500:
+                    if response.status >= 300:
+                        raise _refused(response)
+                    return _limited(response, most)
+                drain(response)
+                why = f"it answered {response.status}"
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                why, least = printable(str(error)), error.wait if isinstance(error, Busy) else 0.0
+                clock = self._blamed_clock(error)
+            if not self.secure:
+                why += "; a server with TLS is asked with https://"
+            if attempt + 1 >= attempts:
+                todo = clock or "correct the URL, or start the server"
+                raise UmbelError(f"{self._base} does not answer ({why}); {todo}")
+            if said is None or bool(clock) != said:
+                said = bool(clock)
+                log.warning("%s does not answer (%s); %s", self._base, why, clock or "waiting until it does")
+            self._pause(attempt, least=least)
+            attempt += 1
+
+    def _blamed_clock(self, error: Exception) -> str:
+        """What to do about this device's clock when the server's certificate is not valid at its time; empty otherwise."""
+        if not any(isinstance(e, ssl.SSLCertVerificationError) and e.verify_code in _NOT_NOW for e in error.args):
+            return ""
+        now = datetime.fromtimestamp(self._clock(), UTC)
+        return f"if it is not {now:%Y-%m-%d %H:%M} UTC now, set this device's clock"
+
+    def _explained(self, error: Exception) -> str:
+        return "; ".join(filter(None, (str(error), self._blamed_clock(error))))
+
+    def _pause(self, attempt: int, check: Callable[[], None] | None = None, least: float = 0.0) -> None:
+        left = back_off(attempt, FIRST_PAUSE, LAST_PAUSE, self._random) + min(least, LONGEST_WAIT)
+        while left > 0:
+            if self._stopping.wait(min(left, 1.0)):
+                raise Stopped("the agent is stopping")
+            if check is not None:
+                check()
+            left -= 1.0
+
+
+def _pool(tls: ssl.SSLContext | None) -> urllib3.PoolManager:
+    timeout = urllib3.Timeout(connect=10, read=60)
+    return urllib3.PoolManager(num_pools=1, maxsize=2, retries=False, timeout=timeout, ssl_context=tls)
+
+
+def _check_address(blob: Blob) -> None:
+    if not _ADDRESS.fullmatch(blob.sha256):  # it is part of a path here
+        raise UmbelError(f"a blob's address is 64 lower-case hex digits, got {blob.sha256[:80]!r}")
+
+
+def _refused(response: urllib3.BaseHTTPResponse) -> Refused:
+    data = _limited(response, ANSWER_BYTES)
+    try:
+        answer = msgspec.json.decode(data, type=dict[str, str])
+        return Refused(response.status, printable(answer["error"]), answer.get("code", ""))
+    except (KeyError, *NOT_DECODED):
+        return Refused(response.status, f"the server answered {response.status}")
+
+
+def drain(response: urllib3.BaseHTTPResponse) -> None:
+    """Read an answer that says nothing more, so that its connection can be used again, if it is short."""
+    _limited(response, ANSWER_BYTES)
+
+
+def _busy(response: urllib3.BaseHTTPResponse) -> Busy:
+    """The sentence in an answer, and how many seconds to wait; 0 where it does not say so in seconds."""
+    after = response.headers.get("Retry-After", "")
+    return Busy(str(_refused(response)), float(after) if after.isascii() and after.isdigit() else 0.0)
+
+
+def _limited(response: urllib3.BaseHTTPResponse, size: int) -> bytes:
+    """At most `size` + 1 bytes of the body, as they came: enough to see that there are too many.
+
+    Nothing is unpacked: nobody asked for packed bytes, and a few could fill all memory.
+    """
+    data = bytearray()
+    for chunk in response.stream(CHUNK, decode_content=False):
+        data += chunk
+        if len(data) > size:
+            response.close()  # of what is left nothing is read
+            break
+    response.release_conn()
+    return bytes(data[: size + 1])
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

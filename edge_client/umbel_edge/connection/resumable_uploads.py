@@ -1,0 +1,119 @@
+"""Blobs on their way out: what broke off goes on where it stopped, also after a restart; what arrived is not sent again."""
+
+import io
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+import urllib3
+
+from umbel.enrolment import BLOB_PATH, COMPLETE, OFFSET, UPLOAD_PATH
+from umbel.messages import Blob
+from umbel_edge.connection.http import CHUNK, Refused, ServerHttp, drain
+from umbel_edge.device.state import AgentState
+
+log = logging.getLogger("umbel.agent")
+
+_OFFSET = re.compile(r"[0-9]{1,19}")
+
+
+def _always() -> str:
+    return ""
+
+
+class Uploads:
+    """Sends the server blobs that answer its commands; it takes no others.
+
+    The first attempt is one PUT of the whole. `state` remembers what was begun, and only then is the server asked how far
+    it came (HEAD of the upload, `Upload-Offset`), and sent the rest (PATCH).
+    """
+
+    def __init__(self, http: ServerHttp, state: AgentState) -> None:
+        self._http, self._state = http, state
+
+    def send(self, command: str, data: bytes) -> Blob:
+        """Store `data` on the server, unless it is small enough to travel in a message; raises UmbelError."""
+        blob = Blob.of(data)
+        if blob.data is None:
+            self._send(command, blob, lambda: io.BytesIO(data), None, _always)
+            self.forget(blob)
+        return blob
+
+    def send_file(
+        self, command: str, blob: Blob, path: Path, check: Callable[[], None], ready: Callable[[], str] = _always
+    ) -> None:
+        """Store the file at `path`, whose address is `blob`, however long the link takes.
+
+        `check` is called again and again, and raises when the work should end. While `ready` gives a reason why nothing
+        may be sent now, it waits. Until `forget`, a blob that arrived is not sent again.
+        """
+        self._send(command, blob, lambda: path.open("rb"), check, ready)
+
+    def _send(
+        self,
+        command: str,
+        blob: Blob,
+        open_source: Callable[[], IO[bytes]],
+        check: Callable[[], None] | None,
+        ready: Callable[[], str],
+    ) -> None:
+        reached = 0
+
+        def attempt() -> None:
+            nonlocal reached
+            if check is not None:
+                check()
+            if reason := ready():
+                raise urllib3.exceptions.HTTPError(f"not sending now: {reason}")
+            offset: int | None = 0
+            if self._state.begin_upload(blob.sha256, time.time()):
+                offset = self._arrived(command, blob)
+                reached = max(reached, offset or 0)
+            if offset is not None:
+                with open_source() as source:
+                    source.seek(offset)
+                    self._send_from(command, blob, offset, source, check)
+
+        self._http.attempt(attempt, lambda: reached, check)
+
+    def forget(self, blob: Blob) -> None:
+        """Count the upload of `blob` as never begun."""
+        self._state.end_upload(blob.sha256)
+
+    def _arrived(self, command: str, blob: Blob) -> int | None:
+        """How many bytes the server has; None when it has the blob."""
+        response = self._http.request("HEAD", UPLOAD_PATH.format(sha256=blob.sha256), command=command)
+        drain(response)
+        if response.headers.get(COMPLETE) == "?1":
+            return None
+        offset = response.headers.get(OFFSET, "")
+        arrived = int(offset) if _OFFSET.fullmatch(offset) else 0
+        return arrived if arrived <= blob.size else 0
+
+    def _send_from(
+        self, command: str, blob: Blob, offset: int, source: IO[bytes], check: Callable[[], None] | None
+    ) -> None:
+        headers = {"Content-Length": str(blob.size - offset), "Content-Type": "application/octet-stream"}
+        body = _pieces(source, check)
+        if offset == 0:
+            drain(self._http.request("PUT", BLOB_PATH.format(sha256=blob.sha256), body, headers, command))
+            return
+        log.info("upload of %s goes on from byte %d of %d", blob.sha256[:12], offset, blob.size)
+        headers |= {"Content-Type": "application/partial-upload", OFFSET: str(offset), COMPLETE: "?1"}
+        try:
+            drain(self._http.request("PATCH", UPLOAD_PATH.format(sha256=blob.sha256), body, headers, command))
+        except Refused as error:
+            if error.status not in (409, 422):
+                raise
+            # What the server had was another's beginning, or has gone: it says where to begin when it is asked again.
+            raise urllib3.exceptions.HTTPError(str(error)) from error
+
+
+def _pieces(source: IO[bytes], check: Callable[[], None] | None) -> Iterator[bytes]:
+    while piece := source.read(CHUNK):
+        yield piece
+        if check is not None:
+            check()

@@ -1,0 +1,88 @@
+"""The server's signing keys as this device trusts them: those that may sign now, and how it learns of new ones."""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+from joserfc.jwk import ECKey
+
+from umbel.errors import UmbelError
+from umbel_edge.connection.enrolment import catch_up
+from umbel_edge.connection.http import ServerHttp
+from umbel_edge.device.state import AgentState
+from umbel_edge.waiting import Stopped
+
+log = logging.getLogger("umbel.agent")
+
+LOOK_SECONDS = 30.0
+"""Who sends messages by keys that nobody knows makes the device ask at most so often."""
+
+
+class ServerKeys:
+    """What the trust that is kept in the state leads to; safe to use from several threads.
+
+    The server is asked for more, in a thread of its own, when it says over MQTT that there are some, or when a message is
+    signed by a key that is not known: that may be all that a device hears of a rotation which it has missed.
+    """
+
+    def __init__(self, state: AgentState, http: ServerHttp, clock: Callable[[], float]) -> None:
+        trust = state.pinned()
+        if trust is None:
+            raise UmbelError(f"{state.folder}: this device trusts no server yet; enrol it first")
+        self._trust, self._lineage = trust, trust.lineage()
+        self._state, self._http, self._clock = state, http, clock
+        self._asked: queue.Queue[tuple[str, Callable[[], None]] | None] = queue.Queue()
+        self._looked = float("-inf")
+        self._thread = threading.Thread(target=self._work, name="server-keys", daemon=True)
+
+    def start(self) -> None:
+        """Start asking when that is needed."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask no more."""
+        self._asked.put(None)
+
+    @property
+    def known(self) -> Mapping[str, ECKey]:
+        """Every key by fingerprint, retired ones too: for what a command by an accepted key names, or was taken in before."""
+        return self._lineage.all
+
+    @property
+    def accepted(self) -> Mapping[str, ECKey]:
+        """The keys whose commands are taken now, by fingerprint."""
+        return self._lineage.accepted(self._clock())
+
+    def learn(self, key: str, then: Callable[[], None]) -> None:
+        """Call `then` once the key with this fingerprint is known."""
+        if key in self.known:
+            then()
+        else:
+            self._asked.put((key, then))
+
+    def missed(self, key: str) -> None:
+        """Take in that something was signed by `key`, which may be a new one."""
+        now = time.monotonic()
+        if key not in self.known and now - self._looked > LOOK_SECONDS:
+            self._looked = now
+            self._asked.put((key, lambda: None))
+
+    def _work(self) -> None:
+        while (asked := self._asked.get()) is not None:
+            key, then = asked
+            try:
+                if key not in self.known:
+                    self._trust = catch_up(self._http, self._state, self._trust)
+                    self._lineage = self._trust.lineage()
+                if key in self.known:
+                    then()
+                else:
+                    log.warning("the server says nothing of a signing key %r: somebody else may have signed", key[:8])
+            except Stopped:
+                return
+            except UmbelError as error:
+                log.warning("the server's signing keys could not be asked for: %s", error)
+            except Exception:
+                log.exception("the server's signing keys could not be asked for")

@@ -1,0 +1,78 @@
+"""Whether the server takes part with this device, and what the device does while it does not: it waits, or stops for good."""
+
+import logging
+import random
+import threading
+from collections.abc import Callable
+
+import urllib3
+
+from umbel import messages
+from umbel.enrolment import CLOCK
+from umbel_edge.connection.http import Refused
+from umbel_edge.waiting import Stopped, back_off
+
+log = logging.getLogger("umbel.agent")
+
+FIRST_SECONDS, LAST_SECONDS = 1.0, 300.0
+
+
+class Standing:
+    """What the server last said, over MQTT or as it refused a request; safe to use from several threads.
+
+    `reason` is why the device works on nothing now, empty while it may. The server's word over MQTT is only why it is
+    asked over HTTP: what it answers there counts, so that old news does no harm.
+    """
+
+    def __init__(self, stopping: threading.Event, changed: Callable[[], None], seed: int | None = None) -> None:
+        self.reason = ""
+        self._stopping, self._changed = stopping, changed
+        self._news = threading.Event()
+        self._random = random.Random(seed)
+
+    def hear(self, standing: messages.Standing) -> None:
+        """Take in what the server tells over MQTT."""
+        if standing.state != "active" and not self.reason:
+            self.reason = f"the device was {standing.state}" + (f": {standing.reason}" if standing.reason else "")
+        self._news.set()
+        self._changed()
+
+    def refused(self, error: Refused) -> None:
+        """Take in that a request was refused because the device is barred."""
+        if not self.reason:
+            self.reason = str(error)
+            self._changed()
+
+    def wait_out(self, ask: Callable[[], object]) -> None:
+        """Return once the server, when it is asked, takes part with the device again.
+
+        Raises UmbelError when it is revoked, or the server refuses it otherwise, and Stopped when the agent stops.
+        """
+        waited = 0
+        while True:
+            try:
+                ask()
+            except Refused as error:
+                if error.code not in ("suspended", CLOCK):
+                    raise
+                if waited == 0:
+                    log.warning("%s; asking now and then", error)
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                log.info("the server could not be asked how this device stands: %s", error)
+            else:
+                log.info("the server takes part with this device")
+                self.reason = ""
+                return
+            self.pause(waited)
+            waited += 1
+
+    def pause(self, waited: int) -> None:
+        """Wait, longer the more often it was, until there is news; raises Stopped when the agent stops."""
+        left = back_off(waited, FIRST_SECONDS, LAST_SECONDS, self._random)
+        while left > 0 and not self._news.wait(min(left, 0.5)):
+            if self._stopping.is_set():
+                raise Stopped("the agent is stopping")
+            left -= 0.5
+        self._news.clear()
+        if self._stopping.is_set():
+            raise Stopped("the agent is stopping")

@@ -1,0 +1,39 @@
+"""The server's signing keys: which there are, and a new one."""
+
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import Request
+from starlette.concurrency import run_in_threadpool
+
+from umbel_server.api.access import Asking, Refused, owner, server_of, viewer
+from umbel_server.api.guarded import by, guarded, note
+from umbel_server.api.routes.blobs import body_of
+
+router = guarded("trust")
+
+
+class RotationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A new key that signs in `overlap` seconds, or at once with 0."""
+
+    overlap: Annotated[float, msgspec.Meta(ge=0)]
+
+
+@router.get("/v1/keys", dependencies=by(viewer()))
+def list_keys(request: Request, who: Asking) -> list[dict[str, Any]]:
+    """The server's signing keys, oldest first, and how many devices of the asking one's populations have confirmed the newest."""
+    return server_of(request).rotation.describe(who.populations)
+
+
+@router.post("/v1/keys/rotate", dependencies=by(owner("keys.rotate")))
+async def rotate(request: Request, who: Asking) -> list[dict[str, Any]]:
+    """Make a new signing key; the answer is as that of `GET /v1/keys`."""
+    asked = msgspec.json.decode(await body_of(request), type=RotationRequest)
+    note(request, overlap=round(asked.overlap))
+    if who.populations:
+        raise Refused(f"the signing key is every population's; {who.name} is an owner of {who.scope} only", 403)
+    rotation = server_of(request).rotation
+    await run_in_threadpool(rotation.rotate, asked.overlap)
+    rows = await run_in_threadpool(rotation.describe)
+    note(request, str(rows[-1]["key"]))
+    return rows

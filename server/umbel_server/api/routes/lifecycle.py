@@ -1,0 +1,89 @@
+"""What administrators decide about a device."""
+
+from typing import Any
+
+import msgspec
+from fastapi import Request
+from starlette.concurrency import run_in_threadpool
+
+from umbel_server.api.access import operator, owner, server_of
+from umbel_server.api.documented import takes
+from umbel_server.api.guarded import by, guarded
+from umbel_server.api.routes.blobs import body_of
+from umbel_server.api.scope import device_in_scope
+from umbel_server.devices import register as devices
+
+DEVICE = "/v1/devices/{population}/{device}"
+
+router = guarded("devices")
+
+
+class Because(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Why something is decided, for people; the device is told."""
+
+    reason: str = ""
+
+
+class Name(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A device's name for people; empty for none."""
+
+    name: str
+
+
+class Labels(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Labels to set, and names of set labels to remove."""
+
+    labels: dict[str, str] = {}
+    remove: list[str] = []
+
+
+@router.post(f"{DEVICE}/suspend", dependencies=by(operator("device.suspend")), openapi_extra=takes(Because, False))
+async def suspend(request: Request, population: str, device: str) -> dict[str, Any]:
+    """Let a device take part in nothing until it is resumed."""
+    await run_in_threadpool(device_in_scope, request, population, device)
+    asked = msgspec.json.decode(await body_of(request) or b"{}", type=Because)
+    lifecycle = server_of(request).lifecycle
+    return devices.describe(await run_in_threadpool(lifecycle.suspend, population, device, asked.reason))
+
+
+@router.post(f"{DEVICE}/resume", dependencies=by(operator("device.resume")))
+def resume(request: Request, population: str, device: str) -> dict[str, Any]:
+    """Let a suspended device take part again."""
+    device_in_scope(request, population, device)
+    return devices.describe(server_of(request).lifecycle.resume(population, device))
+
+
+@router.post(f"{DEVICE}/revoke", dependencies=by(owner("device.revoke")), openapi_extra=takes(Because, False))
+async def revoke(request: Request, population: str, device: str) -> dict[str, Any]:
+    """Bar a device and its key for good."""
+    await run_in_threadpool(device_in_scope, request, population, device)
+    asked = msgspec.json.decode(await body_of(request) or b"{}", type=Because)
+    lifecycle = server_of(request).lifecycle
+    return devices.describe(await run_in_threadpool(lifecycle.revoke, population, device, asked.reason))
+
+
+@router.post(f"{DEVICE}/rename", dependencies=by(operator("device.rename")), openapi_extra=takes(Name))
+async def rename(request: Request, population: str, device: str) -> dict[str, Any]:
+    """Give a device a name for people."""
+    await run_in_threadpool(device_in_scope, request, population, device)
+    asked = msgspec.json.decode(await body_of(request), type=Name)
+    return devices.describe(
+        await run_in_threadpool(server_of(request).lifecycle.rename, population, device, asked.name)
+    )
+
+
+@router.post(f"{DEVICE}/label", dependencies=by(operator("device.label")), openapi_extra=takes(Labels))
+async def label(request: Request, population: str, device: str) -> dict[str, Any]:
+    """Set and remove labels that win over the device's own."""
+    await run_in_threadpool(device_in_scope, request, population, device)
+    asked = msgspec.json.decode(await body_of(request), type=Labels)
+    lifecycle = server_of(request).lifecycle
+    return devices.describe(await run_in_threadpool(lifecycle.label, population, device, asked.labels, asked.remove))
+
+
+@router.post(f"{DEVICE}/delete", dependencies=by(owner("device.delete")))
+def delete(request: Request, population: str, device: str) -> dict[str, Any]:
+    """Remove a device that is revoked, or was never online, from the register."""
+    device_in_scope(request, population, device)
+    server_of(request).lifecycle.delete(population, device)
+    return {"population": population, "id": device, "state": devices.DELETED}

@@ -1,0 +1,42 @@
+"""How much a population may use, and uses."""
+
+from typing import Any
+
+import msgspec
+from fastapi import Request
+from starlette.concurrency import run_in_threadpool
+
+from umbel_server.api.access import Asking, Refused, owner, server_of, viewer
+from umbel_server.api.guarded import by, guarded, note
+from umbel_server.api.routes.blobs import body_of
+from umbel_server.api.scope import check_population
+from umbel_server.limits.quotas import QuotaChange
+
+router = guarded("quotas")
+
+
+@router.get("/v1/quotas", dependencies=by(viewer()))
+def list_quotas(request: Request, who: Asking) -> list[dict[str, Any]]:
+    """What every population uses and may use, by name."""
+    quotas = server_of(request).quotas
+    return [quotas.describe(name) for name in quotas.populations() if who.sees(name)]
+
+
+@router.get("/v1/quotas/{population}", dependencies=by(viewer()))
+def show_quota(request: Request, who: Asking, population: str) -> dict[str, Any]:
+    """What one population uses and may use."""
+    check_population(who, population)
+    return server_of(request).quotas.describe(population)
+
+
+@router.post("/v1/quotas/{population}", dependencies=by(owner("quota.set")))
+async def set_quota(request: Request, who: Asking, population: str) -> dict[str, Any]:
+    """Change what a population may use, from the next request on; for owners of all populations."""
+    asked = msgspec.json.decode(await body_of(request), type=QuotaChange)
+    note(request, population, population, **msgspec.to_builtins(asked))
+    check_population(who, population)
+    if who.populations:
+        raise Refused(f"a quota is set by an owner for all populations, and {who.name} is for {who.scope}", 403)
+    quotas = server_of(request).quotas
+    await run_in_threadpool(quotas.set, population, asked)
+    return await run_in_threadpool(quotas.describe, population)

@@ -1,0 +1,134 @@
+"""Commands about invitations: devices invite|invitations|uninvite."""
+
+import math
+import re
+import sys
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from umbel_server.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, plain, print_json, print_table
+from umbel_server.cli.runs.options import pair
+from umbel_server.client import Client, at
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_COLOURS = {"open": "green", "used": "dim", "expired": "yellow", "revoked": "red"}
+
+aside = Console(stderr=True, soft_wrap=True, highlight=False)
+"""What is said beside the tokens, so that these can be redirected into a file."""
+
+
+def add_commands(devices: typer.Typer) -> None:
+    """Add invite, invitations and uninvite to the group devices."""
+    devices.command("invite")(invite)
+    devices.command("invitations")(list_invitations)
+    devices.command("uninvite")(uninvite)
+
+
+def invite(
+    population: Annotated[str, typer.Option("--population", "-p", help="the population that they may join")],
+    count: Annotated[int, typer.Option(min=1, help="how many devices")] = 1,
+    expires: Annotated[str, typer.Option(help="how long each may be used: 90s, 30m, 24h, 7d")] = "24h",
+    label: Annotated[
+        list[str] | None, typer.Option("--label", help="NAME=VALUE that the devices get; may be repeated")
+    ] = None,
+    kind: Annotated[str, typer.Option(help="phone, vehicle or gateway (default: what the device says)")] = "",
+    state: StateOption = DEFAULT_STATE,
+    json: JsonOption = False,
+) -> None:
+    """Make tokens, each of which lets one device enrol once; they are shown now and never again."""
+    client = Client.of_state(state)
+    made = ask_for(client, population, count, expires, label or [], kind)
+    if json:
+        print_json(made)
+        return
+    for one in made:
+        print(one["token"], flush=True)
+    if len(made) == 1 and sys.stdout.isatty():
+        _print_code(f"umbel:{client.url}#{made[0]['token']}")
+    until = datetime.fromtimestamp(made[0]["expires"]).strftime("%Y-%m-%d %H:%M")
+    each = "Each is" if len(made) > 1 else "It is"
+    aside.print(f"{each} good for one device, until {until}. On the device:")
+    aside.print(f"  umbel-agent enrol {client.url} TOKEN")
+    aside.print(f"[dim]or put it into the agent's configuration as enrolment_token. {_take_back(made)}[/]")
+
+
+def ask_for(
+    client: Client, population: str, count: int, expires: str, labels: list[str], kind: str
+) -> list[dict[str, Any]]:
+    """Invitations with their tokens, as the API makes them."""
+    body = {
+        "population": population,
+        "count": count,
+        "ttl": seconds_of(expires, "--expires"),
+        "labels": dict(pair(text, "--label") for text in labels),
+        "kind": kind,
+    }
+    made: list[dict[str, Any]] = client.post("/v1/invitations", body)
+    return made
+
+
+def seconds_of(text: str, option: str) -> float:
+    """A time such as 90s, 30m, 24h or 7d in seconds; raises BadParameter."""
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhd])", text.strip())
+    seconds = float(match[1]) * _UNITS[match[2]] if match else math.nan
+    if not seconds > 0:
+        raise typer.BadParameter(f"a time such as 90s, 30m, 24h or 7d was expected, got {text!r}", param_hint=option)
+    return seconds
+
+
+def _print_code(text: str) -> None:
+    import segno
+
+    segno.make(text, error="m", micro=False).terminal(compact=True)
+
+
+def _take_back(made: list[dict[str, Any]]) -> str:
+    which = made[0]["id"] if len(made) == 1 else "ID"
+    return f"'umbel devices uninvite {which}' takes {'it' if len(made) == 1 else 'one'} back."
+
+
+def list_invitations(state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
+    """List the invitations: which are open, and which were used by whom, expired, or taken back."""
+    rows = Client.of_state(state).get("/v1/invitations")
+    if json:
+        print_json(rows)
+        return
+    print_table(
+        ("invitation", "population", "kind", "labels", "state", "device", "made", "expires"),
+        (
+            (
+                row["id"],
+                plain(row["population"]),
+                plain(row["kind"]) or "any",
+                plain(", ".join(f"{name}={value}" for name, value in row["labels"].items())) or "-",
+                f"[{_COLOURS[row['state']]}]{row['state']}[/]",
+                plain(row["device"]) or "-",
+                _moment(row["created"]),
+                _moment(row["expires"]),
+            )
+            for row in rows
+        ),
+        "No device was invited yet; 'umbel devices invite --population NAME' does that.",
+    )
+
+
+def _moment(at: float) -> str:
+    return datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M")
+
+
+def uninvite(
+    id: Annotated[str, typer.Argument(help="the invitation's id, as 'umbel devices invitations' lists it")],
+    state: StateOption = DEFAULT_STATE,
+    json: JsonOption = False,
+) -> None:
+    """Take an invitation back that nobody has used."""
+    row = Client.of_state(state).post(at("/v1/invitations/{}/revoke", id))
+    if json:
+        print_json(row)
+    else:
+        console.print(
+            f"invitation {row['id']} into {plain(row['population'])} lets nobody in any more", highlight=False
+        )

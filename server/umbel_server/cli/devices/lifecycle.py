@@ -1,0 +1,105 @@
+"""Commands that decide about a device: devices suspend|resume|revoke|rename|label|delete."""
+
+from typing import Annotated, Any
+
+import typer
+
+from umbel_server.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, plain, print_json
+from umbel_server.cli.runs.options import pair
+from umbel_server.client import Client, at
+
+DeviceArgument = Annotated[str, typer.Argument(help="the device's id")]
+PopulationOption = Annotated[str, typer.Option("--population", "-p", help="its population")]
+ReasonOption = Annotated[str, typer.Option(help="why, for people; the device is told")]
+
+
+def add_commands(devices: typer.Typer) -> None:
+    """Add suspend, resume, revoke, rename, label and delete to the group devices."""
+    for command in (suspend, resume, revoke, rename, label, delete):
+        devices.command()(command)
+
+
+def suspend(
+    device: DeviceArgument,
+    population: PopulationOption,
+    reason: ReasonOption = "",
+    state: StateOption = DEFAULT_STATE,
+    json: JsonOption = False,
+) -> None:
+    """Let a device take part in nothing from now on, until it is resumed; its work at hand is cancelled."""
+    row = _decide(state, population, device, "suspend", {"reason": reason})
+    _say(row, json, "is suspended: its work is cancelled, and it waits until 'umbel devices resume'")
+
+
+def resume(
+    device: DeviceArgument,
+    population: PopulationOption,
+    state: StateOption = DEFAULT_STATE,
+    json: JsonOption = False,
+) -> None:
+    """Let a suspended device take part again."""
+    _say(_decide(state, population, device, "resume", {}), json, "takes part again")
+
+
+def revoke(
+    device: DeviceArgument,
+    population: PopulationOption,
+    reason: ReasonOption = "",
+    state: StateOption = DEFAULT_STATE,
+    json: JsonOption = False,
+) -> None:
+    """Bar a device and its key for good; its work at hand is cancelled."""
+    row = _decide(state, population, device, "revoke", {"reason": reason})
+    _say(row, json, "is revoked for good: its work is cancelled, and its key is refused")
+
+
+def rename(
+    device: DeviceArgument,
+    name: Annotated[str, typer.Argument(help="the name to show; '' for none")],
+    population: PopulationOption,
+    state: StateOption = DEFAULT_STATE,
+    json: JsonOption = False,
+) -> None:
+    """Give a device a name for people; its id, which its key and its topics hold, stays as it is."""
+    row = _decide(state, population, device, "rename", {"name": name})
+    shown = f"is shown as {plain(repr(name))}" if name else "has no name"
+    _say(row, json, f"{shown}; its id stays {plain(row['id'])}, as commands and topics name it")
+
+
+def label(
+    device: DeviceArgument,
+    population: PopulationOption,
+    labels: Annotated[list[str] | None, typer.Argument(help="NAME=VALUE to set")] = None,
+    remove: Annotated[list[str] | None, typer.Option(help="a label set here before; may be repeated")] = None,
+    state: StateOption = DEFAULT_STATE,
+    json: JsonOption = False,
+) -> None:
+    """Set labels of a device that win over what it says itself, or remove them again."""
+    if not labels and not remove:
+        raise typer.BadParameter("this command needs NAME=VALUE, or --remove NAME")
+    pairs = dict(pair(text, "LABELS") for text in labels or [])
+    row = _decide(state, population, device, "label", {"labels": pairs, "remove": remove or []})
+    now = ", ".join(f"{name}={value}" for name, value in row["labels"].items()) or "none"
+    _say(row, json, f"has the labels {plain(now)}")
+
+
+def delete(
+    device: DeviceArgument,
+    population: PopulationOption,
+    state: StateOption = DEFAULT_STATE,
+    json: JsonOption = False,
+) -> None:
+    """Remove a device that is revoked, or was never online; its key comes back only with a new invitation, a revoked one never."""
+    row = _decide(state, population, device, "delete", {})
+    _say(row, json, "is deleted; its key comes back only with a new invitation, a revoked one never")
+
+
+def _decide(state: StateOption, population: str, device: str, what: str, body: dict[str, Any]) -> dict[str, Any]:
+    return dict(Client.of_state(state).post(at("/v1/devices/{}/{}/{}", population, device, what), body))
+
+
+def _say(row: dict[str, Any], json: bool, sentence: str) -> None:
+    if json:
+        print_json(row)
+    else:
+        console.print(f"{plain(row['id'])} of {plain(row['population'])} {sentence}", highlight=False, soft_wrap=True)

@@ -1,0 +1,30 @@
+"""Commands that pause, resume and stop a run."""
+
+from typing import Any
+
+from umbel_server.cli.output import DEFAULT_STATE, JsonOption, RunArgument, StateOption, print_json
+from umbel_server.cli.runs.text import print_head
+from umbel_server.client import Client, at
+
+
+def pause(run: RunArgument, state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
+    """Pause a run: its devices stop, updates that came are kept."""
+    _order(run, "pause", state, json)
+
+
+def resume(run: RunArgument, state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
+    """Go on with a paused run."""
+    _order(run, "resume", state, json)
+
+
+def stop(run: RunArgument, state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
+    """Stop a run for good; its checkpoints stay."""
+    _order(run, "stop", state, json)
+
+
+def _order(run: str, what: str, state: Any, json: bool) -> None:
+    row = Client.of_state(state).post(at("/v1/runs/{}/{}", run, what))
+    if json:
+        print_json(row)
+    else:
+        print_head(row)

@@ -1,0 +1,143 @@
+"""Commands that start and list runs: runs start|clone|list; the rest of the group is assembled here."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from umbel.errors import UmbelError
+from umbel_server.cli.output import (
+    DEFAULT_STATE,
+    JsonOption,
+    RunArgument,
+    StateOption,
+    ago,
+    console,
+    plain,
+    print_json,
+    print_table,
+    state_text,
+)
+from umbel_server.cli.runs import control as run_control
+from umbel_server.cli.runs import show as showing
+from umbel_server.cli.runs import watch as watching
+from umbel_server.cli.runs.options import checkpoint
+from umbel_server.cli.runs.settings import END, takes_settings
+from umbel_server.client import Client, at
+
+FromOption = Annotated[
+    str,
+    typer.Option(
+        "--from-checkpoint",
+        metavar="RUN[@ROUND]",
+        help="start from another run's newest checkpoint, or a round's",
+        rich_help_panel=END,
+    ),
+]
+HeldOutOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="an .npz to evaluate every checkpoint on", rich_help_panel=END)
+]
+WatchOption = Annotated[bool, typer.Option("--watch", help="watch the run until it ends")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the group runs."""
+    runs = typer.Typer(no_args_is_help=True, help="Start, watch, pause and stop runs.")
+    runs.command("start")(start)
+    runs.command("list")(list_runs)
+    runs.command("show")(showing.show_run)
+    runs.command("watch")(watching.watch)
+    runs.command("pause")(run_control.pause)
+    runs.command("resume")(run_control.resume)
+    runs.command("stop")(run_control.stop)
+    runs.command("clone")(clone)
+    app.add_typer(runs, name="runs")
+
+
+@takes_settings(changes=False)
+def start(
+    settings: dict[str, Any],
+    plan: Annotated[Path, typer.Argument(help="a plan made by 'umbel compile'")],
+    population: Annotated[str, typer.Option("--population", "-p", help="which devices train")],
+    follow: WatchOption = False,
+    state: StateOption = DEFAULT_STATE,
+    json: JsonOption = False,
+    from_checkpoint: FromOption = "",
+    held_out: HeldOutOption = None,
+) -> None:
+    """Start a run: train a plan on a population."""
+    source = checkpoint(from_checkpoint)
+    client = Client.of_state(state)
+    body = {"population": population, "plan": client.add_plan(plan, population)["plan"], **source}
+    body["settings"] = settings | _held_out(client, held_out, population)
+    _announce(client, client.post("/v1/runs", body), follow, json)
+
+
+@takes_settings(changes=True)
+def clone(
+    settings: dict[str, Any],
+    run: RunArgument,
+    follow: WatchOption = False,
+    state: StateOption = DEFAULT_STATE,
+    json: JsonOption = False,
+    from_checkpoint: FromOption = "",
+    held_out: HeldOutOption = None,
+) -> None:
+    """Start another run like one, with what the options change."""
+    if "strategy" in settings:
+        settings = {"options": {}, **settings}  # another strategy does not know the options of the first
+    source = checkpoint(from_checkpoint)
+    client = Client.of_state(state)
+    population = client.get(at("/v1/runs/{}", run))["population"] if held_out is not None else ""
+    body = {"settings": settings | _held_out(client, held_out, population), **source}
+    _announce(client, client.post(at("/v1/runs/{}/clone", run), body), follow, json)
+
+
+def _held_out(client: Client, file: Path | None, population: str) -> dict[str, Any]:
+    if file is None:
+        return {}
+    if not file.is_file():
+        raise UmbelError(f"{file}: no such file of held-out examples")
+    return {"held_out": client.put_blob(file.read_bytes(), population)}
+
+
+def _announce(client: Client, row: dict[str, Any], follow: bool, json: bool) -> None:
+    if json and follow:
+        try:
+            watching.follow(client, row["id"], quiet=True)
+        finally:
+            print_json(client.get(f"/v1/runs/{row['id']}"))
+        return
+    if json:
+        print_json(row)
+    else:
+        more = "" if follow else f"; see 'umbel runs watch {row['id']}'"
+        console.print(
+            f"run [bold]{row['id']}[/] trains {plain(row['task'])} on {plain(row['population'])}{more}", highlight=False
+        )
+    if follow:
+        watching.follow(client, row["id"])
+
+
+def list_runs(state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
+    """List the runs, newest first."""
+    rows = Client.of_state(state).get("/v1/runs")
+    if json:
+        print_json(rows)
+        return
+    print_table(
+        ("run", "task", "population", "strategy", "round", "state", "started"),
+        (
+            (
+                row["id"],
+                plain(row["task"]),
+                plain(row["population"]),
+                plain(row["strategy"]),
+                f"{row['round']}/{row['rounds']}",
+                state_text(row["state"]),
+                ago(row["created"]),
+            )
+            for row in rows
+        ),
+        "No runs yet; start one with 'umbel runs start PLAN -p POPULATION'.",
+    )

@@ -1,0 +1,42 @@
+"""A run in words: its state, its end, and what one can do about it."""
+
+from typing import Any
+
+from umbel_server.cli.output import console, plain, size_text, state_text
+
+
+def head(row: dict[str, Any]) -> str:
+    """What a run is and how far it came, as markup; of a paused run also how it goes on."""
+    reason = f": {plain(row['reason'])}" if row["reason"] else ""
+    text = (
+        f"run [bold]{row['id']}[/] ({plain(row['task'])}, {plain(row['strategy'])}): {state_text(row['state'])} after "
+        f"{row['round']} of {row['rounds']} rounds{reason}"
+    )
+    return f"{text}\n{hint(row)}" if hint(row) else text
+
+
+def print_head(row: dict[str, Any]) -> None:
+    """Print `head`, wrapped only where somebody reads it."""
+    console.print(head(row), highlight=False, soft_wrap=not console.is_terminal)
+
+
+def hint(row: dict[str, Any]) -> str:
+    """What to do about a run that waits for somebody; empty when it waits for nobody."""
+    match row["state"]:
+        case "paused":
+            return f"go on with it: umbel runs resume {row['id']}"
+        case "failed":
+            return f"try again from its newest checkpoint: umbel runs clone {row['id']} --from-checkpoint {row['id']}"
+    return ""
+
+
+def ends_text(settings: dict[str, Any]) -> str:
+    """When a run ends, besides its last round; empty when by nothing else."""
+    ends = []
+    if settings.get("until"):
+        ends.append(f"{settings['until']} >= {settings['at_least']:g}")
+    if settings.get("budget_hours"):
+        ends.append(f"{settings['budget_hours']:g} h")
+    if settings.get("budget_bytes"):
+        ends.append(size_text(settings["budget_bytes"]))
+    return ", ".join(ends)

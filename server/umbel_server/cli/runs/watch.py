@@ -1,0 +1,98 @@
+"""The command that watches a run: a screen that lives until the run ends, or a line a round where nobody looks."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import typer
+from rich.live import Live
+
+from umbel_server.cli.output import DEFAULT_STATE, RunArgument, StateOption, console, span_text
+from umbel_server.cli.runs.text import print_head
+from umbel_server.cli.runs.watch_screen import abandoned_line, line, screen
+from umbel_server.client import Client, NoAnswer, at
+
+WATCH_SECONDS = 0.25
+PATIENCE = 60.0
+"""Seconds without an answer from the server after which watching ends: a server may be started again meanwhile."""
+
+
+def watch(run: RunArgument, state: StateOption = DEFAULT_STATE) -> None:
+    """Watch a run live until it ends or pauses; fails when it fails or pauses.
+
+    On a terminal this is a screen; elsewhere it is one line a committed round.
+    """
+    follow(Client.of_state(state), run)
+
+
+def follow(client: Client, run: str, quiet: bool = False) -> None:
+    """Show a run until it ends or pauses, or with `quiet` wait for that; raises Exit(1) when it failed or paused."""
+    id = client.get(at("/v1/runs/{}/live", run))["id"]  # "latest" is another run as soon as one is started
+    path = f"/v1/runs/{id}/live"
+    try:
+        if quiet:
+            row = _last(_looks(lambda: client.get(path)))
+        elif console.is_terminal:
+            row = _on_terminal(client, path)
+        else:
+            row = _as_lines(client, path)
+    except KeyboardInterrupt:
+        console.print(f"the run goes on; see it with 'umbel runs watch {id}'", highlight=False)
+        raise typer.Exit(130) from None
+    if not quiet:
+        print_head(row)
+    if row["state"] in ("failed", "paused"):
+        raise typer.Exit(1)
+
+
+def _on_terminal(client: Client, path: str) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    with Live(console=console, auto_refresh=False) as live:
+        for row, trouble in _looks(lambda: client.get(path)):
+            live.update(screen(row, console.width, trouble), refresh=True)
+    return row
+
+
+def _as_lines(client: Client, path: str) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    seen: dict[str, Any] = {}
+    told: set[tuple[int, int]] = set()
+    for row, _ in _looks(lambda: client.get(path, after=seen.get("round"))):
+        for attempt in reversed(row["abandoned"]["latest"]):
+            key = attempt["round"], attempt["attempt"]
+            if key not in told:
+                told.add(key)
+                print(abandoned_line(attempt), flush=True)
+        for checkpoint in row["checkpoints"]:
+            if checkpoint["round"]:
+                print(line(checkpoint, seen or None, row["rounds"]), flush=True)
+            seen.update(checkpoint)
+    return row
+
+
+def _last(looks: Iterator[tuple[dict[str, Any], str]]) -> dict[str, Any]:
+    *_, (row, _) = looks
+    return row
+
+
+def _looks(ask: Callable[[], dict[str, Any]]) -> Iterator[tuple[dict[str, Any], str]]:
+    """The run again and again until it has ended, each time with what is wrong with looking, or nothing.
+
+    Raises NoAnswer when the server has not answered for a while.
+    """
+    row: dict[str, Any] = {}
+    heard = time.monotonic()
+    while True:
+        trouble = ""
+        try:
+            row = ask()
+            heard = time.monotonic()
+        except NoAnswer:
+            silent = time.monotonic() - heard
+            if not row or silent > PATIENCE:
+                raise
+            trouble = f"no answer from the server for {span_text(silent)}; trying again"
+        yield row, trouble
+        if row["state"] != "running":
+            return
+        time.sleep(WATCH_SECONDS)

@@ -1,0 +1,332 @@
+"""The fleet's register: who is enrolled, with which key, and what each device last said of itself."""
+
+import hashlib
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from joserfc.jwk import ECKey
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from umbel import signing
+from umbel.enrolment import EnrolmentRequest
+from umbel.errors import SignatureError, UmbelError
+from umbel.messages import Status
+from umbel.signing import PublicKey
+from umbel.topics import check_name
+from umbel_server.devices.clocks import Clocks
+from umbel_server.storage.database import Database, Device, RefusedKey
+
+KINDS = ("phone", "vehicle", "gateway")
+
+
+ACTIVE, SUSPENDED, REVOKED, DELETED = "active", "suspended", "revoked", "deleted"
+_MEANS = {
+    SUSPENDED: "wait until an administrator resumes it",
+    REVOKED: "that is for good",
+    DELETED: "ask for a new invitation",
+}
+
+
+class UnknownDevice(UmbelError):
+    """A device that is not enrolled."""
+
+
+class Barred(UmbelError):
+    """A device that is suspended, revoked or deleted; `state` says which."""
+
+    def __init__(self, population: str, device: str, state: str, reason: str) -> None:
+        why = f" ({reason})" if reason else ""
+        super().__init__(f"device {device} of {population} is {state}{why}: {_MEANS[state]}")
+        self.state = state
+
+
+@dataclass(frozen=True)
+class Known:
+    """An enrolled device's key, and its state."""
+
+    population: str
+    device: str
+    key: ECKey
+    state: str
+    reason: str
+
+    def check(self) -> None:
+        """Raise Barred unless the device is active."""
+        if self.state != ACTIVE:
+            raise Barred(self.population, self.device, self.state, self.reason)
+
+
+class Devices:
+    """The register in the database, with all names in memory, and the keys and states of devices that spoke lately.
+
+    `may_enrol` raises, in the transaction of an enrolment, when a population may have no further device. For `kept` seconds
+    no other key gets the id of a device that was deleted: brokers may take a certificate of that one so long.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        clock: Callable[[], float],
+        may_enrol: Callable[[Session, str], None] = lambda session, population: None,
+        kept: float = 0.0,
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        self._may_enrol, self._kept = may_enrol, kept
+        self.clocks = Clocks(database)
+        self._agreements: dict[tuple[str, str], ECKey | None] = {}
+        self._known: dict[tuple[str, str], Known] = {}
+        self._changes = 0
+        self._lock = threading.Lock()
+        with database.transaction() as session:
+            named = session.execute(select(Device.population, Device.id).where(Device.state != DELETED))
+            self._names = {(population, device) for population, device in named}
+
+    def register(
+        self, session: Session, population: str, request: EnrolmentRequest, labels: dict[str, str], invited: bool
+    ) -> bool:
+        """Note a device by its key, within the caller's transaction; the same device with the same key may enrol again.
+
+        Returns whether that changed something. `labels` are an administrator's. Raises SignatureError when it is known by
+        another key, or another device by this one, Barred when it or its key is refused - a deleted device's unless it is
+        `invited` - and MessageError on a bad name.
+        """
+        check_name(request.device, "a device id")
+        if request.kind not in KINDS:
+            got = (
+                f"got {request.kind[:64]!r}"
+                if request.kind
+                else "neither the device nor its invitation names one; add --kind"
+            )
+            raise UmbelError(f"a device's kind is one of {', '.join(KINDS)}; {got}")
+        self._check_free(session, population, request)
+        key: dict[str, str] = msgspec.to_builtins(request.key)
+        fingerprint = signing.fingerprint(signing.import_public(request.key))
+        self._admit(session, fingerprint, invited)
+        now = self._clock()
+        device = session.get(Device, (population, request.device), with_for_update=True)
+        if device is None or device.state == DELETED:
+            if session.scalar(select(Device.id).where(Device.fingerprint == fingerprint)) is not None:
+                raise SignatureError(
+                    "another device is enrolled with this key; give each device a state folder of its own, and copy none"
+                )
+            self._may_enrol(session, population)
+            if device is None:
+                device = Device(
+                    population=population, id=request.device, node_id=node_id(population, request.device), labels={}
+                )
+                session.add(device)
+            device.key, device.fingerprint = key, fingerprint
+            device.kind, device.enrolled, device.last_seen = request.kind, now, now
+            device.state, device.state_reason, device.state_since = ACTIVE, "", now
+            device.epoch, device.online, device.set_labels = 0, False, labels
+            device.said_epoch = device.said_sequence = device.answered = 0
+            device.agreement = None
+            return True
+        if device.key != key:
+            raise SignatureError(
+                f"device {request.device} of {population} is enrolled with another key; "
+                "give this device another id, or restore its state folder"
+            )
+        if device.state != ACTIVE:
+            raise Barred(population, device.id, device.state, device.state_reason)
+        before, told = (device.kind, device.set_labels), (request.kind, {**device.set_labels, **labels})
+        device.kind, device.set_labels = told
+        return before != told
+
+    def _check_free(self, session: Session, population: str, request: EnrolmentRequest) -> None:
+        before = session.get(Device, (population, request.device))
+        if before is None or before.state != DELETED or self._clock() >= before.state_since + self._kept:
+            return
+        if before.key != msgspec.to_builtins(request.key):
+            raise SignatureError(
+                f"a device {request.device} of {population} was deleted less than {self._kept / 86_400:.0f} days ago, and a "
+                "broker may take its certificate for this one's; give this device another id"
+            )
+
+    def _admit(self, session: Session, fingerprint: str, invited: bool) -> None:
+        refused = session.get(RefusedKey, fingerprint)
+        if refused is None:
+            return
+        if refused.state != DELETED or not invited:
+            raise Barred(refused.population, refused.device, refused.state, "")
+        session.delete(refused)
+
+    def known(self, population: str, device: str) -> Known:
+        """The key and the state of an enrolled device; raises UnknownDevice."""
+        if (known := self._known.get((population, device))) is not None:
+            return known
+        before = self._changes
+        with self._database.transaction() as session:
+            row = session.get(Device, (population, device))
+        if row is None or row.state == DELETED:
+            self._names.discard((population, device))
+            raise UnknownDevice(f"device {device} of population {population} is not enrolled here")
+        known = Known(population, device, key_of(row), row.state, row.state_reason)
+        with self._lock:
+            if before == self._changes:  # else what was read may be what was just changed
+                self._known[population, device] = known
+        return known
+
+    def remembered(self, population: str, device: str) -> Known | None:
+        """As `known`, but None where that takes the database."""
+        return self._known.get((population, device))
+
+    def may_be_known(self, population: str, device: str) -> bool:
+        """Whether a name is in the register, as far as can be said without the database: of a deleted one once more."""
+        return (population, device) in self._names
+
+    def agreement(self, population: str, device: str) -> ECKey | None:
+        """The key that seals for a device's newest process, or None when it has told none that can be used."""
+        name = population, device
+        if name not in self._agreements:
+            with self._database.transaction() as session:
+                told = session.scalar(
+                    select(Device.agreement).where(Device.population == population, Device.id == device)
+                )
+            return self._agreements.setdefault(name, _usable(msgspec.convert(told, PublicKey) if told else None))
+        return self._agreements[name]
+
+    def forget(self, population: str, device: str) -> None:
+        """Take nothing for known of a device whose key or state has just changed in the database."""
+        with self._lock:
+            self._changes += 1
+            self._names.add((population, device))
+            self._known.pop((population, device), None)
+            self._agreements.pop((population, device), None)
+
+    def key(self, population: str, device: str) -> ECKey:
+        """The public key of a device that takes part; raises UnknownDevice or Barred."""
+        known = self.known(population, device)
+        known.check()
+        return known.key
+
+    def heard(self, status: Status) -> bool:
+        """Take a status for true unless a newer session is known; returns whether it begins the device's session here.
+
+        Of two sessions the higher epoch wins; within one, offline is final, so a late "online" revives nobody, and what
+        was said before the newest that is known counts no more, also after presence was forgotten.
+        """
+        with self._database.transaction() as session:
+            device = session.get(Device, (status.population, status.device))
+            if device is None:
+                raise UnknownDevice(f"device {status.device} of population {status.population} is not enrolled here")
+            if device.state != ACTIVE:
+                return False  # it was barred since its key was looked up
+            if status.epoch < device.epoch or (status.epoch == device.epoch and status.online and not device.online):
+                return False
+            said = status.epoch, status.sequence
+            if status.online and said < (device.said_epoch, device.said_sequence):
+                return False
+            began = status.online and (status.epoch, True) != (device.epoch, device.online)
+            device.epoch, device.online, device.last_seen = status.epoch, status.online, self._clock()
+            if status.online:
+                device.said_epoch, device.said_sequence = said
+                device.trainer, device.agent, device.runtime = status.trainer, status.agent, status.runtime
+                device.examples, device.rss_mb = status.examples, status.rss_mb
+                device.installed, device.labels, device.reasons = status.installed, status.labels, status.reasons
+                device.agreement = msgspec.to_builtins(status.agreement)
+        if status.online:
+            self._agreements[status.population, status.device] = _usable(status.agreement)
+            self.clocks.measured(status.population, status.device, status.skew)
+        return began
+
+    def readmit(self, population: str, device: str) -> Device:
+        """End a device's quarantine and count its rejections from 0 again; raises UnknownDevice."""
+        self.get(population, device)
+        with self._database.transaction() as session:
+            row = session.get_one(Device, (population, device))
+            row.quarantined, row.rejections = "", 0
+        return row
+
+    def forget_presence(self) -> None:
+        """Count every device as offline in its session until it says otherwise, as after a server's restart."""
+        with self._database.transaction() as session:
+            session.execute(update(Device).values(online=False, epoch=Device.epoch - 1).where(Device.online))
+
+    def list(self, population: str | None = None) -> Sequence[Device]:
+        """The devices of one population, or all, by name."""
+        query = select(Device).where(Device.state != DELETED).order_by(Device.population, Device.id)
+        if population is not None:
+            query = query.where(Device.population == population)
+        with self._database.transaction() as session:
+            return session.scalars(query).all()
+
+    def get(self, population: str, device: str) -> Device:
+        """One device; raises UnknownDevice."""
+        with self._database.transaction() as session:
+            return self.row(session, population, device, hold=False)
+
+    def row(self, session: Session, population: str, device: str, hold: bool = True) -> Device:
+        """One device within the caller's transaction, which may `hold` it against changes; raises UnknownDevice."""
+        row = session.get(Device, (population, device), with_for_update=hold)
+        if row is None or row.state == DELETED:
+            raise UnknownDevice(
+                f"device {device} of population {population} is not enrolled here; see 'umbel devices list'"
+            )
+        return row
+
+
+def key_of(device: Device) -> ECKey:
+    """A device's public key; raises SignatureError when what the register holds is none."""
+    try:
+        return signing.import_public(msgspec.convert(device.key, PublicKey))
+    except (SignatureError, msgspec.ValidationError) as error:
+        raise SignatureError(
+            f"the register holds no key of device {device.id} of population {device.population} ({error}): "
+            "restore the database from a backup, or delete the device and invite it anew"
+        ) from error
+
+
+def _usable(told: PublicKey | None) -> ECKey | None:
+    try:
+        return None if told is None else signing.import_public(told)
+    except SignatureError:
+        return None
+
+
+def node_id(population: str, device: str) -> int:
+    """A device's Flower node id: 62 bits of the SHA-256 of its name, never 0."""
+    return int.from_bytes(hashlib.sha256(f"{population}/{device}".encode()).digest()[:8]) >> 2 or 1
+
+
+def labels_of(device: Device) -> dict[str, str]:
+    """A device's labels: its own, but where an administrator has set another."""
+    return {**device.labels, **device.set_labels}
+
+
+def describe(device: Device) -> dict[str, Any]:
+    """A device as the API shows it: no key, times in Unix seconds; without `reasons` it is eligible by its own rules.
+
+    `labels` are those that count, `set_labels` those among them that an administrator set.
+    """
+    return {
+        "population": device.population,
+        "id": device.id,
+        "kind": device.kind,
+        "online": device.online,
+        "trainer": device.trainer,
+        "runtime": device.runtime,
+        "agent": device.agent,
+        "examples": device.examples,
+        "rss_mb": device.rss_mb,
+        "installed": device.installed,
+        "name": device.name,
+        "labels": labels_of(device),
+        "set_labels": device.set_labels,
+        "state": device.state,
+        "state_reason": device.state_reason,
+        "state_since": device.state_since,
+        "reasons": device.reasons,
+        "last_seen": device.last_seen,
+        "skew": device.skew,
+        "enrolled": device.enrolled,
+        "assigned": device.assigned,
+        "rejections": device.rejections,
+        "quarantined": device.quarantined,
+        "epoch": device.epoch,
+    }

@@ -1,0 +1,144 @@
+"""The server's signing key is changed: a new one is made, devices are told, and after the overlap it signs."""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, exists, func, select
+
+from umbel import signing
+from umbel.errors import UmbelError
+from umbel.messages import Rekey
+from umbel_server import moments
+from umbel_server.devices.register import ACTIVE
+from umbel_server.fleet.parts import Fleet
+from umbel_server.security.audit.log import SERVER, Audit
+from umbel_server.security.keyring import Keyring
+from umbel_server.storage.database import Command, Device
+
+log = logging.getLogger("umbel.keys")
+
+KIND = "rekey"
+SHORTEST, LONGEST = 60.0, 366 * 86_400.0
+"""Seconds that an overlap may take."""
+LOOK_SECONDS = 60.0
+TOLD_SECONDS = 30 * 86_400.0
+"""How long the news waits in the outbox for a device that is away; later it learns of it when it asks, or is commanded."""
+_PAGE = 500
+
+
+class Rotation:
+    """Changes of the key; `start` and `stop` are for one thread.
+
+    A device may learn of a new key by a command, when it asks where the broker is, or when something comes that the new key
+    has signed: none of these must reach it in the overlap. What is done once the new key is written can be done again, so
+    that a server which was killed goes on where it was.
+    """
+
+    def __init__(self, keys: Keyring, fleet: Fleet, audit: Audit, clock: Callable[[], float]) -> None:
+        self._keys, self._fleet, self._audit, self._clock = keys, fleet, audit, clock
+        self._turn, self._some, self._stopping = threading.Lock(), threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._work, name="keys", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look whether a key's time has come, and go on with what was begun."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopping.set()
+        self._some.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def rotate(self, overlap: float) -> None:
+        """Make a new key that signs in `overlap` seconds; 0: at once, and the old one is not accepted any more.
+
+        Raises UmbelError while a new one is on its way already, unless it is to sign at once.
+        """
+        if overlap and not SHORTEST <= overlap <= LONGEST:
+            raise UmbelError(
+                f"an overlap takes 1 minute to 366 days, got {overlap:g} seconds; or rotate at once with --now"
+            )
+        with self._turn:
+            self._keys.begin(overlap, self._clock())
+            newest = signing.fingerprint(self._keys.lineage.newest)
+            log.warning("the signing key %s follows, %s", newest, f"in {overlap:.0f} s" if overlap else "at once")
+        self._some.set()
+
+    def step(self) -> None:
+        """Do what is due now: let the new key sign, tell the devices that have not been told."""
+        with self._turn:
+            switched = self._keys.advance(self._clock())
+            if switched or self._audit.is_sealed_before:
+                current = signing.fingerprint(self._keys.current)
+                log.warning("the signing key is %s now", current)
+                self._audit.append(SERVER, "keys.switch", current)
+                self._audit.reseal()
+            if self._keys.successions:
+                self._announce()
+
+    def describe(self, populations: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """Every key as the API shows it, oldest first; times in Unix seconds.
+
+        `state` is signing, announced, accepted (for what is still on its way) or retired; `made` is 0 for the first one, and
+        `until` None for the newest. Of `devices`, of these `populations` or of all, that had to be told of it so many have `confirmed`.
+        """
+        lineage, current, now = self._keys.lineage, signing.fingerprint(self._keys.current), self._clock()
+        rows = []
+        for i, key in enumerate(lineage.keys):
+            fingerprint, newest = signing.fingerprint(key), i == len(lineage.keys) - 1
+            accepted = "announced" if newest else "accepted" if now < lineage.until[i] else "retired"
+            rows.append(
+                {
+                    "key": fingerprint,
+                    "state": "signing" if fingerprint == current else accepted,
+                    "made": lineage.made[i],
+                    "until": None if newest else lineage.until[i],
+                    "signs_at": self._keys.switches if newest else None,
+                    **(self._told(lineage.made[i], populations) if newest and i else {"devices": 0, "confirmed": 0}),
+                }
+            )
+        return rows
+
+    def _told(self, made: float, populations: Sequence[str]) -> dict[str, int]:
+        asked = [Device.state == ACTIVE, Device.enrolled < made]
+        if populations:
+            asked.append(Device.population.in_(populations))
+        with self._fleet.database.transaction() as session:
+            devices = session.scalar(select(func.count()).select_from(Device).where(*asked)) or 0
+            confirmed = _news(made, Command.state == "done")
+            done = session.scalar(select(func.count()).select_from(Device).where(*asked, confirmed)) or 0
+        return {"devices": devices, "confirmed": done}
+
+    def _announce(self) -> None:
+        """Put the news into the outbox of every device that knew the server before there was the newest key, once."""
+        key, made = signing.fingerprint(self._keys.lineage.newest), self._keys.lineage.made[-1]
+        query = select(Device.population, Device.id).where(Device.state == ACTIVE, Device.enrolled < made, ~_news(made))
+        while not self._stopping.is_set():
+            with self._fleet.database.transaction() as session:
+                untold = session.execute(query.limit(_PAGE)).all()
+                news = [(population, device, Rekey(key), TOLD_SECONDS) for population, device in untold]
+                commands = self._fleet.outbox.add_all(session, news)
+            moments.reached("key announced")
+            self._fleet.exchange.send(commands)
+            if len(commands) < _PAGE:
+                return
+
+    def _work(self) -> None:
+        while not self._stopping.is_set():
+            self._some.clear()
+            try:
+                self.step()
+            except Exception:
+                log.exception("the change of the signing key could not go on; trying again")
+            switches = self._keys.switches
+            left = LOOK_SECONDS if switches is None else min(LOOK_SECONDS, max(0.1, switches - self._clock()))
+            self._some.wait(left)
+
+
+def _news(made: float, *which: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Whether a device has news of the key that was made then."""
+    same = and_(Command.population == Device.population, Command.device == Device.id)
+    return exists().where(same, Command.kind == KIND, Command.issued >= made, *which)

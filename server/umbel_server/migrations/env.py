@@ -1,9 +1,0 @@
-from alembic import context
-
-from umbel_server.database import Base
-
-context.configure(
-    connection=context.config.attributes["connection"], target_metadata=Base.metadata, render_as_batch=True
-)
-with context.begin_transaction():
-    context.run_migrations()

@@ -1,0 +1,250 @@
+"""The administrators: who may do what on which populations, each known by a token that is made once and shown once."""
+
+import base64
+import hashlib
+import hmac
+import re
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from argon2 import PasswordHasher
+from argon2.exceptions import Argon2Error, InvalidHashError
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+
+from umbel.errors import UmbelError
+from umbel.topics import check_name
+from umbel_server.limits.bucket import RateLimit
+from umbel_server.limits.rates import network_of
+from umbel_server.storage.database import Admin, Database
+
+Role = Literal["viewer", "operator", "owner"]
+ROLES: tuple[Role, ...] = ("viewer", "operator", "owner")
+"""From the one that may do least: each may do what those before it may."""
+
+SHOWN = 5
+"""Populations that a sentence names at most."""
+
+LOCAL = "local"
+RESERVED = (LOCAL, "server", "unknown")
+"""Names that mean somebody else in the audit log."""
+
+REMEMBERED_SECONDS, MOST_REMEMBERED = 60.0, 1024
+"""How long, and how many at most, tokens that were verified need no argon2id."""
+FAILURES, FAILURE_SECONDS = 5, 10.0
+"""Wrong secrets from one address that are looked at at once; then one in so many seconds."""
+ALL_FAILURES, ALL_FAILURE_SECONDS = 50, 1.0
+"""The same for one administrator's token, from all addresses that wrong ones came from: at most some 5% of one processor."""
+
+_TOKEN = re.compile(r"umbel_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
+
+
+class UnknownAdmin(UmbelError):
+    """An administrator who is not there, or whom the one who asks may not see."""
+
+
+class WrongToken(UmbelError):
+    """A token that is nobody's, or whose time is over."""
+
+
+class TooManyFailures(UmbelError):
+    """A token that is not looked at, as too many wrong ones came; in `wait` seconds one is again."""
+
+    def __init__(self, wait: float) -> None:
+        super().__init__(f"too many wrong tokens came; try again in {wait:.0f} s")
+        self.wait = wait
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who asks, however that was proved: a role, and the populations that it is for (empty: all)."""
+
+    name: str
+    role: Role
+    populations: tuple[str, ...] = ()
+
+    def may(self, role: Role) -> bool:
+        """Whether its role is this one or a higher one."""
+        return ROLES.index(self.role) >= ROLES.index(role)
+
+    def sees(self, population: str) -> bool:
+        """Whether a population is among its own."""
+        return not self.populations or population in self.populations
+
+    @property
+    def scope(self) -> str:
+        """Its populations for a sentence."""
+        more = len(self.populations) - SHOWN
+        named = ", ".join(self.populations[:SHOWN]) or "all populations"
+        return f"{named} and {more} more" if more > 0 else named
+
+    def covers(self, populations: Sequence[str]) -> bool:
+        """Whether all of a scope is within its own."""
+        return not self.populations or (bool(populations) and set(populations) <= set(self.populations))
+
+
+class Admins:
+    """The administrators in the database, with the tokens that were verified lately in memory, by their SHA-256.
+
+    Every request reads its administrator's row, so that a revoked or expired token ends at once; what is remembered is
+    only that a secret fits a hash. argon2id (RFC 9106) runs for one request at a time.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        clock: Callable[[], float],
+        random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
+        self._database, self._clock, self._random = database, clock, random_bytes
+        # A secret of 256 random bits needs no more than the least that OWASP advises for passwords.
+        self._hasher = PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
+        self._remembered: OrderedDict[bytes, tuple[str, float]] = OrderedDict()
+        self._turn, self._memory = threading.Lock(), threading.Lock()
+        self._failures = RateLimit(FAILURES, FAILURE_SECONDS, clock)
+        self._all_failures = RateLimit(ALL_FAILURES, ALL_FAILURE_SECONDS, clock)
+
+    def add(
+        self, by: Identity, name: str, role: Role, populations: Sequence[str], expires_in: float
+    ) -> tuple[Admin, str]:
+        """Make an administrator, for `expires_in` seconds (0: for ever); returns the row and the token, kept nowhere else.
+
+        Raises UmbelError for a name that is taken or a scope that is not within that of `by`.
+        """
+        check_name(name, "an admin's name")
+        if name in RESERVED:
+            raise UmbelError(f"the name {name!r} means somebody else in the audit log; take another")
+        scope = sorted({check_name(population, "a population") for population in populations})
+        if not by.covers(scope):
+            raise UmbelError(
+                f"an owner for {by.scope} makes admins for some of these only; name them with --population"
+            )
+        now, id, secret = self._clock(), self._random(8).hex(), _text(self._random(32))
+        row = Admin(
+            id=id,
+            name=name,
+            role=role,
+            populations=scope,
+            secret=self._hasher.hash(secret, salt=self._random(16)),
+            created=now,
+            expires=now + expires_in if expires_in else 0.0,
+        )
+        try:
+            with self._database.transaction() as session:
+                before = session.scalars(select(Admin).where(Admin.name == name, Admin.revoked == 0)).one_or_none()
+                if before is not None and before.expires and before.expires <= now:
+                    before.revoked = now
+                    session.flush()
+                session.add(row)
+        except IntegrityError as error:
+            raise UmbelError(f"the name {name} is not free; take another, or revoke the admin of that name") from error
+        return row, f"umbel_{id}_{secret}"
+
+    def list(self, by: Identity) -> Sequence[Admin]:
+        """Those whose scope is within that of `by`, also those whose time is over, by name."""
+        with self._database.transaction() as session:
+            rows = session.scalars(select(Admin).order_by(Admin.name, Admin.created)).all()
+        return [row for row in rows if by.covers(row.populations)]
+
+    def revoke(self, by: Identity, name: str) -> Admin:
+        """End an administrator's token; raises UnknownAdmin."""
+        with self._database.transaction() as session:
+            query = select(Admin).where(Admin.name == name, Admin.revoked == 0).with_for_update()
+            row = session.scalars(query).one_or_none()
+            if row is None or not by.covers(row.populations):
+                raise UnknownAdmin(f"no admin {name[:64]!r} is known here; see 'umbel admin list'")
+            row.revoked = self._clock()
+        self._forget(row.secret)
+        return row
+
+    def identify(self, token: str, address: str) -> Identity:
+        """Whose token this is, asked from a network `address`; raises WrongToken or TooManyFailures."""
+        match = _TOKEN.fullmatch(token)
+        if match is None:
+            raise WrongToken(
+                "expected an admin's token; run this on the server's machine, or set UMBEL_URL and UMBEL_TOKEN"
+            )
+        with self._database.transaction() as session:
+            row = session.get(Admin, match[1])
+        if row is None:
+            raise WrongToken("this token is not known here; ask an owner of this server for one ('umbel admin add')")
+        if row.revoked:
+            raise WrongToken("this token was revoked; ask an owner of this server for another ('umbel admin add')")
+        if row.expires and row.expires <= self._clock():
+            raise WrongToken(
+                f"this token expired on {datetime.fromtimestamp(row.expires, UTC):%Y-%m-%d %H:%M} UTC; "
+                "ask an owner of this server for another ('umbel admin add')"
+            )
+        if not self._remembers(token, row.secret):
+            self._verify(token, match[2], row, address)
+        if (role := next((role for role in ROLES if role == row.role), None)) is None:
+            raise WrongToken(
+                f"the database says {row.role[:40]!r} is the role of {row.name}, which is none; revoke this token"
+            )
+        return Identity(row.name, role, tuple(row.populations))
+
+    def _verify(self, token: str, secret: str, row: Admin, address: str) -> None:
+        with self._turn:
+            network = network_of(address)
+            # From where nothing wrong came a right one is taken: no stranger holds its owner out.
+            if not self._failures.is_full(network) and (
+                wait := max(self._failures.wait(network), self._all_failures.wait(row.id))
+            ):
+                raise TooManyFailures(wait)
+            try:
+                self._hasher.verify(row.secret, secret)
+            except (Argon2Error, InvalidHashError) as error:
+                self._failures.use(network)
+                self._all_failures.use(row.id)
+                raise WrongToken("this token is not known here; ask an owner of this server for one") from error
+        with self._memory:
+            self._remembered[_digest(token)] = row.secret, self._clock() + REMEMBERED_SECONDS
+            while len(self._remembered) > MOST_REMEMBERED:
+                self._remembered.popitem(last=False)
+
+    def _remembers(self, token: str, hashed: str) -> bool:
+        with self._memory:
+            known, until = self._remembered.get(_digest(token), ("", 0.0))
+        return known == hashed and self._clock() < until
+
+    def _forget(self, hashed: str) -> None:
+        with self._memory:
+            for digest in [digest for digest, (known, _) in self._remembered.items() if known == hashed]:
+                del self._remembered[digest]
+
+
+def is_local(token: str, admin_token: str) -> bool:
+    """Whether a token is the one in the state folder, whose owner is on the server's own machine."""
+    return hmac.compare_digest(token.encode(errors="replace"), admin_token.encode())
+
+
+def public_id(token: str) -> str:
+    """The public id in what has the form of an admin's token, or ""."""
+    match = _TOKEN.fullmatch(token)
+    return match[1] if match is not None else ""
+
+
+def describe(row: Admin) -> dict[str, Any]:
+    """An administrator as the API shows it: nothing of its token but the public id; times in Unix seconds."""
+    return {
+        "id": row.id,
+        "name": row.name,
+        "role": row.role,
+        "populations": row.populations,
+        "created": row.created,
+        "expires": row.expires,
+        "revoked": row.revoked,
+    }
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
+
+
+def _text(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()

@@ -1,0 +1,291 @@
+"""The audit log: who changed what, in a table to which the database only lets entries be added, chained by hashes.
+
+What is guaranteed. An entry is committed before the answer to its action goes out. A changed, removed, swapped or
+replaced entry breaks the chain, and `verify` says which. A second after an entry, at most, a thread notes the chain's
+end in a signed file outside the database: not at each entry, as that waits for the disk twice. So a killed server can
+lose the note of its last second, never an entry; and entries cut off the end are missed unless they are younger than
+that and the server was restarted. Whoever has the server's key as well can write another log: keep the newest hash, which
+`verify` names, elsewhere.
+"""
+
+import json
+import logging
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from umbel.errors import UmbelError
+from umbel_server.limits.bucket import RateLimit
+from umbel_server.security.audit.chain import Entry, Fault, Head, Walk, chained
+from umbel_server.security.audit.seal import BadSeal, Seal
+from umbel_server.security.keyring import Keyring
+from umbel_server.storage.database import AuditEntry, Database
+
+log = logging.getLogger("umbel.audit")
+
+SEAL = "audit-head"
+DONE, UNKNOWN, SERVER = "done", "unknown", "server"
+SEAL_SECONDS = 0.5
+"""Entries that come within this time are noted in the signed file together."""
+MOST_TEXT, MOST_DETAILS, MOST_ITEMS = 300, 24, 20
+"""Characters of one text, members of a detail, and items of a list in it that are kept."""
+REFUSALS, REFUSAL_SECONDS = 20, 60.0
+"""Refusals of one who asks, or of all whom we do not know, that are written at once; then one in so many seconds."""
+_PAGE = 1000
+_TOKEN = re.compile(r"(umbel_[0-9a-f]{16})_[A-Za-z0-9_-]+")
+
+
+class NotRecorded(UmbelError):
+    """An entry that could not be written."""
+
+
+class Audit:
+    """The log in the database, its end in the file `audit-head` in `folder`; `start` and `stop` are for one thread.
+
+    The `secrets` are struck out of every text, and so is the secret part of whatever looks like an admin's token.
+    """
+
+    def __init__(
+        self, database: Database, folder: Path, keys: Keyring, clock: Callable[[], float], secrets: Sequence[str] = ()
+    ) -> None:
+        self._database, self._clock = database, clock
+        self._secrets = [secret for secret in secrets if secret]
+        self._seal = Seal(folder / SEAL, keys)
+        self._refusals = RateLimit(REFUSALS, REFUSAL_SECONDS, clock)
+        self._unwritten: dict[str, int] = {}
+        self._turn, self._sealing, self._verifying = threading.Lock(), threading.Lock(), threading.Lock()
+        self._some, self._stopped = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._work, name="audit", daemon=True)
+        self._whole, self._noted = True, Head()
+        self._head = self._begin()
+
+    def _begin(self) -> Head:
+        """Where the log ends, compared with where it ended; a difference is logged, and never sealed over."""
+        with self._database.transaction() as session:
+            head = _last(session)
+            if not head.count and not self._seal.exists():
+                self._seal.write(head)
+            try:
+                sealed = self._seal.read()
+                if not _holds(session, sealed):
+                    raise BadSeal(f"the audit log does not hold the entry {sealed.count} that the server has noted")
+            except BadSeal as error:
+                self._broken(str(error))
+        return head
+
+    def _broken(self, why: str) -> None:
+        self._whole = False
+        log.error("the audit log was tampered with: %s; see 'umbel audit verify'", why)
+
+    def start(self) -> None:
+        """Begin the thread that seals."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write how many refusals were not written, seal the end, and end the thread."""
+        for who, count in sorted(self._unwritten.items()):
+            with suppress(NotRecorded):  # it is in the server's log; what else ends must end all the same
+                self.append(SERVER, "audit.unwritten", subject=who, detail={"refusals": count})
+        self._unwritten.clear()
+        self._stopped.set()
+        self._some.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._note()
+
+    def append(
+        self,
+        who: str,
+        action: str,
+        subject: str = "",
+        population: str = "",
+        detail: Mapping[str, Any] | None = None,
+        outcome: str = DONE,
+    ) -> Entry:
+        """Add an entry at the end, committed when this returns; raises NotRecorded."""
+        details = {
+            self._text(name)[:40]: self._bounded(value) for name, value in list((detail or {}).items())[:MOST_DETAILS]
+        }
+        with self._turn:
+            try:
+                with self._database.transaction() as session:
+                    last = _last(session)
+                    # Longer than we know is no harm: a commit that was reported as failed may have been made.
+                    if last != self._head and self._whole and not _holds(session, self._head):
+                        with self._sealing:
+                            self._broken(f"it ends at entry {last.count}, and ended at {self._head.count}")
+                            self._write_seal(self._head)  # what was there is evidence, and sealed over no more
+                    entry = chained(
+                        Entry(
+                            sequence=last.count + 1,
+                            at=self._clock(),
+                            who=self._text(who)[:160],
+                            action=action,
+                            subject=self._text(subject)[:256],
+                            population=self._text(population)[:64],
+                            detail=json.dumps(details, sort_keys=True, allow_nan=False),
+                            outcome=self._text(outcome),
+                            previous=last.hash,
+                        )
+                    )
+                    session.add(AuditEntry(**asdict(entry)))
+            except SQLAlchemyError as error:
+                what = self._text(outcome)
+                log.error(
+                    "%s by %s (%s) is not recorded: %s", action, self._text(who), what, str(error).splitlines()[0]
+                )
+                raise NotRecorded(
+                    f"{action} ended ({what}), and the audit log cannot be written; mend the server's database"
+                ) from error
+            self._head = Head(entry.sequence, entry.hash)
+        self._some.set()
+        return entry
+
+    def refused(
+        self, who: str, action: str, subject: str, population: str, detail: Mapping[str, Any], why: str
+    ) -> None:
+        """Add the refusal of one who may not do this (`who` "unknown": whose token is nobody's), if few came lately.
+
+        Of one who asks - all unknown ones count as one - REFUSALS at once are written, then one every REFUSAL_SECONDS:
+        at most 1,460 a day. The next one that is written says how many were not, and so does `stop`.
+        """
+        if not self._refusals.use(who):
+            with self._turn:
+                self._unwritten[who] = self._unwritten.get(who, 0) + 1
+            return
+        with self._turn:
+            unwritten = self._unwritten.pop(who, 0)
+        more = {"refusals_not_written": unwritten} if unwritten else {}
+        self.append(who, action, subject, population, {**detail, **more}, why)
+
+    def list(
+        self, since: float = 0.0, who: str = "", limit: int = 100, populations: Sequence[str] = ()
+    ) -> list[dict[str, Any]]:
+        """The newest entries, newest first: from Unix time `since`, by `who`, about `populations`, where these are given."""
+        query = select(AuditEntry).where(AuditEntry.at >= since).order_by(AuditEntry.sequence.desc()).limit(limit)
+        if who:
+            query = query.where(AuditEntry.who == who)
+        if populations:
+            query = query.where(AuditEntry.population.in_(populations))
+        with self._database.transaction() as session:
+            return [describe(row) for row in session.scalars(query)]
+
+    def verify(self) -> tuple[Head, Fault | None]:
+        """Walk the whole chain; returns how far it is whole, and what is wrong there."""
+        with self._verifying:
+            try:
+                sealed = self._seal.read()
+            except BadSeal as error:
+                return Head(), Fault(0, str(error))
+            with self._turn:
+                remembered = self._head
+            walk = Walk([sealed, remembered])
+            while page := self._page(walk.head.count):
+                if (fault := walk.take(page)) is not None:
+                    return walk.head, fault
+            return walk.head, walk.end()
+
+    def _page(self, after: int) -> Sequence[Entry]:
+        query = select(AuditEntry).where(AuditEntry.sequence > after).order_by(AuditEntry.sequence).limit(_PAGE)
+        with self._database.transaction() as session:
+            return [_entry(row) for row in session.scalars(query)]
+
+    def _work(self) -> None:
+        while not self._stopped.is_set():
+            self._some.wait()
+            self._stopped.wait(SEAL_SECONDS)
+            self._some.clear()
+            self._note()
+
+    def _note(self) -> None:
+        """Seal the end of the log once the disk has it: a power failure must not leave the seal ahead of the log."""
+        with self._turn:
+            head = self._head
+        if head == self._noted:
+            return
+        self._database.settle()
+        with self._sealing:
+            if self._whole:
+                self._write_seal(head)
+
+    @property
+    def is_sealed_before(self) -> bool:
+        """Whether the log is whole, and its end is sealed with a key before the one that signs now."""
+        return self._whole and self._seal.is_older
+
+    def reseal(self) -> None:
+        """Seal the end anew, with the key that signs now."""
+        with self._turn:
+            self._noted = Head(-1)
+        self._note()
+
+    def _write_seal(self, head: Head) -> None:
+        try:
+            self._seal.write(head)
+            self._noted = head
+        except OSError as error:
+            log.error("how far the audit log has come cannot be noted: %s", error)
+
+    def _bounded(self, value: Any) -> Any:
+        """A detail's value that fits a line: texts cut, lists short, everything else by its text."""
+        match value:
+            case bool() | None:
+                return value
+            case int() if abs(value) < 2**53:
+                return value
+            case list() | tuple():
+                return [self._text(str(item))[:64] for item in value[:MOST_ITEMS]] + ["..."] * (len(value) > MOST_ITEMS)
+            case _:
+                return self._text(str(value))
+
+    def _text(self, text: str) -> str:
+        """A text without secrets, as one line of at most MOST_TEXT characters."""
+        for secret in self._secrets:
+            text = text.replace(secret, "[secret]")
+        text = _TOKEN.sub(r"\1_[secret]", text)
+        line = "".join(c if c.isprintable() else " " for c in text[: 2 * MOST_TEXT])
+        return line if len(line) <= MOST_TEXT else line[: MOST_TEXT - 3] + "..."
+
+
+def _last(session: Session) -> Head:
+    query = select(AuditEntry.sequence, AuditEntry.hash).order_by(AuditEntry.sequence.desc()).limit(1)
+    row = session.execute(query).one_or_none()
+    return Head() if row is None else Head(row[0], row[1])
+
+
+def _holds(session: Session, head: Head) -> bool:
+    """Whether the log has the entry that a head names."""
+    row = session.get(AuditEntry, head.count) if head.count else None
+    return row.hash == head.hash if row is not None else not head.count
+
+
+def _entry(row: AuditEntry) -> Entry:
+    return Entry(
+        sequence=row.sequence,
+        at=row.at,
+        who=row.who,
+        action=row.action,
+        subject=row.subject,
+        population=row.population,
+        detail=row.detail,
+        outcome=row.outcome,
+        previous=row.previous,
+        hash=row.hash,
+    )
+
+
+def describe(row: AuditEntry) -> dict[str, Any]:
+    """An entry as the API shows it; a detail that was made unreadable is shown as its text."""
+    try:
+        detail = json.loads(row.detail)
+    except (TypeError, ValueError):
+        detail = {"text": str(row.detail)}
+    return {**asdict(_entry(row)), "detail": detail}

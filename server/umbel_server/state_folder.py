@@ -1,0 +1,278 @@
+"""The server's state folder: configuration, keys, database and blobs."""
+
+import secrets
+import socket
+import ssl
+import tomllib
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import tomli_w
+from joserfc.jwk import ECKey
+
+from umbel import signing
+from umbel.atomic import write_atomically
+from umbel.enrolment import SECRET_BYTES, Trust, make_secret, make_token
+from umbel.errors import UmbelError
+from umbel.tls import client_context
+from umbel.topics import check_name
+from umbel_server.limits.rates import Limits
+from umbel_server.security import pki
+from umbel_server.security.keyring import KEY, Keyring
+
+CONFIG, ADMIN_TOKEN, ENROLMENT_SECRET = "umbel.toml", "admin-token", "enrolment-secret"
+AGREEMENT_KEY = "agreement-key.pem"
+SCHEMA = 2
+"""Of `umbel.toml`; before 2 there was no TLS."""
+
+ANY = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+"""What listens on every address, and where to reach it from here."""
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""Names of this machine that no other one has for it."""
+
+MOST_PORT = 65535
+Port = Annotated[int, msgspec.Meta(ge=1, le=MOST_PORT)]
+
+
+class Http(msgspec.Struct, forbid_unknown_fields=True):
+    """Where the API and the blobs are served, and whether with TLS."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8470
+    tls: bool = True
+
+
+class Mqtt(msgspec.Struct, forbid_unknown_fields=True):
+    """The broker; with `embedded`, `umbel serve` starts one there. `advertised_host` is what devices are told.
+
+    With `tls` its certificate is by the authority of this state folder.
+    """
+
+    host: str = "127.0.0.1"
+    port: Port = 1883
+    embedded: bool = True
+    advertised_host: str = ""
+    tls: bool = True
+
+
+class Enrolment(msgspec.Struct, forbid_unknown_fields=True):
+    """Who may enrol. Insecure with `open`: whoever has the state folder's one token, which never expires, may be any device."""
+
+    open: bool = False
+
+
+class Population(msgspec.Struct, forbid_unknown_fields=True):
+    """What holds for one population: with `encrypt_commands` its commands leave only sealed for their devices."""
+
+    encrypt_commands: bool = False
+
+
+class Config(msgspec.Struct, forbid_unknown_fields=True):
+    """`umbel.toml`. Empty `database` and `blobs` mean SQLite and a folder inside the state folder.
+
+    `hostnames` are names and addresses at which devices reach the server, beside those that are known here.
+
+    An update is removed once it is in a checkpoint or refused; with `keep_updates` every one stays, at `received/<command>`
+    among the blobs, so that checkpoints can be computed again.
+    """
+
+    schema: int = SCHEMA
+    http: Http = msgspec.field(default_factory=Http)
+    mqtt: Mqtt = msgspec.field(default_factory=Mqtt)
+    hostnames: list[str] = []
+    enrolment: Enrolment = msgspec.field(default_factory=Enrolment)
+    limits: Limits = msgspec.field(default_factory=Limits)
+    database: str = ""
+    blobs: str = ""
+    max_blob_mb: Annotated[int, msgspec.Meta(ge=1, le=10**7)] = 2048
+    keep_updates: bool = False
+    populations: dict[str, Population] = {}
+
+    @property
+    def encrypted(self) -> frozenset[str]:
+        """The populations whose commands are sealed."""
+        return frozenset(name for name, population in self.populations.items() if population.encrypt_commands)
+
+
+@dataclass(frozen=True)
+class State:
+    """An opened state folder."""
+
+    folder: Path
+    config: Config
+    keys: Keyring
+    admin_token: str
+    enrolment_secret: str
+
+    @cached_property
+    def agreement_key(self) -> ECKey:
+        """The key with which devices seal answers; made when it is first needed."""
+        return signing.load_or_create_key(self.folder / AGREEMENT_KEY)
+
+    @property
+    def key(self) -> ECKey:
+        """The key that signs now."""
+        return self.keys.current
+
+    @property
+    def database_url(self) -> str:
+        """The database as SQLAlchemy names it."""
+        return self.config.database or f"sqlite:///{self.folder / 'umbel.sqlite'}"
+
+    @property
+    def blobs_url(self) -> str:
+        """The blob store as obstore names it: a `file://` or `s3://` URL."""
+        return self.config.blobs or (self.folder / "blobs").resolve().as_uri()
+
+    @property
+    def enrolment_token(self) -> str:
+        """The token with which any device enrols, where that is open; raises UmbelError where devices are invited."""
+        if not self.config.enrolment.open:
+            raise UmbelError(
+                f"{self.folder}: this server has no reusable enrolment token; make one that is good once with "
+                "'umbel devices invite', or set open = true under [enrolment] in umbel.toml"
+            )
+        return make_token(self.enrolment_secret, self.trust)
+
+    @property
+    def tls(self) -> bool:
+        """Whether anything here speaks TLS."""
+        return self.config.http.tls or self.config.mqtt.tls
+
+    @cached_property
+    def ca(self) -> str:
+        """The certificate, in PEM, of the authority that issues this server's; empty without TLS."""
+        return (self.folder / pki.CA).read_text() if self.tls else ""
+
+    @property
+    def trust(self) -> Trust:
+        """What devices pin."""
+        return Trust(signing.public_key(self.key), self.ca, self.keys.successions)
+
+    @property
+    def names(self) -> list[str]:
+        """The names and addresses of this server that its certificate is for."""
+        known = [*LOOPBACK, machine_name(), self.config.mqtt.advertised_host]
+        hosts = [self.config.http.host, self.config.mqtt.host if self.config.mqtt.embedded else ""]
+        return [name for name in dict.fromkeys([*self.config.hostnames, *hosts, *known]) if name and name not in ANY]
+
+    def keep_certificate(self) -> None:
+        """Make the server's certificate if it has none, soon has none, or has other names."""
+        if self.tls:
+            pki.own(self.folder, self.names).keep(self.folder, datetime.now(UTC))
+
+    def context(self) -> ssl.SSLContext:
+        """How this server's own clients check it."""
+        return client_context(self.ca)
+
+    def broker_context(self) -> ssl.SSLContext:
+        """How the server checks its broker, and shows it who it is."""
+        context = client_context(self.ca)
+        context.load_cert_chain(self.folder / pki.CERTIFICATE, self.folder / pki.CERTIFICATE_KEY)
+        return context
+
+    @property
+    def server_url(self) -> str:
+        """Where the API answers on this machine."""
+        return self._url(reachable(self.config.http.host))
+
+    @property
+    def public_url(self) -> str:
+        """Where the API answers others: at the first of the hostnames, where there are any."""
+        return self._url(self.config.hostnames[0]) if self.config.hostnames else self.server_url
+
+    @property
+    def public_broker(self) -> str:
+        """Where devices are told that the broker is."""
+        mqtt, hostnames = self.config.mqtt, self.config.hostnames
+        return mqtt.advertised_host or (hostnames[0] if mqtt.host in ANY and hostnames else reachable(mqtt.host))
+
+    def _url(self, host: str) -> str:
+        http = self.config.http
+        return f"{'https' if http.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{http.port}"
+
+
+def init_state(folder: Path, config: Config) -> State:
+    """Make a state folder with fresh keys; raises UmbelError when the folder holds something already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UmbelError(f"{folder}: expected a new or empty folder for the server's state; name another one")
+    _check_hosts(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    signing.load_or_create_key(folder / KEY)
+    if config.http.tls or config.mqtt.tls:
+        pki.make_authority(folder, datetime.now(UTC))
+    write_atomically(folder / ADMIN_TOKEN, secrets.token_urlsafe(32).encode(), mode=0o600)
+    write_atomically(folder / ENROLMENT_SECRET, make_secret(secrets.token_bytes(SECRET_BYTES)).encode(), mode=0o600)
+    written = msgspec.to_builtins(config)
+    if not config.populations:
+        del written["populations"]  # an empty table at the end would take in what somebody adds below it
+    write_atomically(folder / CONFIG, tomli_w.dumps(written).encode(), mode=0o600)
+    state = open_state(folder)
+    state.keep_certificate()
+    return state
+
+
+def open_state(folder: Path) -> State:
+    """The state folder at `folder`; raises UmbelError when it is not one, or its configuration cannot be used."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise UmbelError(f"{folder}: expected a state folder made by 'umbel init', found no {CONFIG} in it")
+    try:
+        config = _config(tomllib.loads(path.read_text()), (folder / pki.CA).is_file())
+        _check_hosts(config)
+    except (ValueError, RecursionError, msgspec.ValidationError, UmbelError) as error:
+        raise UmbelError(f"{path}: {error}; correct the file") from error
+    if config.schema > SCHEMA:
+        raise UmbelError(f"{path}: made by a newer Umbel (schema {config.schema}, this one reads {SCHEMA}); upgrade")
+    for name in config.populations:
+        check_name(name, f"{path}: a population")
+    needed = [ADMIN_TOKEN, ENROLMENT_SECRET]
+    if config.http.tls or config.mqtt.tls:
+        needed += [pki.CA, pki.CA_KEY]
+    missing = [name for name in needed if not (folder / name).is_file()]
+    if missing:
+        raise UmbelError(f"{folder}: {missing[0]} is missing; restore it from a backup or make a new folder")
+    return State(
+        folder,
+        config,
+        Keyring(folder),
+        (folder / ADMIN_TOKEN).read_text().strip(),
+        (folder / ENROLMENT_SECRET).read_text().strip(),
+    )
+
+
+def _config(table: dict[str, Any], has_authority: bool) -> Config:
+    if table.get("schema", 1) == 1:
+        if has_authority:  # else this server would go on without TLS, and say nothing of it
+            raise UmbelError(f"expected schema = {SCHEMA} at its beginning, as this server speaks TLS")
+        msgspec.convert(table, Config)
+        table = table | {part: {"tls": False, **table.get(part, {})} for part in ("http", "mqtt")}
+    return msgspec.convert(table, Config)
+
+
+def _check_hosts(config: Config) -> None:
+    """Raise UmbelError on a host that is neither a name nor an address."""
+    listening = [host for host in (config.http.host, config.mqtt.host) if host not in ANY]
+    advertised = [config.mqtt.advertised_host] if config.mqtt.advertised_host else []
+    for name in (*config.hostnames, *listening, *advertised):
+        pki.alternative(name)
+
+
+def machine_name() -> str:
+    """What this machine calls itself, where that is a name of a host; else empty."""
+    name = socket.gethostname()
+    try:
+        pki.alternative(name)
+    except UmbelError:
+        return ""
+    return name
+
+
+def reachable(host: str) -> str:
+    """Where a program on this machine reaches who listens on `host`."""
+    return ANY.get(host, host)

@@ -1,0 +1,9 @@
+from alembic import context
+
+from umbel_server.storage.database import Base
+
+context.configure(
+    connection=context.config.attributes["connection"], target_metadata=Base.metadata, render_as_batch=True
+)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,200 @@
+"""What a real agent does when conditions break, by readings from a file, and what of it the server knows."""
+
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import psutil
+import pytest
+
+from tests.brokers import EmbeddedProcess
+from tests.contract.edge.test_agent import Bench
+from tests.running_agent import RunningAgent
+from tests.server_harness import POPULATION, RunningServer, config_of
+from tests.waiting import eventually
+from umbel import messages, tensors, topics
+from umbel.conditions import Readings, Rules
+from umbel.messages import Blob, Evaluate, Train
+from umbel.mqtt import Link
+from umbel.plan import Plan
+from umbel_edge.device.readings import Conditions, _Load
+from umbel_edge.device.watch import Watch
+from umbel_edge.training.example_count import ExampleCount
+
+PlanOf = Callable[[str], Plan]
+FINE = Readings(battery=0.9, charging=True, metered=False, load=0.1, temperature=30.0, hour=23)
+LOW = Readings(battery=0.12, charging=False)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    broker = EmbeddedProcess()
+    broker.start()
+    running = RunningServer(tmp_path / "server", broker.port)
+    config = msgspec.structs.replace(
+        config_of(running, tmp_path / "phone"),
+        conditions=Rules(min_battery=0.3),
+        readings=tmp_path / "phone" / "readings.json",
+    )
+    say(config.readings, FINE)
+    made = Bench(running, config, RunningAgent(config))
+    ours = tuple(topics.topic(POPULATION, "phone", channel) for channel in ("ack", "result"))
+    made.ear = Link("127.0.0.1", broker.port, "ear", ours, made.heard)
+    made.ear.start()
+    assert made.ear.wait_up(10)
+    running.wait_online(1)
+    yield made
+    made.agent.stop()
+    made.ear.stop()
+    running.stop()
+    broker.stop()
+
+
+def say(file: Path | None, readings: Readings | bytes) -> None:
+    """Replace the file at once, as a program that measures would."""
+    assert file is not None
+    fresh = file.with_suffix(".new")
+    fresh.write_bytes(readings if isinstance(readings, bytes) else msgspec.json.encode(readings))
+    os.replace(fresh, file)
+
+
+def trains(bench: Bench, plan_of: PlanOf, requires: Rules = Rules(), epochs: int = 1) -> Train:  # noqa: B008
+    plan = bench.running.server.plans.add(plan_of("line").path)
+    weights = Blob.of(tensors.dump(plan.initial_weights()))
+    blob = bench.running.give(bench.running.server.plans.blob(plan))
+    return Train("a1", "r1", 1, blob, weights, time.time() + 60, 0.05, epochs=epochs, requires=requires)
+
+
+def reasons(bench: Bench) -> list[str]:
+    return bench.running.server.devices.get(POPULATION, "phone").reasons
+
+
+def test_a_device_declines_work_while_its_own_rules_or_the_runs_do_not_hold(bench: Bench, plan_of: PlanOf) -> None:
+    good = bench.command(trains(bench, plan_of, Rules(unmetered=True, hours="22-6")))
+    bench.send(messages.encode(good, bench.running.state.key))
+    eventually(lambda: bench.results)
+    say(bench.config.readings, LOW)
+    low = bench.command(trains(bench, plan_of, Rules(charging=True)))
+    bench.send(messages.encode(low, bench.running.state.key))
+    ack = bench.ack_of(low.id)
+    assert (ack.state, ack.reason) == ("declined", "battery 0.12 < 0.3, not charging")
+    body = trains(bench, plan_of)
+    evaluates = Evaluate("a2", "r1", 1, body.plan, body.weights, body.deadline, Rules(min_examples=100))
+    say(bench.config.readings, FINE)
+    few = bench.command(evaluates)
+    bench.send(messages.encode(few, bench.running.state.key))
+    assert bench.ack_of(few.id).reason == "examples 6 < 100"
+
+
+def test_a_condition_that_breaks_while_training_ends_it_within_a_batch(bench: Bench, plan_of: PlanOf) -> None:
+    long = bench.command(trains(bench, plan_of, Rules(max_temperature=40), epochs=10**9))
+    bench.send(messages.encode(long, bench.running.state.key))
+    eventually(lambda: any(ack.command == long.id and ack.state == "accepted" for ack in bench.acks))
+    say(bench.config.readings, msgspec.structs.replace(FINE, temperature=51.5))
+    ack = bench.ack_of(long.id)
+    assert (ack.state, ack.reason) == ("failed", "temperature: 51.5 C > 40 C")
+
+
+def test_a_damaged_file_of_readings_is_one_reason_and_no_crash(bench: Bench, plan_of: PlanOf) -> None:
+    for damaged, sentence in (
+        (b'{"battery": ', "truncated"),
+        (b'{"moon": 1}', "unknown field"),
+        (b"[]", "Expected"),
+        (b'{"battery": 12}', "between 0 and 1"),
+    ):
+        say(bench.config.readings, damaged)
+        command = bench.command(trains(bench, plan_of))
+        bench.send(messages.encode(command, bench.running.state.key))
+        ack = bench.ack_of(command.id)
+        assert (ack.state, ack.reason.startswith("readings readings.json: ")) == ("declined", True)
+        assert sentence in ack.reason
+    say(bench.config.readings, FINE)
+    good = bench.command(trains(bench, plan_of))
+    bench.send(messages.encode(good, bench.running.state.key))
+    eventually(lambda: bench.results)
+
+
+def test_the_server_knows_why_a_device_may_not_work_and_how_many_examples_it_has(bench: Bench) -> None:
+    assert reasons(bench) == []
+    assert bench.running.server.devices.get(POPULATION, "phone").examples == 6
+    say(bench.config.readings, LOW)
+    eventually(lambda: reasons(bench) == ["battery 0.12 < 0.3"])
+    shown = bench.running.client.get(f"/v1/devices/{POPULATION}/phone")
+    assert shown["reasons"] == ["battery 0.12 < 0.3"]
+    say(bench.config.readings, FINE)
+    np.savez(bench.config.examples, allow_pickle=False, x=np.zeros((9, 1), np.float32), y=np.zeros((9, 1), np.float32))
+    eventually(lambda: bench.running.server.devices.get(POPULATION, "phone").examples == 9)
+    eventually(lambda: reasons(bench) == [])
+
+
+def test_the_systems_own_readings_are_of_the_right_kind_and_cheap(tmp_path: Path) -> None:
+    conditions = Conditions(tmp_path, lambda: 3)
+    everything = Rules(0.01, False, True, 1e9, 1e9, "0-24", 1.0, 1.0, 1)
+    assert not {v.condition for v in conditions.violations(everything)} - {"battery", "network"}
+    started = time.perf_counter()
+    for _ in range(1000):
+        conditions.violations(everything)
+    assert time.perf_counter() - started < 0.5
+    impossible = Rules(max_load=0.0, min_free_memory_mb=1e12, min_free_disk_mb=1e12, min_examples=4)
+    found = {v.condition for v in conditions.violations(impossible)}
+    assert found >= {"free memory", "free disk", "examples"}
+
+
+def test_training_does_not_stop_because_of_its_own_load() -> None:
+    now, others = [0.0], 1.0
+    average = [others]
+    load = _Load(lambda: now[0], cpu=lambda: 2 * now[0], system=lambda: average[0])  # two threads that train
+    for _ in range(300):
+        now[0] += 1.0
+        average[0] += (others + 2 - average[0]) * (1 - math.exp(-1 / 60))
+        assert load.of_others() * (psutil.cpu_count() or 1) == pytest.approx(others)
+
+
+def test_readings_are_measured_at_most_once_a_second(tmp_path: Path) -> None:
+    now = [0.0]
+    conditions = Conditions(tmp_path, lambda: 3, clock=lambda: now[0])
+    measured: list[float] = []
+    conditions._system["load"] = lambda: measured.append(now[0]) or 0.0
+    for tick in range(30):
+        now[0] = tick / 10
+        conditions.violations(Rules(max_load=1.0))
+    assert measured == [0.0, 1.0, 2.0]
+
+
+def test_examples_are_counted_from_the_header_alone(tmp_path: Path) -> None:
+    path = tmp_path / "examples.npz"
+    count = ExampleCount(path)
+    assert count() == 0
+    np.savez_compressed(path, allow_pickle=False, x=np.zeros((50_000, 300), np.float32), y=np.zeros(50_000, np.int32))
+    started = time.perf_counter()
+    assert count() == 50_000
+    assert time.perf_counter() - started < 0.1
+    path.write_bytes(b"no archive")
+    assert count() == 0
+
+
+def test_a_watch_that_sees_change_after_change_looks_more_seldom() -> None:
+    class Passing(threading.Event):
+        """Lets pauses pass at once, and writes them down; is set at the ninth."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.pauses: list[float | None] = []
+
+        def wait(self, timeout: float | None = None) -> bool:
+            self.pauses.append(timeout)
+            return len(self.pauses) > 8
+
+    values = iter([0, 1, 2, 3, 3, 3, 4, 5, 6])
+    said: list[int] = []
+    passing = Passing()
+    watch: Watch[int] = Watch(lambda: next(values), lambda: said.append(1), passing, 3.0, 10.0)
+    watch._run()
+    assert passing.pauses == [3.0, 6.0, 10.0, 10.0, 3.0, 3.0, 6.0, 10.0, 10.0]
+    assert len(said) == 6
+    assert watch.seen == 6

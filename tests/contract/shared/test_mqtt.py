@@ -1,0 +1,101 @@
+"""The MQTT link against real brokers."""
+
+import socket
+import threading
+
+import pytest
+
+from tests.brokers import EmbeddedProcess, Mosquitto
+from tests.waiting import eventually
+from umbel.mqtt import Link, Will
+from umbel_sim.demo.processes import free_port
+
+Broker = EmbeddedProcess | Mosquitto
+
+
+class Listener:
+    def __init__(self, port: int, name: str, topics: tuple[str, ...]) -> None:
+        self.messages: list[tuple[str, bytes]] = []
+        self.link = Link("127.0.0.1", port, name, topics, lambda topic, data: self.messages.append((topic, data)))
+        self.link.start()
+
+
+def test_messages_arrive_also_after_the_broker_was_killed_and_started_again(broker: Broker) -> None:
+    listener, sender = Listener(broker.port, "listener", ("a/+",)), Listener(broker.port, "sender", ())
+    assert listener.link.wait_up(10)
+    assert sender.link.wait_up(10)
+    eventually(lambda: sender.link.publish("a/b", b"one") and listener.messages)
+    broker.stop()
+    eventually(lambda: not listener.link.is_up and not sender.link.is_up)
+    assert sender.link.publish("a/b", b"lost") is False
+    broker.start()
+    eventually(lambda: listener.link.is_up and sender.link.is_up, 60)
+    eventually(lambda: sender.link.publish("a/b", b"two") and (("a/b", b"two") in listener.messages))
+    assert ("a/b", b"lost") not in listener.messages
+    listener.link.stop()
+    sender.link.stop()
+
+
+def test_the_last_will_is_published_when_a_device_vanishes_and_kept_for_those_who_come_later(broker: Broker) -> None:
+    early = Listener(broker.port, "early", ("status/#",))
+    assert early.link.wait_up(10)
+    device = Link("127.0.0.1", broker.port, "device", (), lambda *_: None, will=lambda: Will("status/device", b"gone"))
+    device.start()
+    assert device.wait_up(10)
+    assert device._client is not None
+    sock = device._client.socket()
+    assert isinstance(sock, socket.socket)
+    device._will = lambda: None
+    sock.shutdown(socket.SHUT_RDWR)
+    eventually(lambda: ("status/device", b"gone") in early.messages)
+    late = Listener(broker.port, "late", ("status/#",))
+    eventually(lambda: ("status/device", b"gone") in late.messages)
+    for link in (early.link, late.link, device):
+        link.stop()
+
+
+def test_a_clean_stop_says_farewell(broker: Broker) -> None:
+    listener = Listener(broker.port, "listener", ("status/#",))
+    assert listener.link.wait_up(10)
+    device = Link("127.0.0.1", broker.port, "device", (), lambda *_: None, will=lambda: Will("status/device", b"died"))
+    device.start()
+    assert device.wait_up(10)
+    device.stop(farewell=Will("status/device", b"goodbye"))
+    eventually(lambda: listener.messages)
+    assert [data for _, data in listener.messages] == [b"goodbye"]
+    listener.link.stop()
+
+
+def test_a_link_waits_for_a_broker_that_is_not_there_yet_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    broker = EmbeddedProcess()
+    up = threading.Event()
+    link = Link("127.0.0.1", broker.port, "early-bird", (), lambda *_: None, on_up=up.set)
+    link.start()
+    eventually(lambda: "trying again until it answers" in caplog.text)
+    broker.start()
+    assert up.wait(30)
+    link.stop()
+    broker.stop()
+
+
+def test_an_exception_in_a_callback_does_not_end_the_link(broker: Broker) -> None:
+    def explode(_topic: str, _data: bytes) -> None:
+        calls.append(1)
+        raise RuntimeError("a bug in a callback")
+
+    calls: list[int] = []
+    link = Link("127.0.0.1", broker.port, "clumsy", ("x",), explode)
+    link.start()
+    assert link.wait_up(10)
+    eventually(lambda: link.publish("x", b"1") and calls)
+    before = len(calls)
+    eventually(lambda: link.publish("x", b"2") and len(calls) > before)
+    link.stop()
+
+
+def test_stop_ends_a_link_that_never_connected() -> None:
+    link = Link("127.0.0.1", free_port(), "lonely", (), lambda *_: None)
+    link.start()
+    link.stop()
+    assert not link._thread.is_alive()
+    link.stop()  # a second time there is nobody left to wake
