@@ -11,6 +11,7 @@ from umbel_server.api import errors
 from umbel_server.api.documented import document
 from umbel_server.api.routes import admins_and_audit as trust_routes
 from umbel_server.api.routes import blobs as device_routes
+from umbel_server.api.routes import commands as command_routes
 from umbel_server.api.routes import enrolment as enrolment_routes
 from umbel_server.api.routes import keys as key_routes
 from umbel_server.api.routes import lifecycle as lifecycle_routes
@@ -23,6 +24,7 @@ ROUTERS = (
     device_routes.router,
     admin_routes.public,
     admin_routes.router,
+    command_routes.router,
     lifecycle_routes.router,
     quota_routes.router,
     trust_routes.router,

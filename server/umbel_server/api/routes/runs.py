@@ -1,11 +1,11 @@
-"""What administrators ask of the server: devices, commands, plans, runs, releases."""
+"""What administrators ask of the server: devices, plans, runs, releases."""
 
 import io
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any
 
 import msgspec
 from fastapi import Query, Request
@@ -13,8 +13,8 @@ from starlette.concurrency import run_in_threadpool
 
 from umbel.errors import UmbelError
 from umbel.examples import Examples, load_arrays
-from umbel.messages import MOST_COUNT, Blob, Body, Cancel, Export, Infer, Install, PersonalVariant, Report, Variant
-from umbel.plan import PLACED, Plan
+from umbel.messages import MOST_COUNT, Variant
+from umbel.plan import Plan
 from umbel.tensors import TensorSpec
 from umbel.topics import check_name
 from umbel_server.api.access import Asking, everybody, operator, server_of, viewer
@@ -24,7 +24,6 @@ from umbel_server.api.routes.blobs import announced, body_of, counted
 from umbel_server.api.scope import (
     check_blobs,
     check_population,
-    command_in_scope,
     device_in_scope,
     population_of_upload,
     release_in_scope,
@@ -44,24 +43,8 @@ from umbel_server.storage.database import Run
 public = guarded("server")
 router = guarded("admin")
 
-COMMAND_TTL, LONGEST_TTL = 600.0, 366 * 86_400.0
-
 RoundAsked = Annotated[int | None, Query(ge=-1, le=MOST_COUNT)]
 RoundNumber = Annotated[int, msgspec.Meta(ge=0, le=MOST_COUNT)]
-
-
-class CommandRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Commands for some devices of a population, or for all (`devices` empty), expiring after `ttl` seconds."""
-
-    population: str
-    kind: Literal["install", "infer", "export", "report", "cancel"]
-    devices: list[str] = []
-    ttl: float = COMMAND_TTL
-    release: str = ""
-    variant: Variant = "float32"
-    inputs: str = ""
-    plan: str = ""
-    assignment: str = ""
 
 
 class RunRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -131,77 +114,6 @@ def readmit_device(request: Request, population: str, device: str) -> dict[str, 
     """End a device's quarantine, and count its rejections from 0 again."""
     device_in_scope(request, population, device)
     return devices.describe(server_of(request).devices.readmit(population, device))
-
-
-@router.post("/v1/commands", dependencies=by(operator("command.send")), openapi_extra=takes(CommandRequest))
-async def send_commands(request: Request, who: Asking) -> list[dict[str, Any]]:
-    """Put commands into the outbox and publish them; returns them as they are now."""
-    wanted = msgspec.json.decode(await body_of(request), type=CommandRequest)
-    about = {"release": wanted.release, "variant": wanted.variant} if wanted.release else {}
-    note(request, wanted.kind, wanted.population, devices=wanted.devices or "all", **about)
-    sent = await run_in_threadpool(_send_commands, server_of(request), who, wanted)
-    note(request, commands=[command["id"] for command in sent], count=len(sent))
-    return sent
-
-
-def _send_commands(server: Server, who: Identity, wanted: CommandRequest) -> list[dict[str, Any]]:
-    check_population(who, wanted.population)
-    if not 0 < wanted.ttl <= LONGEST_TTL:
-        raise UmbelError(f"a command's ttl is a number of seconds above 0, 366 days at most; got {wanted.ttl:g}")
-    body = _command_body(server, who, wanted)
-    if wanted.devices:
-        names = [server.devices.get(wanted.population, name).id for name in wanted.devices]
-    else:
-        listed = server.devices.list(wanted.population)
-        names = [device.id for device in listed if device.state == devices.ACTIVE]
-    if not names:
-        raise UmbelError(f"population {wanted.population} has no devices that take part; see 'umbel devices list'")
-    with server.database.transaction() as session:
-        for name in names:
-            device = server.devices.row(session, wanted.population, name)
-            if device.state != devices.ACTIVE:
-                raise devices.Barred(wanted.population, name, device.state, device.state_reason)
-        if (blob := _blob_of(body)) is not None:
-            server.holdings.claim(session, wanted.population, blob)
-        commands = server.outbox.add_all(session, [(wanted.population, name, body, wanted.ttl) for name in names])
-    server.exchange.send(commands)
-    return [outbox.describe(server.outbox.get(command.id)) for command in commands]
-
-
-def _command_body(server: Server, who: Identity, wanted: CommandRequest) -> Body:
-    match wanted.kind:
-        case "install":
-            return server.releases.install(wanted.release, wanted.variant, who.populations)
-        case "infer":
-            check_blobs(server, who, wanted.inputs)
-            data = server.blobs.get(wanted.inputs)
-            return Infer(Blob.of(data))
-        case "export":
-            check_blobs(server, who, wanted.plan)
-            return Export(server.plans.blob(server.plans.get(wanted.plan)), _personal(wanted.variant))
-        case "report":
-            return Report()
-        case "cancel":
-            return Cancel(wanted.assignment)
-
-
-def _blob_of(body: Body) -> Blob | None:
-    match body:
-        case Install(model=blob) | Infer(inputs=blob) | Export(plan=blob):
-            return blob
-    return None
-
-
-def _personal(variant: Variant) -> PersonalVariant:
-    if variant in PLACED:
-        return cast(PersonalVariant, variant)
-    raise UmbelError(f"a device makes float32 and int8 files itself; {variant} is made on the server, in a release")
-
-
-@router.get("/v1/commands/{id}", dependencies=by(viewer()))
-def show_command(request: Request, id: str) -> dict[str, Any]:
-    """One command: its state, reason and outcome."""
-    return outbox.describe(command_in_scope(request, id))
 
 
 @router.post("/v1/plans", dependencies=by(operator("plan.add")), openapi_extra=takes_bytes())
