@@ -10,8 +10,8 @@ from pathlib import Path
 
 import uvicorn
 
+from umbel import logs
 from umbel.errors import UmbelError
-from umbel.printable import LogFormatter
 from umbel_server.api import make_app
 from umbel_server.api.bounded_http import Patience, bounded
 from umbel_server.security import pki
@@ -59,6 +59,7 @@ def http_config(server: Server, patience: Patience = PATIENCE) -> uvicorn.Config
 
 def serve(state: State) -> None:
     """Run until SIGTERM or SIGINT."""
+    end_on_sigterm()
     allow_many_files()
     state.keep_certificate()
     listener = listen(state.config.http.host, state.config.http.port)
@@ -75,15 +76,17 @@ def serve(state: State) -> None:
         listener.close()
 
 
+def end_on_sigterm() -> None:
+    """Make SIGTERM end this process with exit code 0, after its `finally` blocks; call it from the main thread."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+
+
 def set_up_logging(file: Path | None, verbose: bool) -> None:
-    """Log lines with time and level to `file`, or to standard error."""
-    handler = logging.FileHandler(file) if file else logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LogFormatter())
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler], force=True)
+    """Log lines with time and level to `file`, or to standard error; libraries log no more than what an operator needs."""
+    logs.set_up_logging(file, verbose)
     for name in ("httpx", "alembic", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)
     flower = logging.getLogger("flwr")
     flower.handlers = []
     flower.propagate = True
     flower.setLevel(logging.INFO if verbose else logging.ERROR)  # the rounds are logged by us
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from umbel import logs
 from umbel.errors import UmbelError
-from umbel.printable import LogFormatter, printable
+from umbel.printable import printable
 from umbel_edge.config import EXAMPLE, load_config
 
 
@@ -62,9 +63,7 @@ def main() -> None:
 
 def set_up_logging(file: Path | None, verbose: bool) -> None:
     """Log lines with time and level to `file`, or to standard error."""
-    handler = logging.FileHandler(file) if file else logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LogFormatter())
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
+    logs.set_up_logging(file, verbose)
     logging.getLogger("urllib3").setLevel(logging.ERROR)
 
 

@@ -31,10 +31,11 @@ def run(
     insecure: Annotated[bool, typer.Option("--insecure", help="no TLS, and no state folder needed")] = False,
 ) -> None:
     """Run the embedded MQTT 5 broker on its own until it is interrupted, with the certificate of a state folder."""
+    from umbel_server import serve as process
     from umbel_server.broker.embedded import EmbeddedBroker
-    from umbel_server.serve import set_up_logging
 
-    set_up_logging(None, False)
+    process.set_up_logging(None, False)
+    process.end_on_sigterm()
     tls = None
     if not insecure:
         opened = open_state(state)
