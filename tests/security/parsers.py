@@ -38,12 +38,13 @@ from umbel_edge.device.installed_models import CURRENT, Models
 from umbel_edge.device.readings import Conditions
 from umbel_edge.training.saved_progress import Progress
 from umbel_server.aggregation.safetensors_layout import views
-from umbel_server.api.routes.admins_and_audit import AdminRequest
+from umbel_server.api.routes.admins import AdminRequest
 from umbel_server.api.routes.blobs import offset_of, range_of
 from umbel_server.api.routes.commands import CommandRequest
-from umbel_server.api.routes.enrolment import InvitationRequest
-from umbel_server.api.routes.lifecycle import Because, Labels, Name
-from umbel_server.api.routes.runs import CloneRequest, ReleaseRequest, RunRequest
+from umbel_server.api.routes.devices import Because, Labels, Name
+from umbel_server.api.routes.invitations import InvitationRequest
+from umbel_server.api.routes.releases import ReleaseRequest
+from umbel_server.api.routes.runs import CloneRequest, RunRequest
 from umbel_server.cli import durations
 from umbel_server.cli.devices import invitations
 from umbel_server.cli.runs import options as run_options

@@ -1,4 +1,4 @@
-"""What devices ask of the server: blobs."""
+"""Blobs: devices and administrators fetch and send them."""
 
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -15,7 +15,8 @@ from umbel.enrolment import BLOB_PATH, COMPLETE, OFFSET, UPLOAD_PATH, Access
 from umbel.errors import UmbelError
 from umbel.messages import Blob
 from umbel_server import moments
-from umbel_server.api.access import Refused, Who, check_body, device_of, device_or, identity_of, number_of, server_of
+from umbel_server.api.access import Refused, Who, device_of, device_or, identity_of, number_of, server_of
+from umbel_server.api.bodies import announced, counted
 from umbel_server.api.documented import BYTES, gives_bytes, takes_bytes
 from umbel_server.api.guarded import by, guarded, note
 from umbel_server.api.scope import blob_in_scope, population_of_upload
@@ -23,7 +24,7 @@ from umbel_server.limits.daily_bytes import Moving
 from umbel_server.server import Server
 from umbel_server.storage.partial_uploads import Sender, TooLarge, WrongOffset
 
-router = guarded("device")
+router = guarded("blobs")
 
 Address = Annotated[str, "64 hex digits"]
 
@@ -47,19 +48,6 @@ def sender_of(request: Request, who: Who) -> Sender:
 
 
 Uploading = Annotated[Sender, Depends(sender_of)]
-
-
-async def body_of(request: Request) -> bytes:
-    """The request's body; raises UmbelError when it has more bytes than [limits] allow, Refused when a device signed another."""
-    limit = server_of(request).state.config.limits.request_kb * 1000
-    data = bytearray()
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > limit:
-            raise UmbelError(f"the request's body may have at most {limit} bytes")
-    body = bytes(data)
-    check_body(request, body)
-    return body
 
 
 class Download(StreamingResponse):
@@ -226,20 +214,6 @@ async def _receive_of_device(
 def _claim(server: Server, population: str, blob: Blob) -> None:
     with server.database.transaction() as session:
         server.holdings.claim(session, population, blob)
-
-
-def announced(request: Request, most: int) -> int:
-    """How many bytes a request's body has; `most` when it does not say."""
-    length = number_of(request.headers.get("content-length", ""))
-    return most if length is None else length
-
-
-async def counted(chunks: AsyncIterator[bytes], moving: Moving | None) -> AsyncIterator[bytes]:
-    """The chunks, each counted as it comes."""
-    async for chunk in chunks:
-        if moving is not None:
-            moving.moved(len(chunk))
-        yield chunk
 
 
 async def _noticed(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -10,16 +10,16 @@ from umbel.errors import UmbelError
 from umbel.messages import Blob, Body, Cancel, Export, Infer, Install, PersonalVariant, Report, Variant
 from umbel.plan import PLACED
 from umbel_server.api.access import Asking, operator, server_of, viewer
+from umbel_server.api.bodies import body_of
 from umbel_server.api.documented import takes
 from umbel_server.api.guarded import by, guarded, note
-from umbel_server.api.routes.blobs import body_of
 from umbel_server.api.scope import check_blobs, check_population, command_in_scope
 from umbel_server.commands import outbox
 from umbel_server.devices import register as devices
 from umbel_server.security.admins import Identity
 from umbel_server.server import Server
 
-router = guarded("admin")
+router = guarded("commands")
 
 COMMAND_TTL, LONGEST_TTL = 600.0, 366 * 86_400.0
 

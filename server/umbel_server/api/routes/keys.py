@@ -7,10 +7,10 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
 from umbel_server.api.access import Asking, Refused, owner, server_of, viewer
+from umbel_server.api.bodies import body_of
 from umbel_server.api.guarded import by, guarded, note
-from umbel_server.api.routes.blobs import body_of
 
-router = guarded("trust")
+router = guarded("keys")
 
 
 class RotationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

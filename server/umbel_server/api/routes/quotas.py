@@ -7,8 +7,8 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
 from umbel_server.api.access import Asking, Refused, owner, server_of, viewer
+from umbel_server.api.bodies import body_of
 from umbel_server.api.guarded import by, guarded, note
-from umbel_server.api.routes.blobs import body_of
 from umbel_server.api.scope import check_population
 from umbel_server.limits.quotas import QuotaChange
 

@@ -1,4 +1,4 @@
-"""What administrators decide about a device."""
+"""Devices: list and show them, and decide about one."""
 
 from typing import Any
 
@@ -6,11 +6,13 @@ import msgspec
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
-from umbel_server.api.access import operator, owner, server_of
+from umbel.topics import check_name
+from umbel_server.api.access import Asking, operator, owner, server_of, viewer
+from umbel_server.api.bodies import body_of
 from umbel_server.api.documented import takes
 from umbel_server.api.guarded import by, guarded
-from umbel_server.api.routes.blobs import body_of
 from umbel_server.api.scope import device_in_scope
+from umbel_server.commands import outbox
 from umbel_server.devices import register as devices
 
 DEVICE = "/v1/devices/{population}/{device}"
@@ -35,6 +37,34 @@ class Labels(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     labels: dict[str, str] = {}
     remove: list[str] = []
+
+
+@router.get("/v1/devices", dependencies=by(viewer()))
+def list_devices(request: Request, who: Asking, population: str | None = None) -> list[dict[str, Any]]:
+    """Every device, or those of one population."""
+    if population is not None:
+        check_name(population, "a population")
+    found = server_of(request).devices.list(population)
+    return [devices.describe(device) for device in found if who.sees(device.population)]
+
+
+@router.get(DEVICE, dependencies=by(viewer()))
+def show_device(request: Request, population: str, device: str) -> dict[str, Any]:
+    """One device, with its latest commands."""
+    row = device_in_scope(request, population, device)
+    latest = server_of(request).outbox.latest(population, device)
+    return {
+        **devices.describe(row),
+        "refused": server_of(request).refusals.of(f"{population}/{device}"),
+        "commands": [outbox.describe(command) for command in latest],
+    }
+
+
+@router.post(f"{DEVICE}/readmit", dependencies=by(operator("device.readmit")))
+def readmit_device(request: Request, population: str, device: str) -> dict[str, Any]:
+    """End a device's quarantine, and count its rejections from 0 again."""
+    device_in_scope(request, population, device)
+    return devices.describe(server_of(request).devices.readmit(population, device))
 
 
 @router.post(f"{DEVICE}/suspend", dependencies=by(operator("device.suspend")), openapi_extra=takes(Because, False))

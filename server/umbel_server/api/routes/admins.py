@@ -1,23 +1,23 @@
-"""Who may do what, and who did what: administrators and the audit log."""
+"""Administrators: add, list and revoke them."""
 
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import Query, Request
+from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
-from umbel_server.api.access import Asking, owner, server_of, viewer
+from umbel_server.api.access import Asking, owner, server_of
+from umbel_server.api.bodies import body_of
 from umbel_server.api.documented import takes
 from umbel_server.api.guarded import by, guarded, note
-from umbel_server.api.routes.blobs import body_of
 from umbel_server.security import admins
 from umbel_server.security.admins import Role
 
-router = guarded("trust")
+router = guarded("admins")
 
 LONGEST = 10 * 365 * 86_400.0
 """Seconds that a token may be good for, unless it is for ever."""
-MOST_POPULATIONS, MOST_ENTRIES = 100, 10_000
+MOST_POPULATIONS = 100
 
 
 class AdminRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,27 +53,3 @@ def revoke_admin(request: Request, who: Asking, name: str) -> dict[str, Any]:
     row = server_of(request).admins.revoke(who, name)
     note(request, row.name, token=row.id)
     return admins.describe(row)
-
-
-@router.get("/v1/audit", dependencies=by(viewer()))
-def list_audit(
-    request: Request,
-    asking: Asking,
-    within: Annotated[float | None, Query(gt=0, le=1e9)] = None,
-    who: Annotated[str, Query(max_length=160)] = "",
-    limit: Annotated[int, Query(ge=1, le=MOST_ENTRIES)] = 100,
-) -> list[dict[str, Any]]:
-    """The newest entries of the audit log, newest first: of the last `within` seconds, by `who`.
-
-    An administrator for some populations sees what was done to these.
-    """
-    server = server_of(request)
-    since = 0.0 if within is None else server.clock() - within
-    return server.audit.list(since, who, limit, asking.populations)
-
-
-@router.get("/v1/audit/verify", dependencies=by(viewer()))
-def verify_audit(request: Request) -> dict[str, Any]:
-    """Whether the audit log is whole: `entries` that are, the last one's `hash`, and the `fault` after it or ""."""
-    head, fault = server_of(request).audit.verify()
-    return {"entries": head.count, "hash": head.hash, "fault": fault.sentence if fault is not None else ""}

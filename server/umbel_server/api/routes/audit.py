@@ -1,0 +1,36 @@
+"""The audit log: list its entries, verify it."""
+
+from typing import Annotated, Any
+
+from fastapi import Query, Request
+
+from umbel_server.api.access import Asking, server_of, viewer
+from umbel_server.api.guarded import by, guarded
+
+router = guarded("audit")
+
+MOST_ENTRIES = 10_000
+
+
+@router.get("/v1/audit", dependencies=by(viewer()))
+def list_audit(
+    request: Request,
+    asking: Asking,
+    within: Annotated[float | None, Query(gt=0, le=1e9)] = None,
+    who: Annotated[str, Query(max_length=160)] = "",
+    limit: Annotated[int, Query(ge=1, le=MOST_ENTRIES)] = 100,
+) -> list[dict[str, Any]]:
+    """The newest entries of the audit log, newest first: of the last `within` seconds, by `who`.
+
+    An administrator for some populations sees what was done to these.
+    """
+    server = server_of(request)
+    since = 0.0 if within is None else server.clock() - within
+    return server.audit.list(since, who, limit, asking.populations)
+
+
+@router.get("/v1/audit/verify", dependencies=by(viewer()))
+def verify_audit(request: Request) -> dict[str, Any]:
+    """Whether the audit log is whole: `entries` that are, the last one's `hash`, and the `fault` after it or ""."""
+    head, fault = server_of(request).audit.verify()
+    return {"entries": head.count, "hash": head.hash, "fault": fault.sentence if fault is not None else ""}

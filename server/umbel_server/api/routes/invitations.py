@@ -1,0 +1,61 @@
+"""Invitations: make, list and revoke them."""
+
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import Request
+from starlette.concurrency import run_in_threadpool
+
+from umbel.enrolment import make_token
+from umbel_server.api.access import Asking, owner, server_of, viewer
+from umbel_server.api.bodies import body_of
+from umbel_server.api.documented import takes
+from umbel_server.api.guarded import by, guarded, note
+from umbel_server.api.scope import check_population
+from umbel_server.devices.invitations import UnknownInvitation
+
+router = guarded("invitations")
+
+
+class InvitationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Invitations to make: `count` into a population, each open for `ttl` seconds, with labels and perhaps a kind."""
+
+    population: str
+    count: Annotated[int, msgspec.Meta(ge=1)] = 1
+    ttl: float = 86_400.0
+    labels: dict[str, str] = {}
+    kind: str = ""
+
+
+@router.post("/v1/invitations", dependencies=by(owner("invitation.add")), openapi_extra=takes(InvitationRequest))
+async def invite(request: Request, who: Asking) -> list[dict[str, Any]]:
+    """Make invitations; only this answer ever holds their tokens."""
+    server = server_of(request)
+    asked = msgspec.json.decode(await body_of(request), type=InvitationRequest)
+    note(request, population=asked.population, count=asked.count, ttl=asked.ttl)
+    check_population(who, asked.population)
+    made = await run_in_threadpool(
+        server.invitations.invite, asked.population, asked.count, asked.ttl, asked.labels, asked.kind
+    )
+    return [
+        {**server.invitations.describe(one.invitation), "token": make_token(one.secret, server.state.trust)}
+        for one in made
+    ]
+
+
+@router.get("/v1/invitations", dependencies=by(viewer()))
+def list_invitations(request: Request, who: Asking) -> list[dict[str, Any]]:
+    """Every invitation, newest first; the tokens are nowhere."""
+    invitations = server_of(request).invitations
+    return [invitations.describe(row) for row in invitations.list() if who.sees(row.population)]
+
+
+@router.post("/v1/invitations/{id}/revoke", dependencies=by(owner("invitation.revoke")))
+def revoke_invitation(request: Request, who: Asking, id: str) -> dict[str, Any]:
+    """Take back an invitation that nobody has used."""
+    invitations = server_of(request).invitations
+    invitation = invitations.get(id)
+    if not who.sees(invitation.population):
+        raise UnknownInvitation(id)
+    note(request, id, invitation.population)
+    return invitations.describe(invitations.revoke(id))
