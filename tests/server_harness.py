@@ -91,7 +91,7 @@ class RunningServer:
     def give(self, blob: Blob) -> Blob:
         """Let a blob that was put into the store belong to the population of the tests; returns it."""
         with self.server.database.transaction() as session:
-            self.server.holdings.claim(session, POPULATION, blob)
+            self.server.ownership.claim(session, POPULATION, blob)
         return blob
 
     def wait_online(self, count: int) -> None:

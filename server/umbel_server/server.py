@@ -8,8 +8,8 @@ from umbel import sealing
 from umbel_server.broker.embedded import EmbeddedBroker
 from umbel_server.commands.exchange import Exchange
 from umbel_server.commands.outbox import Outbox
-from umbel_server.commands.received_blobs import Received
-from umbel_server.commands.upload_permission import Awaited
+from umbel_server.commands.received_blobs import ReceivedBlobs
+from umbel_server.commands.upload_permission import UploadPermission
 from umbel_server.devices.invitations import Invitations
 from umbel_server.devices.register import Devices
 from umbel_server.fleet.key_rotation import Rotation
@@ -29,9 +29,9 @@ from umbel_server.security.admins import Admins
 from umbel_server.security.audit.log import Audit
 from umbel_server.security.used_tokens import UsedTokens
 from umbel_server.state_folder import State, reachable
+from umbel_server.storage.blob_ownership import BlobOwnership
 from umbel_server.storage.blobs import Blobs
 from umbel_server.storage.database import Database
-from umbel_server.storage.holdings import Holdings
 from umbel_server.storage.partial_uploads import Uploads
 
 log = logging.getLogger("umbel.server")
@@ -57,12 +57,18 @@ class Server:
         self.blobs = Blobs(state.blobs_url)
         parts, self.most = state.folder / "uploads", state.config.max_blob_mb * 1_000_000
         self.uploads = Uploads(parts, clock)
-        self.holdings = Holdings(self.database, self.blobs, clock)
+        self.ownership = BlobOwnership(self.database, self.blobs, clock)
         self.traffic = DailyBytes(self.database, clock)
         keeps = state.config.keep_updates
-        self.received = Received(self.database, self.blobs, self.holdings, parts, keeps)
+        self.received_blobs = ReceivedBlobs(self.database, self.blobs, self.ownership, parts, keeps)
         self.quotas = Quotas(
-            self.database, self.holdings, self.traffic, self.refusals, clock, keeps, self.received.lying
+            self.database,
+            self.ownership,
+            self.traffic,
+            self.refusals,
+            clock,
+            keeps,
+            self.received_blobs.unanswered_bytes,
         )
         kept = pki.DEVICE_DAYS * 86_400.0 if state.tls else 0.0
         self.devices = Devices(self.database, clock, self.quotas.check_devices, kept)
@@ -75,7 +81,7 @@ class Server:
             self.database,
             self.devices,
             self.outbox,
-            self.received,
+            self.received_blobs,
             limits,
             reachable(mqtt.host),
             mqtt.port,
@@ -84,17 +90,17 @@ class Server:
             clock,
         )
         self.plans = Plans(state.folder / "plans", self.blobs, state.keys)
-        self.awaited = Awaited(self.database, self.received, self.plans, state.keys, self.most)
-        self.releases = Releases(self.database, self.blobs, self.holdings, self.quotas, state.keys, clock)
+        self.upload_permission = UploadPermission(self.database, self.received_blobs, self.plans, state.keys, self.most)
+        self.releases = Releases(self.database, self.blobs, self.ownership, self.quotas, state.keys, clock)
         fleet = Fleet(
             self.database,
             self.devices,
             self.outbox,
             self.exchange,
             self.blobs,
-            self.holdings,
+            self.ownership,
             self.quotas,
-            self.received,
+            self.received_blobs,
         )
         self.lifecycle = Lifecycle(fleet, clock)
         self.rotation = Rotation(state.keys, fleet, self.audit, clock)
@@ -110,9 +116,9 @@ class Server:
             self._broker.start()
             log.info("embedded broker on %s:%s", self.state.config.mqtt.host, self.broker_port)
         self.audit.start()
-        self.holdings.measure()
+        self.ownership.measure()
         self.traffic.start()
-        self.received.start()
+        self.received_blobs.start()
         self.exchange.start()
         self.rotation.start()
         self.runs.go_on()
@@ -122,7 +128,7 @@ class Server:
         self.runs.shutdown()
         self.rotation.stop()
         self.exchange.stop()
-        self.received.stop()
+        self.received_blobs.stop()
         if self._broker is not None:
             self._broker.stop()
         self.audit.stop()

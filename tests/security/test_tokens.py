@@ -116,7 +116,7 @@ def test_a_replayed_or_cut_upload_makes_nothing_but_a_new_beginning(
         more = {"Upload-Offset": str(at)} if method == "PATCH" else {}
         return ask(running, method, path, content=data, headers=headers | more)
 
-    store = running.server.received.of(command)
+    store = running.server.received_blobs.of(command)
     parts = running.state.folder / "uploads" / "commands" / command
     assert send("PATCH", part, DATA[100:], offset=100, claimed=200).status_code == 401  # another place than was signed
     parts.mkdir(parents=True)

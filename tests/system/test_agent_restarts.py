@@ -121,7 +121,7 @@ class Phone:
         assert found.state == "done", found.reason
         assert found.outcome is not None
         blob = msgspec.convert(found.outcome["update"], Blob)
-        return tensors.load(self.running.server.received.of(command).get(blob.sha256))
+        return tensors.load(self.running.server.received_blobs.of(command).get(blob.sha256))
 
     def is_right(self, update: Tensors, body: Train) -> bool:
         """Whether this is what undisturbed training gives, bit for bit."""

@@ -14,7 +14,7 @@ from umbel.errors import NOT_DECODED, SignatureError, UmbelError
 from umbel.sizes import cut
 from umbel_server.api.access import Refused
 from umbel_server.commands.outbox import UnknownCommand
-from umbel_server.commands.upload_permission import NotAwaited
+from umbel_server.commands.upload_permission import UploadNotAllowed
 from umbel_server.devices.invitations import UnknownInvitation
 from umbel_server.devices.register import Barred, UnknownDevice
 from umbel_server.limits.daily_bytes import QuotaReached
@@ -79,7 +79,7 @@ def _status(error: Exception) -> int:
     match error:
         case Refused() | QuotaReached():
             return error.status
-        case SignatureError() | NotAwaited() | Barred():
+        case SignatureError() | UploadNotAllowed() | Barred():
             return 403
         case (
             UnknownDevice()

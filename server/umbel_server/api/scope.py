@@ -51,16 +51,16 @@ def check_blobs(server: Server, identity: Identity, *addresses: str) -> None:
     """Raise MissingBlob when one that is named does not belong to a population of the administrator's."""
     for sha256 in addresses:
         if sha256 and identity.populations:
-            server.holdings.check(identity.populations, sha256)
+            server.ownership.check(identity.populations, sha256)
 
 
 def blob_in_scope(request: Request, sha256: str) -> str:
     """The population for which a device or an administrator asks for a blob, "" for one of all; raises MissingBlob."""
-    holdings = server_of(request).holdings
+    ownership = server_of(request).ownership
     if (device := device_of(request)) is not None:
-        return holdings.check([device.population], sha256)
+        return ownership.check([device.population], sha256)
     populations = identity_of(request).populations
-    return holdings.check(populations, sha256) if populations else ""
+    return ownership.check(populations, sha256) if populations else ""
 
 
 def population_of_upload(request: Request) -> str:

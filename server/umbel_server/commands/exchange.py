@@ -29,7 +29,7 @@ from umbel_server import moments
 from umbel_server.commands.assignment_transitions import Moved, move_assignment, reject, take
 from umbel_server.commands.expected_outcome import check_outcome, unfit
 from umbel_server.commands.outbox import Addressed, Outbox
-from umbel_server.commands.received_blobs import Received
+from umbel_server.commands.received_blobs import ReceivedBlobs
 from umbel_server.devices.register import ACTIVE, Devices, Known
 from umbel_server.limits.rates import STRANGERS, MessageLimits
 from umbel_server.storage.database import Command, Database
@@ -64,7 +64,7 @@ class Exchange:
         database: Database,
         devices: Devices,
         outbox: Outbox,
-        received: Received,
+        received_blobs: ReceivedBlobs,
         limits: MessageLimits,
         host: str,
         port: int,
@@ -73,7 +73,8 @@ class Exchange:
         clock: Callable[[], float],
     ) -> None:
         self._unseal, self._clock = unseal, clock
-        self._database, self._devices, self._outbox, self._answers = database, devices, outbox, received
+        self._database, self._devices, self._outbox = database, devices, outbox
+        self._received_blobs = received_blobs
         self._limits = limits
         self._link = Link(
             host,
@@ -260,7 +261,7 @@ class Exchange:
         if ack.state == "accepted":
             moments.reached("accepted")
         self._tell(moved)
-        self._answers.tidy([ack.command])
+        self._received_blobs.remove_soon([ack.command])
 
     def _completed(self, result: Result) -> None:
         with self._database.transaction() as session:
@@ -286,10 +287,10 @@ class Exchange:
             if self._outbox.complete(session, result):
                 moved = take(session, result.command, result.outcome, self._clock())
                 if isinstance(result.outcome, Answered | Exported):
-                    self._answers.holdings.claim(session, result.population, _published(result.outcome))
-        self._answers.answered(result.command)
+                    self._received_blobs.ownership.claim(session, result.population, _published(result.outcome))
+        self._received_blobs.stop_counting(result.command)
         self._tell(moved)
-        self._answers.tidy([result.command])
+        self._received_blobs.remove_soon([result.command])
 
     def _take_blob(self, result: Result) -> str:
         """Store a blob that travelled along; returns why the result cannot be taken, or nothing.
@@ -306,11 +307,13 @@ class Exchange:
                 return ""
             data = blob.content()
             if data is not None:
-                self._answers.of(result.command).put(data)
-            elif self._answers.find(result.population, result.command, blob.sha256).size(blob.sha256) != blob.size:
+                self._received_blobs.of(result.command).put(data)
+            elif (
+                self._received_blobs.find(result.population, result.command, blob.sha256).size(blob.sha256) != blob.size
+            ):
                 return f"the upload {blob.sha256[:12]} should have {blob.size} bytes"
             if not isinstance(result.outcome, Trained):
-                self._answers.publish(result.population, result.command, blob.sha256)
+                self._received_blobs.publish(result.population, result.command, blob.sha256)
         except UmbelError as error:
             return str(error)
         return ""
@@ -333,7 +336,7 @@ class Exchange:
                     ]
                 for assignment in moved:
                     self._tell(assignment)
-                self._answers.tidy([command.id for command in expired])
+                self._received_blobs.remove_soon([command.id for command in expired])
                 silent = self._outbox.silent(RESEND_SECONDS, UNFINISHED_SECONDS)
                 self.send(silent)
                 if silent:

@@ -50,8 +50,10 @@ class Addressed:
 
 
 class Outbox:
-    """The outbox in the database; commands to the populations that are `encrypted` are sealed, and answered so that only who
-    holds `answers` can read it."""
+    """The outbox in the database.
+
+    Commands to `encrypted` populations are sealed, and their answers are sealed for the `answer_key`.
+    """
 
     def __init__(
         self,
@@ -59,10 +61,10 @@ class Outbox:
         keys: Keyring,
         clock: Callable[[], float],
         encrypted: frozenset[str],
-        answers: Callable[[], ECKey],
+        answer_key: Callable[[], ECKey],
     ) -> None:
         self._database, self._keys, self._clock = database, keys, clock
-        self._encrypted, self._answers = encrypted, answers
+        self._encrypted, self._answer_key = encrypted, answer_key
         with database.transaction() as session:
             newest = session.scalar(select(func.max(Command.issued)))
         self.sequence = Ascending(clock, int((newest or 0.0) * 1e6))
@@ -112,7 +114,7 @@ class Outbox:
             now,
             now + ttl,
             body,
-            public_key(self._answers()) if sealed else None,
+            public_key(self._answer_key()) if sealed else None,
             sequence=self.sequence.next(),
         )
         return Addressed(command.id, population, device, messages.encode(command, self._keys.current), sealed)

@@ -1,4 +1,4 @@
-"""What a device may upload: the blob that an open command of its own waits for, no larger than it can need to be."""
+"""Upload permission: a device may upload the blob that its own open command asks for, up to the largest size of that blob."""
 
 from sqlalchemy import bindparam, select
 
@@ -8,7 +8,7 @@ from umbel.messages import Export, Infer, Train
 from umbel.plan import PLACED
 from umbel_server.aggregation import largest_update
 from umbel_server.commands.outbox import OPEN
-from umbel_server.commands.received_blobs import Received, sender_of
+from umbel_server.commands.received_blobs import ReceivedBlobs, uploads_folder
 from umbel_server.models.plans import Plans
 from umbel_server.security.keyring import Keyring
 from umbel_server.storage.database import COMMANDS, Database
@@ -17,31 +17,36 @@ from umbel_server.storage.partial_uploads import Sender
 _ASKED = select(*COMMANDS.c["population", "device", "kind", "state", "token"]).where(COMMANDS.c.id == bindparam("of"))
 
 
-class NotAwaited(UmbelError):
-    """An upload that no open command of its sender waits for."""
+class UploadNotAllowed(UmbelError):
+    """An upload that no open command of its sender asks for."""
 
 
-class Awaited:
-    """Who may upload what; `most` bytes where nothing else says how large an answer can be."""
+class UploadPermission:
+    """Decides who may upload how much; an answer of unknown size may have `most` bytes."""
 
-    def __init__(self, database: Database, received: Received, plans: Plans, keys: Keyring, most: int) -> None:
-        self._database, self._received, self._plans, self._keys, self._most = database, received, plans, keys, most
+    def __init__(
+        self, database: Database, received_blobs: ReceivedBlobs, plans: Plans, keys: Keyring, most: int
+    ) -> None:
+        self._database, self._received_blobs, self._plans = database, received_blobs, plans
+        self._keys, self._most = keys, most
         self._sizes: dict[tuple[str, str], int] = {}
 
     def sender(self, population: str, device: str, command: str) -> Sender:
-        """The sender of an upload in answer to a command; raises NotAwaited unless it is open and that device's."""
+        """The sender of an upload in answer to a command; raises UploadNotAllowed unless it is open and that device's."""
         if not command:
-            raise NotAwaited("an upload names the command that it answers; upgrade this device's agent")
+            raise UploadNotAllowed("an upload names the command that it answers; upgrade this device's agent")
         with self._database.transaction() as session:
             row = session.execute(_ASKED, {"of": command}).one_or_none()
         if row is None or (row.population, row.device) != (population, device):
-            raise NotAwaited(f"no command {command[:64]!r} was given to this device; upload for its own commands only")
+            raise UploadNotAllowed(
+                f"no command {command[:64]!r} was given to this device; upload for its own commands only"
+            )
         if row.state not in OPEN:
-            raise NotAwaited(
+            raise UploadNotAllowed(
                 f"command {command} is over ({row.state}), nothing is uploaded for it any more; drop it and wait for the next"
             )
         most = min(self._most, self._largest(row.kind, row.token))
-        return Sender(sender_of(command), self._received.of(command), most, population=population)
+        return Sender(uploads_folder(command), self._received_blobs.of(command), most, population=population)
 
     def _largest(self, kind: str, token: bytes) -> int:
         body = messages.decode_command(token, self._keys.lineage.all).body
@@ -53,7 +58,7 @@ class Awaited:
             case Export():
                 return self._size(body.plan.sha256, PLACED[body.variant])
             case _:
-                raise NotAwaited(f"a command of kind {kind} is answered without an upload; send its answer alone")
+                raise UploadNotAllowed(f"a command of kind {kind} is answered without an upload; send its answer alone")
 
     def _size(self, plan: str, file: str) -> int:
         """The bytes of a plan's file, or of its largest update without one; remembered, as opening a plan reads it all."""

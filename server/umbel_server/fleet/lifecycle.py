@@ -145,7 +145,7 @@ class Lifecycle:
     def _forget(self, row: Device, ended: Sequence[str], moved: Sequence[Moved]) -> None:
         self._fleet.devices.forget(row.population, row.id)
         self._fleet.exchange.tell(row.population, row.id, moved)
-        self._fleet.received.tidy(ended)
+        self._fleet.received_blobs.remove_soon(ended)
         log.warning("device %s/%s is %s (%s)", row.population, row.id, row.state, row.state_reason or "no reason given")
 
     def _tell(self, row: Device) -> None:

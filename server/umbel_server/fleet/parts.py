@@ -4,24 +4,23 @@ from dataclasses import dataclass
 
 from umbel_server.commands.exchange import Exchange
 from umbel_server.commands.outbox import Outbox
-from umbel_server.commands.received_blobs import Received
+from umbel_server.commands.received_blobs import ReceivedBlobs
 from umbel_server.devices.register import Devices
 from umbel_server.limits.quotas import Quotas
+from umbel_server.storage.blob_ownership import BlobOwnership
 from umbel_server.storage.blobs import Blobs
 from umbel_server.storage.database import Database
-from umbel_server.storage.holdings import Holdings
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """The database, the register of devices, what goes out to them and comes in, the blobs, whose they are,
-    how much a population may use, and what came in."""
+    """The parts of the server that work on devices needs: storage, the register, the outbox and exchange, and quotas."""
 
     database: Database
     devices: Devices
     outbox: Outbox
     exchange: Exchange
     blobs: Blobs
-    holdings: Holdings
+    ownership: BlobOwnership
     quotas: Quotas
-    received: Received
+    received_blobs: ReceivedBlobs

@@ -15,8 +15,8 @@ from umbel.topics import check_name
 from umbel_server.devices.register import DELETED
 from umbel_server.limits.daily_bytes import DailyBytes, Direction, Moving, QuotaReached
 from umbel_server.limits.refusals import Refusals
+from umbel_server.storage.blob_ownership import BlobOwnership
 from umbel_server.storage.database import Assignment, BlobPopulation, Database, Device, Quota, Run
-from umbel_server.storage.holdings import Holdings
 
 LOOK_SECONDS = 1.0
 """How long what is stored is not added up again while nothing new belongs to the population."""
@@ -47,21 +47,21 @@ class Quotas:
     """The quotas in the database and in memory; one that is changed holds for the next request.
 
     Stored counts what belongs to the population (the same bytes in two populations count in both), updates that wait to be
-    folded, uploads under way, and those `lying` that nothing answers with yet. With `keeps_updates` folded updates stay, and count too.
+    folded, uploads under way, and received blobs that are `unanswered` so far. With `keeps_updates` folded updates stay, and count too.
     """
 
     def __init__(
         self,
         database: Database,
-        holdings: Holdings,
+        ownership: BlobOwnership,
         traffic: DailyBytes,
         refusals: Refusals,
         clock: Callable[[], float],
         keeps_updates: bool,
-        lying: Callable[[str], int] = lambda population: 0,
+        unanswered: Callable[[str], int] = lambda population: 0,
     ) -> None:
-        self._database, self._holdings, self._refusals, self._clock = database, holdings, refusals, clock
-        self._traffic, self._lying = traffic, lying
+        self._database, self._ownership, self._refusals, self._clock = database, ownership, refusals, clock
+        self._traffic, self._unanswered = traffic, unanswered
         self._waiting = ("uploaded", "folded") if keeps_updates else ("uploaded",)
         self._lock = threading.Lock()
         self._coming: dict[str, int] = {}
@@ -160,11 +160,11 @@ class Quotas:
     def stored(self, population: str) -> int:
         """The bytes that a population stores."""
         # In the order in which bytes go from one to the next, so that what goes on meanwhile is counted at least once.
-        on_the_way = self._coming.get(population, 0) + self._lying(population) + self._unfolded(population)
+        on_the_way = self._coming.get(population, 0) + self._unanswered(population) + self._unfolded(population)
         return on_the_way + self._held(population)
 
     def _held(self, population: str) -> int:
-        now, changes = self._clock(), self._holdings.changes
+        now, changes = self._clock(), self._ownership.changes
         at, of, size = self._stored.get(population, (float("-inf"), -1, 0))
         if of != changes or not 0 <= now - at < LOOK_SECONDS:
             with self._database.transaction() as session:

@@ -19,9 +19,9 @@ from umbel_server.limits.quotas import Quotas
 from umbel_server.models.measuring import Yardstick
 from umbel_server.models.variants import WITHOUT_EXAMPLES, check_variants, make_variant
 from umbel_server.security.keyring import Keyring
+from umbel_server.storage.blob_ownership import BlobOwnership
 from umbel_server.storage.blobs import Blobs
 from umbel_server.storage.database import Checkpoint, Database, Release, Run
-from umbel_server.storage.holdings import Holdings
 
 
 class UnknownRelease(UmbelError):
@@ -49,13 +49,13 @@ class Releases:
         self,
         database: Database,
         blobs: Blobs,
-        holdings: Holdings,
+        ownership: BlobOwnership,
         quotas: Quotas,
         keys: Keyring,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._database, self._blobs, self._keys, self._clock = database, blobs, keys, clock
-        self._holdings, self._quotas = holdings, quotas
+        self._ownership, self._quotas = ownership, quotas
 
     def export(self, run: Run, checkpoint: Checkpoint, plan: Plan, wanted: Wanted) -> Release:
         """Make a release of a checkpoint; raises UmbelError, storing nothing, when one of its files cannot be made.
@@ -102,7 +102,7 @@ class Releases:
         )
         with self._database.transaction() as session:
             session.add(row)
-            self._holdings.claim(session, run.population, *(Blob(file.sha256, file.size) for file in files.values()))
+            self._ownership.claim(session, run.population, *(Blob(file.sha256, file.size) for file in files.values()))
         return row
 
     def get(self, id: str, populations: Sequence[str] = ()) -> Release:

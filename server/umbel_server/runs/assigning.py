@@ -134,4 +134,4 @@ def finish_assignment(fleet: Fleet, finish: Finish, now: float) -> None:
             ttl = max(LEAST_CANCEL_SECONDS, row.closes - now)
             cancel.append(fleet.outbox.add(session, row.population, row.device, Cancel(row.id), ttl))
     fleet.exchange.send(cancel)
-    fleet.received.tidy([command.id])
+    fleet.received_blobs.remove_soon([command.id])

@@ -266,7 +266,7 @@ class FleetPort:
     def assign(self, offers: Sequence[tuple[Offer, Message, Blob]]) -> None:
         """Note assignments outside any round, each with its own weights, in one transaction, and send their commands."""
         with self._fleet.database.transaction() as session:
-            self._fleet.holdings.claim(session, self.population, *(weights for _, _, weights in offers))
+            self._fleet.ownership.claim(session, self.population, *(weights for _, _, weights in offers))
             commands = self._assign(session, offers, 0)
         self._fleet.exchange.send(commands)
 
@@ -309,7 +309,7 @@ class FleetPort:
         if row.bytes_up > most:  # it is read whole, so its size is looked at first
             raise UmbelError(f"the update of {row.device} should have at most {most} bytes, it has {row.bytes_up}")
         try:
-            blobs = self._fleet.received.find(self.population, row.command, row.update) if row.update else None
+            blobs = self._fleet.received_blobs.find(self.population, row.command, row.update) if row.update else None
             update = NO_UPDATE
             if blobs and row.update:
                 update = from_blob(blobs, row.update, self._buffers, largest_header(specs))
@@ -364,7 +364,9 @@ class FleetPort:
                     committed=now,
                 )
             )
-            self._fleet.holdings.claim(session, self.population, weights, *([strategy] if strategy is not None else []))
+            self._fleet.ownership.claim(
+                session, self.population, weights, *([strategy] if strategy is not None else [])
+            )
             folded = self._fold(session, checkpoint, now)
             opened = session.get(Round, (self.run, checkpoint.number, checkpoint.attempt))
             if opened is not None:
@@ -375,7 +377,7 @@ class FleetPort:
             session.flush()
             if checkpoint.number:
                 moments.reached("committing")
-        self._fleet.received.tidy(folded)
+        self._fleet.received_blobs.remove_soon(folded)
         self._weights = Blob.of(data)
         log.info("run %s round %d committed: %s", self.run, checkpoint.number, metrics or fleet)
         return metrics

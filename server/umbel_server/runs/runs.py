@@ -94,7 +94,7 @@ class Runs:
         with self._launching:
             with self._fleet.database.transaction() as session:
                 session.add(run)
-                self._fleet.holdings.claim_stored(session, population, plan, weights, settings.held_out)
+                self._fleet.ownership.claim_stored(session, population, plan, weights, settings.held_out)
             self._launch(run.id)
         return run
 

@@ -33,21 +33,21 @@ TOO_MANY = "the device sends and fetches too many blobs at a time; this, the old
 _RANGE = re.compile(r"bytes=([0-9]{1,18})-([0-9]{0,18})")
 
 
-def sender_of(request: Request, who: Who) -> Sender:
-    """Who uploads; raises NotAwaited when no open command of the device waits for it."""
+def upload_sender(request: Request, who: Who) -> Sender:
+    """The sender of a request's upload; raises UploadNotAllowed when no open command of the device asks for it."""
     server = server_of(request)
     if who is not None:
-        return server.awaited.sender(who.population, who.device, who.command)
+        return server.upload_permission.sender(who.population, who.device, who.command)
     identity = identity_of(request)
 
     def sees(sha256: str) -> bool:
-        return not identity.populations or any(server.holdings.holds(name, sha256) for name in identity.populations)
+        return not identity.populations or any(server.ownership.owns(name, sha256) for name in identity.populations)
 
     folder = f"{ADMIN}/{identity.name}"
     return Sender(folder, server.blobs, server.most, bounded=False, population=population_of_upload(request), sees=sees)
 
 
-Uploading = Annotated[Sender, Depends(sender_of)]
+Uploading = Annotated[Sender, Depends(upload_sender)]
 
 
 class Download(StreamingResponse):
@@ -169,15 +169,15 @@ async def _receive(request: Request, who: Access | None, sender: Sender, sha256:
     """Take in what is sent, within the quota of the sender's population, and count what stays of a device's."""
     if who is None:
         return await _receive_within(request, who, sender, sha256, offset)
-    received = server_of(request).received
-    received.comes(who.command)
+    received_blobs = server_of(request).received_blobs
+    received_blobs.begin_upload(who.command)
     try:
         return await _receive_within(request, who, sender, sha256, offset)
     finally:
         try:
-            await run_in_threadpool(received.weigh, who.command)
+            await run_in_threadpool(received_blobs.count_bytes, who.command)
         finally:
-            received.tidy([who.command])  # its command may have ended meanwhile
+            received_blobs.remove_soon([who.command])  # its command may have ended meanwhile
 
 
 async def _receive_within(request: Request, who: Access | None, sender: Sender, sha256: str, offset: int) -> Blob:
@@ -213,7 +213,7 @@ async def _receive_of_device(
 
 def _claim(server: Server, population: str, blob: Blob) -> None:
     with server.database.transaction() as session:
-        server.holdings.claim(session, population, blob)
+        server.ownership.claim(session, population, blob)
 
 
 async def _noticed(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

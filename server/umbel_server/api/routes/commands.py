@@ -67,7 +67,7 @@ def _send_commands(server: Server, who: Identity, wanted: CommandRequest) -> lis
             if device.state != devices.ACTIVE:
                 raise devices.Barred(wanted.population, name, device.state, device.state_reason)
         if (blob := _blob_of(body)) is not None:
-            server.holdings.claim(session, wanted.population, blob)
+            server.ownership.claim(session, wanted.population, blob)
         commands = server.outbox.add_all(session, [(wanted.population, name, body, wanted.ttl) for name in names])
     server.exchange.send(commands)
     return [outbox.describe(server.outbox.get(command.id)) for command in commands]

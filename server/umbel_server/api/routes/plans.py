@@ -48,5 +48,5 @@ def _add_plan(server: Server, population: str, path: Path) -> Plan:
     plan = server.plans.add(path)
     if population:
         with server.database.transaction() as session:
-            server.holdings.claim(session, population, server.plans.blob(plan))
+            server.ownership.claim(session, population, server.plans.blob(plan))
     return plan

@@ -23,9 +23,9 @@ from umbel.messages import Answered, Blob, Command, Export, Exported, Infer
 from umbel.plan import Plan
 from umbel.tensors import digest
 from umbel_server.api import make_app
+from umbel_server.storage.blob_ownership import BlobOwnership
 from umbel_server.storage.blobs import Blobs
 from umbel_server.storage.database import BlobPopulation, Database, Device
-from umbel_server.storage.holdings import Holdings
 
 OURS, THEIRS = "ours", POPULATION
 NEVER = digest(b"never stored anywhere")
@@ -341,7 +341,7 @@ def test_an_outcome_names_no_blob_of_another_population(scene: Scene) -> None:
         ended = eventually(lambda id=command.id: (c := server.outbox.get(id)).state != "pending" and c)
         assert (ended.state, "not on this server" in ended.reason) == ("rejected", True)
     device.stop()
-    assert not server.holdings.holds(OURS, scene.blob)
+    assert not server.ownership.owns(OURS, scene.blob)
     assert scene.ours("GET", f"/v1/blobs/{scene.blob}").status_code == 404
 
 
@@ -353,7 +353,7 @@ def test_an_owner_of_one_population_does_not_set_its_own_quota(scene: Scene) -> 
 def test_what_an_older_server_had_belongs_to_its_populations(
     tmp_path: Path, scene: Scene, plan_of: Callable[[str], Plan]
 ) -> None:
-    """A database from before there were holdings gets them from its runs, checkpoints, releases and commands."""
+    """A database from before blob ownership was recorded gets its rows from its runs, checkpoints, releases and commands."""
     running = scene.running
     inputs = running.client.put_blob(b"x" * 100, THEIRS)
     running.client.post("/v1/commands", {"population": THEIRS, "kind": "infer", "inputs": inputs})
@@ -376,8 +376,8 @@ def test_what_an_older_server_had_belongs_to_its_populations(
         old.execute("UPDATE alembic_version SET version_num = '0008'")
         old.commit()
     database = Database(f"sqlite:///{copy}")
-    holdings = Holdings(database, running.server.blobs, time.time)
-    holdings.measure()
+    ownership = BlobOwnership(database, running.server.blobs, time.time)
+    ownership.measure()
     with database.transaction() as session:
         after = {(r.population, r.sha256): r.size for r in session.query(BlobPopulation) if r.population == THEIRS}
         fingerprints = {row.population: row.fingerprint for row in session.query(Device)}
@@ -391,18 +391,18 @@ def test_what_an_older_server_had_belongs_to_its_populations(
     assert scene.blob not in {sha256 for _, sha256 in after}
 
 
-def test_a_restart_forgets_no_holding(tmp_path: Path) -> None:
+def test_a_restart_forgets_no_owner(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path / 'a.sqlite'}")
     blobs = Blobs((tmp_path / "blobs").as_uri())
     blob = blobs.put(b"x" * 1000)
     with suppress(RuntimeError), database.transaction() as session:
-        Holdings(database, blobs, time.time).claim(session, "a", blob)
+        BlobOwnership(database, blobs, time.time).claim(session, "a", blob)
         raise RuntimeError("the transaction fails")
-    assert not Holdings(database, blobs, time.time).holds("a", blob.sha256)
+    assert not BlobOwnership(database, blobs, time.time).owns("a", blob.sha256)
     with database.transaction() as session:
-        Holdings(database, blobs, time.time).claim_stored(session, "a", blob.sha256, "", blob.sha256)
-        Holdings(database, blobs, time.time).claim(session, "a", blob)
+        BlobOwnership(database, blobs, time.time).claim_stored(session, "a", blob.sha256, "", blob.sha256)
+        BlobOwnership(database, blobs, time.time).claim(session, "a", blob)
     database.close()
-    again = Holdings(Database(f"sqlite:///{tmp_path / 'a.sqlite'}"), blobs, time.time)
-    assert [again.holds(name, blob.sha256) for name in ("a", "b")] == [True, False]
+    again = BlobOwnership(Database(f"sqlite:///{tmp_path / 'a.sqlite'}"), blobs, time.time)
+    assert [again.owns(name, blob.sha256) for name in ("a", "b")] == [True, False]
     assert again.check(["b", "a"], blob.sha256) == "a"

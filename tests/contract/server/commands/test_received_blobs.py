@@ -20,8 +20,8 @@ from umbel import tensors
 from umbel.messages import Ack, Blob, Body, Command, Export, Exported, Infer, Outcome, Report, Train, Trained
 from umbel.plan import Plan
 from umbel_server.aggregation import largest_update
-from umbel_server.commands import received_blobs as received
-from umbel_server.commands.received_blobs import FOLDER, Received
+from umbel_server.commands import received_blobs
+from umbel_server.commands.received_blobs import FOLDER, ReceivedBlobs
 from umbel_server.runs.settings import RunSettings
 from umbel_server.server import Server
 from umbel_server.storage.blobs import Blobs
@@ -191,7 +191,7 @@ def test_updates_of_a_run_that_is_paused_stay_until_it_ends(running: RunningServ
     eventually(lambda: {a["state"] for a in running.server.runs.show(id)["assignments"]} >= {"uploaded"})
     running.server.runs.pause(id)
     assert len(left(running)) == 1
-    running.server.received.sweep()
+    running.server.received_blobs.sweep()
     assert len(left(running)) == 1
     running.server.runs.stop(id)
     eventually(lambda: left(running) == [])
@@ -270,13 +270,13 @@ def test_a_server_that_starts_removes_what_a_crash_left(
 def test_what_cannot_be_removed_holds_nothing_else_up_and_is_tried_again(
     running: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(received, "_AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr(received_blobs, "RETRY_SECONDS", 0.1)
     folder, elsewhere = running.state.folder / "blobs" / FOLDER, tmp_path / "elsewhere"
     elsewhere.mkdir()
     for number in range(40):
-        running.server.received.of(f"fine-{number}").put(b"x")
+        running.server.received_blobs.of(f"fine-{number}").put(b"x")
         (folder / f"stuck-{number}").symlink_to(elsewhere)  # which is not followed to remove things there
-    running.server.received.tidy(path.name for path in list(folder.iterdir()))
+    running.server.received_blobs.remove_soon(path.name for path in list(folder.iterdir()))
     eventually(lambda: not list(folder.glob("fine-*")))
     assert len(list(folder.glob("stuck-*"))) == 40
     for path in folder.glob("stuck-*"):
@@ -288,7 +288,7 @@ def test_what_cannot_be_removed_holds_nothing_else_up_and_is_tried_again(
 def test_a_bucket_that_does_not_answer_does_not_hold_the_server_up_when_it_stops(
     running: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(received, "_STOP_SECONDS", 0.2)
+    monkeypatch.setattr(received_blobs, "STOP_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as bucket:
         for name, value in (
             ("AWS_ENDPOINT_URL", f"http://127.0.0.1:{bucket.getsockname()[1]}"),
@@ -298,8 +298,10 @@ def test_a_bucket_that_does_not_answer_does_not_hold_the_server_up_when_it_stops
         ):
             monkeypatch.setenv(name, value)
         parts = tmp_path / "parts"
-        tidying = Received(running.server.database, Blobs("s3://bucket"), running.server.holdings, parts, False)
-        starting = threading.Thread(target=tidying.start, daemon=True)
+        blobs_in_bucket = ReceivedBlobs(
+            running.server.database, Blobs("s3://bucket"), running.server.ownership, parts, False
+        )
+        starting = threading.Thread(target=blobs_in_bucket.start, daemon=True)
         starting.start()
         listing, _ = bucket.accept()  # what a process before this one left behind: nothing
         listing.recv(1 << 16)
@@ -307,9 +309,9 @@ def test_a_bucket_that_does_not_answer_does_not_hold_the_server_up_when_it_stops
         listing.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(nothing) + nothing)
         listing.close()
         starting.join(20)
-        tidying.tidy(["over"])
+        blobs_in_bucket.remove_soon(["over"])
         asked, _ = bucket.accept()
-        stopping = threading.Thread(target=tidying.stop, daemon=True)
+        stopping = threading.Thread(target=blobs_in_bucket.stop, daemon=True)
         stopping.start()
         stopping.join(20)
         assert not stopping.is_alive()

@@ -254,7 +254,7 @@ def test_an_upload_in_progress_ends_with_the_device(running: RunningServer) -> N
     answer = httpx.put(running.state.server_url + path, content=pieces(), headers=headers, trust_env=False)
     assert (answer.status_code, answer.json()["code"]) == (403, "suspended")
     eventually(lambda: not any((running.state.folder / "uploads").rglob("*.part")))
-    assert not running.server.received.of(asked.id).has(digest(data))
+    assert not running.server.received_blobs.of(asked.id).has(digest(data))
     device.stop()
 
 

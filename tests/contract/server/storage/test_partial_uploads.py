@@ -50,7 +50,7 @@ class Sender:
         connect(self._http, self.config, self.state, Standing(threading.Event(), lambda: None))
         with running.server.database.transaction() as session:
             asked = running.server.outbox.add(session, POPULATION, self.config.device, Infer(Blob.of(b"")), 600.0)
-        self.command, self.store = asked.id, running.server.received.of(asked.id)
+        self.command, self.store = asked.id, running.server.received_blobs.of(asked.id)
         self.parts = running.state.folder / "uploads" / "commands" / self.command
 
     def restart(self) -> None:

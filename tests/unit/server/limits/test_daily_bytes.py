@@ -14,9 +14,9 @@ from umbel.messages import Blob
 from umbel_server.limits.daily_bytes import DAY_SECONDS, DailyBytes, Direction, QuotaReached
 from umbel_server.limits.quotas import QuotaChange, Quotas
 from umbel_server.limits.refusals import Refusals
+from umbel_server.storage.blob_ownership import BlobOwnership
 from umbel_server.storage.blobs import Blobs
 from umbel_server.storage.database import Database
-from umbel_server.storage.holdings import Holdings
 
 NOON = 20_000.5 * DAY_SECONDS
 
@@ -38,9 +38,9 @@ class Books:
 
     def open(self) -> None:
         """Begin anew with what is in the database."""
-        self.holdings = Holdings(self.database, self.blobs, self.clock)
+        self.ownership = BlobOwnership(self.database, self.blobs, self.clock)
         self.daily = DailyBytes(self.database, self.clock)
-        self.quotas = Quotas(self.database, self.holdings, self.daily, Refusals(self.clock), self.clock, False)
+        self.quotas = Quotas(self.database, self.ownership, self.daily, Refusals(self.clock), self.clock, False)
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_many_who_store_at_once_never_store_more_than_the_quota(books: Books) ->
             with suppress(QuotaReached), books.quotas.storing("p", 30):
                 most.append(books.quotas.stored("p"))
                 with books.database.transaction() as session:
-                    books.holdings.claim(session, "p", Blob(f"{number:02}{piece:062}", 30))
+                    books.ownership.claim(session, "p", Blob(f"{number:02}{piece:062}", 30))
 
     threads = [threading.Thread(target=store, args=(number,)) for number in range(8)]
     for thread in threads:

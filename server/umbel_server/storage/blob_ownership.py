@@ -1,8 +1,8 @@
-"""Which blobs belong to which population: for everybody else they do not exist, also when the same bytes are theirs too.
+"""Blob ownership: a population sees a blob only if it has a row here.
 
-Bytes are stored once, by their digest, and belong to every population with a row here. A row is written in the transaction
-that gives the population something made of the blob: a run, a checkpoint, a release, a command, an outcome; or when an
-administrator uploads for it. What a device sent, and nobody has published, is under its command's own name and has no row.
+Bytes are stored once, by their digest; several populations may own the same blob. The row is written in the transaction
+that gives the population something that refers to the blob (a run, a checkpoint, a release, a command, an outcome), or when
+an administrator uploads the blob for the population. A blob that a device sent has no row until the server publishes it.
 """
 
 import threading
@@ -18,23 +18,23 @@ from umbel_server.storage.blobs import Blobs, missing
 from umbel_server.storage.database import BlobPopulation, Database
 
 MOST_REMEMBERED = 65_536
-"""Holdings that need no look into the database; a population never loses one, so what is remembered stays true."""
+"""Rows kept in memory. A population never loses a blob, so a remembered row stays true."""
 UNMEASURED = -1
-"""The size of a blob that was there before there were holdings, until the server has looked."""
+"""The size of a blob from before this table existed, until `measure` has looked it up."""
 
 
-class Holdings:
-    """The rows in the database, with those that were asked for lately in memory."""
+class BlobOwnership:
+    """The rows in the database; those read lately are also in memory."""
 
     def __init__(self, database: Database, blobs: Blobs, clock: Callable[[], float]) -> None:
         self._database, self._blobs, self._clock = database, blobs, clock
         self._remembered: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._lock = threading.Lock()
         self.changes = 0
-        """Grows once a claim is committed, so that who adds up sizes knows when to do so again."""
+        """Grows with each committed claim: a sum of sizes is out of date when this has changed."""
 
     def claim(self, session: Session, population: str, *blobs: Blob) -> None:
-        """Note, within the caller's transaction, that these belong to a population too."""
+        """Note, within the caller's transaction, that a population owns these blobs."""
         new = [blob for blob in blobs if (population, blob.sha256) not in self._remembered]
         if not new:
             return
@@ -50,15 +50,15 @@ class Holdings:
         self.changes += 1
 
     def claim_stored(self, session: Session, population: str, *addresses: str) -> None:
-        """As `claim`, of blobs that are in the store, where they are not empty addresses; raises MissingBlob."""
+        """As `claim`, for blobs in the store; empty addresses are skipped. Raises MissingBlob."""
         self.claim(
             session,
             population,
             *(Blob(sha256, self._blobs.size(sha256)) for sha256 in dict.fromkeys(addresses) if sha256),
         )
 
-    def holds(self, population: str, sha256: str) -> bool:
-        """Whether a blob belongs to a population."""
+    def owns(self, population: str, sha256: str) -> bool:
+        """Whether a population owns a blob."""
         name = population, sha256
         if name in self._remembered:
             return True
@@ -72,14 +72,14 @@ class Holdings:
         return True
 
     def check(self, populations: Sequence[str], sha256: str) -> str:
-        """The first of `populations` that a blob belongs to; raises MissingBlob, without a look into the store, when none is."""
+        """The first of `populations` that owns a blob; raises MissingBlob when none does, also when the store has the bytes."""
         for population in populations:
-            if self.holds(population, sha256):
+            if self.owns(population, sha256):
                 return population
         raise missing(sha256)
 
     def measure(self) -> None:
-        """Note the sizes of blobs that an older server left without; one that is not in the store counts as nothing."""
+        """Fill in the sizes that an older server left unmeasured; a blob that is not in the store has size 0."""
         query = select(BlobPopulation.sha256).where(BlobPopulation.size == UNMEASURED).distinct()
         with self._database.transaction() as session:
             addresses = session.scalars(query).all()
