@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from umbel import messages, sealing, topics
 from umbel.enrolment import CONNECTION_PATH
@@ -16,20 +17,19 @@ from umbel.errors import MessageError, SignatureError, TensorError, UmbelError
 from umbel.messages import (
     STATUS_SECONDS,
     AckState,
-    Cancel,
     Command,
     CommandHead,
-    Evaluate,
     Outcome,
-    Rekey,
-    Train,
     UnknownKind,
 )
 from umbel.mqtt import Link, Will
 from umbel.signing import UnknownKey
+from umbel_edge.commands.handlers.context import HandlerContext
+from umbel_edge.commands.handlers.table import HANDLERS, Handlers, Immediate, Queued
+from umbel_edge.commands.leftovers import clean_leftovers
 from umbel_edge.commands.outgoing import Outgoing
+from umbel_edge.commands.plan_cache import PlanCache
 from umbel_edge.commands.statements import Statements
-from umbel_edge.commands.worker import Worker, Workshop, rss_mb
 from umbel_edge.config import AgentConfig
 from umbel_edge.connection.certificate import LOOK_SECONDS as CERTIFICATE_SECONDS
 from umbel_edge.connection.certificate import Certificate
@@ -40,11 +40,12 @@ from umbel_edge.connection.server_keys import ServerKeys
 from umbel_edge.connection.server_time import DAY, LOOK_SECONDS, ServerTime
 from umbel_edge.connection.standing import Standing
 from umbel_edge.device.installed_models import Models
-from umbel_edge.device.readings import Conditions
+from umbel_edge.device.readings import Conditions, resident_mb
 from umbel_edge.device.state import AgentState, Answer
 from umbel_edge.device.storage import FULL, is_full
 from umbel_edge.device.watch import Watch
 from umbel_edge.identity.keys import store_of
+from umbel_edge.training.example_cache import ExampleCache
 from umbel_edge.training.example_count import ExampleCount
 from umbel_edge.training.litert_trainer import LiteRTTrainer
 from umbel_edge.training.trainers import Cancelled, Trainer
@@ -66,21 +67,33 @@ class Seen:
     renewal: int = 0
 
 
-class Agent:
-    """One device: `run` until `stop`. Raises UmbelError when it cannot start."""
+@dataclass(frozen=True)
+class Job:
+    """A command that waits its turn, and how it is handled."""
 
-    def __init__(self, config: AgentConfig, clock: Callable[[], float] = time.time) -> None:
-        self._config, self._clock = config, clock
+    command: Command
+    handler: Queued[Any]
+
+
+class Agent:
+    """One device: `run` until `stop`. Raises UmbelError when it cannot start.
+
+    `state` is what the device remembers. `clock` is the device's own clock, in Unix seconds.
+    """
+
+    def __init__(
+        self, config: AgentConfig, clock: Callable[[], float] = time.time, handlers: Handlers = HANDLERS
+    ) -> None:
+        self._config, self._clock, self._handlers = config, clock, handlers
         self._stopping = threading.Event()
-        self._queue: queue.Queue[Command | None] = queue.Queue()
+        self._queue: queue.Queue[Job | None] = queue.Queue()
         self._last_complaint = float("-inf")
         self._epoch = 0
         self._saying = threading.Lock()
         self._broken: tuple[str, ...] = ()
-        self._state = AgentState(config.state, store_of(config.key, config.state, self._stopping))
+        self.state = AgentState(config.state, store_of(config.key, config.state, self._stopping))
         self._time = ServerTime(clock)
-        self._say = Statements(config, self._state, self._time, clock)
-        self._cancelled = self._state.cancelled()
+        self._say = Statements(config, self.state, self._time, clock)
         self._count_examples = ExampleCount(config.examples)
         self._conditions = Conditions(config.state, self._count_examples, config.readings, now=clock)
         self._watch = Watch(self._look, self._say_hello, self._stopping)
@@ -90,17 +103,17 @@ class Agent:
         """Enrol, connect, and work until `stop` is called; raises UmbelError when the device is revoked."""
         try:
             trainer = self._make_trainer()
-            self._http = ServerHttp(self._config, self._state.key, self._stopping, self._clock)
-            enrolment = connect(self._http, self._config, self._state, self._standing)
+            self._http = ServerHttp(self._config, self.state.key, self._stopping, self._clock)
+            enrolment = connect(self._http, self._config, self.state, self._standing)
             self._time.hear(enrolment.at)
-            self._state.forget_old(self._time())
+            self.state.forget_old(self._time())
             self._http.on_barred = self._standing.refused
             host, port = enrolment.broker_host, enrolment.broker_port
             if self._config.mqtt is not None:
                 host, port = self._config.mqtt.host, self._config.mqtt.port
-            self._keys = ServerKeys(self._state, self._http, self._time)
+            self._keys = ServerKeys(self.state, self._http, self._time)
             self._models = Models(self._config.state / "models", self._config.threads, self._config.population)
-            self._worker = Worker(self._make_workshop(trainer), self._why_stop, self._time)
+            self._context = self._make_context(trainer)
             self._take_up()
             self._link = Link(
                 host,
@@ -125,11 +138,11 @@ class Agent:
         except Stopped:
             log.info("stopped")
         finally:
-            self._state.close()
+            self.state.close()
 
     def _tls(self) -> ssl.SSLContext:
         """How to connect to the broker, with a certificate that is renewed while the agent runs."""
-        certificate = Certificate(self._state, self._http, self._clock)
+        certificate = Certificate(self.state, self._http, self._clock)
         context = certificate.context()
         Watch(certificate.due, certificate.keep, self._stopping, CERTIFICATE_SECONDS, CERTIFICATE_SECONDS).start()
         return context
@@ -146,40 +159,46 @@ class Agent:
             return KerasTrainer(self._config.device, self._config.task)
         return LiteRTTrainer(self._config.device, self._config.threads)
 
-    def _make_workshop(self, trainer: Trainer) -> Workshop:
-        uploads = Uploads(self._http, self._state)
-        return Workshop(
+    def _make_context(self, trainer: Trainer) -> HandlerContext:
+        uploads = Uploads(self._http, self.state)
+        return HandlerContext(
             self._config,
-            self._state,
+            self.state,
             self._http,
             uploads,
             self._keys,
-            Outgoing(self._state, uploads),
+            self._standing,
+            Outgoing(self.state, uploads),
             trainer,
             self._models,
             self._conditions,
+            PlanCache(self._config.state / "plans", self._http, self._keys),
+            ExampleCache(self._config.examples),
             self._count_examples,
+            self._why_stop,
+            self._time,
         )
 
     def _take_up(self) -> None:
-        """Queue the training and evaluation that a process before this one began and did not answer, in their order.
+        """Queue the commands that a process before this one began and did not answer, in their order, if their kind resumes.
 
         Every other command that was not answered counts as never received: the server sends it again.
         """
-        wanted = set()
-        for id, token in self._state.unanswered().items():
+        resumed = set()
+        for id, token in self.state.unanswered().items():
             try:
                 command = messages.decode_command(token, self._keys.known)
             except (SignatureError, MessageError):
-                self._state.forget(id)
+                self.state.forget(id)
                 continue
-            if isinstance(command.body, Train | Evaluate) and command.expires > self._time():
+            handler = self._handlers[type(command.body)]
+            if isinstance(handler, Queued) and handler.resumed and command.expires > self._time():
                 log.info("%s %s goes on after a restart", type(command.body).__name__.lower(), id)
-                wanted.add(id)
-                self._queue.put(command)
+                resumed.add(id)
+                self._queue.put(Job(command, handler))
             else:
-                self._state.forget(id)
-        self._worker.clean_others(wanted)
+                self.state.forget(id)
+        clean_leftovers(self._context, resumed)
 
     def _look(self) -> Seen:
         broken = self._conditions.violations(self._config.conditions)
@@ -197,15 +216,15 @@ class Agent:
 
     def _new_day(self) -> None:
         """Hear the server's time again, as no clock is exact, and forget what is over."""
-        if (trust := self._state.pinned()) is not None:
-            self._time.hear(ask(self._http, self._state, trust).at)
-        self._state.forget_old(self._time())
+        if (trust := self.state.pinned()) is not None:
+            self._time.hear(ask(self._http, self.state, trust).at)
+        self.state.forget_old(self._time())
 
     def _topic(self, channel: topics.Channel) -> str:
         return topics.topic(self._config.population, self._config.device, channel)
 
     def _will(self) -> Will | None:
-        self._epoch = self._state.count("epoch")
+        self._epoch = self.state.count("epoch")
         return self._last_word()
 
     def _last_word(self) -> Will | None:
@@ -222,7 +241,7 @@ class Agent:
     def _status(self, online: bool) -> bytes:
         installed, seen = self._models.installed, self._watch.seen
         release = installed.release if installed is not None else ""
-        return self._say.status(self._epoch, online, seen.examples, round(rss_mb(), 1), release, seen.reasons)
+        return self._say.status(self._epoch, online, seen.examples, round(resident_mb(), 1), release, seen.reasons)
 
     def _received(self, _topic: str, token: bytes) -> None:
         with suppress(Stopped):  # before it was answered: the server sends it again
@@ -260,34 +279,29 @@ class Agent:
             self._publish(self._say.ack(command, "failed", FULL))
 
     def _take_in(self, command: CommandHead, unknown: str, token: bytes) -> None:
-        if (said := self._state.known(command.id)) is not None:
+        if (said := self.state.known(command.id)) is not None:
             self._publish(said)
         elif (late := self._time() - command.expires) >= 0:
             gone = f"the command expired {late:.0f} s before it came"
             self._complain(gone, lambda: self._say.ack(command, "expired", gone))
-        elif not self._state.remembers(command.sequence, command.expires):
+        elif not self.state.remembers(command.sequence, command.expires):
             lost = "the command is from before this device's memory begins, so it may have been executed; give it again"
             self._complain(lost, lambda: self._say.ack(command, "rejected", lost))
-        elif self._state.begin(command.id, command.expires, token) is False:
+        elif self.state.begin(command.id, command.expires, token) is False:
             self._begin(command, unknown)
 
     def _begin(self, command: CommandHead, unknown: str) -> None:
         """Answer a new command at once, or queue it."""
         if not isinstance(command, Command):
             self._refuse(command, "rejected", unknown)
-        elif isinstance(command.body, messages.Standing):
-            self._refuse(command, "done", "")
-            self._standing.hear(command.body)
-        elif isinstance(command.body, Rekey):
-            self._keys.learn(command.body.key, lambda: self._refuse(command, "done", ""))
-        elif isinstance(command.body, Cancel):
-            self._state.cancel(command.body.assignment, self._time())
-            self._cancelled.add(command.body.assignment)
-            self._refuse(command, "done", "")
+            return
+        handler = self._handlers[type(command.body)]
+        if isinstance(handler, Immediate):
+            handler.handle(self._context, command.body, lambda: self._refuse(command, "done", ""))
         elif wrong := self._time.wrong:
             self._refuse(command, "declined", wrong)
         else:
-            self._queue.put(command)
+            self._queue.put(Job(command, handler))
 
     def _complain(self, reason: str, answer: Callable[[], Answer]) -> None:
         """Answer what the server signed and this device cannot take: say why, remember only that something was said."""
@@ -297,7 +311,7 @@ class Agent:
             return
         self._last_complaint = now
         said = answer()
-        self._state.note_answered(said.sequence)
+        self.state.note_answered(said.sequence)
         self._publish(said)
 
     def _publish(self, answer: Answer) -> None:
@@ -305,78 +319,75 @@ class Agent:
 
     def _work(self) -> None:
         while not self._stopping.is_set():
-            command = self._queue.get()
+            job = self._queue.get()
             if self._standing.reason:
-                self._stand_by(command)
+                self._stand_by(job)
                 continue
-            if command is None:
+            if job is None:
                 continue
             try:
-                self._execute(command)
+                self._execute(job)
             except Stopped:
                 return
             except Exception:
-                log.exception("command %s could not be answered", command.id)
+                log.exception("command %s could not be answered", job.command.id)
 
-    def _stand_by(self, command: Command | None) -> None:
+    def _stand_by(self, job: Job | None) -> None:
         """Give up what came before the device was barred, and wait until the server takes part with it again."""
         while True:
-            if command is not None:
-                self._give_up(command, "cancelled", self._standing.reason)
+            if job is not None:
+                self._give_up(job, "cancelled", self._standing.reason)
             try:
-                command = self._queue.get_nowait()
+                job = self._queue.get_nowait()
             except queue.Empty:
                 break
         self._standing.wait_out(lambda: drain(self._http.request("GET", CONNECTION_PATH)))
         self._say_hello()
 
-    def _execute(self, command: Command) -> None:
-        body, kind = command.body, type(command.body).__name__.lower()
+    def _execute(self, job: Job) -> None:
+        command, handler, kind = job.command, job.handler, type(job.command.body).__name__.lower()
         if command.expires <= self._time():
-            self._give_up(command, "expired", "the command expired while it waited for the one before it")
+            self._give_up(job, "expired", "the command expired while it waited for the one before it")
             return
-        if isinstance(body, Train | Evaluate):
-            if not self._worker.is_trained(command.id) and (broken := self._worker.broken(body)):
-                self._give_up(command, "declined", ", ".join(violation.phrase for violation in broken))
+        if handler.admit is not None:
+            if broken := handler.admit(self._context, command.id, command.body):
+                self._give_up(job, "declined", ", ".join(violation.phrase for violation in broken))
                 return
             self._publish(self._say.ack(command, "accepted", ""))
         try:
-            outcome = self._worker.do(command)
+            outcome = handler.handle(self._context, command.id, command.body)
         except Stopped:
             return
         except Cancelled as error:
             if not self._stopping.is_set():
-                self._give_up(command, "cancelled", str(error))
+                self._give_up(job, "cancelled", str(error))
         except TensorError as error:
-            self._give_up(command, "rejected", str(error))
+            self._give_up(job, "rejected", str(error))
         except UmbelError as error:
-            self._give_up(command, "failed", str(error))
+            self._give_up(job, "failed", str(error))
         except Exception as error:
             if is_full(error):
-                self._give_up(command, "failed", FULL)
+                self._give_up(job, "failed", FULL)
                 return
             log.exception("%s %s failed", kind, command.id)
-            self._give_up(command, "failed", f"{type(error).__name__}: {error}; the device's log has the details")
+            self._give_up(job, "failed", f"{type(error).__name__}: {error}; the device's log has the details")
         else:
-            self._finish(command, outcome)
+            self._finish(job, outcome)
             log.info("%s %s done", kind, command.id)
 
-    def _give_up(self, command: Command, state: AckState, reason: str) -> None:
-        if isinstance(command.body, Train):
-            self._worker.clean(command.id)
-        self._refuse(command, state, reason)
+    def _give_up(self, job: Job, state: AckState, reason: str) -> None:
+        job.handler.clean(self._context, job.command.id)
+        self._refuse(job.command, state, reason)
 
-    def _finish(self, command: Command, outcome: Outcome | None) -> None:
+    def _finish(self, job: Job, outcome: Outcome | None) -> None:
         if outcome is None:
-            self._refuse(command, "done", "")
+            self._refuse(job.command, "done", "")
             self._say_hello()
-            return
-        answer = self._say.result(command, outcome)
-        trained = isinstance(command.body, Train)
-        self._remember(command.id, answer, counts=trained)
-        self._publish(answer)
-        if trained:
-            self._worker.clean(command.id)
+        else:
+            answer = self._say.result(job.command, outcome)
+            self._remember(job.command.id, answer, counts=job.handler.is_round)
+            self._publish(answer)
+        job.handler.clean(self._context, job.command.id)
 
     def _refuse(self, command: CommandHead, state: AckState, reason: str) -> None:
         if reason:
@@ -387,10 +398,10 @@ class Agent:
 
     def _remember(self, id: str, answer: Answer, counts: bool = False) -> None:
         try:
-            with self._state.change():
+            with self.state.change():
                 if counts:
-                    self._state.count("rounds")
-                self._state.answer(id, answer)
+                    self.state.count_round()
+                self.state.answer(id, answer)
         except sqlite3.Error as error:
             if not is_full(error):
                 raise
@@ -401,4 +412,4 @@ class Agent:
             return "the agent is stopping"
         if self._standing.reason:
             return self._standing.reason
-        return "cancelled by the server" if assignment in self._cancelled else ""
+        return "cancelled by the server" if self.state.is_cancelled(assignment) else ""

@@ -49,7 +49,7 @@ def command(wire: Wire, ttl: float) -> Command:
 
 def answers(wire: Wire, id: str) -> list[Any]:
     """What the device said of a command; the time of its last word of all."""
-    key = wire.agent.agent._state.key
+    key = wire.agent.agent.state.key
     acks = [messages.decode(token, messages.Ack, key) for token in wire.said_on("ack")]
     results = [messages.decode(token, messages.Result, key) for token in wire.said_on("result")]
     return [answer for answer in (*acks, *results) if answer.command == id]

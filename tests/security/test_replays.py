@@ -33,7 +33,7 @@ def wire(tmp_path: Path, broker: EmbeddedProcess | Mosquitto) -> Iterator[Wire]:
 
 def state(wire: Wire) -> list[object]:
     """Everything that a message could change: what the server has in its database, and what the device has done."""
-    rows: list[object] = [wire.agent.agent._worker.rounds]
+    rows: list[object] = [wire.agent.agent.state.rounds]
     with wire.running.server.database.transaction() as session:
         for table in (Command, Assignment, Run, Device):
             for row in session.scalars(select(table)):
@@ -58,7 +58,7 @@ def test_what_was_said_does_nothing_when_it_is_said_again(
         assert {channel for channel, _ in said} == set(CHANNELS)
         epoch = int(str(wire.device["epoch"]))
         wills = [Status(POPULATION, "phone", before, False) for before in range(epoch)]
-        key = wire.agent.agent._state.key
+        key = wire.agent.agent.state.key
         old = Ack("none", POPULATION, "phone", "done", 0.0, expires=time.time() - 1000)
         said += [("status", messages.encode(will, key)) for will in wills] + [("ack", messages.encode(old, key))]
         before = state(wire)
@@ -99,7 +99,7 @@ def restore(wire: Wire, copy: Path) -> None:
 
 def replay_refused(wire: Wire, token: bytes, rounds: int) -> None:
     """The device says that it may have executed the command already, and does not execute it."""
-    key = wire.agent.agent._state.key
+    key = wire.agent.agent.state.key
 
     def refused() -> list[Ack]:
         wire.say("command", token)  # more than once, as it complains once a second at most
@@ -107,7 +107,7 @@ def replay_refused(wire: Wire, token: bytes, rounds: int) -> None:
         return [ack for ack in acks if ack.state == "rejected" and LOST in ack.reason]
 
     assert eventually(refused)
-    assert wire.agent.agent._worker.rounds == rounds
+    assert wire.agent.agent.state.rounds == rounds
 
 
 @pytest.mark.parametrize("lost", ["restored", "restored within a session", "database lost"])
@@ -121,7 +121,7 @@ def test_a_device_that_lost_its_memory_does_not_execute_what_it_may_have_execute
         wire.start_agent()
     plan = wire.running.server.plans.add(plan_of("line").path)
     wire.train(plan, rounds=1)
-    assert wire.agent.agent._worker.rounds == 1
+    assert wire.agent.agent.state.rounds == 1
     with wire.running.server.database.transaction() as session:
         token = session.scalars(select(Command.token).where(Command.kind == "train")).one()
     wire.stop_agent()
@@ -135,7 +135,7 @@ def test_a_device_that_lost_its_memory_does_not_execute_what_it_may_have_execute
     replay_refused(wire, token, rounds=0)
     assert wire.ask("report")["state"] == "done"
     wire.train(plan, rounds=1)
-    assert wire.agent.agent._worker.rounds == 1
+    assert wire.agent.agent.state.rounds == 1
     # Also after another start, when nothing is missing any more.
     caplog.clear()
     wire.stop_agent()

@@ -108,6 +108,11 @@ class Conditions:
             return _damaged(file, os.strerror(error.errno or 0))
 
 
+def resident_mb() -> float:
+    """Resident memory of this process in MB (10^6 bytes)."""
+    return float(psutil.Process().memory_info().rss) / 1e6
+
+
 def _parse(file: Path) -> Readings | Violation:
     try:
         return msgspec.json.decode(file.read_bytes(), type=Readings)

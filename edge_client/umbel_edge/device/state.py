@@ -83,6 +83,7 @@ class AgentState:
                 f"{folder}: made by a newer umbel-agent (schema {schema}, this one has {SCHEMA}); upgrade it"
             )
         self.remember("schema", str(SCHEMA))
+        self._cancelled = {str(row[0]) for row in self._database.execute("SELECT assignment FROM cancelled")}
         self._store = store or FileStore(folder)
 
     @cached_property
@@ -148,6 +149,15 @@ class AgentState:
             value = int(self.fact(name, "0")) + 1
             self.remember(name, str(value))
         return value
+
+    @property
+    def rounds(self) -> int:
+        """Assignments this device has finished training."""
+        return int(self.fact("rounds", "0"))
+
+    def count_round(self) -> None:
+        """Count one more finished assignment."""
+        self.count("rounds")
 
     def begin(self, command: str, expires: float, signed: bytes = b"") -> Answer | None | bool:
         """Take a command in: False when it is new, else its answer, or None while it is being worked on.
@@ -225,11 +235,11 @@ class AgentState:
         """Remember for a day that an assignment is not to be worked on."""
         with self.change():
             self._database.execute("INSERT OR REPLACE INTO cancelled VALUES (?, ?)", (assignment, now))
+        self._cancelled.add(assignment)
 
-    def cancelled(self) -> set[str]:
-        """The assignments that are not to be worked on."""
-        with self._lock:
-            return {str(row[0]) for row in self._database.execute("SELECT assignment FROM cancelled")}
+    def is_cancelled(self, assignment: str) -> bool:
+        """Whether an assignment is not to be worked on; asked before every batch, so without the database."""
+        return assignment in self._cancelled
 
     def begin_upload(self, sha256: str, now: float) -> bool:
         """Remember that a blob's upload has begun; returns whether it had begun before."""

@@ -151,7 +151,7 @@ def test_a_repeated_command_is_answered_again_but_executed_once(bench: Bench, pl
     bench.send(token)
     eventually(lambda: len(bench.results) == 2)
     assert bench.results[1] == first
-    assert bench.agent.agent._worker.rounds == 1
+    assert bench.agent.agent.state.rounds == 1
 
 
 def test_garbage_on_the_command_topic_changes_nothing(bench: Bench) -> None:
@@ -299,7 +299,7 @@ def test_two_agents_cannot_share_a_state_folder_nor_take_a_foreign_one(bench: Be
 
 @pytest.mark.parametrize("broker", ["embedded"], indirect=True)
 def test_a_device_that_can_remember_nothing_says_so_to_every_command_and_goes_on(bench: Bench) -> None:
-    state = bench.agent.agent._state
+    state = bench.agent.agent.state
     pages = state._database.execute("PRAGMA page_count").fetchone()[0]
     with state._lock:
         state._database.execute(f"PRAGMA max_page_count = {pages}")

@@ -1,0 +1,23 @@
+"""News from the server that the device takes in at once, also while it works on something else."""
+
+from collections.abc import Callable
+
+from umbel.messages import Cancel, Rekey, Standing
+from umbel_edge.commands.handlers.context import HandlerContext
+
+
+def cancel(context: HandlerContext, body: Cancel, done: Callable[[], None]) -> None:
+    """Stop working on an assignment, within a batch, and do not begin it again."""
+    context.state.cancel(body.assignment, context.now())
+    done()
+
+
+def standing(context: HandlerContext, body: Standing, done: Callable[[], None]) -> None:
+    """Ask the server over HTTP whether it still works with this device."""
+    done()  # first: a device that learns that it is revoked ends
+    context.standing.hear(body)
+
+
+def rekey(context: HandlerContext, body: Rekey, done: Callable[[], None]) -> None:
+    """Learn the server's new signing key; done once the key is proven."""
+    context.keys.learn(body.key, done)
