@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from umbel.metrics import Sums
 from umbel.tensors import Tensors
-from umbel_server.rounds.port import Checkpointing
+from umbel_server.runs.port import Checkpointing
 
 
 class MemoryJournal:

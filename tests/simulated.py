@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from umbel_sim.fleet_data import Spread, Statistics
-from umbel_sim.simulation.result import Result
+from umbel_sim.report.result import Result
 from umbel_sim.simulation.settings import Settings
 
 

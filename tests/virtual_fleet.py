@@ -13,8 +13,8 @@ from umbel.tensors import Tensors
 from umbel_server.flower import messages as flower_messages
 from umbel_server.flower.strategies import make_strategy
 from umbel_server.rounds.events import End, Event
-from umbel_server.rounds.loop import LoopConfig, run_rounds
 from umbel_server.rounds.policy import RoundPolicy
+from umbel_server.runs.loop import LoopConfig, run_rounds
 from umbel_sim.data import FunctionFleet
 from umbel_sim.engines import Done, Job, done
 from umbel_sim.simulation.grid import SimulationGrid

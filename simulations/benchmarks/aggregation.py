@@ -101,9 +101,10 @@ def looking(sums: Callable[..., float], seconds: list[float]) -> Callable[..., f
 
 def umbel_half(shapes: dict[str, tuple[int, ...]], updates: int, folder: Path) -> dict[str, float]:
     """Read, vet and fold every blob, and finish the round."""
-    from umbel_server.aggregation import Buffers, Vetting, aggregator_of, from_blob, passes
+    from umbel_server.aggregation import Buffers, Vetting, from_blob, passes
     from umbel_server.flower import messages as flower_messages
     from umbel_server.flower.strategies import make_strategy
+    from umbel_server.runs.aggregator import aggregator_of
     from umbel_server.storage.blobs import Blobs
 
     flower_messages.set_identity()

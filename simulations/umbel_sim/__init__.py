@@ -8,8 +8,8 @@ result.rounds.plot("round", "test_accuracy")
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from umbel_sim.simulation.api import simulate, sweep
-    from umbel_sim.simulation.result import Result
+    from umbel_sim.python_api import simulate, sweep
+    from umbel_sim.report.result import Result
 
 __all__ = ["Result", "simulate", "sweep"]
 
@@ -17,11 +17,11 @@ __all__ = ["Result", "simulate", "sweep"]
 def __getattr__(name: str) -> Any:
     """The names above, imported when they are asked for: other parts of this package need no Flower."""
     if name == "Result":
-        from umbel_sim.simulation.result import Result
+        from umbel_sim.report.result import Result
 
         return Result
     if name in __all__:
-        from umbel_sim.simulation import api
+        from umbel_sim import python_api
 
-        return getattr(api, name)
+        return getattr(python_api, name)
     raise AttributeError(name)

@@ -22,8 +22,7 @@ from umbel_sim.simulation.settings import IN_A_DAY
 
 if TYPE_CHECKING:
     from umbel_sim.fleet_data import Spread, Statistics
-    from umbel_sim.simulation.api import Variant
-    from umbel_sim.simulation.result import Result
+    from umbel_sim.report.result import Result, Variant
 
 FLEET, TRAINING, MACHINE = "Virtual devices", "Training", "This machine"
 _NOT_IN_VIRTUAL_TIME = ("max_rejections",)
@@ -188,7 +187,7 @@ def simulate(
     json: JsonOption = False,
 ) -> None:
     """Train a task on virtual devices: the plan, trainer, round policy and strategies of a real fleet, in virtual time."""
-    from umbel_sim.simulation.api import simulate as run
+    from umbel_sim.python_api import simulate as run
 
     if sweep:
         where = {"engine": engine, "workers": workers, "address": address}
@@ -314,8 +313,8 @@ def _sweep(
     where: dict[str, Any],
     json: bool,
 ) -> None:
+    from umbel_sim.python_api import sweep, variants
     from umbel_sim.report import comparison
-    from umbel_sim.simulation.api import sweep, variants
     from umbel_sim.simulation.folder import claimed
 
     grid = dict(_values(text) for text in sweeps)

@@ -1,6 +1,5 @@
 """Updates made into new weights: vetted one by one, folded as they come, in memory of a model and in any order."""
 
-from umbel_server.aggregation.aggregator import Aggregator, TooFewUpdates, aggregator_of
 from umbel_server.aggregation.reading import Buffers, from_blob
 from umbel_server.aggregation.updates import (
     BlobPieces,
@@ -14,16 +13,13 @@ from umbel_server.aggregation.updates import (
 from umbel_server.aggregation.vetting import RefusedUpdate, Vetting
 
 __all__ = [
-    "Aggregator",
     "BlobPieces",
     "Buffers",
     "Pieces",
     "RefusedUpdate",
-    "TooFewUpdates",
     "Update",
     "Vetting",
     "WeightPieces",
-    "aggregator_of",
     "from_blob",
     "from_weights",
     "largest_header",

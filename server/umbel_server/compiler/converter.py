@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.lite.python.convert import convert_saved_model
 
-from umbel_server.compiler import CompileError
+from umbel_server.compiler.errors import CompileError
 
 
 def convert(folder: Path, signatures: Sequence[str], name: str, **flags: Any) -> bytes:

@@ -19,7 +19,7 @@ from umbel.errors import UmbelError
 from umbel.keras_import import import_keras
 from umbel.litert import Predictor
 from umbel.tensors import Tensors, dump, load
-from umbel_server.compiler import CompileError
+from umbel_server.compiler.errors import CompileError
 from umbel_server.tflite.file import add_constant, op_code, op_name, pack, unpack
 
 SECONDS = 240.0

@@ -16,8 +16,8 @@ from umbel.litert import Predictor
 from umbel.placement import place
 from umbel.plan import Placement
 from umbel.task import Task
-from umbel_server.compiler import CompileError
 from umbel_server.compiler.converter import convert
+from umbel_server.compiler.errors import CompileError
 from umbel_server.compiler.keras_model import KerasParts
 from umbel_server.compiler.noise import Noise
 from umbel_server.compiler.parity import random_batch, relative_error

@@ -13,7 +13,7 @@ from umbel.errors import TaskError
 from umbel.keras_calls import made_metrics
 from umbel.metrics import Kind, MetricSpec
 from umbel.task import Task
-from umbel_server.compiler import CompileError
+from umbel_server.compiler.errors import CompileError
 from umbel_server.compiler.keras_model import KerasParts, first_line
 
 _COUNTS = "object_name_uids"

@@ -12,7 +12,7 @@ from umbel.errors import TaskError
 from umbel.keras_calls import made_optimizer, model_arguments, named_outputs, targets_of
 from umbel.task import Task
 from umbel.tensors import TensorSpec, WeightSpec
-from umbel_server.compiler import CompileError
+from umbel_server.compiler.errors import CompileError
 from umbel_server.compiler.tracing import all_layers
 
 _COMPUTED = ("float32", "int32", "int64", "bool", "uint8")

@@ -4,7 +4,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from umbel_server.compiler import CompileError
+from umbel_server.compiler.errors import CompileError
 
 # (prime, primitive root, exponent coprime to prime - 1): products of residues stay below 2^24, exact in float32.
 _GENERATORS = ((4093.0, 2.0, 5), (4091.0, 2.0, 3), (4079.0, 11.0, 3))

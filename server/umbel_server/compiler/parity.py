@@ -16,7 +16,7 @@ from umbel.metrics import per_example, results
 from umbel.plan import Manifest
 from umbel.task import Task
 from umbel.tensors import Tensors, TensorSpec
-from umbel_server.compiler import CompileError
+from umbel_server.compiler.errors import CompileError
 from umbel_server.compiler.keras_metrics import keras_metrics
 from umbel_server.compiler.keras_model import KerasParts
 from umbel_server.compiler.noise import Noise

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.function_def_to_graph import function_def_to_graph
 
-from umbel_server.compiler import CompileError
+from umbel_server.compiler.errors import CompileError
 from umbel_server.compiler.lowerings import Lowering, load_table
 from umbel_server.compiler.tracing import all_layers
 
@@ -36,7 +36,7 @@ _WRITES = frozenset(
 _READS = frozenset(["ReadVariableOp", "ResourceGather"])
 _BRANCHES = frozenset(["If", "StatelessIf", "Case", "StatelessCase"])
 _COUNTED = re.compile(r"_\d+$")
-_FOLD_AT_MOST = 4096
+_LARGEST_CONSTANT = 4096
 _UNROLL = "give the recurrence a fixed length so that it can be unrolled, and use no keras.ops loops"
 _LOOK_UP = "look words and ids up when examples are made, and give the model indices"
 _AUGMENT = "augment images when examples are made, or use RandomFlip, RandomBrightness or RandomContrast"
@@ -154,9 +154,9 @@ def _emit(
         if op.type in _SKIP:
             continue
         inputs = [known[tensor.name] for tensor in op.inputs]
-        folded = _folded(op, inputs)
-        if folded is not None:
-            outputs = folded
+        constants = _constant_outputs(op, inputs)
+        if constants is not None:
+            outputs = constants
         elif op.type in table:
             outputs = _lowered(table[op.type], op, inputs)
         elif op.type == "ReadVariableOp":
@@ -290,12 +290,12 @@ def _is_constant(op: Any) -> bool:
     )
 
 
-def _folded(op: Any, inputs: Sequence[Any]) -> list[Any] | None:
+def _constant_outputs(op: Any, inputs: Sequence[Any]) -> list[Any] | None:
     """The op's outputs as constants when its inputs are small constants: a lowering may need to know a shape."""
     if not inputs or any(isinstance(value, _Handle) for value in inputs) or op.op_def.is_stateful:
         return None
     known = [tf.get_static_value(value) for value in inputs]
-    if any(value is None or np.size(value) > _FOLD_AT_MOST for value in known) or not hasattr(tf.raw_ops, op.type):
+    if any(value is None or np.size(value) > _LARGEST_CONSTANT for value in known) or not hasattr(tf.raw_ops, op.type):
         return None
     run = getattr(tf.raw_ops, op.type)
     wanted = list(signature(run).parameters)

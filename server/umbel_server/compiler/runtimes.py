@@ -3,7 +3,7 @@
 import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
-from umbel_server.compiler import CompileError
+from umbel_server.compiler.errors import CompileError
 
 Version = tuple[int, ...]
 

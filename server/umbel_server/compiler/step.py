@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from umbel.task import Task
-from umbel_server.compiler import CompileError
+from umbel_server.compiler.errors import CompileError
 from umbel_server.compiler.keras_metrics import TaskMetrics
 from umbel_server.compiler.keras_model import KerasParts, first_line
 from umbel_server.compiler.noise import Noise

@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras.src.backend.tensorflow import numpy as keras_numpy
 from keras.src.backend.tensorflow import random as keras_random
 
-from umbel_server.compiler import CompileError
+from umbel_server.compiler.errors import CompileError
 from umbel_server.compiler.loops import unrolled_loops
 from umbel_server.compiler.noise import Noise
 

@@ -8,8 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from umbel.task import Task
-from umbel_server.compiler import CompileError
 from umbel_server.compiler.converter import convert
+from umbel_server.compiler.errors import CompileError
 from umbel_server.compiler.keras_model import KerasParts
 from umbel_server.compiler.reemit import Program, key
 from umbel_server.compiler.step import Traced

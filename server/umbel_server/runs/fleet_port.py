@@ -37,10 +37,10 @@ from umbel_server.rounds.assignments import LIVE, may_follow
 from umbel_server.rounds.engine import OpenRound, Record
 from umbel_server.rounds.events import Abandon, Accepted, Ended, Event, Finish, Offer, Open, Order, Uploaded
 from umbel_server.rounds.policy import RoundPolicy
-from umbel_server.rounds.port import Arrival, Checkpointing, Spent, Start
 from umbel_server.rounds.selection import Candidate
 from umbel_server.rounds.works import Work
 from umbel_server.runs.assigning import Assigning, finish_assignment
+from umbel_server.runs.port import Arrival, Checkpointing, Spent, Start
 from umbel_server.storage.database import ASSIGNMENTS, DEVICES, Assignment, Checkpoint, Device, Round, Run, batches
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ _FOLD = update(ASSIGNMENTS).where(ASSIGNMENTS.c.id == bindparam("of"))
 
 
 class FleetPort:
-    """The devices of one run's population; see umbel_server.rounds.port.Port.
+    """The devices of one run's population; see umbel_server.runs.port.Port.
 
     `evaluate` gives held-out metrics of weights, or is None when nothing is held out; work leaves only `sealed` if so wanted.
     What devices say comes through the exchange, from another thread; `order` and `leave` are for any thread.

@@ -9,7 +9,7 @@ from umbel.errors import UmbelError
 from umbel.metrics import Sums, finite, results
 from umbel.plan import Plan
 from umbel.tensors import Tensors, check, dump, load
-from umbel_server.rounds.port import Checkpointing
+from umbel_server.runs.port import Checkpointing
 
 ROUNDS = "rounds.json"
 

@@ -17,8 +17,8 @@ from umbel_server.flower import messages as flower_messages
 from umbel_server.rounds.engine import Record
 from umbel_server.rounds.events import Abandon, Ended, Event, Finish, Offer, Open, Uploaded
 from umbel_server.rounds.policy import RoundPolicy
-from umbel_server.rounds.port import Arrival, Checkpointing, Spent, Start
 from umbel_server.rounds.selection import Candidate
+from umbel_server.runs.port import Arrival, Checkpointing, Spent, Start
 
 log = logging.getLogger("umbel.rounds")
 
@@ -50,7 +50,7 @@ class _Sent:
 
 
 class GridPort:
-    """A Flower grid that is not ours, and a journal; see umbel_server.rounds.port.Port.
+    """A Flower grid that is not ours, and a journal; see umbel_server.runs.port.Port.
 
     A grid has no cancelling: what comes after an assignment has its final state is dropped.
     """

@@ -13,11 +13,11 @@ from umbel.plan import Plan
 from umbel_server.flower import messages as flower_messages
 from umbel_server.flower.strategies import make_strategy
 from umbel_server.rounds import bounds
-from umbel_server.rounds.loop import LoopConfig, run_rounds, soon
 from umbel_server.rounds.policy import RoundPolicy, scalar_fields
-from umbel_server.rounds.port import Port
 from umbel_server.runs.folder_journal import FolderJournal
 from umbel_server.runs.grid_port import GridPort
+from umbel_server.runs.loop import LoopConfig, run_rounds, soon
+from umbel_server.runs.port import Port
 
 app = ServerApp()
 

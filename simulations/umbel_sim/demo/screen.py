@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
@@ -12,9 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from umbel_server.cli.output import duration_text, size_text
-
-if TYPE_CHECKING:
-    from umbel_sim.demo.story import Report
+from umbel_sim.demo.demo_report import Report
 
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -51,7 +48,7 @@ class Screen:
             bars = "".join(BARS[min(7, int(value * 8))] for value in accuracy)
             self.news(f"{number}/{rounds} {bars} accuracy {accuracy[-1]:.3f}")
 
-    def summary(self, report: "Report") -> None:
+    def summary(self, report: Report) -> None:
         """The summary table."""
         table = Table(
             title="The fleet",

@@ -23,6 +23,7 @@ from umbel.plan import Plan
 from umbel.task import Task, load_task
 from umbel_server.client import Client
 from umbel_server.state_folder import Config, Http, Mqtt, State, init_state
+from umbel_sim.demo.demo_report import DeviceReport, Report
 from umbel_sim.demo.processes import Processes, free_port, program
 from umbel_sim.demo.screen import Screen
 from umbel_sim.digits import Digits, load_digits
@@ -53,34 +54,6 @@ FLEET = (
 
 
 INVITATIONS = {"population": POPULATION, "count": len(FLEET), "ttl": 600.0, "labels": {"demo": "digits"}}
-
-
-class DeviceReport(msgspec.Struct):
-    """What the demo measured of one device; memory in MB (10^6 bytes)."""
-
-    id: str
-    kind: str
-    trainer: str
-    examples: int = 0
-    rounds: int = 0
-    rss_mb: float = 0.0
-    imports: list[str] = []
-    installed: str = ""
-    answers_right: int = 0
-    answers_total: int = 0
-    personal_accuracy: float = 0.0
-
-
-class Report(msgspec.Struct):
-    """The demo's outcome, as `--json` writes it; times in seconds."""
-
-    ok: bool = False
-    wall_s: float = 0.0
-    phases: dict[str, float] = {}
-    accuracy: list[float] = []
-    keras_accuracy: float = 0.0
-    release: dict[str, dict[str, float]] = {}
-    devices: list[DeviceReport] = []
 
 
 @dataclass

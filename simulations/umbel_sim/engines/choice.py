@@ -12,8 +12,8 @@ from umbel_sim.engines import Engine, Job
 from umbel_sim.engines.litert import litert_engine
 from umbel_sim.engines.native import native_engine
 from umbel_sim.engines.native.layers import Unsupported
+from umbel_sim.engines.threads import cores
 from umbel_sim.fleet_data import Fleet
-from umbel_sim.simulation.settings import cores
 
 ENGINES = ("auto", "native", "litert", "xla", "ray")
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from umbel.errors import UmbelError
-from umbel_sim.simulation.settings import cores
+from umbel_sim.engines.threads import cores
 
 LOCAL, AUTO = "local", "auto"
 CONNECT_SECONDS = 20.0

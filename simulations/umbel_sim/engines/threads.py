@@ -1,11 +1,17 @@
 """Workers in threads of this process: what they compute lets go of the interpreter lock."""
 
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 from umbel_sim.engines import Done, Job
+
+
+def cores() -> int:
+    """The number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Device(Protocol):

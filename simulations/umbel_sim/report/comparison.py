@@ -9,7 +9,7 @@ from typing import Any
 from umbel.atomic import write_atomically
 from umbel.errors import UmbelError
 from umbel_sim.report import plots
-from umbel_sim.simulation.api import Variant
+from umbel_sim.report.result import Variant
 
 
 def rows(variants: Sequence[Variant]) -> list[dict[str, Any]]:

@@ -3,12 +3,10 @@
 import base64
 import html
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from umbel_sim.report.numbers import shown
-
-if TYPE_CHECKING:
-    from umbel_sim.simulation.result import Result
+from umbel_sim.simulation.outcome import Outcome
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -29,30 +27,30 @@ td { padding: 5px 14px; border-top: 1px solid #f0f2f5; font-variant-numeric: tab
 _WIDE = ("learning", "data")
 
 
-def page(result: "Result", pictures: Mapping[str, bytes]) -> str:
+def page(outcome: Outcome, pictures: Mapping[str, bytes]) -> str:
     """The page; `pictures` are PNG bytes by name."""
-    summary = result.summary()
+    summary = outcome.summary()
     images = "".join(
         f'<img class="{"wide" if name in _WIDE else ""}" alt="{html.escape(name)}" '
         f'src="data:image/png;base64,{base64.b64encode(data).decode()}">'
         for name, data in pictures.items()
     )
     state = (
-        f'<span class="{html.escape(result.state)}">{html.escape(result.state)}: {html.escape(result.reason)}</span>'
+        f'<span class="{html.escape(outcome.state)}">{html.escape(outcome.state)}: {html.escape(outcome.reason)}</span>'
     )
     return (
         "<!doctype html>\n<html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>{html.escape(result.task)} on {html.escape(result.data)} - Umbel simulation</title>"
-        f"<style>{_STYLE}</style><main><h1>{html.escape(result.task)} on {html.escape(result.data)}</h1>"
-        f"<p class=sub>{result.settings.devices:,} virtual devices, {html.escape(result.settings.partition)}, "
-        f"{html.escape(result.settings.strategy)}, seed {result.settings.seed} - {state}</p>"
-        f"<div class=cards>{_cards(result, summary)}</div><h2>Pictures</h2><div class=pictures>{images}</div>"
-        f"<h2>Figures</h2>{_table(summary)}<h2>Settings</h2>{_table(_flat(result))}</main></html>\n"
+        f"<title>{html.escape(outcome.task)} on {html.escape(outcome.data)} - Umbel simulation</title>"
+        f"<style>{_STYLE}</style><main><h1>{html.escape(outcome.task)} on {html.escape(outcome.data)}</h1>"
+        f"<p class=sub>{outcome.settings.devices:,} virtual devices, {html.escape(outcome.settings.partition)}, "
+        f"{html.escape(outcome.settings.strategy)}, seed {outcome.settings.seed} - {state}</p>"
+        f"<div class=cards>{_cards(outcome, summary)}</div><h2>Pictures</h2><div class=pictures>{images}</div>"
+        f"<h2>Figures</h2>{_table(summary)}<h2>Settings</h2>{_table(_flat(outcome))}</main></html>\n"
     )
 
 
-def _cards(result: "Result", summary: Mapping[str, Any]) -> str:
-    cards = [(shown(f"test_{result.metric}", summary.get(f"test_{result.metric}")), f"held-out {result.metric}")]
+def _cards(outcome: Outcome, summary: Mapping[str, Any]) -> str:
+    cards = [(shown(f"test_{outcome.metric}", summary.get(f"test_{outcome.metric}")), f"held-out {outcome.metric}")]
     if summary.get("goal"):
         cards.append((shown("rounds", summary["rounds_to_goal"]), f"rounds to {summary['goal']}"))
     cards += [
@@ -75,8 +73,8 @@ def _table(values: Mapping[str, Any]) -> str:
     return f"<table>{rows}</table>"
 
 
-def _flat(result: "Result") -> dict[str, Any]:
+def _flat(outcome: Outcome) -> dict[str, Any]:
     import msgspec
 
-    settings = msgspec.to_builtins(result.settings)
+    settings = msgspec.to_builtins(outcome.settings)
     return {**{name: value for name, value in settings.items() if name != "policy"}, **settings["policy"]}

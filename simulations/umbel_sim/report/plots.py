@@ -2,15 +2,14 @@
 
 import io
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-if TYPE_CHECKING:
-    from umbel_sim.simulation.result import Result
+from umbel_sim.simulation.outcome import Outcome
 
 INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 BLUE, ORANGE, GREEN, RED, VIOLET, GOLD = "#2066b0", "#d9730d", "#2b8a57", "#c0392b", "#7253b5", "#c29b0c"
@@ -60,25 +59,25 @@ def _values(rows: Sequence[dict[str, Any]], key: str) -> "np.ndarray[Any, Any]":
     return np.array([row.get(key, np.nan) for row in rows], float)
 
 
-def learning(result: "Result") -> Figure:
+def learning(outcome: Outcome) -> Figure:
     """Held-out metric and loss by round, and the metric by virtual hour."""
     figure, axes = _figure(10, 3.2, 3)
-    rounds, seconds = _values(result.rows, "round"), _values(result.rows, "virtual_hours") * 3600
+    rounds, seconds = _values(outcome.rows, "round"), _values(outcome.rows, "virtual_hours") * 3600
     length, unit = _unit(float(seconds[-1]))
-    metric = result.metric
+    metric = outcome.metric
     for one, x, key, label in (
         (axes[0], rounds, metric, "round"),
         (axes[1], seconds / length, metric, f"virtual {unit}"),
         (axes[2], rounds, "loss", "round"),
     ):
         colour = BLUE if key == metric else ORANGE
-        held, trained = _values(result.rows, f"test_{key}"), _values(result.rows, f"train_{key}")
+        held, trained = _values(outcome.rows, f"test_{key}"), _values(outcome.rows, f"train_{key}")
         if np.isfinite(trained).any():
             one.plot(x, trained, color=MUTED, linewidth=1, alpha=0.7, label="on devices, while training")
         if np.isfinite(held).any():
             one.plot(x, held, color=colour, linewidth=1.8, label="held out")
-        if key == result.settings.until and np.isfinite(held).any():
-            one.axhline(result.settings.at_least, color=GREEN, linewidth=1, linestyle=(0, (4, 3)))
+        if key == outcome.settings.until and np.isfinite(held).any():
+            one.axhline(outcome.settings.at_least, color=GREEN, linewidth=1, linestyle=(0, (4, 3)))
         _name(one, f"{key.replace('_', ' ').capitalize()} by {label.removesuffix('s')}", label, "")
         _as_share(one, key)
         one.set_xlim(left=0)
@@ -89,11 +88,11 @@ def learning(result: "Result") -> Figure:
     return figure
 
 
-def devices(result: "Result") -> Figure:
+def devices(outcome: Outcome) -> Figure:
     """A histogram of the newest checkpoint's metric on devices' own examples."""
     figure, (axes,) = _figure(5, 3.2)
-    metric = result.metric
-    values = np.array([row.get(metric, np.nan) for row in result.on_devices])
+    metric = outcome.metric
+    values = np.array([row.get(metric, np.nan) for row in outcome.on_devices])
     values = values[np.isfinite(values)]
     if values.size:
         span = (max(0.0, float(values.min()) - 0.02), 1.0) if _is_share(metric) else None
@@ -112,10 +111,10 @@ def devices(result: "Result") -> Figure:
     return figure
 
 
-def participation(result: "Result") -> Figure:
+def participation(outcome: Outcome) -> Figure:
     """How many devices had so many of their updates folded."""
     figure, (axes,) = _figure(5, 3.2)
-    counts = result.participation
+    counts = outcome.participation
     most = int(counts.max(initial=0))
     bins = np.arange(-0.5, most + 1.5) if most <= 40 else np.linspace(-0.5, most + 0.5, 41)
     axes.hist(counts, bins=bins.tolist(), color=GREEN, edgecolor="white", linewidth=0.6)
@@ -125,30 +124,32 @@ def participation(result: "Result") -> Figure:
     return figure
 
 
-def data(result: "Result") -> Figure:
+def data(outcome: Outcome) -> Figure:
     """A heat map of labels by device: each column is a device, darker is more examples."""
     figure, (axes,) = _figure(10, 3.4)
-    histogram = result.statistics.histogram.T
+    histogram = outcome.statistics.histogram.T
     axes.grid(False)
     picture = axes.imshow(histogram, aspect="auto", cmap="Blues", interpolation="nearest", vmin=0)
-    classes = result.statistics.classes
+    classes = outcome.statistics.classes
     if len(classes) <= 20:
         axes.set_yticks(range(len(classes)), [str(own) for own in classes])
-    sampled = result.statistics.sampled
+    sampled = outcome.statistics.sampled
     ticks = np.unique(np.linspace(0, len(sampled) - 1, min(len(sampled), 8)).astype(int))
     axes.set_xticks(ticks, [str(sampled[tick]) for tick in ticks])
     bar = figure.colorbar(picture, ax=axes, pad=0.01)
     bar.set_label("examples", fontsize=9, color=INK)
     bar.outline.set_visible(False)
-    more = f" ({len(sampled)} of {result.settings.devices:,} devices)" if len(sampled) < result.settings.devices else ""
-    _name(axes, f"Labels by device: {result.settings.partition}{more}", "device", "label")
+    more = (
+        f" ({len(sampled)} of {outcome.settings.devices:,} devices)" if len(sampled) < outcome.settings.devices else ""
+    )
+    _name(axes, f"Labels by device: {outcome.settings.partition}{more}", "device", "label")
     return figure
 
 
-def work(result: "Result") -> Figure:
+def work(outcome: Outcome) -> Figure:
     """What became of assignments, over the rounds."""
     figure, (axes,) = _figure(5, 3.2)
-    rows = result.rows[1:]
+    rows = outcome.rows[1:]
     if rows:
         groups = np.array_split(np.arange(len(rows)), min(len(rows), 60))
         x = np.array([rows[group[-1]]["round"] for group in groups], float)
@@ -166,10 +167,10 @@ def work(result: "Result") -> Figure:
     return figure
 
 
-def duration(result: "Result") -> Figure:
+def duration(outcome: Outcome) -> Figure:
     """How long rounds took, in virtual time."""
     figure, (axes,) = _figure(5, 3.2)
-    rows = result.rows[1:]
+    rows = outcome.rows[1:]
     seconds = _values(rows, "round_seconds")
     length, unit = _unit(float(seconds.max(initial=0.0)))
     axes.plot(_values(rows, "round"), seconds / length, color=VIOLET, linewidth=1.4)
@@ -185,7 +186,7 @@ def _unit(seconds: float) -> tuple[float, str]:
     return next((own for own in ((3600.0, "hours"), (60.0, "minutes")) if seconds >= 2 * own[0]), (1.0, "seconds"))
 
 
-def comparison(curves: Sequence[tuple[str, Sequence["Result"]]], metric: str) -> Figure:
+def comparison(curves: Sequence[tuple[str, Sequence[Outcome]]], metric: str) -> Figure:
     """The held-out metric of several variants by round: the mean over seeds, and their range as a band."""
     figure, (axes,) = _figure(8, 4)
     for number, (label, results) in enumerate(curves):
@@ -260,7 +261,7 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-ALL: dict[str, Callable[["Result"], Figure]] = {
+ALL: dict[str, Callable[[Outcome], Figure]] = {
     "learning": learning,
     "devices": devices,
     "participation": participation,

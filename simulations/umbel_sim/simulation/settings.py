@@ -1,6 +1,5 @@
 """Everything that a simulation's result depends on, beside the task and the data."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -66,8 +65,3 @@ class Settings:
     def wanted(self) -> int:
         """Updates that a round wants when all devices can train."""
         return self.policy.wanted(self.devices)
-
-
-def cores() -> int:
-    """The processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -18,9 +18,9 @@ from umbel_edge.training.litert_trainer import LiteRTTrainer
 from umbel_server.rounds.engine import Record
 from umbel_server.rounds.events import Abandon, Ended, Event, Finish, Offer, Open, Uploaded
 from umbel_server.rounds.policy import RoundPolicy
-from umbel_server.rounds.port import Arrival, Checkpointing, Spent, Start
 from umbel_server.rounds.selection import Candidate, available
 from umbel_server.runs.instructions import instruction
+from umbel_server.runs.port import Arrival, Checkpointing, Spent, Start
 from umbel_sim.engines import Done, Engine, Job
 from umbel_sim.fleet_data import Fleet, examples_of
 from umbel_sim.simulation.journal import Journal
@@ -74,7 +74,7 @@ class _Examination:
 
 
 class SimulationPort:
-    """See umbel_server.rounds.port.Port. Time passes only in `wait`, from one event to the next.
+    """See umbel_server.runs.port.Port. Time passes only in `wait`, from one event to the next.
 
     An assignment's course is known when it is offered (`World.story`); its training is computed when its update is about
     to come, by `engine`, so what over-selected, late and vanished devices would have trained costs virtual time only.

@@ -29,14 +29,15 @@ from umbel_server.flower.strategies import make_strategy
 from umbel_server.runs.server_app import END, app
 from umbel_sim.data import Dataset
 from umbel_sim.engines.choice import check_engine, make_engine
+from umbel_sim.engines.threads import cores
 from umbel_sim.fleet_data import Fleet
 from umbel_sim.partitions import partition
 from umbel_sim.simulation import heap
 from umbel_sim.simulation.grid import SimulationGrid
 from umbel_sim.simulation.held_out import HeldOut, OnDevices
 from umbel_sim.simulation.journal import Journal, Row
-from umbel_sim.simulation.result import Result
-from umbel_sim.simulation.settings import Settings, cores
+from umbel_sim.simulation.outcome import Outcome
+from umbel_sim.simulation.settings import Settings
 from umbel_sim.simulation.simulated_port import SimulationPort, Untrained
 from umbel_sim.simulation.tally import Tally
 from umbel_sim.simulation.world import Load, World
@@ -125,7 +126,7 @@ def run(
     told: Callable[[Row], None] = lambda row: None,
     stage: Callable[[str], None] = lambda text: None,
     plans: Plans | None = None,
-) -> Result:
+) -> Outcome:
     """Train virtual devices until the run ends; goes on where `folder` left off.
 
     `engine`, `workers` and `address` are those of make_engine. `told` hears of every committed round, `stage` of what is
@@ -162,7 +163,7 @@ def train(
     told: Callable[[Row], None] = lambda row: None,
     stage: Callable[[str], None] = lambda text: None,
     task: Task | None = None,
-) -> Result:
+) -> Outcome:
     """As `run`, with the task's `plan` compiled already, and `large`, the same for larger batches or itself.
 
     Some engines compile the `task` itself; without it they are not tried.
@@ -212,7 +213,7 @@ def train(
         if state != "failed":
             raise
         sampled, spread = sampled[:0], []  # the reason is what one of them has
-    return Result(
+    return Outcome(
         settings=settings,
         task=manifest.task,
         data=data.name,

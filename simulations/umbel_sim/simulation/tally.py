@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umbel.metrics import MetricSpec, finite, results
-from umbel_server.rounds.port import Checkpointing
+from umbel_server.runs.port import Checkpointing
 
 ENDS = ("folded", "declined", "failed", "vanished", "expired", "rejected", "cancelled")
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from umbel_server.compiler import CompileError
+from umbel_server.compiler.errors import CompileError
 from umbel_server.compiler.lowerings import lowers
 
 

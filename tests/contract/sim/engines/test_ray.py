@@ -28,7 +28,7 @@ from umbel_sim.engines.ray_cluster import GUARDED, QUIET, Cluster, join, new_fol
 from umbel_sim.example_files import write_examples
 from umbel_sim.fleet_data import Fleet
 from umbel_sim.partitions import partition
-from umbel_sim.simulation.api import simulate
+from umbel_sim.python_api import simulate
 from umbel_sim.stock_flower import StockFlower
 
 pytestmark = [pytest.mark.serial, pytest.mark.timeout(180)]

@@ -33,10 +33,10 @@ from umbel_server.runs.settings import RunSettings
 from umbel_sim import data as sources
 from umbel_sim.engines.litert import litert_engine
 from umbel_sim.fleet_data import Fleet, examples_of
-from umbel_sim.simulation.api import settings_of
+from umbel_sim.python_api import settings_of
+from umbel_sim.report.result import Result
 from umbel_sim.simulation.grid import SimulationGrid
 from umbel_sim.simulation.journal import Journal
-from umbel_sim.simulation.result import Result
 from umbel_sim.simulation.simulated_port import SimulationPort
 from umbel_sim.simulation.simulating import data_of, train
 from umbel_sim.simulation.tally import Tally

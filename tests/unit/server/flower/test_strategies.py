@@ -12,9 +12,9 @@ from umbel import UmbelError
 from umbel.tensors import Tensors, dump, load
 from umbel_server.flower import messages as flower_messages
 from umbel_server.flower.strategies import STRATEGIES, make_strategy, options_of, restore, state_of
-from umbel_server.rounds.loop import LoopConfig, run_rounds
 from umbel_server.rounds.policy import RoundPolicy
 from umbel_server.runs.grid_port import GridPort
+from umbel_server.runs.loop import LoopConfig, run_rounds
 
 NODES = range(1, 8)
 ROUNDS = 3

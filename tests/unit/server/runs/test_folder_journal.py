@@ -9,8 +9,8 @@ from tests.memory_grid import weights
 from umbel import UmbelError
 from umbel.plan import Plan
 from umbel.tensors import Tensors, dump
-from umbel_server.rounds.port import Checkpointing
 from umbel_server.runs.folder_journal import FolderJournal
+from umbel_server.runs.port import Checkpointing
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ import pytest
 from tests.simulated import result
 from umbel.errors import UmbelError
 from umbel_sim.report import comparison
-from umbel_sim.simulation.api import Variant
-from umbel_sim.simulation.result import Result
+from umbel_sim.report.result import Result, Variant
 
 GOAL = {"until": "accuracy", "at_least": 0.6}
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.simulated import result
 from umbel_sim.report import page, plots
-from umbel_sim.simulation.result import Result
+from umbel_sim.report.result import Result
 
 RESULTS = {
     "one round": result(1),

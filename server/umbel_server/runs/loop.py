@@ -16,15 +16,16 @@ from msgspec.structs import replace as replace_spec
 from umbel.errors import UmbelError
 from umbel.tensors import Tensors, WeightSpec
 from umbel_server import moments
-from umbel_server.aggregation import Vetting, aggregator_of
+from umbel_server.aggregation import Vetting
 from umbel_server.flower import messages as flower_messages
 from umbel_server.flower import strategies
 from umbel_server.flower.shown_grid import Shown
 from umbel_server.rounds import engine, events
 from umbel_server.rounds.events import End, Event, Offer
 from umbel_server.rounds.policy import RoundPolicy
-from umbel_server.rounds.port import Checkpointing, Port, Spent
 from umbel_server.rounds.selection import available, in_turn
+from umbel_server.runs.aggregator import aggregator_of
+from umbel_server.runs.port import Checkpointing, Port, Spent
 
 log = logging.getLogger("umbel.rounds")
 

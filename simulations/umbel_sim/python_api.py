@@ -4,7 +4,7 @@ import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -19,9 +19,9 @@ from umbel_server.rounds.policy import RoundPolicy
 from umbel_sim import data as sources
 from umbel_sim.data import Dataset
 from umbel_sim.fleet_data import Fleet, Statistics
+from umbel_sim.report.result import Result, Variant
 from umbel_sim.simulation.folder import claimed
 from umbel_sim.simulation.journal import Row
-from umbel_sim.simulation.result import Result
 from umbel_sim.simulation.settings import IN_A_DAY, NO_RULES, Settings
 from umbel_sim.simulation.simulating import Plans, check, data_of, data_of_fleet, run
 
@@ -97,7 +97,7 @@ def _simulate(
         chosen = settings_of({**settings, "devices": data.devices, "partition": "function"}, policy)
         made = data_of_fleet(data, test or {})
     split(made.fleet.statistics())
-    result = run(
+    outcome = run(
         loaded,
         made,
         chosen,
@@ -109,6 +109,7 @@ def _simulate(
         stage=stage,
         plans=plans,
     )
+    result = Result.of(outcome)
     if place is not None:
         stage("drawing")
         result.save(place)
@@ -168,19 +169,6 @@ def _sized(policy: RoundPolicy, own: Mapping[str, Any]) -> RoundPolicy:
     ):
         return policy
     return msgspec.structs.replace(policy, target=policy.wanted(int(own.get("devices", Settings.devices))))
-
-
-@dataclass(frozen=True)
-class Variant:
-    """What was changed, and a result a seed."""
-
-    changes: Mapping[str, Any]
-    results: tuple[Result, ...]
-
-    @property
-    def label(self) -> str:
-        """The changes in words."""
-        return ", ".join(f"{name}={value}" for name, value in self.changes.items()) or "as it is"
 
 
 def variants(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:

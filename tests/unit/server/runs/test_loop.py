@@ -15,10 +15,10 @@ from umbel.tensors import Tensors, dump
 from umbel_server.flower import messages as flower_messages
 from umbel_server.flower.strategies import make_strategy
 from umbel_server.rounds.events import End
-from umbel_server.rounds.loop import LoopConfig, run_rounds
 from umbel_server.rounds.policy import RoundPolicy
-from umbel_server.rounds.port import Checkpointing
 from umbel_server.runs.grid_port import GridPort
+from umbel_server.runs.loop import LoopConfig, run_rounds
+from umbel_server.runs.port import Checkpointing
 
 POLICY = RoundPolicy(over_selection=1.0, deadline=2.0, attempts=3, backoff=0.5)
 

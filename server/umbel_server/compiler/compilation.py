@@ -1,6 +1,6 @@
 """Compilation from end to end."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,12 +14,12 @@ from umbel import __version__, tensors
 from umbel.keras_import import native_stderr_silenced
 from umbel.plan import FROZEN, INFER, INFER_INT8, INITIAL, SCHEMA, TRAIN, Manifest, Plan
 from umbel.task import Task
-from umbel_server.compiler import Stage
 from umbel_server.compiler.inference_file import CHANNELS_OF_DENSE, InferenceFiles
 from umbel_server.compiler.keras_model import keras_parts
 from umbel_server.compiler.parity import check_parity
 from umbel_server.compiler.reemit import key
 from umbel_server.compiler.runtimes import check_runtime, version_of
+from umbel_server.compiler.stages import Stage, stages
 from umbel_server.compiler.step import trace
 from umbel_server.compiler.training_file import training_file
 
@@ -27,47 +27,26 @@ absl.logging.set_verbosity(absl.logging.ERROR)
 tf.get_logger().setLevel("ERROR")
 
 
-_CHECK = "comparing ten steps with Keras"
-_SHARES = {
-    "building the Keras model": 0.03,
-    "tracing the train step": 0.08,
-    "converting the train step to LiteRT": 0.46,
-    "converting the model for inference": 0.08,
-    "converting the model for inference, int8": 0.05,
-    _CHECK: 0.28,
-    "writing the plan": 0.02,
-}
-"""The stages in their order, and how much of the time each takes for large models."""
-
-
-def _stages(check: bool) -> Iterator[Stage]:
-    shares = {text: share for text, share in _SHARES.items() if check or text != _CHECK}
-    total, begins = sum(shares.values()), 0.0
-    for number, (text, share) in enumerate(shares.items(), start=1):
-        yield Stage(text, number, len(shares), begins, begins + share / total)
-        begins += share / total
-
-
 def compile_plan(
     task: Task, path: Path, seed: int, check: bool, min_runtime: str, progress: Callable[[Stage], None]
 ) -> Plan:
-    """See umbel_server.compiler.compile_task."""
+    """Compile a task; see umbel_server.compiler.compile_task."""
     oldest = version_of(min_runtime)
-    stages = _stages(check)
-    progress(next(stages))
+    upcoming = stages(check)
+    progress(next(upcoming))
     parts = keras_parts(task, seed)
-    progress(next(stages))
+    progress(next(upcoming))
     traced = trace(task, parts)
     changed = traced.train.assigned
     parts = replace(parts, fixed=frozenset(w.path for w in parts.weights if key(w) not in changed))
-    progress(next(stages))
+    progress(next(upcoming))
     train = training_file(task, parts, traced)
     check_runtime(TRAIN, train, oldest)
     with InferenceFiles(task, parts, traced) as files:
-        progress(next(stages))
+        progress(next(upcoming))
         infer = files.make(int8=False)
         check_runtime(INFER, infer.data, oldest)
-        progress(next(stages))
+        progress(next(upcoming))
         int8 = files.make(int8=True, channels=oldest >= CHANNELS_OF_DENSE)
         check_runtime(INFER_INT8, int8.data, oldest)
     manifest = Manifest(
@@ -89,13 +68,13 @@ def compile_plan(
     )
     initial = {w.path: np.array(w.numpy()) for w in parts.weights}
     if check:
-        progress(next(stages))
+        progress(next(upcoming))
         with native_stderr_silenced():  # LiteRT announces its delegate
             worst = check_parity(task, parts, manifest, train, infer.data)
         parity = {quantity: error for quantity, (error, _) in worst.items()}
         names = {quantity: name for quantity, (_, name) in worst.items()}
         manifest = msgspec.structs.replace(manifest, parity=parity, worst=names)
-    progress(next(stages))
+    progress(next(upcoming))
     members = {TRAIN: train, INFER: infer.data, INFER_INT8: int8.data, INITIAL: tensors.dump(initial)}
     if parts.constants:
         members[FROZEN] = tensors.dump({w.path: np.array(w.numpy()) for w in parts.constants})

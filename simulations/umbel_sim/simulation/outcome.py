@@ -1,27 +1,21 @@
-"""What came of a simulation: numbers, frames, and the folder that keeps them."""
+"""The outcome of a simulation: its numbers, and frames of them."""
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from umbel.atomic import open_atomically, write_atomically
-from umbel.errors import UmbelError
-from umbel.tensors import Tensors, dump
+from umbel.tensors import Tensors
 from umbel_sim.fleet_data import Statistics
 from umbel_sim.simulation.settings import Settings
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
-class Result:
+class Outcome:
     """A simulation that ended.
 
     Attributes:
@@ -118,63 +112,6 @@ class Result:
             "workers": self.workers,
             "wall_seconds": self.wall_seconds,
         }
-
-    def plot_learning(self) -> "Figure":
-        """Held-out metric and loss by round, and by virtual hour."""
-        from umbel_sim.report import plots
-
-        return plots.learning(self)
-
-    def plot_devices(self) -> "Figure":
-        """How the newest checkpoint does on each device's own examples."""
-        from umbel_sim.report import plots
-
-        return plots.devices(self)
-
-    def plot_participation(self) -> "Figure":
-        """How often devices took part."""
-        from umbel_sim.report import plots
-
-        return plots.participation(self)
-
-    def plot_data(self) -> "Figure":
-        """Which labels are on which devices."""
-        from umbel_sim.report import plots
-
-        return plots.data(self)
-
-    def plot_work(self) -> "Figure":
-        """What became of the assignments of each round."""
-        from umbel_sim.report import plots
-
-        return plots.work(self)
-
-    def plot_duration(self) -> "Figure":
-        """How long rounds took, in virtual time."""
-        from umbel_sim.report import plots
-
-        return plots.duration(self)
-
-    def save(self, folder: Path) -> None:
-        """Write result.json, rounds.parquet, devices.parquet, weights.safetensors, plots and report.html.
-
-        Raises UmbelError when the folder cannot be written.
-        """
-        from umbel_sim.report import page, plots
-
-        try:
-            found = {"summary": self.summary(), "settings": msgspec.to_builtins(self.settings)}
-            write_atomically(folder / "result.json", (json.dumps(found, indent=1) + "\n").encode())
-            write_atomically(folder / "weights.safetensors", dump(self.weights))
-            for name, frame in (("rounds", self.rounds), ("devices", self.devices)):
-                with open_atomically(folder / f"{name}.parquet") as file:
-                    frame.to_parquet(file)
-            drawn = {name: plots.png(draw(self)) for name, draw in plots.ALL.items()}
-            for name, data in drawn.items():
-                write_atomically(folder / f"{name}.png", data)
-            write_atomically(folder / "report.html", page.page(self, drawn).encode())
-        except OSError as error:
-            raise UmbelError(f"{folder}: the result cannot be written: {error.strerror or error}") from error
 
 
 _TOTALS = (

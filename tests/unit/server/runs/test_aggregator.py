@@ -13,18 +13,10 @@ from tests.memory_grid import MemoryGrid, update, weights
 from umbel import UmbelError
 from umbel.metrics import Sums
 from umbel.tensors import Tensors, WeightSpec, dump
-from umbel_server.aggregation import (
-    Aggregator,
-    Buffers,
-    TooFewUpdates,
-    Update,
-    aggregator_of,
-    from_blob,
-    from_weights,
-    robust,
-)
+from umbel_server.aggregation import Buffers, Update, from_blob, from_weights, robust
 from umbel_server.flower import messages as flower_messages
 from umbel_server.flower.strategies import STRATEGIES, make_strategy, state_of
+from umbel_server.runs.aggregator import Aggregator, TooFewUpdates, aggregator_of
 from umbel_server.storage.blobs import Blobs
 
 NODES = range(1, 22)
