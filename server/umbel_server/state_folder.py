@@ -38,59 +38,96 @@ MOST_PORT = 65535
 Port = Annotated[int, msgspec.Meta(ge=1, le=MOST_PORT)]
 
 
-class Http(msgspec.Struct, forbid_unknown_fields=True):
-    """Where the API and the blobs are served, and whether with TLS."""
+def _key(sentence: str) -> msgspec.Meta:
+    """What a key of `umbel.toml` is for; the reference pages show it."""
+    return msgspec.Meta(description=sentence)
 
-    host: str = "127.0.0.1"
-    port: Port = 8470
-    tls: bool = True
+
+class Http(msgspec.Struct, forbid_unknown_fields=True):
+    """The table `[http]`: the API and the blobs."""
+
+    host: Annotated[str, _key("Address to listen on.")] = "127.0.0.1"
+    port: Annotated[Port, _key("Port to listen on.")] = 8470
+    tls: Annotated[bool, _key("Speak TLS 1.3, with a certificate by the state folder's own authority.")] = True
 
 
 class Mqtt(msgspec.Struct, forbid_unknown_fields=True):
-    """The broker; with `embedded`, `umbel serve` starts one there. `advertised_host` is what devices are told.
+    """The table `[mqtt]`: the broker."""
 
-    With `tls` its certificate is by the authority of this state folder.
-    """
-
-    host: str = "127.0.0.1"
-    port: Port = 1883
-    embedded: bool = True
-    advertised_host: str = ""
-    tls: bool = True
+    host: Annotated[str, _key("Address of the broker. The embedded broker listens there.")] = "127.0.0.1"
+    port: Annotated[Port, _key("Port of the broker.")] = 1883
+    embedded: Annotated[
+        bool, _key("Let `umbel serve` start the embedded broker. With `false` another broker must run at `host`.")
+    ] = True
+    advertised_host: Annotated[
+        str,
+        _key(
+            "Name or address of the broker that devices are told. Empty: `host`, "
+            "or the first of `hostnames` where `host` means every address."
+        ),
+    ] = ""
+    tls: Annotated[bool, _key("Speak TLS 1.3 to the broker, whose certificate is by the state folder's authority.")] = (
+        True
+    )
 
 
 class Enrolment(msgspec.Struct, forbid_unknown_fields=True):
-    """Who may enrol. Insecure with `open`: whoever has the state folder's one token, which never expires, may be any device."""
+    """The table `[enrolment]`: who may enrol."""
 
-    open: bool = False
+    open: Annotated[
+        bool,
+        _key(
+            "Insecure. One token that never expires lets any device enrol, in any population. "
+            "With `false` each device needs an invitation of its own."
+        ),
+    ] = False
 
 
 class Population(msgspec.Struct, forbid_unknown_fields=True):
-    """What holds for one population: with `encrypt_commands` its commands leave only sealed for their devices."""
+    """A table `[populations.NAME]`: what holds for one population."""
 
-    encrypt_commands: bool = False
+    encrypt_commands: Annotated[
+        bool,
+        _key("Seal every command to this population's devices, and their answers, so that no broker can read them."),
+    ] = False
 
 
 class Config(msgspec.Struct, forbid_unknown_fields=True):
-    """`umbel.toml`. Empty `database` and `blobs` mean SQLite and a folder inside the state folder.
+    """The file `umbel.toml`."""
 
-    `hostnames` are names and addresses at which devices reach the server, beside those that are known here.
-
-    An update is removed once it is in a checkpoint or refused; with `keep_updates` every one stays, at `received/<command>`
-    among the blobs, so that checkpoints can be computed again.
-    """
-
-    schema: int = SCHEMA
-    http: Http = msgspec.field(default_factory=Http)
-    mqtt: Mqtt = msgspec.field(default_factory=Mqtt)
-    hostnames: list[str] = []
-    enrolment: Enrolment = msgspec.field(default_factory=Enrolment)
-    limits: Limits = msgspec.field(default_factory=Limits)
-    database: str = ""
-    blobs: str = ""
-    max_blob_mb: Annotated[int, msgspec.Meta(ge=1, le=10**7)] = 2048
-    keep_updates: bool = False
-    populations: dict[str, Population] = {}
+    schema: Annotated[int, _key("Version of this file's format. `umbel init` writes it; leave it as it is.")] = SCHEMA
+    http: Annotated[Http, _key("The API and the blobs.")] = msgspec.field(default_factory=Http)
+    mqtt: Annotated[Mqtt, _key("The broker.")] = msgspec.field(default_factory=Mqtt)
+    hostnames: Annotated[
+        list[str],
+        _key(
+            "Names and addresses at which devices reach this server. The server's certificate names them, "
+            "and devices and administrators elsewhere are told the first."
+        ),
+    ] = []
+    enrolment: Annotated[Enrolment, _key("Who may enrol.")] = msgspec.field(default_factory=Enrolment)
+    limits: Annotated[Limits, _key("How often one device may ask and send.")] = msgspec.field(default_factory=Limits)
+    database: Annotated[
+        str,
+        _key(
+            "SQLAlchemy URL of the database, for example `postgresql+psycopg://...` (install `umbel[postgresql]`). "
+            "Empty: SQLite in the state folder."
+        ),
+    ] = ""
+    blobs: Annotated[
+        str, _key("URL of the blob store, `file://...` or `s3://...`. Empty: the folder `blobs` in the state folder.")
+    ] = ""
+    max_blob_mb: Annotated[
+        int, msgspec.Meta(ge=1, le=10**7), _key("Largest blob that is stored, in MB (10^6 bytes).")
+    ] = 2048
+    keep_updates: Annotated[
+        bool,
+        _key(
+            "Keep every update at `received/COMMAND` among the blobs, so that checkpoints can be computed again. "
+            "With `false` an update is removed once it is in a checkpoint or refused."
+        ),
+    ] = False
+    populations: Annotated[dict[str, Population], _key("What holds for one population, by its name.")] = {}
 
     @property
     def encrypted(self) -> frozenset[str]:

@@ -28,18 +28,7 @@ def main() -> None:
         with _errors_in_a_line(1, options.debug):
             enrol_command.run(options)
         return
-    parser = argparse.ArgumentParser(
-        prog="umbel-agent",
-        description="Train, install and infer on this device, as the Umbel server commands.",
-        epilog="'umbel-agent enrol URL TOKEN' makes this device known to a server and writes its configuration, a TOML "
-        "file; --example prints one with every key explained.",
-    )
-    parser.add_argument("config", type=Path, nargs="?", help="the configuration file")
-    parser.add_argument("--example", action="store_true", help="print an example configuration and exit")
-    parser.add_argument("--check", action="store_true", help="check the configuration and exit")
-    parser.add_argument("--log", type=Path, help="write the log to this file instead of standard error")
-    parser.add_argument("--verbose", action="store_true", help="log more")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser = make_parser()
     options = parser.parse_args()
     if options.example:
         print(EXAMPLE, end="")
@@ -59,6 +48,23 @@ def main() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: agent.stop())
         agent.run()
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options of `umbel-agent` without a subcommand."""
+    parser = argparse.ArgumentParser(
+        prog="umbel-agent",
+        description="Train, install and infer on this device, as the Umbel server commands.",
+        epilog="'umbel-agent enrol URL TOKEN' makes this device known to a server and writes its configuration, a TOML "
+        "file; --example prints one with every key explained.",
+    )
+    parser.add_argument("config", type=Path, nargs="?", help="the configuration file")
+    parser.add_argument("--example", action="store_true", help="print an example configuration and exit")
+    parser.add_argument("--check", action="store_true", help="check the configuration and exit")
+    parser.add_argument("--log", type=Path, help="write the log to this file instead of standard error")
+    parser.add_argument("--verbose", action="store_true", help="log more")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
 
 
 def set_up_logging(file: Path | None, verbose: bool) -> None:

@@ -28,8 +28,8 @@ STATE = "state"
 SCHEME = "umbel:"
 
 
-def options_of(words: list[str]) -> argparse.Namespace:
-    """What is asked for on the command line after `enrol`."""
+def make_parser() -> argparse.ArgumentParser:
+    """The options of `umbel-agent enrol`."""
     parser = argparse.ArgumentParser(
         prog="umbel-agent enrol",
         description="Make this device known to a server, with a token that 'umbel devices invite' printed, and write "
@@ -56,6 +56,12 @@ def options_of(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--pin-env", default="", help="pkcs11: or the variable of the environment that holds it")
     parser.add_argument("--config", type=Path, default=Path("agent.toml"), help="the file to write (agent.toml)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def options_of(words: list[str]) -> argparse.Namespace:
+    """What is asked for on the command line after `enrol`."""
+    parser = make_parser()
     options = parser.parse_args(words)
     if options.token is None and options.url.startswith(SCHEME):
         options.url, _, options.token = options.url.removeprefix(SCHEME).partition("#")

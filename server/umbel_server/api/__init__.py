@@ -1,6 +1,7 @@
 """The HTTP API: blobs and enrolment for devices, everything else for administrators."""
 
 from functools import partial
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -32,9 +33,19 @@ NOUNS = (enrolment, invitations, blobs, health, devices, commands, plans, runs, 
 
 def make_app(server: Server) -> FastAPI:
     """The application; every error is JSON with one sentence: {"error": "..."}, and a `code` where a device acts on it."""
+    app = _routes()
+    app.state.server = server
+    return app
+
+
+def openapi() -> dict[str, Any]:
+    """The OpenAPI document of the API; needs no running server."""
+    return document(_routes())
+
+
+def _routes() -> FastAPI:
     # A redirect would send whoever asks where its own Host header says.
     app = FastAPI(title="Umbel", version=__version__, docs_url="/docs", redoc_url=None, redirect_slashes=False)
-    app.state.server = server
     app.openapi = partial(document, app)  # type: ignore[method-assign]
     for noun in NOUNS:
         app.include_router(noun.router)

@@ -4,34 +4,23 @@ import os
 import sys
 import traceback
 from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
 
 from umbel.errors import UmbelError
 from umbel.printable import printable
 
+if TYPE_CHECKING:
+    import typer
 
-def main() -> None:
-    """Run `umbel`: the server's commands, and those that other installed parts add (entry points `umbel.commands`).
 
-    Exit codes: 0, 1 for a failure, 2 for wrong usage. An error, also of a file that cannot be read or written, is one line;
-    `--debug` adds the traceback.
-    """
-    debug = "--debug" in sys.argv[1:]
-    if debug:
-        sys.argv.remove("--debug")
-    try:
-        import click
-        import typer
+def make_app() -> "typer.Typer":
+    """The `umbel` command: the server's commands, and those that other installed parts add (entry points `umbel.commands`)."""
+    import typer
 
-        from umbel_server.cli import admins, audits, brokers, keys, local, quotas, releases
-        from umbel_server.cli.devices import devices_and_commands as fleet
-        from umbel_server.cli.runs import start as training
-    except ImportError as error:
-        print(
-            f"umbel: {error.name} is not installed; the admin commands need: pip install 'umbel[server]'",
-            file=sys.stderr,
-        )
-        sys.exit(1)
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    from umbel_server.cli import admins, audits, brokers, keys, local, quotas, releases
+    from umbel_server.cli.devices import devices_and_commands as fleet
+    from umbel_server.cli.runs import start as training
+
     app = typer.Typer(
         name="umbel",
         help="Federated learning from edge to cloud: compile a Keras task, train it on a fleet, ship the model.",
@@ -48,6 +37,29 @@ def main() -> None:
         except ImportError:
             continue  # the extra that this part needs is not installed
         add_commands(app)
+    return app
+
+
+def main() -> None:
+    """Run `umbel`.
+
+    Exit codes: 0, 1 for a failure, 2 for wrong usage. An error, also of a file that cannot be read or written, is one line;
+    `--debug` adds the traceback.
+    """
+    debug = "--debug" in sys.argv[1:]
+    if debug:
+        sys.argv.remove("--debug")
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    try:
+        import click
+
+        app = make_app()
+    except ImportError as error:
+        print(
+            f"umbel: {error.name} is not installed; the admin commands need: pip install 'umbel[server]'",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     try:
         # Without its standalone mode Typer returns what was raised as typer.Exit.
         code = app(standalone_mode=False)

@@ -17,21 +17,33 @@ STRANGERS = "unknown devices"
 MOST_DEVICES, MOST_ADDRESSES = 131_072, 16_384
 
 
+def _key(sentence: str) -> msgspec.Meta:
+    """What a key of `[limits]` is for; the reference pages show it."""
+    return msgspec.Meta(description=sentence)
+
+
 class Limits(msgspec.Struct, forbid_unknown_fields=True):
-    """A second, after ten quiet ones ten times as many: a device's signed requests; an address's enrolments (and questions
-    whom to trust), and tokens that are wrong; a device's messages, and messages on its topics that it did not sign.
+    """The table `[limits]`. A rate is a number a second; after ten quiet seconds ten times as many are let through at once."""
 
-    `transfers` are uploads and downloads of one device at a time: with another one the oldest ends. `request_kb` (10^3
-    bytes) is how large a request's body may be that is no blob.
-    """
-
-    requests_per_second: Rate = 20.0
-    enrolments_per_second: Rate = 200.0
-    wrong_tokens_per_second: Rate = 20.0
-    messages_per_second: Rate = 100.0
-    forgeries_per_second: Rate = 20.0
-    transfers: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 4
-    request_kb: Annotated[int, msgspec.Meta(ge=16, le=1_000_000)] = 64
+    requests_per_second: Annotated[Rate, _key("Signed requests of one device.")] = 20.0
+    enrolments_per_second: Annotated[Rate, _key("Enrolments from one address, and questions which server this is.")] = (
+        200.0
+    )
+    wrong_tokens_per_second: Annotated[Rate, _key("Requests with a wrong token from one address.")] = 20.0
+    messages_per_second: Annotated[Rate, _key("MQTT messages that one device signed.")] = 100.0
+    forgeries_per_second: Annotated[
+        Rate, _key("MQTT messages on one device's topics that the device did not sign.")
+    ] = 20.0
+    transfers: Annotated[
+        int,
+        msgspec.Meta(
+            ge=1, le=10_000, description="Uploads and downloads of one device at a time. With one more the oldest ends."
+        ),
+    ] = 4
+    request_kb: Annotated[
+        int,
+        msgspec.Meta(ge=16, le=1_000_000, description="Largest body of a request that is no blob, in kB (10^3 bytes)."),
+    ] = 64
 
 
 class RequestLimits:
