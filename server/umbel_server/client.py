@@ -1,6 +1,5 @@
 """The admin API as Python functions."""
 
-import os
 import ssl
 import time
 from collections.abc import Callable, Iterable
@@ -13,8 +12,6 @@ import httpx
 from umbel.errors import UmbelError
 from umbel.plan import Plan
 from umbel.tensors import digest
-from umbel.tls import client_context
-from umbel_server.state_folder import open_state
 
 FINAL = ("done", "declined", "failed", "rejected", "cancelled", "expired")
 TIMEOUT = 60.0
@@ -51,25 +48,6 @@ class Client:
             )
         except httpx.InvalidURL as error:
             raise UmbelError(f"expected a server's address such as https://umbel.example:8470, got {url!r}") from error
-
-    @classmethod
-    def of_state(cls, folder: Path) -> "Client":
-        """The server whose state folder this is; UMBEL_URL and UMBEL_TOKEN, both set, name another one.
-
-        UMBEL_CA is the file of the authority that issued that one's certificate (its `ca.pem`), if no public one has.
-        """
-        url, token = os.environ.get("UMBEL_URL"), os.environ.get("UMBEL_TOKEN")
-        if bool(url) != bool(token):
-            given, other = ("UMBEL_URL", "UMBEL_TOKEN") if url else ("UMBEL_TOKEN", "UMBEL_URL")
-            raise UmbelError(f"{given} is set and {other} is not: set both for another server, or neither for this one")
-        if url and token:
-            if not (token.isascii() and token.isprintable()):
-                raise UmbelError("UMBEL_TOKEN should be the token that was printed, it holds other characters")
-            file = os.environ.get("UMBEL_CA")
-            return cls(url, token, client_context(_read(Path(file))) if file else None)
-        state = open_state(folder)
-        tls = state.context() if state.config.http.tls else None
-        return cls(state.server_url, state.admin_token, tls, state.public_url)
 
     @property
     def url(self) -> str:
@@ -154,10 +132,3 @@ def _reason(response: httpx.Response) -> str:
     if isinstance(answer, dict) and isinstance(answer.get("error"), str):
         return str(answer["error"])
     return f"the server answered {response.status_code} to {response.request.method} {response.request.url.path}"
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UmbelError(f"{path}: UMBEL_CA should name the server's ca.pem, it cannot be read: {error}") from error

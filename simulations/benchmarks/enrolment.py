@@ -24,6 +24,7 @@ from umbel_edge.connection.enrolment import connect
 from umbel_edge.connection.http import ServerHttp
 from umbel_edge.connection.standing import Standing
 from umbel_edge.device.state import AgentState
+from umbel_server.cli.open_client import open_client
 from umbel_server.client import Client
 from umbel_server.state_folder import Config, Http, Mqtt, init_state
 from umbel_sim.demo.processes import Processes, free_port, program
@@ -50,7 +51,7 @@ def measure(folder: Path, devices: int, threads: int) -> dict[str, Any]:
     state = init_state(folder / "server", Config(http=Http(port=free_port()), mqtt=Mqtt(port=free_port())))
     with Processes(folder) as processes:
         processes.start("server", 0, program("umbel"), "serve", "--state", str(state.folder))
-        client = Client.of_state(state.folder)
+        client = open_client(state.folder)
         processes.until(lambda: _answers(client), START_SECONDS, "starting the server", "server")
         began = time.perf_counter()
         made = client.post("/v1/invitations", {"population": "benchmark", "count": devices})

@@ -20,6 +20,7 @@ from rich.table import Table
 from umbel.errors import UmbelError
 from umbel.plan import INITIAL, SCHEMA, Manifest, Plan
 from umbel.tensors import TensorSpec, WeightSpec, dump
+from umbel_server.cli.open_client import open_client
 from umbel_server.client import Client
 from umbel_server.state_folder import Config, Enrolment, Http, Mqtt, init_state
 from umbel_sim.demo.processes import Processes, free_port, program
@@ -60,7 +61,7 @@ def measure(folder: Path, devices: int, rounds: int, megabytes: float) -> dict[s
     swarm = folder / "swarm.json"
     with Processes(folder) as processes:
         processes.start("server", 0, program("umbel"), "serve", "--state", str(state.folder))
-        client = Client.of_state(state.folder)
+        client = open_client(state.folder)
         processes.until(lambda: _answers(client), START_SECONDS, "starting the server", "server")
         arguments = ("--count", str(devices), "--folder", str(folder / "swarm"), "--json", str(swarm))
         processes.start(

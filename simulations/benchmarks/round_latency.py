@@ -22,6 +22,7 @@ from rich.table import Table
 from umbel.errors import UmbelError
 from umbel.keras_import import import_keras
 from umbel.task import load_task
+from umbel_server.cli.open_client import open_client
 from umbel_server.client import Client
 from umbel_server.compiler import compile_task
 from umbel_server.state_folder import Config, Enrolment, Http, Mqtt, init_state
@@ -73,7 +74,7 @@ def umbel_rounds(folder: Path, rounds: int) -> list[float]:
             config = folder / f"device-{number}.toml"
             config.write_text(tomli_w.dumps(agent))
             processes.start(f"device-{number}", 1, program("umbel-agent"), str(config))
-        client = Client.of_state(state.folder)
+        client = open_client(state.folder)
         processes.until(lambda: _online(client) == NODES, START_SECONDS, "starting two agents", "server")
         settings = {"rounds": rounds, "policy": {"quorum": NODES, "deadline": ROUND_SECONDS}}
         body = {"population": "benchmark", "plan": client.add_plan(plan.path)["plan"], "settings": settings}

@@ -15,9 +15,10 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from umbel.errors import UmbelError
+from umbel_server.cli.options import parameter
 from umbel_server.cli.output import console, print_json
 from umbel_server.cli.runs import policy as policy_options
-from umbel_server.cli.runs.options import budget, goal, number_pair, pair, parameter
+from umbel_server.cli.values import budget, goal, number_pair, pair
 from umbel_sim.simulation.settings import IN_A_DAY
 
 if TYPE_CHECKING:

@@ -45,9 +45,7 @@ from umbel_server.api.routes.devices import Because, Labels, Name
 from umbel_server.api.routes.invitations import InvitationRequest
 from umbel_server.api.routes.releases import ReleaseRequest
 from umbel_server.api.routes.runs import CloneRequest, RunRequest
-from umbel_server.cli import durations
-from umbel_server.cli.devices import invitations
-from umbel_server.cli.runs import options as run_options
+from umbel_server.cli import values
 from umbel_server.cli.runs.policy import policy_of
 from umbel_server.runs.settings import RunSettings
 from umbel_server.security.admins import public_id
@@ -339,15 +337,14 @@ PARSERS = {
     "upload offset": Parser(_text(offset_of), (b"0", b"123456")),
     "address": Parser(_text(check_address), (b"0" * 64,)),
     "admin's token": Parser(_text(public_id), (b"umbel_" + b"0" * 16 + b"_" + b"A" * 43,)),
-    "duration": Parser(_text(lambda text: durations.seconds_of(text, "--since")), (b"90d", b"1.5h")),
-    "expiry": Parser(_text(lambda text: invitations.seconds_of(text, "--expires")), (b"24h", b"30m")),
+    "span": Parser(_text(lambda text: values.seconds_of(text, "--since")), (b"90d", b"1.5h", b"30m", b"30min")),
     "budget": Parser(
-        _text(lambda text: run_options.budget([text])),
+        _text(lambda text: values.budget([text])),
         (b"hours=12,bytes=50GB", b"rounds=3", b"bytes=1e308TB", b"rounds=" + b"9" * 5000),
     ),
-    "goal": Parser(_text(run_options.goal), (b"accuracy>=0.97",)),
-    "checkpoint": Parser(_text(run_options.checkpoint), (b"latest@12", b"abc")),
-    "option": Parser(_text(lambda text: run_options.number_pair(text, "--option")), (b"beta=0.2",)),
+    "goal": Parser(_text(values.goal), (b"accuracy>=0.97",)),
+    "checkpoint": Parser(_text(values.checkpoint), (b"latest@12", b"abc")),
+    "option": Parser(_text(lambda text: values.number_pair(text, "--option")), (b"beta=0.2",)),
     "device class": Parser(_text(lambda text: mix([text])), (b"phone-low:drop_out=0.1=0.7", b"vehicle=0.3")),
     "partition": Parser(_text(lambda text: parse_partition(text, PARTITIONS)), (b"shards:2", b"dirichlet:0.1")),
     "trace": Parser(in_file(Trace, "trace.csv"), (_line.encode(),)),

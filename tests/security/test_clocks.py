@@ -16,7 +16,7 @@ from tests.waiting import eventually
 from umbel import messages
 from umbel.messages import Command, Report
 from umbel.plan import Plan
-from umbel_server.cli.devices import devices_and_commands as fleet
+from umbel_server.cli import devices
 from umbel_server.runs.fleet_port import candidate
 
 PlanOf = Callable[[str], Plan]
@@ -36,7 +36,7 @@ class Clock:
 def shown(wire: Wire) -> str:
     """What `umbel devices show` says."""
     app = typer.Typer()
-    fleet.add_commands(app)
+    devices.add_commands(app)
     words = ["devices", "show", "phone", "-p", POPULATION, "--state", str(wire.running.state.folder)]
     result = CliRunner().invoke(app, words, catch_exceptions=False)
     return " ".join(result.output.split())

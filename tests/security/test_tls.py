@@ -29,6 +29,7 @@ from umbel_edge.connection.enrolment import connect
 from umbel_edge.connection.http import ServerHttp
 from umbel_edge.connection.standing import Standing
 from umbel_edge.device.state import AgentState
+from umbel_server.cli.open_client import open_client
 from umbel_server.client import Client, NoAnswer
 from umbel_server.runs.settings import RunSettings
 from umbel_server.security import pki
@@ -127,7 +128,7 @@ def test_nobody_gets_an_answer_without_tls(running: RunningServer, which: str) -
 def test_an_administrator_trusts_the_authority_of_the_state_folder_alone(
     running: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert Client.of_state(running.state.folder).get("/v1/health")["ok"]
+    assert open_client(running.state.folder).get("/v1/health")["ok"]
     other = init_state(tmp_path / "other", Config())
     impostor = Client(running.state.server_url, "token", other.context())
     with pytest.raises(NoAnswer, match="certificate verify failed"):
@@ -135,10 +136,10 @@ def test_an_administrator_trusts_the_authority_of_the_state_folder_alone(
     monkeypatch.setenv("UMBEL_URL", running.state.server_url)
     monkeypatch.setenv("UMBEL_TOKEN", running.state.admin_token)
     monkeypatch.setenv("UMBEL_CA", str(running.state.folder / pki.CA))
-    assert Client.of_state(tmp_path / "nowhere").get("/v1/devices") == []
+    assert open_client(tmp_path / "nowhere").get("/v1/devices") == []
     monkeypatch.setenv("UMBEL_CA", str(tmp_path / "none.pem"))
     with pytest.raises(UmbelError, match="UMBEL_CA should name the server's ca"):
-        Client.of_state(tmp_path / "nowhere")
+        open_client(tmp_path / "nowhere")
 
 
 def test_a_device_pins_the_authority_and_the_key(running: RunningServer, tmp_path: Path) -> None:

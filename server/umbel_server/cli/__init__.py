@@ -17,9 +17,19 @@ def make_app() -> "typer.Typer":
     """The `umbel` command: the server's commands, and those that other installed parts add (entry points `umbel.commands`)."""
     import typer
 
-    from umbel_server.cli import admins, audits, brokers, keys, local, quotas, releases
-    from umbel_server.cli.devices import devices_and_commands as fleet
-    from umbel_server.cli.runs import start as training
+    from umbel_server.cli import (
+        admins,
+        audit,
+        broker,
+        commands,
+        devices,
+        keys,
+        plans,
+        quotas,
+        releases,
+        runs,
+        server,
+    )
 
     app = typer.Typer(
         name="umbel",
@@ -29,8 +39,8 @@ def make_app() -> "typer.Typer":
         pretty_exceptions_enable=False,
         add_completion=False,
     )
-    for part in (local, brokers, fleet, training, releases, admins, quotas, keys, audits):
-        part.add_commands(app)
+    for noun in (server, plans, broker, devices, commands, runs, releases, admins, quotas, keys, audit):
+        noun.add_commands(app)
     for entry in sorted(entry_points(group="umbel.commands"), key=lambda entry: entry.name):
         try:
             add_commands = entry.load()

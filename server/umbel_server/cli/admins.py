@@ -6,19 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-from umbel_server.cli.durations import seconds_of
-from umbel_server.cli.output import (
-    DEFAULT_STATE,
-    JsonOption,
-    StateOption,
-    ago,
-    console,
-    plain,
-    print_json,
-    print_table,
-    span_text,
-)
-from umbel_server.client import Client, at
+from umbel_server.cli.open_client import open_client
+from umbel_server.cli.options import DEFAULT_STATE, JsonOption, StateOption
+from umbel_server.cli.output import ago, console, plain, print_json, print_table, span_text
+from umbel_server.cli.values import seconds_of
+from umbel_server.client import at
 
 
 class RoleName(StrEnum):
@@ -61,7 +53,7 @@ def add(
     body: dict[str, Any] = {"name": name, "role": role.value, "populations": population or []}
     if expires:
         body["expires_in"] = seconds_of(expires, "--expires")
-    client = Client.of_state(state)
+    client = open_client(state)
     row = client.post("/v1/admins", body)
     if json:
         print_json({**row, "server": client.url})
@@ -78,7 +70,7 @@ def add(
 
 def list_admins(state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
     """List the admins, also those who are revoked or expired."""
-    rows = Client.of_state(state).get("/v1/admins")
+    rows = open_client(state).get("/v1/admins")
     if json:
         print_json(rows)
         return
@@ -91,7 +83,7 @@ def list_admins(state: StateOption = DEFAULT_STATE, json: JsonOption = False) ->
 
 def revoke(name: NameArgument, state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
     """End an admin's token at once."""
-    row = Client.of_state(state).post(at("/v1/admins/{}/revoke", name))
+    row = open_client(state).post(at("/v1/admins/{}/revoke", name))
     if json:
         print_json(row)
     else:

@@ -5,18 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
-from umbel_server.cli.durations import seconds_of
-from umbel_server.cli.output import (
-    DEFAULT_STATE,
-    JsonOption,
-    StateOption,
-    ago,
-    console,
-    print_json,
-    print_table,
-    span_text,
-)
-from umbel_server.client import Client
+from umbel_server.cli.open_client import open_client
+from umbel_server.cli.options import DEFAULT_STATE, JsonOption, StateOption
+from umbel_server.cli.output import ago, console, print_json, print_table, span_text
+from umbel_server.cli.values import seconds_of
 
 OVERLAP = "7d"
 
@@ -31,7 +23,7 @@ def add_commands(app: typer.Typer) -> None:
 
 def list_keys(state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
     """List the server's signing keys, oldest first."""
-    rows = Client.of_state(state).get("/v1/keys")
+    rows = open_client(state).get("/v1/keys")
     if json:
         print_json(rows)
     else:
@@ -51,7 +43,7 @@ def rotate(
 ) -> None:
     """Make a new signing key, which devices trust because the old one vouches for it."""
     span = 0.0 if now else seconds_of(overlap, "--overlap")
-    rows = Client.of_state(state).post("/v1/keys/rotate", {"overlap": span})
+    rows = open_client(state).post("/v1/keys/rotate", {"overlap": span})
     if json:
         print_json(rows)
         return

@@ -3,22 +3,13 @@
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from umbel.printable import printable
-
-StateOption = Annotated[
-    Path, typer.Option("--state", envvar="UMBEL_STATE", help="the server's state folder, made by 'umbel init'")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
-RunArgument = Annotated[str, typer.Argument(help="the run's id, the beginning of it, or 'latest'")]
-DEFAULT_STATE = Path("umbel-state")
 
 STATE_STYLES = {
     "running": "cyan",

@@ -5,9 +5,11 @@ from typing import Annotated, Any
 import typer
 
 from umbel.errors import UmbelError
-from umbel_server.cli.output import DEFAULT_STATE, JsonOption, StateOption, plain, print_json, print_table, size_text
-from umbel_server.cli.runs.options import size, written
-from umbel_server.client import Client, at
+from umbel_server.cli.open_client import open_client
+from umbel_server.cli.options import DEFAULT_STATE, JsonOption, StateOption
+from umbel_server.cli.output import plain, print_json, print_table, size_text
+from umbel_server.cli.values import size, written
+from umbel_server.client import at
 
 NONE = "none"
 HELP = f"a number such as 10GB, or {NONE} for no limit"
@@ -43,7 +45,7 @@ def set_quota(
     }
     if not body:
         raise typer.BadParameter("name what to limit: --devices, --storage or --bytes-per-day")
-    row = Client.of_state(state).post(at("/v1/quotas/{}", population), body)
+    row = open_client(state).post(at("/v1/quotas/{}", population), body)
     if json:
         print_json(row)
     else:
@@ -56,7 +58,7 @@ def show_quota(
     json: JsonOption = False,
 ) -> None:
     """Show what populations use, beside what they may."""
-    client = Client.of_state(state)
+    client = open_client(state)
     rows = [client.get(at("/v1/quotas/{}", population))] if population else client.get("/v1/quotas")
     if json:
         print_json(rows)

@@ -13,19 +13,9 @@ from umbel.keras_import import import_keras
 from umbel.plan import Plan
 from umbel.task import load_task
 from umbel.tensors import load
-from umbel_server.cli.output import (
-    DEFAULT_STATE,
-    JsonOption,
-    RunArgument,
-    StateOption,
-    ago,
-    console,
-    duration_text,
-    plain,
-    print_json,
-    print_table,
-    size_text,
-)
+from umbel_server.cli.open_client import open_client
+from umbel_server.cli.options import DEFAULT_STATE, JsonOption, RunArgument, StateOption
+from umbel_server.cli.output import ago, console, duration_text, plain, print_json, print_table, size_text
 from umbel_server.client import Client, at
 from umbel_server.models.variants import VARIANTS, WITHOUT_EXAMPLES, check_variants
 
@@ -43,7 +33,7 @@ def add_commands(app: typer.Typer) -> None:
 
 def list_releases(state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
     """List the releases, newest first."""
-    rows = Client.of_state(state).get("/v1/releases")
+    rows = open_client(state).get("/v1/releases")
     if json:
         print_json(rows)
         return
@@ -60,7 +50,7 @@ def show_release(
     json: JsonOption = False,
 ) -> None:
     """Show a release: its files, and how they compare with the plan and Keras."""
-    row = Client.of_state(state).get(at("/v1/releases/{}", release))
+    row = open_client(state).get(at("/v1/releases/{}", release))
     if json:
         print_json(row)
         return
@@ -91,7 +81,7 @@ def export(
     json: JsonOption = False,
 ) -> None:
     """Make a release from a checkpoint: TFLite files, measured beside the plan (and Keras), and signed."""
-    client = Client.of_state(state)
+    client = open_client(state)
     variants = list(dict.fromkeys(variant or WITHOUT_EXAMPLES))
     if representative is not None and "int8-full" not in variants:
         variants.append("int8-full")

@@ -21,6 +21,7 @@ from umbel.keras_import import import_keras
 from umbel.litert import Predictor
 from umbel.plan import Plan
 from umbel.task import Task, load_task
+from umbel_server.cli.open_client import open_client
 from umbel_server.client import Client
 from umbel_server.state_folder import Config, Http, Mqtt, State, init_state
 from umbel_sim.demo.demo_report import DeviceReport, Report
@@ -75,7 +76,7 @@ class Story:
             train, held_out = load_digits(HELD_OUT, rng)
             with self._phase("start", "a broker, a server and eight agents"):
                 state = self._start(train, rng)
-                client = Client.of_state(state.folder)
+                client = open_client(state.folder)
             with self._phase("compile", "the Keras task into a plan"):
                 import_keras()
                 task, plan_path = load_task(TASK), self.folder / "digits.plan"
@@ -112,7 +113,7 @@ class Story:
         broker = ("broker", "run", "--port", str(mqtt_port), "--state", str(state.folder))
         self.processes.start("broker", 0, program("umbel"), *broker)
         self.processes.start("server", 1, program("umbel"), "serve", "--state", str(state.folder))
-        client = Client.of_state(state.folder)
+        client = open_client(state.folder)
         self.processes.until(lambda: _answers(client), START_SECONDS, "starting the server", "server")
         tokens = iter([one["token"] for one in client.post("/v1/invitations", INVITATIONS)])
         shares = of_labels(train.y, len(FLEET), ALPHA, rng, LEAST_EXAMPLES)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from umbel.errors import UmbelError
-from umbel_server.client import Client
+from umbel_server.cli.open_client import open_client
 from umbel_server.security import pki
 from umbel_server.state_folder import CONFIG, Config, Http, Mqtt, init_state, open_state
 from umbel_server.storage.blobs import Blobs
@@ -60,7 +60,7 @@ def test_others_are_told_the_first_hostname_and_not_where_this_machine_listens(t
     state = init_state(tmp_path / "a", config)
     assert (state.server_url, state.public_url) == ("https://127.0.0.1:8470", "https://umbel.example:8470")
     assert state.public_broker == "umbel.example"
-    assert Client.of_state(tmp_path / "a").url == state.public_url
+    assert open_client(tmp_path / "a").url == state.public_url
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
-"""Commands about invitations: devices invite|invitations|uninvite."""
+"""Invitations: make, list and revoke them."""
 
-import math
-import re
 import sys
 from datetime import datetime
 from typing import Annotated, Any
@@ -9,22 +7,16 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from umbel_server.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, plain, print_json, print_table
-from umbel_server.cli.runs.options import pair
+from umbel_server.cli.open_client import open_client
+from umbel_server.cli.options import DEFAULT_STATE, JsonOption, StateOption
+from umbel_server.cli.output import console, plain, print_json, print_table
+from umbel_server.cli.values import pair, seconds_of
 from umbel_server.client import Client, at
 
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _COLOURS = {"open": "green", "used": "dim", "expired": "yellow", "revoked": "red"}
 
 aside = Console(stderr=True, soft_wrap=True, highlight=False)
 """What is said beside the tokens, so that these can be redirected into a file."""
-
-
-def add_commands(devices: typer.Typer) -> None:
-    """Add invite, invitations and uninvite to the group devices."""
-    devices.command("invite")(invite)
-    devices.command("invitations")(list_invitations)
-    devices.command("uninvite")(uninvite)
 
 
 def invite(
@@ -39,7 +31,7 @@ def invite(
     json: JsonOption = False,
 ) -> None:
     """Make tokens, each of which lets one device enrol once; they are shown now and never again."""
-    client = Client.of_state(state)
+    client = open_client(state)
     made = ask_for(client, population, count, expires, label or [], kind)
     if json:
         print_json(made)
@@ -70,15 +62,6 @@ def ask_for(
     return made
 
 
-def seconds_of(text: str, option: str) -> float:
-    """A time such as 90s, 30m, 24h or 7d in seconds; raises BadParameter."""
-    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhd])", text.strip())
-    seconds = float(match[1]) * _UNITS[match[2]] if match else math.nan
-    if not seconds > 0:
-        raise typer.BadParameter(f"a time such as 90s, 30m, 24h or 7d was expected, got {text!r}", param_hint=option)
-    return seconds
-
-
 def _print_code(text: str) -> None:
     import segno
 
@@ -92,7 +75,7 @@ def _take_back(made: list[dict[str, Any]]) -> str:
 
 def list_invitations(state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
     """List the invitations: which are open, and which were used by whom, expired, or taken back."""
-    rows = Client.of_state(state).get("/v1/invitations")
+    rows = open_client(state).get("/v1/invitations")
     if json:
         print_json(rows)
         return
@@ -125,7 +108,7 @@ def uninvite(
     json: JsonOption = False,
 ) -> None:
     """Take an invitation back that nobody has used."""
-    row = Client.of_state(state).post(at("/v1/invitations/{}/revoke", id))
+    row = open_client(state).post(at("/v1/invitations/{}/revoke", id))
     if json:
         print_json(row)
     else:

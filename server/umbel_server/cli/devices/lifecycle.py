@@ -1,22 +1,30 @@
-"""Commands that decide about a device: devices suspend|resume|revoke|rename|label|delete."""
+"""Decide about a device: suspend, resume, revoke, readmit, rename, label, delete."""
 
 from typing import Annotated, Any
 
 import typer
 
-from umbel_server.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, plain, print_json
-from umbel_server.cli.runs.options import pair
-from umbel_server.client import Client, at
+from umbel_server.cli.open_client import open_client
+from umbel_server.cli.options import DEFAULT_STATE, DeviceArgument, JsonOption, PopulationOption, StateOption
+from umbel_server.cli.output import console, plain, print_json
+from umbel_server.cli.values import pair
+from umbel_server.client import at
 
-DeviceArgument = Annotated[str, typer.Argument(help="the device's id")]
-PopulationOption = Annotated[str, typer.Option("--population", "-p", help="its population")]
 ReasonOption = Annotated[str, typer.Option(help="why, for people; the device is told")]
 
 
-def add_commands(devices: typer.Typer) -> None:
-    """Add suspend, resume, revoke, rename, label and delete to the group devices."""
-    for command in (suspend, resume, revoke, rename, label, delete):
-        devices.command()(command)
+def readmit(
+    device: Annotated[str, typer.Argument(help="the device's id")],
+    population: Annotated[str, typer.Option("--population", "-p", help="its population")],
+    state: StateOption = DEFAULT_STATE,
+    json: JsonOption = False,
+) -> None:
+    """End a device's quarantine: it gets assignments again, and its rejected updates are counted from 0."""
+    row = open_client(state).post(at("/v1/devices/{}/{}/readmit", population, device))
+    if json:
+        print_json(row)
+    else:
+        console.print(f"{plain(row['id'])} of {plain(row['population'])} gets assignments again", highlight=False)
 
 
 def suspend(
@@ -95,7 +103,7 @@ def delete(
 
 
 def _decide(state: StateOption, population: str, device: str, what: str, body: dict[str, Any]) -> dict[str, Any]:
-    return dict(Client.of_state(state).post(at("/v1/devices/{}/{}/{}", population, device, what), body))
+    return dict(open_client(state).post(at("/v1/devices/{}/{}/{}", population, device, what), body))
 
 
 def _say(row: dict[str, Any], json: bool, sentence: str) -> None:

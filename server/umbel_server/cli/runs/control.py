@@ -2,9 +2,11 @@
 
 from typing import Any
 
-from umbel_server.cli.output import DEFAULT_STATE, JsonOption, RunArgument, StateOption, print_json
+from umbel_server.cli.open_client import open_client
+from umbel_server.cli.options import DEFAULT_STATE, JsonOption, RunArgument, StateOption
+from umbel_server.cli.output import print_json
 from umbel_server.cli.runs.text import print_head
-from umbel_server.client import Client, at
+from umbel_server.client import at
 
 
 def pause(run: RunArgument, state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
@@ -23,7 +25,7 @@ def stop(run: RunArgument, state: StateOption = DEFAULT_STATE, json: JsonOption 
 
 
 def _order(run: str, what: str, state: Any, json: bool) -> None:
-    row = Client.of_state(state).post(at("/v1/runs/{}/{}", run, what))
+    row = open_client(state).post(at("/v1/runs/{}/{}", run, what))
     if json:
         print_json(row)
     else:

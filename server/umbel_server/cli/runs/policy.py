@@ -11,7 +11,8 @@ import msgspec
 import typer
 
 from umbel.conditions import Rules
-from umbel_server.cli.runs.options import pair, parameter
+from umbel_server.cli.options import parameter
+from umbel_server.cli.values import pair
 from umbel_server.rounds.policy import RoundPolicy
 
 ROUND, DEVICES, AGAIN, LATE, CHECKS = (

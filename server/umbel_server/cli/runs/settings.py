@@ -7,8 +7,9 @@ from typing import Any
 
 import typer
 
+from umbel_server.cli.options import parameter
 from umbel_server.cli.runs import policy as policy_options
-from umbel_server.cli.runs.options import budget, goal, number_pair, parameter
+from umbel_server.cli.values import budget, goal, number_pair
 from umbel_server.rounds import bounds
 
 TRAINING, END = "Training", "Where it starts and ends"

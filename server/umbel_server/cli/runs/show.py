@@ -1,4 +1,4 @@
-"""The command that shows a run as it is: its rounds, and who did what in one of them."""
+"""List runs, and show one: its rounds, and who did what in one of them."""
 
 import time
 from collections import Counter
@@ -8,11 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from umbel.errors import UmbelError
+from umbel_server.cli.open_client import open_client
+from umbel_server.cli.options import DEFAULT_STATE, JsonOption, RunArgument, StateOption
 from umbel_server.cli.output import (
-    DEFAULT_STATE,
-    JsonOption,
-    RunArgument,
-    StateOption,
     ago,
     console,
     metrics_text,
@@ -24,13 +22,37 @@ from umbel_server.cli.output import (
     state_text,
 )
 from umbel_server.cli.runs.text import ends_text, print_head
-from umbel_server.client import Client, at
+from umbel_server.client import at
 from umbel_server.rounds.assignments import LIVE
 
 NEWEST, WIDE = 20, 100
 """Rounds that are listed at most; columns of a terminal from which bytes are shown by device."""
 ORDER = {"offered": 1, "accepted": 2, "uploaded": 3, "folded": 4, "declined": 5, "cancelled": 6}
 """How assignments are sorted, after those that went wrong."""
+
+
+def list_runs(state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
+    """List the runs, newest first."""
+    rows = open_client(state).get("/v1/runs")
+    if json:
+        print_json(rows)
+        return
+    print_table(
+        ("run", "task", "population", "strategy", "round", "state", "started"),
+        (
+            (
+                row["id"],
+                plain(row["task"]),
+                plain(row["population"]),
+                plain(row["strategy"]),
+                f"{row['round']}/{row['rounds']}",
+                state_text(row["state"]),
+                ago(row["created"]),
+            )
+            for row in rows
+        ),
+        "No runs yet; start one with 'umbel runs start PLAN -p POPULATION'.",
+    )
 
 
 def show_run(
@@ -43,7 +65,7 @@ def show_run(
     json: JsonOption = False,
 ) -> None:
     """Show a run: its rounds, and who did what in the newest or another."""
-    row = Client.of_state(state).get(at("/v1/runs/{}", run), round=round)
+    row = open_client(state).get(at("/v1/runs/{}", run), round=round)
     if json:
         print_json(row)
         return

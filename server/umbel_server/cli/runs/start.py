@@ -1,4 +1,4 @@
-"""Commands that start and list runs: runs start|clone|list; the rest of the group is assembled here."""
+"""Start a run, anew or like another."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -6,23 +6,12 @@ from typing import Annotated, Any
 import typer
 
 from umbel.errors import UmbelError
-from umbel_server.cli.output import (
-    DEFAULT_STATE,
-    JsonOption,
-    RunArgument,
-    StateOption,
-    ago,
-    console,
-    plain,
-    print_json,
-    print_table,
-    state_text,
-)
-from umbel_server.cli.runs import control as run_control
-from umbel_server.cli.runs import show as showing
-from umbel_server.cli.runs import watch as watching
-from umbel_server.cli.runs.options import checkpoint
+from umbel_server.cli.open_client import open_client
+from umbel_server.cli.options import DEFAULT_STATE, JsonOption, RunArgument, StateOption
+from umbel_server.cli.output import console, plain, print_json
 from umbel_server.cli.runs.settings import END, takes_settings
+from umbel_server.cli.runs.watch import follow as watch_run
+from umbel_server.cli.values import checkpoint
 from umbel_server.client import Client, at
 
 FromOption = Annotated[
@@ -40,20 +29,6 @@ HeldOutOption = Annotated[
 WatchOption = Annotated[bool, typer.Option("--watch", help="watch the run until it ends")]
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Add the group runs."""
-    runs = typer.Typer(no_args_is_help=True, help="Start, watch, pause and stop runs.")
-    runs.command("start")(start)
-    runs.command("list")(list_runs)
-    runs.command("show")(showing.show_run)
-    runs.command("watch")(watching.watch)
-    runs.command("pause")(run_control.pause)
-    runs.command("resume")(run_control.resume)
-    runs.command("stop")(run_control.stop)
-    runs.command("clone")(clone)
-    app.add_typer(runs, name="runs")
-
-
 @takes_settings(changes=False)
 def start(
     settings: dict[str, Any],
@@ -67,7 +42,7 @@ def start(
 ) -> None:
     """Start a run: train a plan on a population."""
     source = checkpoint(from_checkpoint)
-    client = Client.of_state(state)
+    client = open_client(state)
     body = {"population": population, "plan": client.add_plan(plan, population)["plan"], **source}
     body["settings"] = settings | _held_out(client, held_out, population)
     _announce(client, client.post("/v1/runs", body), follow, json)
@@ -87,7 +62,7 @@ def clone(
     if "strategy" in settings:
         settings = {"options": {}, **settings}  # another strategy does not know the options of the first
     source = checkpoint(from_checkpoint)
-    client = Client.of_state(state)
+    client = open_client(state)
     population = client.get(at("/v1/runs/{}", run))["population"] if held_out is not None else ""
     body = {"settings": settings | _held_out(client, held_out, population), **source}
     _announce(client, client.post(at("/v1/runs/{}/clone", run), body), follow, json)
@@ -104,7 +79,7 @@ def _held_out(client: Client, file: Path | None, population: str) -> dict[str, A
 def _announce(client: Client, row: dict[str, Any], follow: bool, json: bool) -> None:
     if json and follow:
         try:
-            watching.follow(client, row["id"], quiet=True)
+            watch_run(client, row["id"], quiet=True)
         finally:
             print_json(client.get(f"/v1/runs/{row['id']}"))
         return
@@ -116,28 +91,4 @@ def _announce(client: Client, row: dict[str, Any], follow: bool, json: bool) -> 
             f"run [bold]{row['id']}[/] trains {plain(row['task'])} on {plain(row['population'])}{more}", highlight=False
         )
     if follow:
-        watching.follow(client, row["id"])
-
-
-def list_runs(state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
-    """List the runs, newest first."""
-    rows = Client.of_state(state).get("/v1/runs")
-    if json:
-        print_json(rows)
-        return
-    print_table(
-        ("run", "task", "population", "strategy", "round", "state", "started"),
-        (
-            (
-                row["id"],
-                plain(row["task"]),
-                plain(row["population"]),
-                plain(row["strategy"]),
-                f"{row['round']}/{row['rounds']}",
-                state_text(row["state"]),
-                ago(row["created"]),
-            )
-            for row in rows
-        ),
-        "No runs yet; start one with 'umbel runs start PLAN -p POPULATION'.",
-    )
+        watch_run(client, row["id"])

@@ -7,7 +7,9 @@ from typing import Any
 import typer
 from rich.live import Live
 
-from umbel_server.cli.output import DEFAULT_STATE, RunArgument, StateOption, console, span_text
+from umbel_server.cli.open_client import open_client
+from umbel_server.cli.options import DEFAULT_STATE, RunArgument, StateOption
+from umbel_server.cli.output import console, span_text
 from umbel_server.cli.runs.text import print_head
 from umbel_server.cli.runs.watch_screen import abandoned_line, line, screen
 from umbel_server.client import Client, NoAnswer, at
@@ -22,7 +24,7 @@ def watch(run: RunArgument, state: StateOption = DEFAULT_STATE) -> None:
 
     On a terminal this is a screen; elsewhere it is one line a committed round.
     """
-    follow(Client.of_state(state), run)
+    follow(open_client(state), run)
 
 
 def follow(client: Client, run: str, quiet: bool = False) -> None:

@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from umbel_server.cli.durations import seconds_of
-from umbel_server.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, plain, print_json, print_table
-from umbel_server.client import Client
+from umbel_server.cli.open_client import open_client
+from umbel_server.cli.options import DEFAULT_STATE, JsonOption, StateOption
+from umbel_server.cli.output import console, plain, print_json, print_table
+from umbel_server.cli.values import seconds_of
 
 VERIFY_SECONDS = 600.0
 
@@ -32,7 +33,7 @@ def list_entries(
 ) -> None:
     """List the entries of the audit log, newest first."""
     within = seconds_of(since, "--since") if since else None
-    rows = Client.of_state(state).get("/v1/audit", within=within, who=who or None, limit=limit)
+    rows = open_client(state).get("/v1/audit", within=within, who=who or None, limit=limit)
     if json:
         print_json(rows)
         return
@@ -57,7 +58,7 @@ def list_entries(
 
 def verify(state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
     """Check that no entry of the audit log was changed or removed; fails when one was."""
-    found = Client.of_state(state).get("/v1/audit/verify", timeout=VERIFY_SECONDS)
+    found = open_client(state).get("/v1/audit/verify", timeout=VERIFY_SECONDS)
     if json:
         print_json(found)
     elif found["fault"]:

@@ -9,7 +9,8 @@ import typer
 from umbel.errors import UmbelError
 from umbel_server.broker import emqx, mosquitto
 from umbel_server.broker.files import Broker, names_of
-from umbel_server.cli.output import DEFAULT_STATE, JsonOption, StateOption, console, plain, print_json
+from umbel_server.cli.options import DEFAULT_STATE, JsonOption, StateOption
+from umbel_server.cli.output import console, plain, print_json
 from umbel_server.state_folder import CONFIG, MOST_PORT, open_state
 
 CONFIGURED = {"mosquitto": mosquitto, "emqx": emqx}

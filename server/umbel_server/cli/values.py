@@ -1,14 +1,44 @@
-"""What the options of `umbel runs` mean: goals, budgets, checkpoints to start from, names with values."""
+"""Values of options: spans of time, sizes, pairs, goals, budgets, checkpoints."""
 
 import math
+import re
 from collections.abc import Sequence
-from inspect import Parameter
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+SIZES = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+SPANS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+
 _BUDGETS = "hours=NUMBER, rounds=NUMBER or bytes=SIZE, such as hours=2,bytes=500MB"
+
+
+def seconds_of(text: str, option: str) -> float:
+    """The seconds of a span such as 90s, 30m, 24h or 7d, given to `option`; raises BadParameter."""
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([a-z]+)", text.strip())
+    seconds = float(match[1]) * SPANS.get(match[2], math.nan) if match else math.nan
+    if not seconds > 0:
+        raise typer.BadParameter(
+            f"expected a span of time such as 90s, 30m, 24h or 7d, got {text!r}", param_hint=option
+        )
+    return seconds
+
+
+def size(text: str) -> int:
+    """Bytes of a size such as 500MB (10^6 bytes a MB); raises ValueError."""
+    digits = text.rstrip("BkMGT ")
+    unit = text[len(digits) :].strip()
+    if unit not in SIZES:
+        raise ValueError(text)
+    return round(_finite(_finite(digits) * SIZES[unit]))
+
+
+def written(number: str) -> str:
+    """A number as it was typed, for int or float; raises ValueError on what they also read: 1_000, or digits of others."""
+    if not number.isascii() or "_" in number:
+        raise ValueError(number)
+    return number
 
 
 def pair(text: str, option: str) -> tuple[str, str]:
@@ -68,22 +98,6 @@ def _budget(name: str, value: str) -> tuple[str, float]:
     raise ValueError(name)
 
 
-def size(text: str) -> int:
-    """Bytes of a size such as 500MB (10^6 bytes a MB); raises ValueError."""
-    digits = text.rstrip("BkMGT ")
-    unit = text[len(digits) :].strip()
-    if unit not in UNITS:
-        raise ValueError(text)
-    return round(_finite(_finite(digits) * UNITS[unit]))
-
-
-def written(number: str) -> str:
-    """A number as it was typed, for int or float; raises ValueError on what they also read: 1_000, or digits of others."""
-    if not number.isascii() or "_" in number:
-        raise ValueError(number)
-    return number
-
-
 def checkpoint(text: str) -> dict[str, Any]:
     """What a request says of RUN or RUN@ROUND, the checkpoint to start from, or of "", none; raises BadParameter."""
     if not text:
@@ -106,14 +120,3 @@ def _at_least(least: float, value: float) -> float:
     if value < least:
         raise ValueError(value)
     return value
-
-
-def parameter(name: str, kind: Any, help: str, panel: str, default: str = "", **more: Any) -> Parameter:
-    """An option of a command, None when it is not given; `default` is what that means, for --help.
-
-    Typer would show such a default on a line of its own; it is part of the sentence here.
-    """
-    text = f"{help} [dim]\\[default: {default}][/]" if default else help
-    option = typer.Option(*more.pop("names", ()), help=text, rich_help_panel=panel, show_default=False, **more)
-    annotation: Any = Annotated[kind | None, option]
-    return Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=annotation)
