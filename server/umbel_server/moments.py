@@ -1,4 +1,4 @@
-"""Named moments of a round at which a fault test can hold the server; costs nothing otherwise."""
+"""Named moments of a round at which a fault test can pause the server. Without a test they cost nothing."""
 
 import os
 import socket
@@ -8,14 +8,14 @@ LONGEST_HOLD = 10.0
 
 
 def watched() -> bool:
-    """Whether a fault test wants to hear of moments."""
+    """Whether a fault test listens for moments."""
     return VARIABLE in os.environ
 
 
 def reached(name: str) -> None:
-    """Say that the moment `name` is here on the Unix socket that $UMBEL_MOMENTS names, and go on at its answer.
+    """Report the moment `name` on the Unix socket that $UMBEL_MOMENTS names, and continue when an answer comes.
 
-    Without the variable this does nothing. Nobody listening, or no answer within 10 s, holds nobody up.
+    Without the variable this does nothing. Without a listener, or an answer within LONGEST_HOLD seconds, it continues.
     """
     path = os.environ.get(VARIABLE)
     if not path:

@@ -27,12 +27,12 @@ from umbel_server.security.keyring import KEY, Keyring
 CONFIG, ADMIN_TOKEN, ENROLMENT_SECRET = "umbel.toml", "admin-token", "enrolment-secret"
 AGREEMENT_KEY = "agreement-key.pem"
 SCHEMA = 2
-"""Of `umbel.toml`; before 2 there was no TLS."""
+"""The version of `umbel.toml`; version 1 had no TLS."""
 
 ANY = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
-"""What listens on every address, and where to reach it from here."""
+"""Addresses that mean "all interfaces", and how to reach a listener on them from this machine."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-"""Names of this machine that no other one has for it."""
+"""Names of this machine that mean another machine elsewhere."""
 
 MOST_PORT = 65535
 Port = Annotated[int, msgspec.Meta(ge=1, le=MOST_PORT)]
@@ -131,7 +131,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True):
 
     @property
     def encrypted(self) -> frozenset[str]:
-        """The populations whose commands are sealed."""
+        """The populations whose commands are encrypted."""
         return frozenset(name for name, population in self.populations.items() if population.encrypt_commands)
 
 
@@ -147,27 +147,27 @@ class State:
 
     @cached_property
     def agreement_key(self) -> ECKey:
-        """The key with which devices seal answers; made when it is first needed."""
+        """The key with which devices encrypt their answers; made at its first use."""
         return signing.load_or_create_key(self.folder / AGREEMENT_KEY)
 
     @property
     def key(self) -> ECKey:
-        """The key that signs now."""
+        """The current signing key."""
         return self.keys.current
 
     @property
     def database_url(self) -> str:
-        """The database as SQLAlchemy names it."""
+        """The database's URL in SQLAlchemy's form."""
         return self.config.database or f"sqlite:///{self.folder / 'umbel.sqlite'}"
 
     @property
     def blobs_url(self) -> str:
-        """The blob store as obstore names it: a `file://` or `s3://` URL."""
+        """The blob store's URL in obstore's form, `file://` or `s3://`."""
         return self.config.blobs or (self.folder / "blobs").resolve().as_uri()
 
     @property
     def enrolment_token(self) -> str:
-        """The token with which any device enrols, where that is open; raises UmbelError where devices are invited."""
+        """The reusable enrolment token; raises UmbelError unless [enrolment] is open."""
         if not self.config.enrolment.open:
             raise UmbelError(
                 f"{self.folder}: this server has no reusable enrolment token; make one that is good once with "
@@ -177,54 +177,54 @@ class State:
 
     @property
     def tls(self) -> bool:
-        """Whether anything here speaks TLS."""
+        """Whether HTTP or MQTT uses TLS."""
         return self.config.http.tls or self.config.mqtt.tls
 
     @cached_property
     def ca(self) -> str:
-        """The certificate, in PEM, of the authority that issues this server's; empty without TLS."""
+        """The authority's certificate in PEM; empty without TLS."""
         return (self.folder / pki.CA).read_text() if self.tls else ""
 
     @property
     def trust(self) -> Trust:
-        """What devices pin."""
+        """The keys and the authority that devices pin."""
         return Trust(signing.public_key(self.key), self.ca, self.keys.successions)
 
     @property
     def names(self) -> list[str]:
-        """The names and addresses of this server that its certificate is for."""
+        """The names and addresses that the server's certificate covers."""
         known = [*LOOPBACK, machine_name(), self.config.mqtt.advertised_host]
         hosts = [self.config.http.host, self.config.mqtt.host if self.config.mqtt.embedded else ""]
         return [name for name in dict.fromkeys([*self.config.hostnames, *hosts, *known]) if name and name not in ANY]
 
     def keep_certificate(self) -> None:
-        """Make the server's certificate if it has none, soon has none, or has other names."""
+        """Issue the server's certificate if it is missing, in its last year, or for other names."""
         if self.tls:
             pki.own(self.folder, self.names).keep(self.folder, datetime.now(UTC))
 
     def context(self) -> ssl.SSLContext:
-        """How this server's own clients check it."""
+        """The TLS context with which clients on this machine check the server."""
         return client_context(self.ca)
 
     def broker_context(self) -> ssl.SSLContext:
-        """How the server checks its broker, and shows it who it is."""
+        """The TLS context with which the server checks its broker, and presents its own certificate to it."""
         context = client_context(self.ca)
         context.load_cert_chain(self.folder / pki.CERTIFICATE, self.folder / pki.CERTIFICATE_KEY)
         return context
 
     @property
     def server_url(self) -> str:
-        """Where the API answers on this machine."""
+        """The API's URL on this machine."""
         return self._url(reachable(self.config.http.host))
 
     @property
     def public_url(self) -> str:
-        """Where the API answers others: at the first of the hostnames, where there are any."""
+        """The API's URL for other machines: with the first of the hostnames, if there is one."""
         return self._url(self.config.hostnames[0]) if self.config.hostnames else self.server_url
 
     @property
     def public_broker(self) -> str:
-        """Where devices are told that the broker is."""
+        """The broker's host as devices are told."""
         mqtt, hostnames = self.config.mqtt, self.config.hostnames
         return mqtt.advertised_host or (hostnames[0] if mqtt.host in ANY and hostnames else reachable(mqtt.host))
 
@@ -234,7 +234,7 @@ class State:
 
 
 def init_state(folder: Path, config: Config) -> State:
-    """Make a state folder with fresh keys; raises UmbelError when the folder holds something already."""
+    """Make a state folder with new keys; raises UmbelError when the folder is not empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UmbelError(f"{folder}: expected a new or empty folder for the server's state; name another one")
     _check_hosts(config)
@@ -247,7 +247,7 @@ def init_state(folder: Path, config: Config) -> State:
     write_atomically(folder / ENROLMENT_SECRET, make_secret(secrets.token_bytes(SECRET_BYTES)).encode(), mode=0o600)
     written = msgspec.to_builtins(config)
     if not config.populations:
-        del written["populations"]  # an empty table at the end would take in what somebody adds below it
+        del written["populations"]  # keys that a person appends would fall into an empty table at the end
     write_atomically(folder / CONFIG, tomli_w.dumps(written).encode(), mode=0o600)
     state = open_state(folder)
     state.keep_certificate()
@@ -255,7 +255,7 @@ def init_state(folder: Path, config: Config) -> State:
 
 
 def open_state(folder: Path) -> State:
-    """The state folder at `folder`; raises UmbelError when it is not one, or its configuration cannot be used."""
+    """Open the state folder at `folder`; raises UmbelError when it is not one, or its configuration is not valid."""
     path = folder / CONFIG
     if not path.is_file():
         raise UmbelError(f"{folder}: expected a state folder made by 'umbel init', found no {CONFIG} in it")
@@ -285,7 +285,7 @@ def open_state(folder: Path) -> State:
 
 def _config(table: dict[str, Any], has_authority: bool) -> Config:
     if table.get("schema", 1) == 1:
-        if has_authority:  # else this server would go on without TLS, and say nothing of it
+        if has_authority:  # without this check the server would silently run without TLS
             raise UmbelError(f"expected schema = {SCHEMA} at its beginning, as this server speaks TLS")
         msgspec.convert(table, Config)
         table = table | {part: {"tls": False, **table.get(part, {})} for part in ("http", "mqtt")}
@@ -301,7 +301,7 @@ def _check_hosts(config: Config) -> None:
 
 
 def machine_name() -> str:
-    """What this machine calls itself, where that is a name of a host; else empty."""
+    """This machine's host name, or "" when it is not a valid one."""
     name = socket.gethostname()
     try:
         pki.alternative(name)
@@ -311,5 +311,5 @@ def machine_name() -> str:
 
 
 def reachable(host: str) -> str:
-    """Where a program on this machine reaches who listens on `host`."""
+    """The address at which a program on this machine reaches a listener on `host`."""
     return ANY.get(host, host)

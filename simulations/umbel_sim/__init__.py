@@ -15,7 +15,7 @@ __all__ = ["Result", "simulate", "sweep"]
 
 
 def __getattr__(name: str) -> Any:
-    """The names above, imported when they are asked for: other parts of this package need no Flower."""
+    """Import a public name at its first use, so that other parts of this package do not need Flower."""
     if name == "Result":
         from umbel_sim.report.result import Result
 

@@ -19,12 +19,12 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def demo(
-    json: Annotated[Path | None, typer.Option("--json", help="also write what was measured into this file")] = None,
-    rounds: Annotated[int, typer.Option(help="rounds to train")] = 15,
-    seed: Annotated[int, typer.Option(help="splits the data and starts the weights")] = 0,
+    json: Annotated[Path | None, typer.Option("--json", help="also write the measurements to this file")] = None,
+    rounds: Annotated[int, typer.Option(help="number of rounds")] = 15,
+    seed: Annotated[int, typer.Option(help="seed of the data split and the first weights")] = 0,
     keep: Annotated[Path | None, typer.Option(help="keep all files and logs in this new folder")] = None,
 ) -> None:
-    """Train, ship and use a model on eight real device agents, on this machine, in two minutes."""
+    """Train, ship and use a model with eight real device agents on this machine, in under two minutes."""
     from umbel_sim.demo.story import run_demo
 
     run_demo(rounds, seed, json, keep)

@@ -1,4 +1,4 @@
-"""What each device of a fleet has, in files: for agents, and for nodes that Flower simulates."""
+"""The examples of a simulated fleet as files, one a device, for agents and for Flower's simulated nodes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from umbel_sim.fleet_data import Fleet
 def write_examples(fleet: Fleet, folder: Path) -> Sequence[Path]:
     """Write the examples of device d to `folder`/d.npz, as umbel.examples.load_examples reads them; returns the paths.
 
-    Raises UmbelError when the folder already has such files: a smaller fleet would leave some of them there.
+    Raises UmbelError when the folder already has such files, because files of a larger fleet would be left over.
     """
     if (folder / "0.npz").exists():
         raise UmbelError(f"{folder} already holds examples; name another folder")

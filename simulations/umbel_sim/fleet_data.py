@@ -1,4 +1,4 @@
-"""What each device of a simulated fleet has: the interface that the partitions make and the simulator uses."""
+"""The examples of a simulated fleet: the interface that partitions implement and the simulator uses."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from umbel.examples import Examples
 from umbel.tensors import TensorSpec
 
 SAMPLED = 200
-"""Devices whose labels are counted for the statistics; more would not fit a picture either."""
+"""The number of devices whose labels are counted for statistics; a picture has no room for more."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The least, the middle and the largest of some counts."""
+    """The minimum, median and maximum of some counts, as text."""
 
     min: int
     median: float
@@ -31,14 +31,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class Statistics:
-    """How examples and labels lie over a fleet.
+    """The distribution of examples and labels over the devices of a fleet.
 
     Attributes:
         devices: number of devices of the whole fleet.
-        sizes: examples a device, of the whole fleet (of the sampled devices where sizes are not known in advance).
-        labels: different labels a device, of the sampled devices.
-        classes: int[c], the labels there are, ascending.
-        sampled: int[s], the devices that were counted: evenly spaced, at most as many as asked for.
+        sizes: number of examples of each device (of each sampled device when sizes are not known in advance).
+        labels: number of different labels of each sampled device.
+        classes: int[c], all labels, ascending.
+        sampled: int[s], the devices whose labels were counted, evenly spaced.
         histogram: int32[s, c], examples of each sampled device by label: the rows of a heat map.
     """
 
@@ -51,20 +51,20 @@ class Statistics:
 
 
 class Fleet(Protocol):
-    """What each device has. Lazy: nothing is kept for a device beyond a few numbers."""
+    """The examples of every device, made on demand: memory holds only a few numbers a device."""
 
     @property
     def devices(self) -> int:
-        """How many devices there are; they are numbered from 0."""
+        """The number of devices; devices are numbered from 0."""
 
     def size(self, device: int) -> int:
-        """Number of examples of `device`; cheap."""
+        """The number of examples of `device`, without making them."""
 
     def examples(self, device: int) -> Mapping[str, NDArray[Any]]:
-        """The examples of `device`, made when asked for: the same bytes every time, owned by the caller."""
+        """The examples of `device`: the same bytes at every call, owned by the caller."""
 
     def statistics(self, sampled: int = SAMPLED) -> Statistics:
-        """How examples and labels lie over the devices; labels are counted on at most `sampled` of them."""
+        """The distribution of examples and labels; labels are counted on at most `sampled` devices."""
 
 
 def examples_of(fleet: Fleet, device: int, specs: Mapping[str, TensorSpec]) -> Examples:
@@ -91,11 +91,11 @@ def examples_of(fleet: Fleet, device: int, specs: Mapping[str, TensorSpec]) -> E
 
 
 def evenly_spaced(devices: int, sampled: int) -> NDArray[np.int64]:
-    """At most `sampled` of the devices, from the first to the last."""
+    """At most `sampled` device numbers, evenly spaced."""
     return np.unique(np.linspace(0, devices - 1, min(devices, sampled)).astype(np.int64))
 
 
 def check_device(device: int, devices: int) -> None:
-    """Raise IndexError unless there is such a device: a negative index would be another device's data."""
+    """Raise IndexError unless `device` exists: a negative number would give another device's data."""
     if not 0 <= device < devices:
         raise IndexError(f"device {device} of a fleet of {devices}, numbered from 0")

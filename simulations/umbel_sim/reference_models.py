@@ -1,4 +1,4 @@
-"""The models that the compiler is held to, as tasks: those of papers and benchmarks, and small ones of every kind."""
+"""Reference models for the compiler, as tasks: models of papers and benchmarks, and a small one of every kind."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""What every script of simulations/scenarios has in common: its arguments, and what it leaves behind."""
+"""The arguments and the output files that all scripts in simulations/scenarios share."""
 
 import argparse
 import json
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def arguments(documentation: str | None) -> argparse.ArgumentParser:
-    """A parser with --small, --seed, --json and --plot that shows the script's own documentation.
+    """An argument parser with --small, --seed, --json and --plot, which shows the script's docstring.
 
-    Rounds that are abandoned are figures of a scenario, and are no warnings on its terminal.
+    It also turns off warnings about abandoned rounds, because a scenario reports them as figures.
     """
     logging.getLogger("umbel.rounds").setLevel(logging.ERROR)
     parser = argparse.ArgumentParser(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -29,7 +29,7 @@ FLEET, TRAINING, MACHINE = "Virtual devices", "Training", "This machine"
 _NOT_IN_VIRTUAL_TIME = ("max_rejections",)
 
 OPTIONS: tuple[tuple[str, Any, str, str, str, dict[str, Any]], ...] = (
-    ("devices", int, FLEET, "how many", "100", {"metavar": "N", "min": 1}),
+    ("devices", int, FLEET, "number of virtual devices", "100", {"metavar": "N", "min": 1}),
     (
         "partition",
         str,
@@ -38,22 +38,29 @@ OPTIONS: tuple[tuple[str, Any, str, str, str, dict[str, Any]], ...] = (
         "iid",
         {"metavar": "HOW"},
     ),
-    ("min_examples", int, FLEET, "refuse a split that gives a device fewer", "1", {"metavar": "N", "min": 1}),
+    ("min_examples", int, FLEET, "smallest number of examples a device may have", "1", {"metavar": "N", "min": 1}),
     (
         "mix",
         list[str],
         FLEET,
-        "a device class, changes to it and its share: phone-low:drop_out=0.1=0.7; may be repeated. There are phone-low, "
+        "add a device class with its share of the fleet, as in phone-low:drop_out=0.1=0.7; repeatable. Classes: phone-low, "
         "phone-high, vehicle, gateway, even",
         "phone-high",
         {"names": ("--class",), "metavar": "CLASS[=SHARE]"},
     ),
-    ("availability", str, FLEET, "always, diurnal, or a trace in CSV", "always", {"metavar": "HOW"}),
+    (
+        "availability",
+        str,
+        FLEET,
+        "when devices are online: always, diurnal, or a CSV file with a trace",
+        "always",
+        {"metavar": "HOW"},
+    ),
     (
         "conditions",
         list[str],
         FLEET,
-        "a rule of the devices' owners, such as charging=true; may be repeated",
+        "set a condition for training, such as charging=true; repeatable",
         "",
         {"names": ("--condition",), "metavar": "NAME=VALUE"},
     ),
@@ -62,27 +69,27 @@ OPTIONS: tuple[tuple[str, Any, str, str, str, dict[str, Any]], ...] = (
         "option",
         list[str],
         TRAINING,
-        "of the strategy; may be repeated",
+        "set a strategy option; repeatable",
         "",
         {"names": ("--option", "-o"), "metavar": "NAME=NUMBER"},
     ),
-    ("rounds", int, TRAINING, "rounds to train", "10", {"metavar": "N", "min": 1}),
+    ("rounds", int, TRAINING, "number of rounds", "10", {"metavar": "N", "min": 1}),
     ("epochs", int, TRAINING, "passes over a device's examples in a round", "1", {"metavar": "N", "min": 1}),
     ("max_steps", int, TRAINING, "end a device's round after N steps (0: no limit)", "", {"metavar": "N", "min": 0}),
-    ("learning_rate", float, TRAINING, "of a local step (0: the task's)", "", {"metavar": "X", "min": 0}),
-    ("seed", int, TRAINING, "for everything that is left to chance", "0", {"metavar": "N", "min": 0}),
-    ("until", str, TRAINING, "end early, by the held-out examples", "", {"metavar": "METRIC>=VALUE"}),
+    ("learning_rate", float, TRAINING, "learning rate of a local step (0: the task's)", "", {"metavar": "X", "min": 0}),
+    ("seed", int, TRAINING, "seed of all random choices", "0", {"metavar": "N", "min": 0}),
+    ("until", str, TRAINING, "stop once a held-out metric reaches a value", "", {"metavar": "METRIC>=VALUE"}),
     (
         "budget",
         list[str],
         TRAINING,
-        "end when it is spent: hours=2 (virtual), bytes=500MB; may be repeated",
+        "stop when a budget is spent: hours=2 (virtual), bytes=500MB; repeatable",
         "",
         {"metavar": "NAME=AMOUNT"},
     ),
 )
 
-TaskArgument = Annotated[Path, typer.Argument(help="a task: a Python file with a Keras model")]
+TaskArgument = Annotated[Path, typer.Argument(help="task file: Python with a Keras model")]
 DataOption = Annotated[
     str,
     typer.Option(
@@ -96,7 +103,7 @@ OutputOption = Annotated[
     typer.Option(
         "--output",
         metavar="FOLDER",
-        help="where the result goes; an interrupted simulation goes on there [default: simulation-TASK-SEED]",
+        help="folder for the result; an interrupted simulation continues from it [default: simulation-TASK-SEED]",
         show_default=False,
     ),
 ]
@@ -104,7 +111,7 @@ EngineOption = Annotated[
     str,
     typer.Option(
         metavar="ENGINE",
-        help="auto (the fastest one for the plan), native (compiled, common layers), litert, xla or ray",
+        help="training engine: auto (the fastest for the plan), native (compiled, common layers), litert, xla or ray",
         rich_help_panel=MACHINE,
     ),
 ]
@@ -112,19 +119,19 @@ AddressOption = Annotated[
     str,
     typer.Option(
         metavar="ADDRESS",
-        help="of Ray: local (one that ends with the simulation), auto (this machine's) or host:port [default: local]",
+        help="Ray cluster: local (ends with the simulation), auto (one on this machine) or host:port [default: local]",
         show_default=False,
         rich_help_panel=MACHINE,
     ),
 ]
 WorkersOption = Annotated[
-    int, typer.Option(metavar="N", min=0, help="threads, or actors of Ray (0: the cores)", rich_help_panel=MACHINE)
+    int, typer.Option(metavar="N", min=0, help="threads, or Ray actors (0: one a core)", rich_help_panel=MACHINE)
 ]
 SweepOption = Annotated[
     list[str] | None,
-    typer.Option("--sweep", metavar="NAME=A,B,...", help="compare values of a setting; may be repeated"),
+    typer.Option("--sweep", metavar="NAME=A,B,...", help="compare several values of a setting; repeatable"),
 ]
-SeedsOption = Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="with --sweep: seeds of each variant")]
+SeedsOption = Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="with --sweep: seeds for each variant")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 
 

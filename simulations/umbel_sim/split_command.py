@@ -9,17 +9,20 @@ from umbel_server.cli.output import console
 
 
 def split(
-    data: Annotated[str, typer.Argument(help="digits, mnist, a .npz or .parquet file, a folder of images, ...")],
-    output: Annotated[Path, typer.Option(metavar="FOLDER", help="where 0.npz, 1.npz, ... go")],
-    devices: Annotated[int, typer.Option(metavar="N", min=1, help="how many files")] = 10,
+    data: Annotated[str, typer.Argument(help="data set: digits, mnist, a .npz or .parquet file, a folder of images")],
+    output: Annotated[Path, typer.Option(metavar="FOLDER", help="folder for the files 0.npz, 1.npz, ...")],
+    devices: Annotated[int, typer.Option(metavar="N", min=1, help="number of files")] = 10,
     partition: Annotated[
-        str, typer.Option(metavar="HOW", help="as in `umbel simulate`: iid, dirichlet:ALPHA, shards:LABELS, ...")
+        str,
+        typer.Option(
+            metavar="HOW", help="how to split: iid, dirichlet:ALPHA, shards:LABELS, ... as in 'umbel simulate'"
+        ),
     ] = "iid",
-    min_examples: Annotated[int, typer.Option(metavar="N", min=1, help="refuse a split that gives a file fewer")] = 1,
-    seed: Annotated[int, typer.Option(metavar="N", min=0)] = 0,
-    task: Annotated[Path | None, typer.Option(metavar="FILE", help="the task that the examples should fit")] = None,
+    min_examples: Annotated[int, typer.Option(metavar="N", min=1, help="smallest number of examples in a file")] = 1,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="seed of the split")] = 0,
+    task: Annotated[Path | None, typer.Option(metavar="FILE", help="check that the examples fit this task")] = None,
 ) -> None:
-    """Split a data set into a file of examples for each device, for agents and Flower's simulated nodes."""
+    """Split a data set into one file of examples for each device or each of Flower's simulated nodes."""
     from umbel.task import load_task
     from umbel_sim import data as sources
     from umbel_sim.example_files import write_examples

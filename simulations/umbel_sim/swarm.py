@@ -1,8 +1,8 @@
-"""Many light devices in one process: each has its own key, MQTT link and HTTP, and speaks the real protocol, but no trainer.
+"""Many light devices in one process: each has its own key, MQTT link and HTTP client, and no trainer.
 
-A light device answers a training command at once: it downloads the weights, uploads an update of zeros and ones, and says
-so. It shows what a fleet costs a server without the devices' own work. As a program it runs until it is terminated and then
-writes what it measured as JSON: seconds of each download and upload.
+A light device speaks the real protocol. It answers a training command at once: it downloads the weights, uploads an update
+of zeros and ones, and sends the result. So it shows the server's cost of a fleet without the cost of training. Run as a
+program it works until it is terminated, then writes the seconds of each download and upload as JSON.
 """
 
 import argparse
@@ -31,18 +31,18 @@ from umbel_edge.device.state import AgentState
 from umbel_server.serve import allow_many_files
 
 WORKERS = 8
-"""Devices that do something at once; more would only wait for the same cores."""
+"""The number of devices that work at the same time; more would only wait for the same cores."""
 
 
 class Measured:
-    """Seconds of every download and upload of a swarm, from any thread."""
+    """The seconds of every download and upload of a swarm. Safe to use from several threads."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {"download": [], "upload": []}
         self._lock = threading.Lock()
 
     def time(self, what: str, call: Callable[[], object]) -> None:
-        """Do `call` and note how long it took."""
+        """Run `call` and record its duration."""
         began = time.perf_counter()
         call()
         with self._lock:

@@ -16,9 +16,9 @@ START_SECONDS = 20.0
 
 
 class EmbeddedBroker:
-    """A broker on `host`:`port` (0: a free one), gone when this process ends. It keeps nothing when it restarts.
+    """A broker on `host`:`port` (0: a free port), which ends with this process. A restart loses all its messages.
 
-    It speaks TLS with the certificate of the state folder `tls`, or plain.
+    It speaks TLS with the server's certificate in the state folder `tls`, or no TLS without one.
     """
 
     def __init__(self, host: str, port: int, tls: Path | None = None) -> None:
@@ -26,9 +26,9 @@ class EmbeddedBroker:
         self._broker: Broker | None = None
 
     def start(self) -> None:
-        """Start it and wait until it accepts connections; raises UmbelError when the port cannot be used."""
+        """Start the broker and wait until it accepts connections; raises UmbelError when the port cannot be used."""
         self.port = self._claim()
-        # rumqttd takes its configuration from a file, and reads it once, before it listens.
+        # rumqttd reads its configuration from a file, once, before it listens.
         with tempfile.TemporaryDirectory(prefix="umbel-broker-") as folder:
             path = Path(folder) / "rumqttd.toml"
             path.write_text(tomli_w.dumps(_config(self._host, self.port, self._tls)))
@@ -40,7 +40,7 @@ class EmbeddedBroker:
         self._broker = broker
 
     def stop(self) -> None:
-        """Stop it; harmless when it is not running."""
+        """Stop the broker if it is running."""
         if self._broker is not None:
             self._broker.stop()
             self._broker = None

@@ -1,9 +1,10 @@
-"""A configuration of EMQX 5.7 and newer: what is added to its `emqx.conf` (HOCON), and the rules in `acl.conf` (Erlang terms).
+"""A configuration for EMQX 5.7 and newer: settings to add to `emqx.conf` (HOCON), and rules in `acl.conf` (Erlang terms).
 
-A device's name has a `/` in it, which EMQX 6 puts into no topic from a placeholder: a rule with `${username}` would match
-nothing there. So the two halves of the name in the certificate become attributes of the client (`mqtt.client_attrs_init`,
-since EMQX 5.7), and the rules name those. The server's name has no second half; where an attribute is missing a rule does
-not apply, and what no rule allows is denied. Neither half can hold `+`, `#` or `/` (umbel.topics.check_name).
+A device's certificate names `<population>/<device>`. EMQX 6 does not expand a placeholder whose value contains a `/`, so
+a rule with `${username}` would match nothing. The two halves of the name therefore become attributes of the client
+(`mqtt.client_attrs_init`, since EMQX 5.7), and the rules use those. The server's name has no second half: a rule whose
+attribute is missing does not apply, and what no rule allows is denied. Neither half can contain `+`, `#` or `/`
+(umbel.topics.check_name).
 """
 
 import json
@@ -27,11 +28,14 @@ from umbel_server.state_folder import State
 
 CONFIG, ACL = "emqx.conf", "acl.conf"
 POPULATION, DEVICE = "umbel_population", "umbel_device"
-"""The attributes of a client that hold the two halves of its name."""
+"""The attributes of a client for the two halves of its name."""
 
 
 def write_config(state: State, folder: Path, broker: Broker) -> Path:
-    """Write EMQX's settings, access list, certificate and key into `folder`; returns the first. Raises UmbelError on no user."""
+    """Write EMQX's settings, access list, certificate and key into `folder`; returns the settings' path.
+
+    Raises UmbelError when the broker's user does not exist.
+    """
     folder = folder.resolve()
     write_trust(state, folder, broker)
     write_lines(folder / ACL, _acl())
@@ -41,7 +45,7 @@ def write_config(state: State, folder: Path, broker: Broker) -> Path:
 
 
 def start_of(path: Path) -> list[str]:
-    """What a person does to start a broker with the settings at `path`."""
+    """Lines that tell a person how to start EMQX with the settings at `path`."""
     return [
         "Add it to EMQX's own configuration (5.7 or newer), give that a node.cookie of its own, and start EMQX:",
         f"  cat {path} >> /etc/emqx/emqx.conf && systemctl restart emqx",
@@ -55,7 +59,7 @@ def _settings(folder: Path, broker: Broker) -> list[str]:
         return json.dumps(str(text))  # HOCON's quoted strings are JSON's
 
     return [
-        "# Who a client is, its certificate says: TLS with one of ours is the authentication, and there is no other.",
+        "# A client authenticates with its TLS certificate, issued by Umbel's authority, and in no other way.",
         "listeners.ssl.default {",
         "  enable = true",
         f"  bind = {quoted(f'{host}:{broker.port}')}",
@@ -76,7 +80,7 @@ def _settings(folder: Path, broker: Broker) -> list[str]:
         "",
         "mqtt {",
         "  peer_cert_as_username = cn",
-        "  peer_cert_as_clientid = cn",  # else who asks for another's client id ends its connection
+        "  peer_cert_as_clientid = cn",  # a client that took another's id would end the other's connection
         "  client_attrs_init = [",
         f"    {{expression = {quoted(_half(1))}, set_as_attr = {POPULATION}}}",
         f"    {{expression = {quoted(_half(2))}, set_as_attr = {DEVICE}}}",
@@ -92,10 +96,10 @@ def _settings(folder: Path, broker: Broker) -> list[str]:
         f"  sources = [{{type = file, enable = true, path = {quoted(folder / ACL)}}}]",
         "}",
         "",
-        "# A device's status is retained, and nothing else is.",
+        "# Only statuses of devices are retained.",
         f"retainer {{enable = true, max_payload_size = {LARGEST_PACKET >> 10}KB}}",
         "",
-        "# EMQX's own page has a password that everybody knows until it is changed.",
+        "# The dashboard has a well-known password until it is changed, so it listens on this machine only.",
         'dashboard.listeners.http.bind = "127.0.0.1:18083"',
     ]
 

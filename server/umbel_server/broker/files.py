@@ -1,4 +1,4 @@
-"""What every broker is given: a certificate of its own, the authority of its clients', and files that its user can read."""
+"""The files that every broker needs: its own certificate and key, and the certificate of the clients' authority."""
 
 import os
 import shutil
@@ -15,23 +15,23 @@ from umbel_server.security import pki
 from umbel_server.state_folder import ANY, CONFIG, LOOPBACK, State, machine_name
 
 ROOM = 1 << 16
-"""Bytes of a packet beside its payload."""
+"""Bytes of a packet besides its payload, at most."""
 LARGEST_PACKET = MAX_PAYLOAD + ROOM
-"""Bytes of the largest packet that a broker takes."""
+"""The largest packet that a broker accepts, in bytes."""
 
 CERTIFICATE, KEY = "broker.pem", "broker-key.pem"
 EVERYTHING = f"umbel/{PROTOCOL}/#"
-"""The topics that are the server's."""
+"""The topic filter of the server: every topic of Umbel."""
 READ, WRITTEN = "command", ("ack", "status", "result")
-"""The channels of its own that a device reads, and those that it writes."""
+"""The channels that a device reads, and those that it writes."""
 
 
 @dataclass(frozen=True)
 class Broker:
-    """Where a broker listens, and as whom it runs.
+    """The address on which a broker listens, and the user that runs it.
 
-    Its certificate is for `hostnames` (default: where the server and the devices are told that it is), its `host` and this
-    machine. Files that root writes are then the `user`'s, unless it is empty.
+    Its certificate covers `hostnames` (default: the addresses that the server and the devices use), its `host`, and the
+    loopback names. Files that root writes are given to `user`, unless it is empty.
     """
 
     host: str
@@ -41,9 +41,9 @@ class Broker:
 
 
 def write_trust(state: State, folder: Path, broker: Broker) -> None:
-    """Write the broker's certificate and key, unless good ones are there, and the authority of its clients' certificates.
+    """Write the broker's certificate and key, unless valid ones exist, and the certificate of the clients' authority.
 
-    Raises UmbelError when a name is not the broker's to have, or the folder is the state's.
+    Raises UmbelError when the certificate would cover a name of the API, or the folder overlaps the state folder.
     """
     home, target = state.folder.resolve(), folder.resolve()
     if target == home or target in home.parents or home in target.parents:
@@ -58,7 +58,10 @@ def write_trust(state: State, folder: Path, broker: Broker) -> None:
 
 
 def names_of(state: State, broker: Broker) -> tuple[str, ...]:
-    """What the broker's certificate is for; raises UmbelError on a name of the API, as which its key could pass."""
+    """The names of the broker's certificate; raises UmbelError on a name of the API.
+
+    Someone with the broker's key could impersonate the server that has such a name.
+    """
     config = state.config
     told = [config.mqtt.advertised_host, config.mqtt.host]
     names = [name for name in (*(broker.hostnames or told), broker.host) if name not in ANY]
@@ -67,19 +70,19 @@ def names_of(state: State, broker: Broker) -> tuple[str, ...]:
     for name in names:
         if pki.alternative(name) in ours - free:
             raise UmbelError(
-                f"{name} is a name of the API, and who has the broker's key could pass as it; give the broker another name, "
+                f"{name} is a name of the API, and the broker's key could impersonate the API; give the broker another name, "
                 f'or, where one machine is both, say so in {state.folder / CONFIG}: advertised_host = "{name}" under [mqtt]'
             )
     return tuple(dict.fromkeys((*names, *LOOPBACK)))
 
 
 def write_lines(path: Path, lines: Sequence[str]) -> None:
-    """Replace the file at `path`."""
+    """Replace the file at `path` with these lines, atomically."""
     write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def give(broker: Broker, folder: Path, names: Sequence[str]) -> None:
-    """Make the folder, and those of its files, the broker's user's, where root wrote them; raises UmbelError on no user."""
+    """Give the folder and its files to the broker's user, when root wrote them; raises UmbelError on an unknown user."""
     if os.geteuid() != 0 or not broker.user:
         return
     try:
@@ -87,5 +90,5 @@ def give(broker: Broker, folder: Path, names: Sequence[str]) -> None:
             shutil.chown(path, broker.user)
     except LookupError as error:
         raise UmbelError(
-            f"there is no user {broker.user!r} on this machine; name whom the broker runs as with --user"
+            f"there is no user {broker.user!r} on this machine; name the user that runs the broker with --user"
         ) from error

@@ -1,4 +1,4 @@
-"""A configuration of mosquitto: see mosquitto.conf(5) on `use_identity_as_username` and `acl_file`."""
+"""A configuration for mosquitto; see mosquitto.conf(5) on `use_identity_as_username` and `acl_file`."""
 
 from pathlib import Path
 
@@ -22,9 +22,9 @@ CONFIG, ACL = "mosquitto.conf", "mosquitto.acl"
 
 
 def write_config(state: State, folder: Path, broker: Broker) -> Path:
-    """Write mosquitto's configuration, access list, certificate and key into `folder`; returns the first.
+    """Write mosquitto's configuration, access list, certificate and key into `folder`; returns the configuration's path.
 
-    Started by root it runs as the broker's user (default: mosquitto). Raises UmbelError on no user.
+    mosquitto started by root runs as the broker's user (default: mosquitto). Raises UmbelError when that user does not exist.
     """
     folder = folder.resolve()
     write_trust(state, folder, broker)
@@ -37,7 +37,7 @@ def write_config(state: State, folder: Path, broker: Broker) -> Path:
         "tls_version tlsv1.3",
         "require_certificate true",
         "use_identity_as_username true",
-        "use_username_as_clientid true",  # else who asks for another's client id ends its connection
+        "use_username_as_clientid true",  # a client that took another's id would end the other's connection
         "allow_anonymous false",
         f"acl_file {folder / ACL}",
         f"max_packet_size {LARGEST_PACKET}",
@@ -50,7 +50,7 @@ def write_config(state: State, folder: Path, broker: Broker) -> Path:
 
 
 def start_of(path: Path) -> list[str]:
-    """What a person does to start a broker with the configuration at `path`."""
+    """Lines that tell a person how to start mosquitto with the configuration at `path`."""
     return ["Start it with:", f"  mosquitto -c {path}"]
 
 

@@ -1,4 +1,7 @@
-"""How far the clocks of devices are off, from what they sign: noted in the register, and warned of beyond the bound."""
+"""The error of each device's clock, taken from the times in what the device signs.
+
+The register keeps the error. The log warns when a clock is wrong by more than the bound of `umbel.skew`.
+"""
 
 import logging
 import threading
@@ -12,11 +15,11 @@ from umbel_server.storage.database import Database, Device
 log = logging.getLogger("umbel.devices")
 
 NOTICED_SECONDS = 5.0
-"""Less is the way and the waiting of a message, and not worth a transaction."""
+"""A change smaller than this comes from the message's travel time, and is not written to the database."""
 
 
 class Clocks:
-    """The clocks of all devices. For any thread."""
+    """The clock errors of all devices. Safe to use from several threads."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -26,7 +29,10 @@ class Clocks:
             self._off = {(population, device): skew for population, device, skew in session.execute(off)}
 
     def measured(self, population: str, device: str, skew: float) -> None:
-        """A device's clock is `skew` seconds ahead; noted when that is news, and said once while it is beyond the bound."""
+        """Record that a device's clock is `skew` seconds ahead of the server's.
+
+        A change of less than NOTICED_SECONDS is ignored. The log says once that a clock has become wrong or right.
+        """
         name, skew = (population, device), max(-MOST_SKEW, min(MOST_SKEW, skew))
         with self._lock:
             before = self._off.get(name, 0.0)
@@ -42,14 +48,19 @@ class Clocks:
             log.info("the clock of device %s/%s is right again", *name)
 
     def asked(self, population: str, device: str, skew: float) -> None:
-        """A request was signed `skew` seconds from now: by a clock as it is beyond the bound, within it by a corrected one."""
+        """Record the clock error that the time of a signed request shows, when this error or the one before is too large.
+
+        A smaller error is not recorded: a device corrects the time of its requests by the server's.
+        """
         with self._lock:
             before = self._off.get((population, device), 0.0)
         if is_wrong(skew) or is_wrong(before):
             self.measured(population, device, skew)
 
     def signed_at(self, population: str, device: str, ahead: float) -> None:
-        """Something was signed `ahead` seconds from now by its sender's clock; only the future proves a wrong one: the rest may
-        have been on its way for so long."""
+        """Record the clock error that a message signed `ahead` seconds in the future shows.
+
+        A message signed in the past proves nothing: it may have travelled for that long.
+        """
         if is_wrong(ahead) and ahead > 0:
             self.measured(population, device, ahead)

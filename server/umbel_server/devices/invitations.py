@@ -1,4 +1,4 @@
-"""Invitations: each lets one device enrol, once, until it expires."""
+"""Invitations: each lets one device enrol once, before it expires."""
 
 import hashlib
 import hmac
@@ -24,12 +24,12 @@ log = logging.getLogger("umbel.devices")
 
 MOST_AT_ONCE = 1000
 SHORTEST, LONGEST = 1.0, 366 * 86_400.0
-"""Seconds that an invitation may be open."""
+"""The shortest and longest time, in seconds, for which an invitation may be open."""
 
 
 @dataclass(frozen=True)
 class Invited:
-    """A new invitation and its secret, which is nowhere else."""
+    """A new invitation and its secret. The secret is not stored: only its hash is."""
 
     invitation: Invitation
     secret: str
@@ -37,7 +37,7 @@ class Invited:
 
 @dataclass(frozen=True)
 class Enrolled:
-    """As what a device is known, and whether that is new."""
+    """The names under which a device is registered; `changed` says whether this enrolment changed the register."""
 
     population: str
     device: str
@@ -46,7 +46,7 @@ class Enrolled:
 
 
 class UnknownInvitation(UmbelError):
-    """An invitation that there is not."""
+    """No invitation has this id."""
 
     def __init__(self, id: str) -> None:
         super().__init__(f"there is no invitation {id[:64]!r}; see 'umbel devices invitations'")
@@ -55,7 +55,7 @@ class UnknownInvitation(UmbelError):
 class Invitations:
     """The invitations in the database, and the enrolment of devices.
 
-    `open_secret`, unless empty, enrols any number of devices into any population. `random` gives so many random bytes.
+    `open_secret`, unless empty, enrols any number of devices into any population. `random(n)` returns n random bytes.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Invitations:
         self._open_secret, self._random = open_secret, random
 
     def invite(self, population: str, count: int, ttl: float, labels: dict[str, str], kind: str = "") -> list[Invited]:
-        """Make `count` invitations that expire in `ttl` seconds; raises UmbelError when they make no sense."""
+        """Make `count` invitations that expire in `ttl` seconds; raises UmbelError when an argument is out of range."""
         check_name(population, "a population")
         check_labels(labels, "labels")
         if not 1 <= count <= MOST_AT_ONCE:
@@ -114,7 +114,7 @@ class Invitations:
         return row
 
     def revoke(self, id: str) -> Invitation:
-        """Take an invitation back; raises UmbelError when there is none with that id, or it has been used."""
+        """Revoke an invitation; raises UmbelError when no invitation has that id, or a device has used it."""
         with self._database.transaction() as session:
             row = session.get(Invitation, id, with_for_update=True)
             if row is None:
@@ -128,7 +128,7 @@ class Invitations:
         return row
 
     def state(self, invitation: Invitation) -> Literal["open", "used", "expired", "revoked"]:
-        """What an invitation is now."""
+        """The state of an invitation now."""
         if invitation.used:
             return "used"
         if invitation.revoked:
@@ -136,7 +136,7 @@ class Invitations:
         return "open" if self._clock() < invitation.expires else "expired"
 
     def describe(self, invitation: Invitation) -> dict[str, Any]:
-        """An invitation as the API shows it: no secret, times in Unix seconds."""
+        """An invitation as the API shows it: without its secret, times in Unix seconds."""
         return {
             "id": invitation.id,
             "population": invitation.population,
@@ -150,14 +150,14 @@ class Invitations:
         }
 
     def enrol(self, request: EnrolmentRequest) -> Enrolled:
-        """Register a device, and note the use of its invitation in the same transaction.
+        """Register a device and mark its invitation as used, in one transaction.
 
-        The same device with the same key may do so again with what it used: the answer may have been lost. Raises
-        SignatureError when its secret lets nobody in, Barred when the device is refused, UmbelError on a bad request.
+        The same device with the same key may repeat its request, because the first answer may have been lost. Raises
+        SignatureError when the secret is not valid, Barred when the device is barred, UmbelError on a bad request.
         """
         try:
             enrolled = self._enrol(request)
-        except IntegrityError:  # another request made the same device between our look and our note
+        except IntegrityError:  # another request registered the same device between our read and our write
             enrolled = self._enrol(request)
         self._devices.forget(enrolled.population, enrolled.device)
         if enrolled.changed:
@@ -187,7 +187,7 @@ class Invitations:
             return Enrolled(row.population, wanted.device, wanted.kind, True)
 
     def _again(self, session: Session, row: Invitation, request: EnrolmentRequest) -> Enrolled:
-        """A used token once more: only the answer is given again, to the device that it was for."""
+        """Answer a repeated request: only the device that used the token gets the same answer again."""
         device = session.get(Device, (row.population, row.device))
         if device is None or row.device != request.device or device.key != msgspec.to_builtins(request.key):
             raise SignatureError("the token was used by another device; each is good once, ask for a new one")
@@ -197,7 +197,7 @@ class Invitations:
 
 
 def _fitting(row: Invitation, request: EnrolmentRequest) -> EnrolmentRequest:
-    """The request with what the invitation says; raises SignatureError when it says otherwise."""
+    """The request, completed from the invitation; raises SignatureError when the two contradict each other."""
     if request.population not in ("", row.population):
         raise SignatureError(
             f"the invitation is into population {row.population}, the device asks for {request.population[:64]!r}; "
@@ -209,5 +209,5 @@ def _fitting(row: Invitation, request: EnrolmentRequest) -> EnrolmentRequest:
 
 
 def _hashed(secret: str) -> str:
-    # A plain hash is right: nobody guesses 32 random bytes, however fast each guess is; slow hashes are for passwords.
+    # A fast hash is enough: nobody can guess 32 random bytes. Slow hashes protect passwords, which people choose.
     return hashlib.sha256(secret.encode()).hexdigest()

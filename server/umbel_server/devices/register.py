@@ -1,4 +1,4 @@
-"""The fleet's register: who is enrolled, with which key, and what each device last said of itself."""
+"""The register of devices: each enrolled device's key, its state, and the last status that it sent."""
 
 import hashlib
 import threading
@@ -32,11 +32,11 @@ _MEANS = {
 
 
 class UnknownDevice(UmbelError):
-    """A device that is not enrolled."""
+    """The device is not enrolled."""
 
 
 class Barred(UmbelError):
-    """A device that is suspended, revoked or deleted; `state` says which."""
+    """The device is suspended, revoked or deleted; `state` says which."""
 
     def __init__(self, population: str, device: str, state: str, reason: str) -> None:
         why = f" ({reason})" if reason else ""
@@ -46,7 +46,7 @@ class Barred(UmbelError):
 
 @dataclass(frozen=True)
 class Known:
-    """An enrolled device's key, and its state."""
+    """An enrolled device: its public key and its state."""
 
     population: str
     device: str
@@ -61,10 +61,11 @@ class Known:
 
 
 class Devices:
-    """The register in the database, with all names in memory, and the keys and states of devices that spoke lately.
+    """The register in the database. Memory holds the names of all devices, and the keys and states of those in use.
 
-    `may_enrol` raises, in the transaction of an enrolment, when a population may have no further device. For `kept` seconds
-    no other key gets the id of a device that was deleted: brokers may take a certificate of that one so long.
+    `may_enrol(session, population)` raises, within the transaction of an enrolment, when the population may have no
+    further device. The id of a deleted device stays reserved for its key for `kept` seconds: for that long a broker may
+    still accept the certificate of the deleted device.
     """
 
     def __init__(
@@ -89,11 +90,11 @@ class Devices:
     def register(
         self, session: Session, population: str, request: EnrolmentRequest, labels: dict[str, str], invited: bool
     ) -> bool:
-        """Note a device by its key, within the caller's transaction; the same device with the same key may enrol again.
+        """Register a device with its key, within the caller's transaction; the same device with the same key may enrol again.
 
-        Returns whether that changed something. `labels` are an administrator's. Raises SignatureError when it is known by
-        another key, or another device by this one, Barred when it or its key is refused - a deleted device's unless it is
-        `invited` - and MessageError on a bad name.
+        Returns whether the register changed. `labels` were set by an administrator. Raises SignatureError when the device
+        is registered with another key, or another device with this key; Barred when the device or its key is barred (the
+        key of a deleted device may enrol again when it was `invited`); MessageError on a bad name.
         """
         check_name(request.device, "a device id")
         if request.kind not in KINDS:
@@ -173,15 +174,15 @@ class Devices:
         return known
 
     def remembered(self, population: str, device: str) -> Known | None:
-        """As `known`, but None where that takes the database."""
+        """As `known`, but None when the answer would need the database."""
         return self._known.get((population, device))
 
     def may_be_known(self, population: str, device: str) -> bool:
-        """Whether a name is in the register, as far as can be said without the database: of a deleted one once more."""
+        """Whether the register may hold a device, answered from memory; True once more after the device was deleted."""
         return (population, device) in self._names
 
     def agreement(self, population: str, device: str) -> ECKey | None:
-        """The key that seals for a device's newest process, or None when it has told none that can be used."""
+        """The key that encrypts commands for the device's running agent, or None when the device sent no usable key."""
         name = population, device
         if name not in self._agreements:
             with self._database.transaction() as session:
@@ -192,7 +193,7 @@ class Devices:
         return self._agreements[name]
 
     def forget(self, population: str, device: str) -> None:
-        """Take nothing for known of a device whose key or state has just changed in the database."""
+        """Drop what memory holds of a device, because its key or state has just changed in the database."""
         with self._lock:
             self._changes += 1
             self._names.add((population, device))
@@ -200,23 +201,23 @@ class Devices:
             self._agreements.pop((population, device), None)
 
     def key(self, population: str, device: str) -> ECKey:
-        """The public key of a device that takes part; raises UnknownDevice or Barred."""
+        """The public key of an active device; raises UnknownDevice or Barred."""
         known = self.known(population, device)
         known.check()
         return known.key
 
     def heard(self, status: Status) -> bool:
-        """Take a status for true unless a newer session is known; returns whether it begins the device's session here.
+        """Record a status unless a newer one is known; returns whether the status begins a session of the device.
 
-        Of two sessions the higher epoch wins; within one, offline is final, so a late "online" revives nobody, and what
-        was said before the newest that is known counts no more, also after presence was forgotten.
+        Of two sessions the one with the higher epoch counts. Within a session "offline" is final, so that a late "online"
+        does not bring a device back. A status older than the newest one is ignored, also after `forget_presence`.
         """
         with self._database.transaction() as session:
             device = session.get(Device, (status.population, status.device))
             if device is None:
                 raise UnknownDevice(f"device {status.device} of population {status.population} is not enrolled here")
             if device.state != ACTIVE:
-                return False  # it was barred since its key was looked up
+                return False  # the device was barred after its key was read
             if status.epoch < device.epoch or (status.epoch == device.epoch and status.online and not device.online):
                 return False
             said = status.epoch, status.sequence
@@ -244,12 +245,12 @@ class Devices:
         return row
 
     def forget_presence(self) -> None:
-        """Count every device as offline in its session until it says otherwise, as after a server's restart."""
+        """Count every device as offline until it sends a status again, as after a restart of the server."""
         with self._database.transaction() as session:
             session.execute(update(Device).values(online=False, epoch=Device.epoch - 1).where(Device.online))
 
     def list(self, population: str | None = None) -> Sequence[Device]:
-        """The devices of one population, or all, by name."""
+        """The devices of one population, or of all populations, sorted by name."""
         query = select(Device).where(Device.state != DELETED).order_by(Device.population, Device.id)
         if population is not None:
             query = query.where(Device.population == population)
@@ -262,7 +263,7 @@ class Devices:
             return self.row(session, population, device, hold=False)
 
     def row(self, session: Session, population: str, device: str, hold: bool = True) -> Device:
-        """One device within the caller's transaction, which may `hold` it against changes; raises UnknownDevice."""
+        """One device within the caller's transaction; `hold` locks its row. Raises UnknownDevice."""
         row = session.get(Device, (population, device), with_for_update=hold)
         if row is None or row.state == DELETED:
             raise UnknownDevice(
@@ -272,7 +273,7 @@ class Devices:
 
 
 def key_of(device: Device) -> ECKey:
-    """A device's public key; raises SignatureError when what the register holds is none."""
+    """A device's public key; raises SignatureError when the register holds no valid key."""
     try:
         return signing.import_public(msgspec.convert(device.key, PublicKey))
     except (SignatureError, msgspec.ValidationError) as error:
@@ -295,14 +296,15 @@ def node_id(population: str, device: str) -> int:
 
 
 def labels_of(device: Device) -> dict[str, str]:
-    """A device's labels: its own, but where an administrator has set another."""
+    """A device's labels: its own, overridden by those that an administrator set."""
     return {**device.labels, **device.set_labels}
 
 
 def describe(device: Device) -> dict[str, Any]:
-    """A device as the API shows it: no key, times in Unix seconds; without `reasons` it is eligible by its own rules.
+    """A device as the API shows it: without its key, times in Unix seconds.
 
-    `labels` are those that count, `set_labels` those among them that an administrator set.
+    A device without `reasons` meets its own conditions. `labels` are the effective labels, `set_labels` those among them
+    that an administrator set.
     """
     return {
         "population": device.population,

@@ -1,4 +1,4 @@
-"""The server's signing key is changed: a new one is made, devices are told, and after the overlap it signs."""
+"""Rotation of the server's signing key: make a new key, tell the devices, sign with the new key after an overlap."""
 
 import logging
 import threading
@@ -21,19 +21,22 @@ log = logging.getLogger("umbel.keys")
 
 KIND = "rekey"
 SHORTEST, LONGEST = 60.0, 366 * 86_400.0
-"""Seconds that an overlap may take."""
+"""The shortest and longest overlap, in seconds."""
 LOOK_SECONDS = 60.0
 TOLD_SECONDS = 30 * 86_400.0
-"""How long the news waits in the outbox for a device that is away; later it learns of it when it asks, or is commanded."""
+"""How long the command about a new key waits in the outbox for an absent device.
+
+A device that comes back later learns of the key when it connects, or when it receives a command signed with it.
+"""
 _PAGE = 500
 
 
 class Rotation:
-    """Changes of the key; `start` and `stop` are for one thread.
+    """Rotations of the key; `start` and `stop` are for one thread.
 
-    A device may learn of a new key by a command, when it asks where the broker is, or when something comes that the new key
-    has signed: none of these must reach it in the overlap. What is done once the new key is written can be done again, so
-    that a server which was killed goes on where it was.
+    A device learns of a new key by a command, when it asks for the broker's address, or when it receives a message that
+    the new key signed. So no single way needs to work during the overlap. Each step after the new key is written can be
+    repeated, so that a server that was killed continues the rotation.
     """
 
     def __init__(self, keys: Keyring, fleet: Fleet, audit: Audit, clock: Callable[[], float]) -> None:
@@ -42,7 +45,7 @@ class Rotation:
         self._thread = threading.Thread(target=self._work, name="keys", daemon=True)
 
     def start(self) -> None:
-        """Begin to look whether a key's time has come, and go on with what was begun."""
+        """Start the thread that switches to a new key when its time has come, and continue a rotation that was interrupted."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -53,9 +56,9 @@ class Rotation:
             self._thread.join()
 
     def rotate(self, overlap: float) -> None:
-        """Make a new key that signs in `overlap` seconds; 0: at once, and the old one is not accepted any more.
+        """Make a new key that signs after `overlap` seconds. With 0 it signs at once, and the old key is rejected at once.
 
-        Raises UmbelError while a new one is on its way already, unless it is to sign at once.
+        Raises UmbelError while another new key waits for its overlap, unless `overlap` is 0.
         """
         if overlap and not SHORTEST <= overlap <= LONGEST:
             raise UmbelError(
@@ -68,7 +71,7 @@ class Rotation:
         self._some.set()
 
     def step(self) -> None:
-        """Do what is due now: let the new key sign, tell the devices that have not been told."""
+        """Do the steps that are due: switch to the new key, and tell the devices that do not know it."""
         with self._turn:
             switched = self._keys.advance(self._clock())
             if switched or self._audit.is_sealed_before:
@@ -82,8 +85,9 @@ class Rotation:
     def describe(self, populations: Sequence[str] = ()) -> list[dict[str, Any]]:
         """Every key as the API shows it, oldest first; times in Unix seconds.
 
-        `state` is signing, announced, accepted (for what is still on its way) or retired; `made` is 0 for the first one, and
-        `until` None for the newest. Of `devices`, of these `populations` or of all, that had to be told of it so many have `confirmed`.
+        `state` is signing, announced, accepted (for messages still on their way) or retired. `made` is 0 for the first
+        key, `until` is None for the newest. `devices` counts the active devices of `populations` (all if empty) that have
+        to learn of the newest key; `confirmed` counts those that have confirmed it.
         """
         lineage, current, now = self._keys.lineage, signing.fingerprint(self._keys.current), self._clock()
         rows = []
@@ -113,7 +117,7 @@ class Rotation:
         return {"devices": devices, "confirmed": done}
 
     def _announce(self) -> None:
-        """Put the news into the outbox of every device that knew the server before there was the newest key, once."""
+        """Send one command about the newest key to every device that enrolled before the key was made."""
         key, made = signing.fingerprint(self._keys.lineage.newest), self._keys.lineage.made[-1]
         query = select(Device.population, Device.id).where(Device.state == ACTIVE, Device.enrolled < made, ~_news(made))
         while not self._stopping.is_set():
@@ -139,6 +143,6 @@ class Rotation:
 
 
 def _news(made: float, *which: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Whether a device has news of the key that was made then."""
+    """Whether the outbox has a command to the device about the key made at `made`."""
     same = and_(Command.population == Device.population, Command.device == Device.id)
     return exists().where(same, Command.kind == KIND, Command.issued >= made, *which)

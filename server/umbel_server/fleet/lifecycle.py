@@ -1,4 +1,4 @@
-"""What an administrator decides about a device: suspended, resumed, revoked, deleted, renamed, labelled."""
+"""The lifecycle of a device: suspend, resume, revoke, delete, rename and label it."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -21,21 +21,21 @@ log = logging.getLogger("umbel.devices")
 
 
 class Lifecycle:
-    """The states of devices: what is decided holds for the next message and request, and is told to the device.
+    """Changes of devices by an administrator. A change holds from the device's next message or request on.
 
-    Each is one transaction with the end of the device's open commands and of its assignments. An update that is in a
-    round's sum already stays in it; one that waits to be folded is rejected when its turn comes.
+    Barring a device also ends its open commands and assignments, in the same transaction. The device is told of it.
+    An update that is folded into a round's sum stays there; an update that waits to be folded is rejected.
     """
 
     def __init__(self, fleet: Fleet, clock: Callable[[], float]) -> None:
         self._fleet, self._clock = fleet, clock
 
     def suspend(self, population: str, device: str, reason: str = "") -> Device:
-        """Let a device take part in nothing until it is resumed; raises UmbelError when it is not active."""
+        """Bar a device until it is resumed; raises UmbelError when it is suspended or revoked already."""
         return self._bar(population, device, SUSPENDED, reason)
 
     def revoke(self, population: str, device: str, reason: str = "") -> Device:
-        """Bar a device and its key for good; raises UmbelError when it is revoked already."""
+        """Bar a device and its key for ever; raises UmbelError when it is revoked already."""
         return self._bar(population, device, REVOKED, reason)
 
     def _bar(self, population: str, device: str, state: str, reason: str) -> Device:
@@ -52,7 +52,7 @@ class Lifecycle:
         return row
 
     def resume(self, population: str, device: str) -> Device:
-        """Let a suspended device take part again; raises UmbelError when it is not suspended."""
+        """Make a suspended device active again; raises UmbelError when it is not suspended."""
         with self._fleet.database.transaction() as session:
             row = self._fleet.devices.row(session, population, device)
             if row.state != SUSPENDED:
@@ -66,8 +66,8 @@ class Lifecycle:
     def delete(self, population: str, device: str) -> None:
         """Remove a device from the register; raises UmbelError unless it is revoked or was never online.
 
-        A revoked key never enrols again, any other only with a new invitation; the id is free for another device once no
-        certificate of it can be valid any more.
+        A revoked key never enrols again; any other key enrols again only with a new invitation. Another device may have
+        the id once no certificate of the deleted device can be valid any more.
         """
         with self._fleet.database.transaction() as session:
             row = self._fleet.devices.row(session, population, device)
@@ -84,7 +84,7 @@ class Lifecycle:
         self._fleet.exchange.clear_status(population, device)
 
     def rename(self, population: str, device: str, name: str) -> Device:
-        """Give a device a name for people, or none; its id stays. Raises UmbelError when the name cannot be shown."""
+        """Set the display name of a device, "" for none; its id stays. Raises UmbelError when the name is not printable."""
         if len(name) > WORD or not name.isprintable():
             raise UmbelError(f"a name should be at most {WORD} characters on one line, got {name[:40]!r}")
         with self._fleet.database.transaction() as session:
@@ -93,7 +93,7 @@ class Lifecycle:
         return row
 
     def label(self, population: str, device: str, labels: Mapping[str, str], remove: Sequence[str] = ()) -> Device:
-        """Set labels that win over the device's own, and remove some of those; raises UmbelError."""
+        """Set labels that override the device's own, and remove labels that were set so; raises UmbelError."""
         with self._fleet.database.transaction() as session:
             row = self._fleet.devices.row(session, population, device)
             for name in remove:
@@ -108,7 +108,7 @@ class Lifecycle:
 
     def _set_state(self, row: Device, state: str, reason: str) -> None:
         row.state, row.state_reason, row.state_since = state, cut(reason, SENTENCE), self._clock()
-        if row.online:  # a later "online" of the same session counts again once it is resumed
+        if row.online:  # so that an "online" of the same session counts once the device is resumed
             row.online, row.epoch = False, row.epoch - 1
 
     def _refuse_key(self, session: Session, row: Device) -> None:
@@ -119,7 +119,7 @@ class Lifecycle:
             return
         refused = session.get(RefusedKey, fingerprint)
         if refused is not None and refused.state == REVOKED:
-            return  # for good: also when the device is deleted then
+            return  # a revoked key stays revoked when its device is deleted
         session.merge(
             RefusedKey(
                 fingerprint=fingerprint,
@@ -131,7 +131,7 @@ class Lifecycle:
         )
 
     def _end_work(self, session: Session, row: Device) -> tuple[list[str], list[Moved]]:
-        """Cancel the device's open commands and what is assigned with them; returns the commands and the assignments."""
+        """Cancel the device's open commands and their assignments; returns both."""
         why = f"the device was {row.state}" + (f": {row.state_reason}" if row.state_reason else "")
         open = (Command.population == row.population, Command.device == row.id, Command.state.in_(OPEN))
         commands = session.scalars(select(Command).where(*open).with_for_update()).all()

@@ -1,15 +1,15 @@
-"""How often something may happen: so many times at once, and one more whenever some seconds have passed."""
+"""A rate limit by token bucket: a burst of uses at once, then one use every so many seconds."""
 
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
 
 MOST_KEYS = 4096
-"""Keys that are remembered; of more, those that were last asked about longest ago begin afresh."""
+"""The largest number of keys that are remembered; beyond it the least recently used key starts again with a full bucket."""
 
 
 class RateLimit:
-    """A token bucket for each key: `burst` uses, filled up by one every `seconds`."""
+    """A token bucket for each key: it holds `burst` uses, and gains one every `seconds`."""
 
     def __init__(self, burst: float, seconds: float, clock: Callable[[], float], most_keys: int = MOST_KEYS) -> None:
         self._burst, self._seconds, self._clock, self._most = float(burst), seconds, clock, most_keys
@@ -23,19 +23,19 @@ class RateLimit:
         return 0.0 if left >= 1 else (1 - left) * self._seconds
 
     def is_full(self, key: str) -> bool:
-        """Whether `key` was not used lately: all its uses are left."""
+        """Whether all uses of `key` are left, because it was not used recently."""
         with self._lock:
             return self._now(key) >= self._burst
 
     def use(self, key: str) -> bool:
-        """Use `key` once if it may be; returns whether it might."""
+        """Take one use of `key` if one is left; returns whether it was."""
         with self._lock:
             left = self._now(key)
             may = left >= 1
             self._left[key] = (
                 left - may,
                 self._clock(),
-            )  # also when it may not: a clock that was set back locks nobody out
+            )  # written also when no use is left, so that a clock that was set back locks nobody out
             self._left.move_to_end(key)
             if len(self._left) > self._most:
                 self._left.popitem(last=False)

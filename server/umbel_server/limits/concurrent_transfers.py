@@ -1,7 +1,7 @@
-"""How many blobs a device sends and fetches at a time: with one too many the oldest ends.
+"""The bound on a device's concurrent uploads and downloads: a transfer beyond it cancels the device's oldest one.
 
-The newest is the one that its device waits for; an older one may be of a connection that broke without the server's
-knowing, and refusing the new one for its sake would keep a device with a bad link out for minutes.
+The device waits for its newest transfer. An older one may belong to a broken connection that the server still counts as
+open; to refuse the new one would lock a device on a bad link out for minutes.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from anyio import CancelScope
 
 
 class Transfers:
-    """The transfers under way; for the event loop's thread."""
+    """The transfers in progress, at most `most` a device. Methods are for the event loop's thread."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -19,7 +19,7 @@ class Transfers:
 
     @contextmanager
     def one(self, population: str, device: str) -> Iterator[CancelScope]:
-        """The scope of one transfer, which is cancelled for the sake of newer ones."""
+        """The cancel scope of one transfer; newer transfers of the same device may cancel it."""
         scopes = self._of.setdefault((population, device), [])
         for oldest in scopes[: max(0, len(scopes) + 1 - self._most)]:
             scopes.remove(oldest)

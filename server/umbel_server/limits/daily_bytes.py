@@ -1,7 +1,7 @@
-"""How many bytes of blobs a population moved over HTTP today, by the UTC day.
+"""The bytes of blobs that each population moved over HTTP today, by UTC day.
 
-Counted in memory as they move, and written down every FLUSH_SECONDS and at the end: a server that is killed forgets what
-moved in the last of these seconds, and no more.
+Bytes are counted in memory and written to the database every FLUSH_SECONDS and at the end. A server that is killed loses
+the count of the last FLUSH_SECONDS at most.
 """
 
 import logging
@@ -27,7 +27,7 @@ Direction = Literal["down", "up"]
 
 
 class QuotaReached(UmbelError):
-    """What would use more than the population's quota; `status` is the HTTP status, `retry_after` seconds or 0."""
+    """The request would exceed the population's quota; `status` is the HTTP status, `retry_after` seconds or 0."""
 
     def __init__(self, sentence: str, status: int, retry_after: float = 0.0) -> None:
         super().__init__(sentence)
@@ -47,24 +47,24 @@ class _Bytes:
 class _Today(_Bytes):
     day: int = 0
     promised: int = 0
-    """Bytes of transfers under way that have not moved yet."""
+    """Bytes reserved for transfers in progress that have not moved yet."""
 
 
 class Moving:
-    """One transfer, and the bytes that it was promised and has not moved yet."""
+    """One transfer; `promised` are the bytes reserved for it that have not moved yet."""
 
     def __init__(self, count: Callable[[int, int], None], promised: int) -> None:
         self._count, self.promised = count, promised
 
     def moved(self, size: int) -> None:
-        """Count bytes that have moved."""
+        """Count `size` bytes as moved."""
         kept = min(size, self.promised)
         self.promised -= kept
         self._count(size, kept)
 
 
 class DailyBytes:
-    """Today's bytes of every population that moved any; `start` begins the thread that writes, `stop` ends it."""
+    """Today's bytes of every population. `start` begins the thread that writes them to the database, `stop` ends it."""
 
     def __init__(self, database: Database, clock: Callable[[], float]) -> None:
         self._database, self._clock = database, clock
@@ -76,11 +76,11 @@ class DailyBytes:
         self._of = {row.population: _Today(row.down, row.up, row.day) for row in rows}
 
     def start(self) -> None:
-        """Write down now and then what moved."""
+        """Begin to write the counts to the database every FLUSH_SECONDS."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Write down what moved, and end the thread."""
+        """Write the counts a last time, and end the thread."""
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -88,10 +88,10 @@ class DailyBytes:
 
     @contextmanager
     def moving(self, population: str, direction: Direction, size: int, most: int | None) -> Iterator[Moving]:
-        """A transfer of `size` bytes, of which what does not move is free again at its end.
+        """Reserve `size` bytes for one transfer; bytes that have not moved at its end are released.
 
-        Raises QuotaReached, before, when they are more than is left of `most` a day. Each transfer under way has what it was
-        promised, so that all together move no more.
+        Raises QuotaReached before the transfer when fewer bytes are left of `most` a day. Reservations count as used, so
+        that concurrent transfers together cannot exceed the quota.
         """
         with self._lock:
             self._check(population, size, most)
@@ -107,7 +107,7 @@ class DailyBytes:
             count(0, transfer.promised)
 
     def check(self, population: str, size: int, most: int | None) -> None:
-        """Raise QuotaReached when so many bytes are more than is left of `most` today."""
+        """Raise QuotaReached when fewer than `size` bytes are left of `most` today."""
         with self._lock:
             self._check(population, size, most)
 
@@ -135,7 +135,7 @@ class DailyBytes:
                 self._unwritten.setdefault((population, today.day), _Bytes()).add(down, up)
 
     def today(self, population: str) -> tuple[int, int]:
-        """Bytes that went down and came up today."""
+        """Bytes downloaded and uploaded today, in that order."""
         with self._lock:
             today = self._today(population)
             return today.down, today.up
@@ -150,7 +150,7 @@ class DailyBytes:
         return today
 
     def flush(self) -> None:
-        """Write down what moved since the last time; what cannot be written stays for the next."""
+        """Write the counts since the last flush to the database; on an error they are kept for the next flush."""
         with self._lock:
             moved, self._unwritten = self._unwritten, {}
         if not moved:

@@ -1,4 +1,4 @@
-"""How much of the server a population may use: devices, bytes stored, bytes a day; nothing said is no limit."""
+"""Quotas: the devices, stored bytes and bytes a day that a population may use. Without a quota there is no limit."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -19,12 +19,12 @@ from umbel_server.storage.blob_ownership import BlobOwnership
 from umbel_server.storage.database import Assignment, BlobPopulation, Database, Device, Quota, Run
 
 LOOK_SECONDS = 1.0
-"""How long what is stored is not added up again while nothing new belongs to the population."""
+"""How long a sum of stored bytes is used again while no blob is added to the population."""
 MOST = 2**62
 
 
 class QuotaChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Limits to set: a number, None for no limit; what is not named stays."""
+    """Limits to set: a number, or None for no limit. Limits that are not named stay as they are."""
 
     devices: int | None | msgspec.UnsetType = msgspec.UNSET
     storage: int | None | msgspec.UnsetType = msgspec.UNSET
@@ -33,7 +33,7 @@ class QuotaChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Limit:
-    """The limits of one population; None is without limit. Sizes in bytes."""
+    """The limits of one population; None means no limit. Sizes in bytes."""
 
     devices: int | None = None
     storage: int | None = None
@@ -44,10 +44,11 @@ NO_LIMIT = Limit()
 
 
 class Quotas:
-    """The quotas in the database and in memory; one that is changed holds for the next request.
+    """The quotas in the database and in memory; a change holds from the next request on.
 
-    Stored counts what belongs to the population (the same bytes in two populations count in both), updates that wait to be
-    folded, uploads under way, and received blobs that are `unanswered` so far. With `keeps_updates` folded updates stay, and count too.
+    Stored bytes are the blobs that belong to the population (the same bytes in two populations count in both), updates
+    that wait to be folded, uploads in progress, and received blobs that no result names yet (`unanswered`). With
+    `keeps_updates` folded updates are kept, and count too.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Quotas:
         return self._limits.get(population, NO_LIMIT)
 
     def set(self, population: str, change: QuotaChange) -> Limit:
-        """Change limits of a population, which need not have anything yet; raises UmbelError on one that makes no sense."""
+        """Change limits of a population, which need not exist yet; raises UmbelError when a limit is out of range."""
         check_name(population, "a population")
         wanted = {
             name: value
@@ -96,11 +97,11 @@ class Quotas:
         return limit
 
     def check_devices(self, session: Session, population: str) -> None:
-        """Raise QuotaReached, within the caller's transaction, when no further device may enrol."""
+        """Raise QuotaReached, within the caller's transaction, when the population may have no further device."""
         most = self.limit(population).devices
         if most is None:
             return
-        session.get(Quota, population, with_for_update=True)  # two who enrol at once take turns
+        session.get(Quota, population, with_for_update=True)  # concurrent enrolments take turns
         count = session.scalar(select(func.count()).where(*_enrolled(population))) or 0
         if count >= most:
             raise self._reached(
@@ -112,7 +113,7 @@ class Quotas:
             )
 
     def check_storage(self, population: str, size: int) -> None:
-        """Raise QuotaReached when so many bytes more may not be stored."""
+        """Raise QuotaReached when the population may not store `size` bytes more."""
         most = self.limit(population).storage
         if most is None:
             return
@@ -128,7 +129,7 @@ class Quotas:
 
     @contextmanager
     def storing(self, population: str, size: int) -> Iterator[None]:
-        """Count bytes as stored while they come; raises QuotaReached, before, when they may not."""
+        """Count `size` bytes as stored while they arrive; raises QuotaReached before when they exceed the quota."""
         self._expect(population, size)
         try:
             self.check_storage(population, 0)
@@ -142,7 +143,7 @@ class Quotas:
 
     @contextmanager
     def moving(self, population: str, direction: Direction, size: int) -> Iterator[Moving]:
-        """A transfer of `size` bytes over HTTP; raises QuotaReached, before, when they are too many for today."""
+        """A transfer of `size` bytes over HTTP; raises QuotaReached before when they exceed today's quota."""
         with (
             self._daily(population),
             self._traffic.moving(population, direction, size, self.limit(population).bytes_per_day) as transfer,
@@ -159,7 +160,7 @@ class Quotas:
 
     def stored(self, population: str) -> int:
         """The bytes that a population stores."""
-        # In the order in which bytes go from one to the next, so that what goes on meanwhile is counted at least once.
+        # Read in the order in which bytes pass from one count to the next, so that bytes in motion count at least once.
         on_the_way = self._coming.get(population, 0) + self._unanswered(population) + self._unfolded(population)
         return on_the_way + self._held(population)
 
@@ -183,7 +184,7 @@ class Quotas:
             return int(session.scalar(query) or 0)
 
     def check_round(self, population: str, stored: int, moved: int) -> None:
-        """Raise QuotaReached when a round that stores and moves so many bytes at least may not begin."""
+        """Raise QuotaReached when the quota has no room for a round, which stores `stored` and moves `moved` bytes at least."""
         self.check_storage(population, stored)
         with self._daily(population):
             self._traffic.check(population, moved, self.limit(population).bytes_per_day)
@@ -201,7 +202,7 @@ class Quotas:
         return sorted(names)
 
     def describe(self, population: str) -> dict[str, Any]:
-        """A population's quotas and what of them is used, as the API shows it; None is without limit."""
+        """A population's quotas and their use, as the API shows them; None means no limit."""
         limit = self.limit(population)
         with self._database.transaction() as session:
             count = session.scalar(select(func.count()).where(*_enrolled(population))) or 0

@@ -1,4 +1,4 @@
-"""How often, and how much at once, devices and strangers may ask; `[limits]` in umbel.toml."""
+"""Rate limits of requests and messages, for devices and for unknown senders; `[limits]` in umbel.toml."""
 
 import time
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from umbel_server.limits.refusals import Refusals
 
 Rate = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
 BURST_SECONDS = 10.0
-"""Who was quiet for so long may use at once what was saved up."""
+"""Uses are saved up for this many seconds, and may then be spent in one burst."""
 STRANGERS = "unknown devices"
 MOST_DEVICES, MOST_ADDRESSES = 131_072, 16_384
 
@@ -47,7 +47,7 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class RequestLimits:
-    """The limits of HTTP requests; each method gives the seconds to wait, 0 for none, and counts a use if there are none."""
+    """The limits of HTTP requests. Each method returns the seconds to wait; at 0 it has counted one use."""
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self._devices = _bucket(limits.requests_per_second, clock, MOST_DEVICES)
@@ -55,29 +55,29 @@ class RequestLimits:
         self._wrong = _bucket(limits.wrong_tokens_per_second, clock, MOST_ADDRESSES)
 
     def device(self, population: str, device: str) -> float:
-        """For a request that a device has proved to be its own."""
+        """Seconds to wait for a request with a device's valid signature."""
         return _use(self._devices, f"{population}/{device}")
 
     def enrolment(self, address: str) -> float:
-        """For a request that proves nothing yet."""
+        """Seconds to wait for a request from an address that has proved nothing yet."""
         return _use(self._enrolments, network_of(address))
 
     def suspect(self, address: str) -> float:
-        """For a look into the register: as long as too many wrong tokens come from an address, for none from there."""
+        """Seconds to wait before a token from this address is looked up: more than 0 after too many invalid ones."""
         return self._wrong.wait(network_of(address))
 
     def wrong(self, address: str) -> None:
-        """Count a signature that was wrong."""
+        """Count an invalid signature."""
         self._wrong.use(network_of(address))
 
 
 class MessageLimits:
-    """Which MQTT messages are looked at, so that who floods one device's topics keeps no other device from the server.
+    """The limits of MQTT messages: a flood on one device's topics does not keep other devices from the server.
 
-    Messages that a device signed are charged to the device: once it has used them up, its messages cost nothing but a look
-    at this. Who forges others' cannot use up these. What is forged is charged to the topics it came on: with a broker that
-    lets anybody publish there, and somebody who does without pause, few of that device's own messages get through - the
-    outbox repeats its commands until one does - and all other devices go on.
+    A signed message counts against the device that signed it. A forged message counts against the topics on which it
+    came, not against the device. On a broker where anybody may publish, a constant flood of forgeries on one device's
+    topics leaves few of that device's own messages through; the outbox repeats its commands until one succeeds. All other
+    devices are not affected.
     """
 
     def __init__(self, limits: Limits, refusals: Refusals, clock: Callable[[], float] = time.monotonic) -> None:
@@ -86,9 +86,9 @@ class MessageLimits:
         self._refusals = refusals
 
     def admit(self, name: str, known: bool) -> bool:
-        """Whether to look at a message on the topics of device `name`; one that is not looked at is counted.
+        """Whether to process a message on the topics of device `name`; a refused message is counted.
 
-        A name that is not `known` to be in the register waits while too many come that are not.
+        Messages for a name that is not `known` to the register share one limit.
         """
         if not known and self._forged.wait(STRANGERS):
             self._refusals.note(STRANGERS, "messages", "too many come on topics of devices that there are not")
@@ -101,17 +101,20 @@ class MessageLimits:
         return False
 
     def signed(self, name: str) -> None:
-        """Charge a device with a message that it signed."""
+        """Count a message that the device signed."""
         self._signed.use(name)
 
     def forged(self, name: str, why: str) -> None:
-        """Charge a device's topics, or those of STRANGERS together, with a message that is not the device's own."""
+        """Count a message on a device's topics, or on those of STRANGERS, that the device did not sign."""
         self._forged.use(name)
         self._refusals.note(name, "forged messages", why)
 
 
 def network_of(address: str) -> str:
-    """What counts as one sender: an IPv4 address, or the /64 network of an IPv6 one, which is given out as a whole."""
+    """The network that counts as one sender: an IPv4 address, or the /64 network of an IPv6 address.
+
+    A provider gives one customer a whole /64 network.
+    """
     try:
         found = ip_address(address)
     except ValueError:

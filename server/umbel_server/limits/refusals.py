@@ -1,4 +1,4 @@
-"""What was refused, to whom and why: counted, and said in the log once a minute for each, however often it comes."""
+"""Counts of refused requests and messages by sender and kind; the log says each at most once a minute."""
 
 import logging
 import threading
@@ -10,7 +10,7 @@ log = logging.getLogger("umbel.refused")
 
 QUIET_SECONDS = 60.0
 MOST_KEYS = 16_384
-"""Devices and addresses of which refusals are counted; of more, those that were refused longest ago are forgotten."""
+"""The largest number of senders that are counted; beyond it the one refused longest ago is forgotten."""
 
 
 @dataclass
@@ -20,7 +20,7 @@ class _Count:
 
 
 class Refusals:
-    """Counts since the server's start, by device (`population/device`), population, or network address."""
+    """Counts since the start of the server, by device (`population/device`), population, or network address."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -28,7 +28,7 @@ class Refusals:
         self._lock = threading.Lock()
 
     def note(self, who: str, what: str, why: str) -> None:
-        """Count one refusal of the kind `what`, and log why unless that was done less than a minute ago."""
+        """Count one refusal of the kind `what`, and log it unless that was done less than QUIET_SECONDS ago."""
         now = self._clock()
         with self._lock:
             count = self._counts.setdefault(who, _Count())
@@ -44,7 +44,7 @@ class Refusals:
         log.warning("refused %s of %s: %s%s", what, who, why, more)
 
     def of(self, who: str) -> dict[str, int]:
-        """How often each kind was refused."""
+        """The number of refusals of a sender, by kind."""
         with self._lock:
             count = self._counts.get(who)
             return dict(count.times) if count is not None else {}

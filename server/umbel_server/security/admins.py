@@ -1,4 +1,4 @@
-"""The administrators: who may do what on which populations, each known by a token that is made once and shown once."""
+"""Administrators: each has a role, a set of populations, and a token that is shown once, when it is made."""
 
 import base64
 import hashlib
@@ -25,35 +25,35 @@ from umbel_server.storage.database import Admin, Database
 
 Role = Literal["viewer", "operator", "owner"]
 ROLES: tuple[Role, ...] = ("viewer", "operator", "owner")
-"""From the one that may do least: each may do what those before it may."""
+"""Roles in ascending order: each role includes the rights of those before it."""
 
 SHOWN = 5
-"""Populations that a sentence names at most."""
+"""The largest number of populations that a sentence names."""
 
 LOCAL = "local"
 RESERVED = (LOCAL, "server", "unknown")
-"""Names that mean somebody else in the audit log."""
+"""Names that have another meaning in the audit log, and that no administrator may have."""
 
 REMEMBERED_SECONDS, MOST_REMEMBERED = 60.0, 1024
-"""How long, and how many at most, tokens that were verified need no argon2id."""
+"""How long a verified token is remembered, and how many are: a remembered token needs no argon2id."""
 FAILURES, FAILURE_SECONDS = 5, 10.0
-"""Wrong secrets from one address that are looked at at once; then one in so many seconds."""
+"""A burst of wrong secrets that one address may try, and the seconds to wait for each one after it."""
 ALL_FAILURES, ALL_FAILURE_SECONDS = 50, 1.0
-"""The same for one administrator's token, from all addresses that wrong ones came from: at most some 5% of one processor."""
+"""The same for one administrator's token, over all addresses that sent wrong ones: about 5% of one processor at most."""
 
 _TOKEN = re.compile(r"umbel_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
 
 
 class UnknownAdmin(UmbelError):
-    """An administrator who is not there, or whom the one who asks may not see."""
+    """The administrator is not found, or not visible to the caller."""
 
 
 class WrongToken(UmbelError):
-    """A token that is nobody's, or whose time is over."""
+    """The token is unknown, revoked or expired."""
 
 
 class TooManyFailures(UmbelError):
-    """A token that is not looked at, as too many wrong ones came; in `wait` seconds one is again."""
+    """Too many wrong tokens came; the next one is checked after `wait` seconds."""
 
     def __init__(self, wait: float) -> None:
         super().__init__(f"too many wrong tokens came; try again in {wait:.0f} s")
@@ -62,37 +62,37 @@ class TooManyFailures(UmbelError):
 
 @dataclass(frozen=True)
 class Identity:
-    """Who asks, however that was proved: a role, and the populations that it is for (empty: all)."""
+    """The caller of a request: a name, a role, and the populations that the role covers (empty: all)."""
 
     name: str
     role: Role
     populations: tuple[str, ...] = ()
 
     def may(self, role: Role) -> bool:
-        """Whether its role is this one or a higher one."""
+        """Whether the caller has this role or a higher one."""
         return ROLES.index(self.role) >= ROLES.index(role)
 
     def sees(self, population: str) -> bool:
-        """Whether a population is among its own."""
+        """Whether the caller may see a population."""
         return not self.populations or population in self.populations
 
     @property
     def scope(self) -> str:
-        """Its populations for a sentence."""
+        """The populations as words of a sentence."""
         more = len(self.populations) - SHOWN
         named = ", ".join(self.populations[:SHOWN]) or "all populations"
         return f"{named} and {more} more" if more > 0 else named
 
     def covers(self, populations: Sequence[str]) -> bool:
-        """Whether all of a scope is within its own."""
+        """Whether the caller's populations include all `populations`, where none means all."""
         return not self.populations or (bool(populations) and set(populations) <= set(self.populations))
 
 
 class Admins:
-    """The administrators in the database, with the tokens that were verified lately in memory, by their SHA-256.
+    """The administrators in the database. Memory holds the SHA-256 of recently verified tokens.
 
-    Every request reads its administrator's row, so that a revoked or expired token ends at once; what is remembered is
-    only that a secret fits a hash. argon2id (RFC 9106) runs for one request at a time.
+    Every request reads the administrator's row, so that a revoked or expired token fails at once. Memory only holds the
+    fact that a secret matches a hash. argon2id (RFC 9106) runs for one request at a time.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Admins:
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         self._database, self._clock, self._random = database, clock, random_bytes
-        # A secret of 256 random bits needs no more than the least that OWASP advises for passwords.
+        # OWASP's smallest parameters for passwords are enough for a secret of 256 random bits.
         self._hasher = PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
         self._remembered: OrderedDict[bytes, tuple[str, float]] = OrderedDict()
         self._turn, self._memory = threading.Lock(), threading.Lock()
@@ -112,9 +112,9 @@ class Admins:
     def add(
         self, by: Identity, name: str, role: Role, populations: Sequence[str], expires_in: float
     ) -> tuple[Admin, str]:
-        """Make an administrator, for `expires_in` seconds (0: for ever); returns the row and the token, kept nowhere else.
+        """Make an administrator for `expires_in` seconds (0: for ever); returns the row and the token, which is not stored.
 
-        Raises UmbelError for a name that is taken or a scope that is not within that of `by`.
+        Raises UmbelError when the name is taken, or when `by` does not cover all `populations`.
         """
         check_name(name, "an admin's name")
         if name in RESERVED:
@@ -146,13 +146,13 @@ class Admins:
         return row, f"umbel_{id}_{secret}"
 
     def list(self, by: Identity) -> Sequence[Admin]:
-        """Those whose scope is within that of `by`, also those whose time is over, by name."""
+        """The administrators whose populations `by` covers, expired and revoked ones included, sorted by name."""
         with self._database.transaction() as session:
             rows = session.scalars(select(Admin).order_by(Admin.name, Admin.created)).all()
         return [row for row in rows if by.covers(row.populations)]
 
     def revoke(self, by: Identity, name: str) -> Admin:
-        """End an administrator's token; raises UnknownAdmin."""
+        """Revoke an administrator's token; raises UnknownAdmin."""
         with self._database.transaction() as session:
             query = select(Admin).where(Admin.name == name, Admin.revoked == 0).with_for_update()
             row = session.scalars(query).one_or_none()
@@ -163,7 +163,7 @@ class Admins:
         return row
 
     def identify(self, token: str, address: str) -> Identity:
-        """Whose token this is, asked from a network `address`; raises WrongToken or TooManyFailures."""
+        """The owner of a token that came from a network `address`; raises WrongToken or TooManyFailures."""
         match = _TOKEN.fullmatch(token)
         if match is None:
             raise WrongToken(
@@ -191,7 +191,7 @@ class Admins:
     def _verify(self, token: str, secret: str, row: Admin, address: str) -> None:
         with self._turn:
             network = network_of(address)
-            # From where nothing wrong came a right one is taken: no stranger holds its owner out.
+            # A network that sent no wrong token is not limited, so that a stranger cannot lock the owner out.
             if not self._failures.is_full(network) and (
                 wait := max(self._failures.wait(network), self._all_failures.wait(row.id))
             ):
@@ -219,18 +219,18 @@ class Admins:
 
 
 def is_local(token: str, admin_token: str) -> bool:
-    """Whether a token is the one in the state folder, whose owner is on the server's own machine."""
+    """Whether a token is the state folder's own, which only a user of the server's machine can read."""
     return hmac.compare_digest(token.encode(errors="replace"), admin_token.encode())
 
 
 def public_id(token: str) -> str:
-    """The public id in what has the form of an admin's token, or ""."""
+    """The public id in a text of the form of an admin's token, else ""."""
     match = _TOKEN.fullmatch(token)
     return match[1] if match is not None else ""
 
 
 def describe(row: Admin) -> dict[str, Any]:
-    """An administrator as the API shows it: nothing of its token but the public id; times in Unix seconds."""
+    """An administrator as the API shows it: of the token only the public id; times in Unix seconds."""
     return {
         "id": row.id,
         "name": row.name,

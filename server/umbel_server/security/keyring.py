@@ -1,7 +1,8 @@
-"""The server's signing keys in its state folder: the one that signs, the one that will, and the public halves of all before.
+"""The server's signing keys in its state folder: the current key, the next one, and the public halves of earlier ones.
 
-Which is which is said by one file that is replaced atomically, `signing-keys.json`; a folder whose key never changed has none.
-A new key's file is written before it is named there, and private keys that are not needed any more are removed after.
+The file `signing-keys.json` says which key has which part. It is replaced atomically, and missing while the first key
+was never rotated. A new key's file is written before that file names it; private keys that nothing needs are removed
+after.
 """
 
 import threading
@@ -22,11 +23,11 @@ from umbel_server import moments
 KEY, KEYS = "signing-key.pem", "signing-keys.json"
 SCHEMA = 1
 GRACE = 2 * CLOCK_TOLERANCE
-"""Seconds for which the old key is accepted after the last signature with it: devices' clocks differ, messages travel."""
+"""Seconds for which the old key is accepted after its last signature: clocks differ, and messages take time."""
 
 
 class _Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`signing-keys.json`: the fingerprint of the key that is `signing`, until the newest does at Unix time `switches`."""
+    """`signing-keys.json`: `signing` is the fingerprint of the current key; the newest signs from Unix time `switches` on."""
 
     schema: int
     first: PublicKey
@@ -46,7 +47,7 @@ class _Held:
 
 
 class Keyring:
-    """The keys in `folder`; safe to use from several threads. One process at a time may change them.
+    """The keys in `folder`. Safe to use from several threads; only one process at a time may change them.
 
     Raises UmbelError when a file is missing or damaged.
     """
@@ -62,25 +63,25 @@ class Keyring:
 
     @property
     def lineage(self) -> Lineage:
-        """Every key since the first, as public ones."""
+        """The public halves of all keys, oldest first."""
         return self._held.lineage
 
     @property
     def successions(self) -> tuple[Succession, ...]:
-        """What proves the lineage to those who trust any of the keys."""
+        """The signed statements that prove the lineage to anyone who trusts one of its keys."""
         kept = self._held.kept
         return kept.successions if kept is not None else ()
 
     @property
     def switches(self) -> float | None:
-        """Unix time from which the newest key signs, while another one does."""
+        """Unix time from which the newest key signs; None when it signs already."""
         held = self._held
         return held.kept.switches if held.kept is not None and _is_pending(held) else None
 
     def begin(self, overlap: float, now: float) -> None:
-        """Make a new key, which signs `overlap` seconds from `now` on; with 0 at once, and no key before it is accepted any more.
+        """Make a new key that signs from `now` + `overlap` on. With 0 it signs at once, and earlier keys are rejected.
 
-        Raises UmbelError, changing nothing, while one is on its way already and there is an overlap.
+        Raises UmbelError and changes nothing when `overlap` is not 0 and another new key does not sign yet.
         """
         with self._turn:
             held = self._held
@@ -109,9 +110,9 @@ class Keyring:
             self._tidy()
 
     def advance(self, now: float) -> bool:
-        """Sign with the newest key from now on, if its time has come; returns whether it has.
+        """Switch to the newest key if its time has come; returns whether it did.
 
-        Removes the private keys that sign nothing any more, and what a process that was killed has left.
+        Removes private keys that sign no more, and files that a killed process left.
         """
         with self._turn:
             held, switched = self._held, False

@@ -1,4 +1,4 @@
-"""The server's own certificate authority, and what it certifies: the server, its broker, devices (RFC 5280, EC P-256)."""
+"""The server's own certificate authority. It certifies the server, its broker and the devices (RFC 5280, EC P-256)."""
 
 import fcntl
 import ipaddress
@@ -21,18 +21,18 @@ from umbel.errors import SignatureError, UmbelError
 
 CA, CA_KEY, CERTIFICATE, CERTIFICATE_KEY = "ca.pem", "ca-key.pem", "tls.pem", "tls-key.pem"
 CA_DAYS, DAYS, RENEWED_DAYS = 7300, 1825, 365
-"""Days that the authority and a certificate are valid; a certificate is renewed when the server starts in its last year."""
+"""Days for which the authority and a certificate are valid; the server renews a certificate in its last year, at start."""
 
 DEVICE_DAYS = 90
-"""Days that a device's certificate is valid."""
+"""Days for which a device's certificate is valid."""
 
 SERVER = "umbel-server"
-"""The name by which a broker knows the server; no device's has no '/'."""
+"""The name by which a broker knows the server; the name of every device contains a '/'."""
 
 _HOST = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*")
 
 _EARLIER = timedelta(days=1)
-"""Devices' clocks may be behind: what is issued is valid from a day ago."""
+"""A certificate is valid from a day before it is issued, because a device's clock may be behind."""
 
 
 def make_authority(folder: Path, now: datetime) -> None:
@@ -53,7 +53,7 @@ def make_authority(folder: Path, now: datetime) -> None:
 
 @dataclass(frozen=True)
 class Pair:
-    """The files of a certificate and its key, and what it is for: `common` name, and names and addresses if it listens."""
+    """The files of a certificate and its key, its `common` name, and the `names` and addresses of a listening side."""
 
     certificate: Path
     key: Path
@@ -61,9 +61,9 @@ class Pair:
     names: tuple[str, ...] = ()
 
     def keep(self, folder: Path, now: datetime) -> bool:
-        """Make the certificate, by the authority in `folder`, unless there is one that is good for a year.
+        """Issue the certificate by the authority in `folder`, unless a valid one with more than a year left exists.
 
-        Returns whether one was made. Raises UmbelError when the authority's files cannot be read, or a name is none.
+        Returns whether it was issued. Raises UmbelError when the authority's files cannot be read, or a name is not valid.
         """
         alternatives = [alternative(name) for name in self.names]
         with _authority(folder) as (authority, signer):
@@ -71,7 +71,7 @@ class Pair:
                 return False
             key = ec.generate_private_key(ec.SECP256R1())
             certificate = _issue(authority, signer, self.common, alternatives, key.public_key(), now, DAYS)
-            # The key first: a certificate without its key is made again, as its key's public half shows.
+            # The key is written first: a certificate that does not match its key is issued again.
             write_atomically(self.key, _pem(key), mode=0o600)
             write_atomically(self.certificate, certificate.public_bytes(serialization.Encoding.PEM))
         return True
@@ -91,14 +91,15 @@ class Pair:
 
 
 def own(folder: Path, names: Sequence[str]) -> Pair:
-    """The server's own certificate, with which it listens and is a client of its broker, for `names`."""
+    """The server's own certificate for `names`: it serves HTTP with it, and connects to its broker with it."""
     return Pair(folder / CERTIFICATE, folder / CERTIFICATE_KEY, SERVER, tuple(dict.fromkeys(names)))
 
 
 def certify(folder: Path, request: bytes, common: str, now: datetime) -> str:
-    """A device's certificate in PEM, good for DEVICE_DAYS, of the key that its signing request (PEM, RFC 2986) proves to hold.
+    """Issue a device's certificate (PEM, valid for DEVICE_DAYS) for the key of its signing request (PEM, RFC 2986).
 
-    Of the request nothing but the key counts, which must be an EC P-256 key. Raises SignatureError otherwise.
+    Only the key is taken from the request. It must be an EC P-256 key that signed the request; raises SignatureError
+    otherwise.
     """
     try:
         asked = x509.load_pem_x509_csr(request)
@@ -114,7 +115,7 @@ def certify(folder: Path, request: bytes, common: str, now: datetime) -> str:
 
 @contextmanager
 def _authority(folder: Path) -> Iterator[tuple[x509.Certificate, ec.EllipticCurvePrivateKey]]:
-    """The authority's certificate and key, for one process at a time."""
+    """The authority's certificate and key, locked against other processes."""
     try:
         with (folder / CA_KEY).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -156,12 +157,12 @@ def _names_of(certificate: x509.Certificate) -> list[x509.GeneralName]:
 
 
 def _named(common: str) -> x509.Name:
-    # 64 characters are RFC 5280's bound, which a device's name in its population may exceed; nobody minds.
+    # RFC 5280 allows 64 characters, and `population/device` may be longer; TLS libraries and brokers accept that.
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common, _validate=False)])
 
 
 def server_context(folder: Path) -> ssl.SSLContext:
-    """TLS 1.3 with the server's certificate, for who listens; raises UmbelError when its files cannot be read."""
+    """A TLS 1.3 context with the server's certificate for listening; raises UmbelError when its files cannot be read."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
@@ -186,10 +187,10 @@ def _builder(
 
 
 def alternative(name: str) -> x509.GeneralName:
-    """A host name or an address, as a certificate says it; raises UmbelError when it is neither."""
+    """A host name or an address in the form of a certificate's alternative name; raises UmbelError when it is neither."""
     try:
         address = ipaddress.ip_address(name)
-        if "%" not in name:  # an interface, which is no part of an address that others know
+        if "%" not in name:  # a zone index has a meaning on this machine only
             return x509.IPAddress(address)
     except ValueError:
         pass

@@ -1,4 +1,4 @@
-"""Tokens of requests that change something: each is good once."""
+"""The tokens of requests that change something: each may be used once."""
 
 import math
 import threading
@@ -8,11 +8,11 @@ from collections.abc import Callable
 from umbel.enrolment import TOKEN_SECONDS, Access
 
 MOST = 1 << 18
-"""Tokens that are remembered; of more at once the oldest are forgotten, and none from before them is taken any more."""
+"""The largest number of tokens that are remembered. Beyond it the oldest is forgotten, and tokens as old are refused."""
 
 
 class UsedTokens:
-    """The tokens that were used lately, and since when there is a record of them: tokens from before are not taken."""
+    """The recently used tokens. The record is complete from `since` on; a token signed before that is refused."""
 
     def __init__(self, clock: Callable[[], float], most: int = MOST) -> None:
         self._clock, self._most, self.since = clock, most, clock()
@@ -20,15 +20,15 @@ class UsedTokens:
         self._lock = threading.Lock()
 
     def use(self, access: Access) -> bool:
-        """Note the use of a token that is not too old; returns False when it was used before."""
+        """Record the use of a token; returns False when it was used before, or is older than the record."""
         now, name = self._clock(), (access.population, access.device, access.nonce)
         with self._lock:
             while self._used and (next(iter(self._used.values()))[0] < now or len(self._used) > self._most):
                 _, (until, at) = self._used.popitem(last=False)
-                if until >= now:  # forgotten early: there is a record of what was signed later, and of no more
+                if until >= now:  # forgotten early: the record is complete only for tokens signed later
                     self.since = max(self.since, math.nextafter(at, math.inf))
             if name in self._used or access.at < self.since:
                 return False
-            # Its time may be as far ahead of ours as it may be behind.
+            # The sender's clock may be as far ahead of ours as it may be behind.
             self._used[name] = now + 2 * TOKEN_SECONDS, access.at
             return True

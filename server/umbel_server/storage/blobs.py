@@ -1,4 +1,4 @@
-"""Bytes by address: content-addressed blobs in a folder or a bucket."""
+"""Content-addressed blobs in a folder or an S3 bucket: the address of a blob is its SHA-256."""
 
 import copy
 import errno
@@ -23,15 +23,15 @@ from umbel.tensors import digest
 _ADDRESS = re.compile(r"[0-9a-f]{64}")
 _SPOOL = 1 << 20
 PIECE = 1 << 19
-"""Bytes of a blob that are read at once where each piece is looked at: few enough for a processor's cache."""
+"""Bytes of one piece of a blob that is read and processed piece by piece; small enough for a processor's cache."""
 
 
 class BlobError(UmbelError):
-    """A blob that is too large, or whose bytes are not those of its address."""
+    """A blob is too large, or its bytes do not match its address."""
 
 
 class MissingBlob(BlobError):
-    """A blob that is not there."""
+    """The blob is not stored."""
 
 
 class Blobs:
@@ -52,7 +52,7 @@ class Blobs:
         self._prefix = ""
 
     def apart(self, name: str) -> "Blobs":
-        """Blobs in the same store that only those who ask under `name` find, to be removed together."""
+        """A separate part of the same store under `name`. Its blobs are found only there, and are removed together."""
         view = copy.copy(self)
         view._prefix = f"{self._prefix}{name}/"
         return view
@@ -61,7 +61,7 @@ class Blobs:
         return f"{self._prefix}{check_address(sha256)[:2]}/{sha256}"
 
     def put(self, data: bytes, durable: bool = False) -> Blob:
-        """Store `data` and return its address; with `durable` it also survives a power failure after this returns."""
+        """Store `data` and return its address. With `durable` it survives a power failure once this returns."""
         blob = Blob.of(data)
         if not self._has_whole(blob):
             obstore.put(self._store, self._path(blob.sha256), data)
@@ -78,7 +78,7 @@ class Blobs:
                 break
 
     def copy_from(self, other: "Blobs", sha256: str) -> None:
-        """Store a blob that another name of the same store has; durable when this returns. Raises MissingBlob."""
+        """Copy a blob from another part of the same store; it is durable when this returns. Raises MissingBlob."""
         try:
             obstore.copy(self._store, other._path(sha256), self._path(sha256))
         except FileNotFoundError as error:
@@ -87,11 +87,11 @@ class Blobs:
             self._make_durable(self._folder, sha256)
 
     def count(self) -> int:
-        """How many blobs there are; for one name of a store, not for a store of many."""
+        """The number of blobs. It lists them all, so ask it of a small part of a store."""
         return sum(len(batch) for batch in obstore.list(self._store, self._prefix))
 
     def sizes(self) -> dict[str, int]:
-        """The bytes of every blob under this name alone, by address: one look at the whole store."""
+        """The size in bytes of every blob in this part of the store, by address, from one listing."""
         found: dict[str, int] = {}
         for batch in obstore.list(self._store, self._prefix or None):
             for one in batch:
@@ -101,17 +101,17 @@ class Blobs:
         return found
 
     def holds_any(self) -> bool:
-        """Whether there may be anything to remove under this name."""
+        """Whether this part of the store may hold anything."""
         return self._folder is None or (self._folder / self._prefix).is_dir()
 
     def names(self, name: str) -> list[str]:
-        """What there is apart under `name`."""
+        """The names of the separate parts below `name`."""
         found = obstore.list_with_delimiter(self._store, prefix=f"{self._prefix}{name}")
         return [prefix.rstrip("/").rsplit("/", 1)[1] for prefix in found["common_prefixes"]]
 
     def remove_all(self) -> None:
-        """Remove all that there is under this name, which must be one."""
-        assert self._prefix, "only what is apart may be removed"
+        """Remove every blob of this part of the store. The whole store is refused."""
+        assert self._prefix, "only a separate part of the store may be removed"
         if self._folder is not None:
             with suppress(FileNotFoundError):
                 shutil.rmtree(self._folder / self._prefix)
@@ -120,14 +120,14 @@ class Blobs:
             obstore.delete(self._store, [found["path"] for found in batch])
 
     def _has_whole(self, blob: Blob) -> bool:
-        """Whether all its bytes are there: of a blob that was not durable a power failure may have left none."""
+        """Whether the blob is stored whole: a power failure may leave a file without its bytes."""
         try:
             return self.size(blob.sha256) == blob.size
         except MissingBlob:
             return False
 
     def get(self, sha256: str) -> bytes:
-        """The blob's bytes; raises MissingBlob when there is none, BlobError when its bytes were changed."""
+        """The blob's bytes; raises MissingBlob when it is not stored, BlobError when its bytes were changed."""
         try:
             data = bytes(obstore.get(self._store, self._path(sha256)).bytes())
         except FileNotFoundError as error:
@@ -137,10 +137,10 @@ class Blobs:
         return data
 
     def fill(self, sha256: str, memory: memoryview) -> Iterator[int]:
-        """Read a blob of the size of `memory` into it, and yield how many bytes are there as each PIECE has come.
+        """Read a blob of the size of `memory` into it; yields the number of bytes read so far after each PIECE.
 
-        Take them all: only at the end is it known whether the bytes are the blob's. Raises MissingBlob, and BlobError
-        when they were changed.
+        The digest is checked at the end, so consume the iterator completely. Raises MissingBlob, and BlobError when the
+        bytes were changed.
         """
         hasher, end = hashlib.sha256(), 0
         for begin, end in self._fill(sha256, memory):
@@ -176,22 +176,22 @@ class Blobs:
         return True
 
     def size(self, sha256: str) -> int:
-        """The number of bytes of the blob; raises MissingBlob when there is none."""
+        """The size of the blob in bytes; raises MissingBlob when it is not stored."""
         try:
             return int(obstore.head(self._store, self._path(sha256))["size"])
         except FileNotFoundError as error:
             raise missing(sha256) from error
 
     def read(self, sha256: str, start: int, stop: int) -> Iterator[bytes]:
-        """The bytes from `start` to before `stop`, in pieces."""
+        """The bytes from `start` to `stop` (exclusive), in pieces."""
         for offset in range(start, stop, _SPOOL):
             length = min(_SPOOL, stop - offset)
             yield bytes(obstore.get_range(self._store, self._path(sha256), start=offset, length=length))
 
     def read_ranges(self, sha256: str, starts: Sequence[int], stops: Sequence[int]) -> list[bytes]:
-        """The bytes of several ranges, each from its start to before its stop, in one request where the store can.
+        """The bytes of several ranges, each from its start to its stop (exclusive), in one request if the store can.
 
-        Raises MissingBlob when there is no such blob.
+        Raises MissingBlob when the blob is not stored.
         """
         try:
             return [
@@ -201,9 +201,9 @@ class Blobs:
             raise missing(sha256) from error
 
     def place(self, sha256: str, file: Path) -> None:
-        """Move `file`, whose bytes are on the disk and have this digest, into the store; durable when this returns.
+        """Move `file` into the store under this address; it is durable when this returns.
 
-        Raises FileNotFoundError when the file is gone.
+        The caller has checked the digest and synced the file. Raises FileNotFoundError when the file is gone.
         """
         if self._folder is None:
             obstore.put(self._store, self._path(sha256), file)
@@ -226,7 +226,7 @@ class Blobs:
 
 
 def missing(sha256: str) -> MissingBlob:
-    """What is raised of a blob that is not there."""
+    """The error for a blob that is not stored."""
     return MissingBlob(f"blob {sha256[:12]} is not on this server; upload it first")
 
 
@@ -235,7 +235,7 @@ def _changed(sha256: str) -> BlobError:
 
 
 def check_address(sha256: str) -> str:
-    """`sha256` when it is a blob's address; raises BlobError otherwise."""
+    """`sha256` if it has the form of a blob's address; raises BlobError otherwise."""
     if not _ADDRESS.fullmatch(sha256):
         raise BlobError(f"a blob's address is 64 lower-case hex digits, got {sha256[:80]!r}")
     return sha256

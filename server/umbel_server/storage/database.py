@@ -1,4 +1,4 @@
-"""The server's durable state: one table a thing, one transaction a transition."""
+"""The server's database: its tables, its transactions, and its schema's migrations."""
 
 import os
 import sqlite3
@@ -32,25 +32,28 @@ from umbel.errors import UmbelError
 
 SQLITE_BUSY_SECONDS = 10.0
 LEAST_SQLITE = (3, 35)
-"""The first with RETURNING."""
+"""The first version with RETURNING."""
 
 
 class Base(DeclarativeBase):
-    """The tables; `migrations/` holds their history."""
+    """The base of all tables; `migrations/` holds the history of the schema."""
 
     type_annotation_map = {dict[str, Any]: JSON, dict[str, str]: JSON, dict[str, float]: JSON, list[str]: JSON}
 
 
 class Device(Base):
-    """One phone, vehicle or gateway: its key, and what it last said of itself. `node_id` is its Flower node id.
+    """One phone, vehicle or gateway: its key, its state, and its last status. Times are in Unix seconds.
 
-    `assigned` is when it was last given an assignment; `rejections` counts its updates that were vetted and refused since
-    it was last readmitted, and `quarantined` says why it gets no more assignments. `state` is active, suspended, revoked
-    or deleted, since `state_since` and for `state_reason`; of a deleted device the row stays, for the runs that it was in.
-    No two have the same key: `fingerprint` is its, of a deleted device None, and of those that an older server let share one.
-    `name` is for people; `set_labels` are an administrator's, and win over its own `labels`. `answered` is the highest sequence
-    of its final answers, `agreement` the key that seals what its running process may read, and `skew` by how many seconds
-    its clock was last seen ahead of the server's.
+    node_id: its Flower node id.
+    assigned: time of its last assignment.
+    rejections, quarantined: updates refused since it was last readmitted; why it gets no more assignments, or "".
+    state, state_since, state_reason: active, suspended, revoked or deleted. The row of a deleted device stays for its runs.
+    fingerprint: of its key, unique; None for a deleted device, and for devices that an older server let share a key.
+    name: a display name for people.
+    labels, set_labels: the device's own labels; those that an administrator set, which override them.
+    answered: the highest sequence number of its final answers.
+    agreement: the public key that encrypts commands for its running agent.
+    skew: seconds by which its clock was last ahead of the server's.
     """
 
     __tablename__ = "devices"
@@ -89,7 +92,10 @@ class Device(Base):
 
 
 class RefusedKey(Base):
-    """The key, by its fingerprint, of a device that was revoked or deleted: it enrols no more, or only when invited anew."""
+    """The key of a revoked or deleted device, by fingerprint.
+
+    A revoked key never enrols again; the key of a deleted device enrols again only with a new invitation.
+    """
 
     __tablename__ = "refused_keys"
     fingerprint: Mapped[str] = mapped_column(String(43), primary_key=True)
@@ -102,8 +108,8 @@ class RefusedKey(Base):
 class Invitation(Base):
     """One device may enrol with it until `expires`; `secret` is the SHA-256 of the token's secret, in hex.
 
-    `used` and `revoked` are when that happened, 0 before; `device` is who used it. The device gets the `labels`, and the
-    `kind` unless it is empty.
+    `used` and `revoked` are Unix times, 0 if it was not; `device` is the device that used it. The device gets the `labels`,
+    and the `kind` unless it is empty.
     """
 
     __tablename__ = "invitations"
@@ -120,9 +126,9 @@ class Invitation(Base):
 
 
 class Command(Base):
-    """The outbox: a command stays `pending` or `accepted` until it is acknowledged for good or expired.
+    """A command in the outbox: it stays `pending` or `accepted` until its final acknowledgement or its expiry.
 
-    `token` is the signed command, which leaves only sealed for its device when it is to be `sealed`.
+    `token` is the signed command. With `sealed` it is sent only encrypted for its device.
     """
 
     __tablename__ = "commands"
@@ -147,8 +153,8 @@ class Command(Base):
 class Run(Base):
     """Training one plan on one population. States: running, paused, finished, stopped, failed.
 
-    `weights` is the address of what it starts from when that is not the plan's initial weights; abandoned rounds count
-    since it was `resumed`.
+    `weights` is the address of the first weights when they are not the plan's initial ones. Abandoned rounds are counted
+    from the time `resumed` on.
     """
 
     __tablename__ = "runs"
@@ -169,7 +175,7 @@ class Run(Base):
 class Round(Base):
     """An attempt at a round: `wanted` updates until `closes`. States: open, committed, abandoned.
 
-    `seconds` is what the server spent on it, by what it did.
+    `seconds` is the time that the server spent on it, by step.
     """
 
     __tablename__ = "rounds"
@@ -206,8 +212,9 @@ class Checkpoint(Base):
 class Assignment(Base):
     """One device's work in one round; umbel_server.rounds.assignments has its states.
 
-    It trains from the checkpoint before `round` (or evaluates that of `round`) and may answer until `closes`. A folded
-    update is in checkpoint `folded_into` with `weight`. `bytes_down` and `bytes_up` are the weights and update it travelled.
+    The device trains from the checkpoint before `round` (or evaluates that of `round`) and may answer until `closes`. A
+    folded update is part of checkpoint `folded_into` with `weight`. `bytes_down` and `bytes_up` are the bytes of weights
+    and update that travelled.
     """
 
     __tablename__ = "assignments"
@@ -256,7 +263,7 @@ class Release(Base):
 
 
 class BlobPopulation(Base):
-    """A blob that belongs to a population; of one with the same bytes in two populations there are two rows."""
+    """A blob that belongs to a population; a blob that belongs to two populations has two rows."""
 
     __tablename__ = "blob_populations"
     __table_args__ = (Index("blob_populations_size", "population", "size"),)
@@ -267,7 +274,7 @@ class BlobPopulation(Base):
 
 
 class Quota(Base):
-    """What a population may use; None is without limit. Sizes in bytes."""
+    """The quota of a population; None means no limit. Sizes in bytes."""
 
     __tablename__ = "quotas"
     population: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -277,7 +284,7 @@ class Quota(Base):
 
 
 class Traffic(Base):
-    """Bytes of blobs that went down to, and came up from, a population over HTTP on one day (UTC, days since 1970)."""
+    """Bytes of blobs that a population downloaded and uploaded over HTTP on one day (UTC, in days since 1970)."""
 
     __tablename__ = "traffic"
     population: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -287,10 +294,10 @@ class Traffic(Base):
 
 
 class Admin(Base):
-    """Someone who may use the API, known by a token; `id` is its public part and `secret` the argon2id hash of the rest.
+    """An administrator with a token: `id` is the token's public part, `secret` the argon2id hash of the rest.
 
-    Without `populations` it sees all of them. `expires` and `revoked` are 0 while they are never and not yet; of one name
-    at most one is not revoked.
+    An administrator without `populations` sees all of them. `expires` is 0 for a token that never expires, `revoked` is 0
+    until it is revoked. At most one administrator of a name is not revoked.
     """
 
     __tablename__ = "admins"
@@ -310,7 +317,7 @@ class Admin(Base):
 
 
 class AuditEntry(Base):
-    """One line of the audit log; the database refuses to change or remove it. umbel_server.security.audit.chain has its meaning."""
+    """One entry of the audit log, which the database refuses to change or remove; see umbel_server.security.audit.chain."""
 
     __tablename__ = "audit"
     __table_args__ = (Index("audit_who", "who"), Index("audit_at", "at"))
@@ -329,22 +336,22 @@ class AuditEntry(Base):
 DEVICES = cast(Table, Device.__table__)
 COMMANDS = cast(Table, Command.__table__)
 ASSIGNMENTS = cast(Table, Assignment.__table__)
-"""The tables that a round reads and writes once or more for each of its devices: by statements on them, not objects."""
+"""Tables that a round reads and writes for each of its devices. It uses SQL statements on them: objects cost more time."""
 
 
 _AT_ONCE = 500
 
 
 def batches(names: Sequence[str]) -> Iterator[Sequence[str]]:
-    """The names in as many as one statement may list."""
+    """The names, split into batches that one statement may list."""
     for start in range(0, len(names), _AT_ONCE):
         yield names[start : start + _AT_ONCE]
 
 
 class Database:
-    """Transactions on the database at `url` (SQLAlchemy form), brought to the newest schema when opened.
+    """Transactions on the database at `url` (SQLAlchemy form); opening it brings it to the newest schema.
 
-    With SQLite writers take turns here, so none of them meets "database is locked".
+    With SQLite, writers take turns on a lock here, so that they do not fail with "database is locked".
     """
 
     def __init__(self, url: str) -> None:
@@ -369,7 +376,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
-        """A session whose changes are all committed, or none."""
+        """A session whose changes are committed together, or not at all after an exception."""
         if self._sqlite:
             with self._turn, Session(self._engine, expire_on_commit=False) as session, session.begin():
                 yield session
@@ -378,7 +385,7 @@ class Database:
                 yield session
 
     def settle(self) -> None:
-        """Make what was committed survive a power failure too: SQLite's log is written to the disk only now and then."""
+        """Sync committed changes to the disk, so that they survive a power failure; SQLite's log is not synced at each commit."""
         log = f"{self._engine.url.database}-wal"
         if not self._sqlite or not os.path.exists(log):
             return
@@ -394,7 +401,7 @@ class Database:
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # we say BEGIN ourselves, so that a transaction takes its lock at its start
+    connection.isolation_level = None  # the "begin" listener sends BEGIN IMMEDIATE, which takes the write lock at once
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=NORMAL")

@@ -1,6 +1,7 @@
-"""Blobs on their way in: an upload that broke off goes on where it stopped, and is in the store whole or not at all.
+"""Resumable uploads of blobs: an interrupted upload continues where it stopped; the store gets whole blobs only.
 
-After the IETF draft Resumable Uploads for HTTP (draft-ietf-httpbis-resumable-upload): `Upload-Offset` is what has arrived.
+After the IETF draft Resumable Uploads for HTTP (draft-ietf-httpbis-resumable-upload): `Upload-Offset` is the number of
+bytes that have arrived.
 """
 
 import asyncio
@@ -21,18 +22,18 @@ from umbel.messages import Blob
 from umbel_server.storage.blobs import BlobError, Blobs, check_address
 
 KEPT_SECONDS = 86_400.0
-"""After this long without a byte, what arrived of an upload is removed."""
+"""An unfinished upload is removed after this long without a new byte."""
 SWEEP_SECONDS = 3600.0
 DRAIN_SECONDS = 0.2
 PARTS_OF_ONE = 1
-"""Unfinished uploads kept for one sender; beginning another removes the oldest."""
+"""Unfinished uploads kept for one sender; a further one removes the oldest."""
 BLOBS_OF_ONE = 2
-"""Blobs that one sender may store: a device that was killed before its answer may make another."""
+"""Blobs that one sender may store: a device that was killed before its answer may upload a second one."""
 _CHUNK = 1 << 20
 
 
 class WrongOffset(BlobError):
-    """An upload that does not begin where the part here ends; `offset` is where it does."""
+    """The upload does not begin at the end of the bytes that have arrived; `offset` is that end."""
 
     def __init__(self, offset: int) -> None:
         super().__init__(f"{offset} bytes of this upload are here; go on from there")
@@ -44,15 +45,15 @@ class StoreFull(BlobError):
 
 
 class TooLarge(BlobError):
-    """An upload of more bytes than its sender may send."""
+    """The upload has more bytes than its sender may send."""
 
 
 @dataclass(frozen=True)
 class Sender:
-    """Who uploads: the `folder` of its unfinished uploads, the store of its blobs, and how many bytes one may have.
+    """The sender of an upload: the `folder` of its unfinished uploads, the store of its blobs, the `most` bytes of a blob.
 
-    With `bounded` it may store BLOBS_OF_ONE blobs. They are for `population`, where there is one. Of a blob that it does not
-    see in the store it is told nothing.
+    A `bounded` sender may store BLOBS_OF_ONE blobs. The blobs belong to `population`, unless it is empty. `sees(sha256)`
+    says whether the sender may know that a stored blob exists.
     """
 
     folder: str
@@ -63,15 +64,15 @@ class Sender:
     sees: Callable[[str], bool] = lambda sha256: True
 
     def has(self, sha256: str) -> bool:
-        """Whether a blob is in its store, and shown to it."""
+        """Whether the sender's store has a blob that the sender may see."""
         return self.sees(sha256) and self.blobs.has(sha256)
 
 
 class Uploads:
-    """Unfinished uploads as files at `<folder>/<sender's folder>/<sha256>.part`: one sender's never touch another's.
+    """Unfinished uploads as files at `<folder>/<sender's folder>/<sha256>.part`, separate for each sender.
 
-    A sender has one upload of a blob at a time: whoever asks or sends last has it, and the request before it, whose
-    connection may be dead without our knowing, writes no more. Methods are for the event loop's thread.
+    A sender has one upload of a blob at a time. The newest request takes it over, and the request before it, whose
+    connection may be dead, writes no more. Methods are for the event loop's thread.
     """
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
@@ -81,9 +82,9 @@ class Uploads:
         self._swept = float("-inf")
 
     async def offset(self, sender: Sender, sha256: str) -> tuple[int, bool]:
-        """How many bytes have arrived of what `sender` uploads, and whether all have.
+        """The number of bytes of an upload that have arrived, and whether it is complete.
 
-        An upload in progress ends; what has come of it and is still on its way through this process is waited for.
+        This ends an upload in progress, after it has written the bytes that this process has already received.
         """
         part = self._part(sender, sha256)
         await self._drained(part)
@@ -95,7 +96,7 @@ class Uploads:
         return await run_in_threadpool(sender.blobs.size, sha256), True
 
     async def _drained(self, part: Path) -> None:
-        """Until the upload in progress, whose sender is here again, has ended or has got nothing for DRAIN_SECONDS."""
+        """Wait until the upload in progress ends, or has received nothing for DRAIN_SECONDS; its sender has come back."""
         size, since = -1, time.monotonic()
         while part in self._turns and time.monotonic() - since < DRAIN_SECONDS:
             now = part.stat().st_size if part.exists() else 0
@@ -104,10 +105,10 @@ class Uploads:
             await asyncio.sleep(DRAIN_SECONDS / 20)
 
     async def receive(self, sender: Sender, sha256: str, offset: int, chunks: AsyncIterator[bytes]) -> Blob:
-        """Take in the bytes from `offset` to the end. What has arrived stays when `chunks` break off.
+        """Receive the bytes from `offset` to the end. Bytes that have arrived are kept when `chunks` ends early.
 
-        The blob is on the disk when this returns. Raises WrongOffset; BlobError, keeping nothing, when the upload is
-        too large, has another digest or is one too many; StoreFull.
+        The blob is on the disk when this returns. Raises WrongOffset; BlobError, and keeps nothing, when the upload is
+        too large, has another digest, or exceeds BLOBS_OF_ONE; StoreFull.
         """
         await self._sweep()
         part, turn = self._part(sender, sha256), object()
@@ -122,7 +123,7 @@ class Uploads:
             self._make_room(part.parent)
         self._turns[part] = turn
         try:
-            # Unbuffered: what this request has not written when another takes over, it must never write.
+            # Unbuffered: after another request takes over, this one must not write any more.
             with part.open("r+b" if offset else "wb", buffering=0) as file:
                 hasher = await run_in_threadpool(_hash, file) if offset else hashlib.sha256()
                 size = offset
@@ -162,7 +163,7 @@ class Uploads:
             raise BlobError("this upload was taken up again by its sender; this request is over")
 
     async def receive_once(self, sender: Sender, sha256: str, chunks: AsyncIterator[bytes]) -> Blob:
-        """Take in a whole blob from a sender that does not resume, and may be several at once; raises as `receive`."""
+        """Receive a whole blob from a sender that does not resume, and may send several at once; raises as `receive`."""
         one = replace(sender, folder=f"once/{secrets.token_hex(8)}")
         try:
             return await self.receive(one, sha256, 0, chunks)
@@ -170,7 +171,7 @@ class Uploads:
             shutil.rmtree(self._folder / one.folder, ignore_errors=True)
 
     async def _placed(self, part: Path) -> None:
-        """Wait while a request before this one moves the part into the store: nobody may touch it then."""
+        """Wait while an earlier request moves the part into the store: no other request may touch it then."""
         while (placing := self._placing.get(part)) is not None:
             await asyncio.wait({placing})
 
@@ -214,7 +215,7 @@ def _write(file: IO[bytes], data: bytes) -> None:
 
 
 def _hash(file: IO[bytes]) -> "hashlib._Hash":
-    """The hash of the whole file, which is then at its end."""
+    """The hash of the whole file; leaves the file at its end."""
     hasher = hashlib.sha256()
     while data := file.read(_CHUNK):
         hasher.update(data)

@@ -1,4 +1,4 @@
-"""Examples for simulations, by name or file. One source a file."""
+"""Sources of examples for simulations: data sets by name, files and folders. One source a file."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ SOURCES = f"digits, {', '.join(NAMES)}, shakespeare, shakespeare:FILE, FILE.npz,
 
 
 def load(source: str, task: Task | None = None) -> Dataset:
-    """The data set that `source` names, its arrays named, shaped and cast as the task wants them (as they are without one).
+    """The data set `source`, its arrays named, shaped and cast for the task (unchanged without a task).
 
     Raises UmbelError when there is no such data set, it cannot be read or fetched, or does not fit the task.
     """

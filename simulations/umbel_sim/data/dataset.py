@@ -1,4 +1,4 @@
-"""Examples to be split over devices, and held-out ones."""
+"""A data set: examples to split over devices, and held-out examples."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

@@ -1,4 +1,4 @@
-"""Arrays from a source made to fit what a task specifies."""
+"""Fit the arrays of a source to the specs of a task."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,7 @@ def specs_of(task: Task | None) -> dict[str, TensorSpec]:
 
 
 def pair_names(task: Task | None, what: str) -> tuple[str, str]:
-    """What the task calls its one input and its one target; raises UmbelError when it has more."""
+    """The names of the task's one input and one target; raises UmbelError when it has more."""
     if task is None:
         return "x", "y"
     inputs, targets = list(task.input_specs), list(task.target_specs)
@@ -38,7 +38,7 @@ def pair(task: Task | None, what: str, x: NDArray[Any], y: NDArray[Any]) -> Arra
 
 
 def target_names(task: Task | None) -> tuple[str, ...]:
-    """What the task's targets are called."""
+    """The names of the task's targets."""
     return ("y",) if task is None else tuple(task.target_specs)
 
 

@@ -1,4 +1,4 @@
-"""Where data sets that are not shipped with Umbel lie."""
+"""The folders of data sets that do not come with Umbel."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ def own_file(*names: str) -> Path | None:
 
 
 def own_place(name: str) -> str:
-    """Where `own_file` looked, in words."""
+    """The place where `own_file` looked, as words of a sentence."""
     folder = os.environ.get(VARIABLE)
     return f"{Path(folder) / name} ({VARIABLE})" if folder else f"a folder named by {VARIABLE} (not set)"
 

@@ -1,4 +1,4 @@
-"""A fleet whose examples a function of the user makes; for the Python API."""
+"""A fleet whose examples come from a user's function; for the Python API."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -31,7 +31,7 @@ class FunctionFleet:
         return self._count(self.examples(device), device) if self._size is None else self._size(device)
 
     def examples(self, device: int) -> Mapping[str, NDArray[Any]]:
-        """What the function gives for `device`; raises UmbelError when its arrays are not examples."""
+        """The function's examples for `device`; raises UmbelError when its arrays are not examples."""
         check_device(device, self.devices)
         examples = {name: np.asarray(array) for name, array in self._make(device).items()}
         if self._size is not None and self._count(examples, device) != self._size(device):
@@ -42,7 +42,7 @@ class FunctionFleet:
         return examples
 
     def statistics(self, sampled: int = SAMPLED) -> Statistics:
-        """How examples and labels lie over the devices; without `size`, over the sampled ones, which are made."""
+        """The distribution of examples and labels; without `size` of the sampled devices only, whose examples are made."""
         devices = evenly_spaced(self.devices, sampled)
         labels = [self._labels(int(device)) for device in devices]
         sizes = [len(row) for row in labels]

@@ -1,4 +1,4 @@
-"""The class of every example, for partitions and pictures that go by it."""
+"""The class of every example, for partitions and pictures by class."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Splitting a data set over devices, as real fleets have them: unequally. One partition a file."""
+"""Partitions: ways to split a data set over devices, usually unequally as on real fleets. One partition a file."""
 
 from umbel.errors import UmbelError
 from umbel_sim.data.dataset import Dataset

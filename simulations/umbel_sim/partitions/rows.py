@@ -1,4 +1,4 @@
-"""Which of a data set's examples each device has, and the fleet that this makes."""
+"""The assignment of a data set's rows to devices, and the fleet made from it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Rows = NDArray[np.integer]
 
 
 class Split(Protocol):
-    """Which rows each device has."""
+    """The rows of each device."""
 
     @property
     def sizes(self) -> NDArray[np.int64]:
@@ -28,9 +28,7 @@ class Split(Protocol):
 
 @dataclass(frozen=True)
 class Cut:
-    """Rows that are shared out, each to one device: `order` is all rows, and device d has those from `offsets[d]` to
-    `offsets[d + 1]`. Two arrays, however many devices.
-    """
+    """Rows divided over devices, each row for one device: device d has `order[offsets[d]:offsets[d + 1]]`."""
 
     order: Rows
     offsets: NDArray[np.int64]
@@ -66,7 +64,7 @@ def index_type(total: int) -> type[np.integer]:
 
 @dataclass(frozen=True)
 class RowFleet:
-    """Devices that have rows of one data set."""
+    """A fleet whose devices have rows of one data set."""
 
     dataset: Dataset
     split: Split
@@ -89,7 +87,7 @@ class RowFleet:
         return {name: array[rows] for name, array in self.dataset.train.items()}
 
     def statistics(self, sampled: int = SAMPLED) -> Statistics:
-        """How examples and labels lie over the devices."""
+        """The distribution of examples and labels over the devices."""
         devices = evenly_spaced(self.devices, sampled)
         classes, places = np.unique(self.dataset.labels, return_inverse=True)
         histogram = np.zeros((len(devices), len(classes)), np.int32)

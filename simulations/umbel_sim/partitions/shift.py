@@ -1,4 +1,4 @@
-"""Devices whose sensors differ: examples alike, each device with its own contrast, brightness and noise."""
+"""Devices with different sensors: labels are split evenly, and each device has its own contrast, brightness and noise."""
 
 import math
 from collections.abc import Mapping

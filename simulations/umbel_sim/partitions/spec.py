@@ -1,4 +1,4 @@
-"""What a person writes to choose a partition: `name[:parameter[,key=value]]`."""
+"""The text form of a partition: `name[:parameter[,key=value]]`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Wanted:
-    """All that a partition is made from.
+    """The inputs of a partition.
 
     Attributes:
         seed: the same seed gives the same bytes; at least 0.
@@ -76,7 +76,7 @@ class Wanted:
             )
 
     def generator(self) -> np.random.Generator:
-        """For what is drawn once for the whole fleet."""
+        """The random generator for draws that concern the whole fleet."""
         return np.random.default_rng(np.random.SeedSequence(self.seed))
 
 

@@ -1,1 +1,1 @@
-"""Devices that exist in virtual time: how fast they are, and when they can be had."""
+"""Virtual devices: their speed, and the virtual times at which they are available."""

@@ -1,4 +1,4 @@
-"""When virtual devices are connected, charging and on an unmetered network."""
+"""The virtual times at which devices are connected, charging and on an unmetered network."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ HOUR, DAY = 3600.0, 86400.0
 
 @dataclass(frozen=True)
 class Condition:
-    """What holds on a device until virtual second `until`: whether it is connected, on its charger, on a metered network."""
+    """The conditions of a device until virtual second `until`: whether it is online, charging, on a metered network."""
 
     online: bool = True
     charging: bool = True
@@ -22,14 +22,14 @@ class Condition:
 
 
 class Availability(Protocol):
-    """Where conditions come from."""
+    """A source of the conditions of virtual devices."""
 
     def at(self, device: int, time: float) -> Condition:
-        """What holds on a device at a virtual second. Conditions change at `until`, and nothing changes before it."""
+        """The conditions of a device at a virtual second; they do not change before `until`."""
 
 
 class Always:
-    """Every device is there all the time, on its charger, unmetered."""
+    """Every device is always online, charging and on an unmetered network."""
 
     def at(self, device: int, time: float) -> Condition:
         """As Availability."""
@@ -101,5 +101,5 @@ def _night(seed: int, device: int, zones: float, day: int) -> tuple[float, float
 
 @lru_cache(maxsize=16384)
 def _luck(seed: int, device: int, slot: int) -> float:
-    """What decides whether a device is connected in an hour: many rounds look at the same ones."""
+    """The draw that decides whether a device is online in an hour; cached, because many rounds ask for the same hours."""
     return generator(seed, "online", device, slot).random()

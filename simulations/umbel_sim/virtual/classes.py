@@ -1,4 +1,4 @@
-"""Classes of devices: how fast they compute and talk, and how often they are never heard of again."""
+"""Classes of virtual devices: their speed of computing and of communication, and how often they drop out."""
 
 import math
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from umbel_sim.virtual.seeds import generator
 
 @dataclass(frozen=True)
 class DeviceClass:
-    """What devices of one kind have in common. Rates are bytes a second, powers watts, `memory` MB (10^6 bytes).
+    """The properties of one class of devices. Rates are in bytes a second, powers in watts, `memory` in MB (10^6 bytes).
 
-    A training step takes `seconds_per_step`, or if that is 0 as long as its arithmetic at `gflops` (10^9 operations a
-    second) does. A device is faster or slower than its class by a log-normal factor of sigma `spread`, always the same.
-    With probability `drop_out` a device that accepted an assignment vanishes at some moment of it.
+    A training step takes `seconds_per_step`; if that is 0, its time follows from its operations at `gflops` (10^9
+    operations a second). Each device has its own constant speed factor, log-normal with sigma `spread`. With probability
+    `drop_out` a device that accepted an assignment vanishes during it.
     """
 
     name: str
@@ -60,7 +60,7 @@ CLASSES = {
 
 @dataclass(frozen=True)
 class Mix:
-    """Which share of a fleet is of which class."""
+    """The share of each class in a fleet."""
 
     classes: tuple[DeviceClass, ...]
     shares: tuple[float, ...]
@@ -72,7 +72,7 @@ class Mix:
         return _drawn(self, seed, device)
 
     def speed_of(self, seed: int, device: int) -> float:
-        """What a device takes of the seconds of its class."""
+        """The factor by which a device's times differ from those of its class."""
         spread = self.class_of(seed, device).spread
         return generator(seed, "speed", device).lognormvariate(0.0, spread) if spread else 1.0
 

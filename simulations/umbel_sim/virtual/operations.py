@@ -1,4 +1,4 @@
-"""How much arithmetic a plan's training is, from the graph that a device runs."""
+"""The number of floating-point operations of a plan's training, counted on the graph that a device runs."""
 
 import math
 from collections.abc import Sequence
@@ -8,15 +8,18 @@ from umbel.plan import INFER, Plan
 from umbel_server.tflite.file import op_name, unpack
 
 OPERATIONS_A_PRODUCT = 6.0
-"""Floating-point operations of training for every product of inference: each is a multiplication and an addition, and there
-is one for the output, one for the input's gradient and one for the weight's."""
+"""Operations of training for each product of inference.
+
+A product is a multiplication and an addition; training has one for the output, one for the gradient of the input and one
+for the gradient of the weight.
+"""
 
 
 def training_operations(plan: Plan) -> float:
-    """Floating-point operations of a training step for every example.
+    """Floating-point operations of a training step for one example.
 
-    Products of convolutions, dense layers and matrices are counted; what is not in one - an embedding, an LSTM that stayed a
-    loop - counts as one product a weight, at the least.
+    Products of convolutions, dense layers and matrices are counted. The result is at least one product a weight, which
+    covers layers without such ops, for example an embedding or an LSTM that is a loop.
     """
     model = unpack(plan.read(INFER))
     found = sum(products(model, graph, op) for graph in model.subgraphs for op in graph.operators)
@@ -25,7 +28,7 @@ def training_operations(plan: Plan) -> float:
 
 
 def products(model: Any, graph: Any, op: Any) -> int:
-    """The products of one op of a TFLite graph, for the number of rows that its tensors have; 0 of kinds without any."""
+    """The products of one op of a TFLite graph, for the number of rows of its tensors; 0 for other kinds of ops."""
 
     def shape(indices: Sequence[int], number: int) -> list[int]:
         sizes = graph.tensors[indices[number]].shape

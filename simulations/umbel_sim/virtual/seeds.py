@@ -1,10 +1,10 @@
-"""Random numbers that depend on what they are for and on nothing else: not on order, threads, or a restart."""
+"""Random numbers that depend only on their purpose: the order of calls, threads and restarts do not change them."""
 
 import hashlib
 import random
 
 
 def generator(*what: object) -> random.Random:
-    """A generator seeded by all of `what`: the same parts give the same numbers."""
+    """A random generator seeded by all parts of `what`: the same parts give the same numbers."""
     text = "/".join(map(str, what))
     return random.Random(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "big"))

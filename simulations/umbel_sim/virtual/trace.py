@@ -1,8 +1,8 @@
-"""Availability as it was measured: a CSV of intervals.
+"""Availability from a measured trace: a CSV file of intervals.
 
 The columns are `device,start,end,online,charging,metered[,battery]`: a device number (0 ...), virtual seconds, and 0 or 1
-(battery: a share). A device's intervals follow each other without a gap; the whole repeats when it is over, and devices
-beyond those of the trace take turns with them.
+(battery: a share). A device's intervals follow each other without a gap, and the trace repeats after its end. A fleet with
+more devices than the trace uses the trace's devices again in turn.
 """
 
 import bisect
@@ -19,7 +19,7 @@ COLUMNS = ("device", "start", "end", "online", "charging", "metered")
 
 
 class Trace:
-    """An Availability; raises UmbelError when the file is none, with the line."""
+    """An Availability read from a file; raises UmbelError with the line number when the file is not valid."""
 
     def __init__(self, path: Path) -> None:
         rows = _read(path)

@@ -1,4 +1,4 @@
-"""The audit log's hash chain: each entry's hash covers the entry and the hash before it, so that no change goes unseen.
+"""The hash chain of the audit log: each hash covers its entry and the hash before it, so that a change can be detected.
 
 After Schneier and Kelsey, "Secure Audit Logs to Support Computer Forensics", ACM TISSEC 2(2), 1999.
 """
@@ -9,12 +9,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 START = "0" * 64
-"""What the first entry has for the hash before it."""
+"""The previous hash of the first entry."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Who did what, and how it ended: `outcome` is "done", or the sentence of the refusal.
+    """One action in the audit log: who did what, and its outcome, "done" or the sentence of the refusal.
 
     `sequence` counts from 1 without gaps; `at` is in Unix seconds; `who` is an admin's name, a device as "population/id",
     "local" for the owner on the server's own machine, "server", or "unknown"; `detail` is a JSON object as text.
@@ -34,7 +34,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Head:
-    """Where a chain ends: how many entries it has, and the hash of the last."""
+    """The end of a chain: the number of entries, and the hash of the last one."""
 
     count: int = 0
     hash: str = START
@@ -42,14 +42,14 @@ class Head:
 
 @dataclass(frozen=True)
 class Fault:
-    """The first thing that is wrong with a chain: at which entry, and a sentence."""
+    """The first fault of a chain: the entry's number, and a sentence."""
 
     sequence: int
     sentence: str
 
 
 def hash_of(entry: Entry) -> str:
-    """The SHA-256, as hex, of the entry as canonical JSON (RFC 8785 but for numbers) without its own hash."""
+    """The SHA-256, as hex, of the entry without its own hash, as canonical JSON (RFC 8785 except for numbers)."""
     fields = asdict(entry)
     del fields["hash"]
     return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
@@ -61,14 +61,14 @@ def chained(entry: Entry) -> Entry:
 
 
 class Walk:
-    """A walk along a chain that is held against the `heads` that it had before; feed it every entry, then `end` it."""
+    """A check of a chain against `heads` that were recorded earlier: `take` every entry in order, then call `end`."""
 
     def __init__(self, heads: Sequence[Head]) -> None:
         self._heads = [head for head in heads if head.count]
         self.head = Head()
 
     def take(self, entries: Iterable[Entry]) -> Fault | None:
-        """Go on over the next entries, in the order of their sequence; returns what is wrong with the first that is."""
+        """Check the next entries, in the order of their sequence; returns the first fault, or None."""
         for entry in entries:
             if (fault := self._fault(entry)) is not None:
                 return fault
@@ -76,7 +76,7 @@ class Walk:
         return None
 
     def end(self) -> Fault | None:
-        """What is wrong after the last entry: those that a head says were there are missing."""
+        """The fault after the last entry: entries that a recorded head counts are missing. None without a fault."""
         most = max((head.count for head in self._heads), default=0)
         if most <= self.head.count:
             return None
@@ -99,7 +99,7 @@ class Walk:
         return None
 
     def _place(self, entry: Entry) -> int:
-        """Where an entry whose hash does not fit its place belongs, or 0 when it was changed otherwise."""
+        """The number at which the entry's hash is right, or 0 when no number makes it right."""
         most = max([entry.sequence + 1, *(head.count for head in self._heads)])
         return next((place for place in range(1, most + 1) if _is_whole(replace(entry, sequence=place))), 0)
 
@@ -107,7 +107,7 @@ class Walk:
 def _is_whole(entry: Entry) -> bool:
     try:
         return hash_of(entry) == entry.hash
-    except (TypeError, ValueError):  # a database was made to hold what is no text or number
+    except (TypeError, ValueError):  # someone stored a value that is neither text nor number
         return False
 
 

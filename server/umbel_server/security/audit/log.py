@@ -1,11 +1,15 @@
-"""The audit log: who changed what, in a table to which the database only lets entries be added, chained by hashes.
+"""The audit log: a table of actions, chained by hashes, to which the database only lets entries be added.
 
-What is guaranteed. An entry is committed before the answer to its action goes out. A changed, removed, swapped or
-replaced entry breaks the chain, and `verify` says which. A second after an entry, at most, a thread notes the chain's
-end in a signed file outside the database: not at each entry, as that waits for the disk twice. So a killed server can
-lose the note of its last second, never an entry; and entries cut off the end are missed unless they are younger than
-that and the server was restarted. Whoever has the server's key as well can write another log: keep the newest hash, which
-`verify` names, elsewhere.
+Guarantees:
+- An entry is committed before the answer to its action is sent.
+- A changed, removed, swapped or replaced entry breaks the chain, and `verify` names it.
+- Within about a second of an entry a thread writes the end of the chain to a signed file outside the database, the seal.
+  The seal is not written at each entry, because that would wait for the disk twice. A killed server can lose the seal of
+  its last second, but never an entry.
+- Entries cut off the end are detected by the seal, except entries of the last second before a restart.
+
+Someone who has the database and the server's key can write another log. Keep the newest hash, which `verify` prints,
+elsewhere.
 """
 
 import json
@@ -34,23 +38,23 @@ log = logging.getLogger("umbel.audit")
 SEAL = "audit-head"
 DONE, UNKNOWN, SERVER = "done", "unknown", "server"
 SEAL_SECONDS = 0.5
-"""Entries that come within this time are noted in the signed file together."""
+"""Entries within this time are sealed together."""
 MOST_TEXT, MOST_DETAILS, MOST_ITEMS = 300, 24, 20
-"""Characters of one text, members of a detail, and items of a list in it that are kept."""
+"""The largest number of characters of a text, members of a detail, and items of a list in a detail."""
 REFUSALS, REFUSAL_SECONDS = 20, 60.0
-"""Refusals of one who asks, or of all whom we do not know, that are written at once; then one in so many seconds."""
+"""A burst of refusals of one caller (all unknown callers count as one) that is written, then one every so many seconds."""
 _PAGE = 1000
 _TOKEN = re.compile(r"(umbel_[0-9a-f]{16})_[A-Za-z0-9_-]+")
 
 
 class NotRecorded(UmbelError):
-    """An entry that could not be written."""
+    """The entry could not be written."""
 
 
 class Audit:
-    """The log in the database, its end in the file `audit-head` in `folder`; `start` and `stop` are for one thread.
+    """The log in the database, and its seal in the file `audit-head` in `folder`; `start` and `stop` are for one thread.
 
-    The `secrets` are struck out of every text, and so is the secret part of whatever looks like an admin's token.
+    The `secrets` are removed from every text, and so is the secret part of every text of the form of an admin's token.
     """
 
     def __init__(
@@ -68,7 +72,7 @@ class Audit:
         self._head = self._begin()
 
     def _begin(self) -> Head:
-        """Where the log ends, compared with where it ended; a difference is logged, and never sealed over."""
+        """The end of the log, compared with the seal. A difference is logged, and the seal is then never replaced."""
         with self._database.transaction() as session:
             head = _last(session)
             if not head.count and not self._seal.exists():
@@ -90,9 +94,9 @@ class Audit:
         self._thread.start()
 
     def stop(self) -> None:
-        """Write how many refusals were not written, seal the end, and end the thread."""
+        """Write the number of refusals that were not written, seal the end of the log, and end the thread."""
         for who, count in sorted(self._unwritten.items()):
-            with suppress(NotRecorded):  # it is in the server's log; what else ends must end all the same
+            with suppress(NotRecorded):  # `append` has logged the error, and the rest must stop in any case
                 self.append(SERVER, "audit.unwritten", subject=who, detail={"refusals": count})
         self._unwritten.clear()
         self._stopped.set()
@@ -110,7 +114,7 @@ class Audit:
         detail: Mapping[str, Any] | None = None,
         outcome: str = DONE,
     ) -> Entry:
-        """Add an entry at the end, committed when this returns; raises NotRecorded."""
+        """Add an entry; it is committed when this returns. Raises NotRecorded."""
         details = {
             self._text(name)[:40]: self._bounded(value) for name, value in list((detail or {}).items())[:MOST_DETAILS]
         }
@@ -118,11 +122,11 @@ class Audit:
             try:
                 with self._database.transaction() as session:
                     last = _last(session)
-                    # Longer than we know is no harm: a commit that was reported as failed may have been made.
+                    # The log may be longer than we know: a commit that was reported as failed may have happened.
                     if last != self._head and self._whole and not _holds(session, self._head):
                         with self._sealing:
                             self._broken(f"it ends at entry {last.count}, and ended at {self._head.count}")
-                            self._write_seal(self._head)  # what was there is evidence, and sealed over no more
+                            self._write_seal(self._head)  # the end that we know stays as evidence
                     entry = chained(
                         Entry(
                             sequence=last.count + 1,
@@ -152,10 +156,10 @@ class Audit:
     def refused(
         self, who: str, action: str, subject: str, population: str, detail: Mapping[str, Any], why: str
     ) -> None:
-        """Add the refusal of one who may not do this (`who` "unknown": whose token is nobody's), if few came lately.
+        """Add the refusal of a caller without the right for an action (`who` is "unknown" for an unknown token).
 
-        Of one who asks - all unknown ones count as one - REFUSALS at once are written, then one every REFUSAL_SECONDS:
-        at most 1,460 a day. The next one that is written says how many were not, and so does `stop`.
+        Of one caller a burst of REFUSALS is written, then one every REFUSAL_SECONDS: at most 1,460 a day. The next refusal
+        that is written, or `stop`, says how many were not. All unknown callers count as one.
         """
         if not self._refusals.use(who):
             with self._turn:
@@ -169,7 +173,7 @@ class Audit:
     def list(
         self, since: float = 0.0, who: str = "", limit: int = 100, populations: Sequence[str] = ()
     ) -> list[dict[str, Any]]:
-        """The newest entries, newest first: from Unix time `since`, by `who`, about `populations`, where these are given."""
+        """The newest entries, newest first; `since` (Unix seconds), `who` and `populations` narrow them down."""
         query = select(AuditEntry).where(AuditEntry.at >= since).order_by(AuditEntry.sequence.desc()).limit(limit)
         if who:
             query = query.where(AuditEntry.who == who)
@@ -179,7 +183,7 @@ class Audit:
             return [describe(row) for row in session.scalars(query)]
 
     def verify(self) -> tuple[Head, Fault | None]:
-        """Walk the whole chain; returns how far it is whole, and what is wrong there."""
+        """Check the whole chain; returns the end of its intact part, and the fault there or None."""
         with self._verifying:
             try:
                 sealed = self._seal.read()
@@ -206,7 +210,7 @@ class Audit:
             self._note()
 
     def _note(self) -> None:
-        """Seal the end of the log once the disk has it: a power failure must not leave the seal ahead of the log."""
+        """Seal the end of the log after the disk has it: after a power failure the seal must not be ahead of the log."""
         with self._turn:
             head = self._head
         if head == self._noted:
@@ -218,11 +222,11 @@ class Audit:
 
     @property
     def is_sealed_before(self) -> bool:
-        """Whether the log is whole, and its end is sealed with a key before the one that signs now."""
+        """Whether the log is intact, and its seal was signed with an earlier key than the current one."""
         return self._whole and self._seal.is_older
 
     def reseal(self) -> None:
-        """Seal the end anew, with the key that signs now."""
+        """Seal the end of the log again, with the current key."""
         with self._turn:
             self._noted = Head(-1)
         self._note()
@@ -235,7 +239,7 @@ class Audit:
             log.error("how far the audit log has come cannot be noted: %s", error)
 
     def _bounded(self, value: Any) -> Any:
-        """A detail's value that fits a line: texts cut, lists short, everything else by its text."""
+        """A detail's value cut to fit a line; a value of another type becomes text."""
         match value:
             case bool() | None:
                 return value
@@ -247,7 +251,7 @@ class Audit:
                 return self._text(str(value))
 
     def _text(self, text: str) -> str:
-        """A text without secrets, as one line of at most MOST_TEXT characters."""
+        """The text without secrets, as one line of at most MOST_TEXT characters."""
         for secret in self._secrets:
             text = text.replace(secret, "[secret]")
         text = _TOKEN.sub(r"\1_[secret]", text)
@@ -262,7 +266,7 @@ def _last(session: Session) -> Head:
 
 
 def _holds(session: Session, head: Head) -> bool:
-    """Whether the log has the entry that a head names."""
+    """Whether the log holds the last entry of `head`."""
     row = session.get(AuditEntry, head.count) if head.count else None
     return row.hash == head.hash if row is not None else not head.count
 
@@ -283,7 +287,7 @@ def _entry(row: AuditEntry) -> Entry:
 
 
 def describe(row: AuditEntry) -> dict[str, Any]:
-    """An entry as the API shows it; a detail that was made unreadable is shown as its text."""
+    """An entry as the API shows it; a detail that is not JSON is shown as text."""
     try:
         detail = json.loads(row.detail)
     except (TypeError, ValueError):

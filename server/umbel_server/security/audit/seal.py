@@ -1,4 +1,4 @@
-"""How far the audit log has come, signed by the server's key in a small file: what is cut off its end is missed."""
+"""The seal of the audit log: a small file, signed by the server, that says where the log ends. It shows missing entries."""
 
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,7 @@ from umbel_server.security.keyring import Keyring
 
 
 class _Sealed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is signed: nothing else that the server's key has signed reads like it."""
+    """The signed content. Its `kind` keeps it apart from everything else that the server's key signs."""
 
     kind: Literal["audit-head"]
     count: int
@@ -21,22 +21,25 @@ class _Sealed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BadSeal(SignatureError):
-    """A seal that is missing, damaged or not the server's."""
+    """The seal is missing, damaged, or not signed by this server."""
 
 
 class Seal:
-    """The file at `path`. Whoever has the state folder has the key too: it guards against those who have the database alone."""
+    """The seal in the file at `path`.
+
+    It guards against someone who can change the database but not read the state folder: the folder holds the key.
+    """
 
     def __init__(self, path: Path, keys: Keyring) -> None:
         self._path, self._keys = path, keys
 
     def exists(self) -> bool:
-        """Whether there is a file."""
+        """Whether the file exists."""
         return self._path.exists()
 
     @property
     def is_older(self) -> bool:
-        """Whether the file was signed with a key of the server's before the one that signs now."""
+        """Whether an earlier key of the server signed the file, and not the current one."""
         try:
             token = self._path.read_bytes()
             signing.verify(token, self._keys.lineage.all)
@@ -45,12 +48,12 @@ class Seal:
         return signing.signer_of(token) != signing.fingerprint(self._keys.current)
 
     def write(self, head: Head) -> None:
-        """Replace the file; the old or the new one survives a crash."""
+        """Replace the file atomically: after a crash either the old or the new one is there."""
         sealed = msgspec.json.encode(_Sealed("audit-head", head.count, head.hash))
         write_atomically(self._path, signing.sign(sealed, self._keys.current), mode=0o600)
 
     def read(self) -> Head:
-        """What the file says; raises BadSeal."""
+        """The end of the log by the file; raises BadSeal."""
         what = f"{self._path.name}, which says how far the audit log has come,"
         try:
             sealed = msgspec.json.decode(signing.verify(self._path.read_bytes(), self._keys.lineage.all), type=_Sealed)
