@@ -22,7 +22,7 @@ from umbel_edge.config import AgentConfig
 from umbel_edge.connection.certificate import Certificate
 from umbel_edge.connection.enrolment import connect
 from umbel_edge.connection.http import ServerHttp
-from umbel_edge.connection.standing import Standing
+from umbel_edge.connection.participation import Participation
 from umbel_edge.device.state import AgentState
 from umbel_server.cli.open_client import open_client
 from umbel_server.client import Client
@@ -40,7 +40,7 @@ def enrol(folder: Path, number: int, url: str, token: str) -> None:
             f"device-{number}", "benchmark", "phone", url, Path("x.npz"), state.folder, enrolment_token=token
         )
         http = ServerHttp(config, state.key, stopping)
-        connect(http, config, state, Standing(stopping, lambda: None))
+        connect(http, config, state, Participation(stopping, lambda: None))
         Certificate(state, http, time.time).context()
     finally:
         state.close()

@@ -25,8 +25,10 @@ from umbel_edge.config import AgentConfig
 from umbel_edge.connection.certificate import Certificate
 from umbel_edge.connection.enrolment import connect
 from umbel_edge.connection.http import ServerHttp
+from umbel_edge.connection.participation import Participation
+from umbel_edge.connection.resumable_downloads import Downloads
 from umbel_edge.connection.resumable_uploads import Uploads
-from umbel_edge.connection.standing import Standing
+from umbel_edge.device.inbox import Begun
 from umbel_edge.device.state import AgentState
 from umbel_server.serve import allow_many_files
 
@@ -59,13 +61,14 @@ class LightDevice:
         self._state = AgentState(config.state)
         self._stopping = stopping
         self._http = ServerHttp(config, self._state.key, stopping)
+        self._downloads = Downloads(self._http)
         self._server: Lineage | None = None
         self._link: Link | None = None
 
     def start(self) -> None:
         """Enrol and connect."""
-        standing = Standing(self._stopping, lambda: None)
-        enrolment = connect(self._http, self._config, self._state, standing)
+        participation = Participation(self._stopping, lambda: None)
+        enrolment = connect(self._http, self._config, self._state, participation)
         trust = self._state.pinned()
         assert trust is not None
         self._server = trust.lineage()
@@ -111,7 +114,7 @@ class LightDevice:
     def _received(self, _topic: str, token: bytes) -> None:
         assert self._server is not None
         command = messages.decode_command(token, self._server.all)
-        if self._state.begin(command.id, command.expires) is False:
+        if self._state.inbox.begin(command.id, command.expires) is Begun.NEW:
             self._pool.submit(self._work, command)
 
     def _work(self, command: Command) -> None:
@@ -131,14 +134,16 @@ class LightDevice:
         weights: tensors.Tensors = {}
 
         def download() -> None:
-            weights.update(tensors.load(self._http.fetch(body.weights, self._state.folder / "downloads")))
+            weights.update(tensors.load(self._downloads.fetch(body.weights, self._state.folder / "downloads")))
 
         self._measured.time("download", download)
         update = {name: np.zeros_like(weight) for name, weight in weights.items()}
         first = next(iter(update.values())).reshape(-1)
         first[:1] = hash(self._config.device) % 97  # so that no two devices upload the same bytes
         data, blobs = tensors.dump(update), []
-        self._measured.time("upload", lambda: blobs.append(Uploads(self._http, self._state).send(command, data)))
+        self._measured.time(
+            "upload", lambda: blobs.append(Uploads(self._http, self._state.uploads).send(command, data))
+        )
         return Trained(body.assignment, blobs[0], 1, {"loss": 0.0})
 
 

@@ -22,10 +22,10 @@ from umbel.messages import Train
 from umbel.metrics import Sums
 from umbel.plan import Plan
 from umbel.tensors import Tensors, digest, dump
-from umbel_edge.agent import Agent
+from umbel_edge.agent import Agent, trainer_of
 from umbel_edge.config import AgentConfig, load_config
-from umbel_edge.training.saved_progress import Progress
-from umbel_edge.training.trainers import Outcome, Trainer
+from umbel_edge.training.saved_progress import SavedProgress
+from umbel_edge.training.trainer import Trainer, TrainingOutcome
 
 STOP_SECONDS = 10.0
 
@@ -63,8 +63,8 @@ class Recorded:
         examples: Examples,
         how: Train,
         check: Callable[[], None],
-        progress: Progress | None = None,
-    ) -> Outcome:
+        progress: SavedProgress | None = None,
+    ) -> TrainingOutcome:
         """As the trainer."""
         before = {name: weight.copy() for name, weight in weights.items()}
         outcome = self._trainer.train(plan, weights, examples, how, check, progress)
@@ -77,15 +77,9 @@ class Recorded:
         return self._trainer.evaluate(plan, weights, examples, check)
 
 
-class RecordedAgent(Agent):
-    """An agent whose trainer writes down what it finished."""
-
-    def __init__(self, config: AgentConfig, ledger: Ledger, clock: Callable[[], float]) -> None:
-        super().__init__(config, clock)
-        self._device, self._ledger = config.device, ledger
-
-    def _make_trainer(self) -> Trainer:
-        return Recorded(super()._make_trainer(), self._device, self._ledger)
+def recorded(ledger: Ledger) -> Callable[[AgentConfig], Trainer]:
+    """Makes trainers that write down what they finished."""
+    return lambda config: Recorded(trainer_of(config), config.device, ledger)
 
 
 class SkewedClock:
@@ -110,7 +104,7 @@ def main() -> None:
     )
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     ledger, clock = Ledger(options.ledger), SkewedClock()
-    agents = [RecordedAgent(load_config(path), ledger, clock) for path in options.configs]
+    agents = [Agent(load_config(path), clock, make_trainer=recorded(ledger)) for path in options.configs]
     threads = [
         threading.Thread(target=agent.run, name=path.parent.name)
         for agent, path in zip(agents, options.configs, strict=True)

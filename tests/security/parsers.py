@@ -34,9 +34,9 @@ from umbel.succession import Succession
 from umbel.tensors import TensorSpec, WeightSpec
 from umbel.topics import parse
 from umbel_edge.config import EXAMPLE, load_config
-from umbel_edge.device.installed_models import CURRENT, Models
-from umbel_edge.device.readings import Conditions
-from umbel_edge.training.saved_progress import Progress
+from umbel_edge.device.condition_check import ConditionCheck
+from umbel_edge.device.installed_models import CURRENT, InstalledModels
+from umbel_edge.training.saved_progress import SavedProgress
 from umbel_server.aggregation.safetensors_layout import views
 from umbel_server.api.routes.admins import AdminRequest
 from umbel_server.api.routes.blobs import offset_of, range_of
@@ -231,11 +231,11 @@ def installed(data: bytes) -> object:
     folder = FOLDER / "models"
     folder.mkdir(exist_ok=True)
     (folder / CURRENT).write_bytes(data)
-    return Models(folder, 1, "home").installed
+    return InstalledModels(folder, 1, "home").installed
 
 
 def readings(file: Path) -> object:
-    return Conditions(FOLDER, lambda: 1, file).violations(Rules(min_battery=0.5, hours="22-6"))
+    return ConditionCheck(FOLDER, lambda: 1, file).violations(Rules(min_battery=0.5, hours="22-6"))
 
 
 def policy(file: Path) -> object:
@@ -316,7 +316,7 @@ PARSERS = {
     "rules": Parser(_decoder(Rules), _json(Rules(min_battery=0.5, hours="0-6, 22-24"))),
     "installed.json": Parser(installed, (b'{"release":"r","variant":"int8","sha256":"x"}',)),
     "progress": Parser(
-        in_file(lambda path: Progress(path, "id", 1.0).load(), "progress.npz"),
+        in_file(lambda path: SavedProgress(path, "id", 1.0).load(), "progress.npz"),
         (npz(order=np.arange(3)), _safetensors, npz(x=np.arange(3)).replace(b"PK\x01\x02-\x03-", b"PK\x01\x02-\x03@")),
     ),
     "seal": Parser(sealed, (b'{"kind":"audit-head","count":1,"hash":"x"}',)),

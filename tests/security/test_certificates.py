@@ -27,7 +27,7 @@ from umbel_edge.agent import Agent
 from umbel_edge.connection.certificate import FILE, Certificate
 from umbel_edge.connection.enrolment import connect
 from umbel_edge.connection.http import Refused, ServerHttp
-from umbel_edge.connection.standing import Standing
+from umbel_edge.connection.participation import Participation
 from umbel_edge.device.state import AgentState
 from umbel_server.broker import mosquitto
 from umbel_server.broker.files import Broker
@@ -54,7 +54,7 @@ class Enrolled:
         self.state = AgentState(config.state)
         self.now = time.time()
         self.http = ServerHttp(config, self.state.key, threading.Event(), lambda: self.now)
-        connect(self.http, config, self.state, Standing(threading.Event(), lambda: None))
+        connect(self.http, config, self.state, Participation(threading.Event(), lambda: None))
 
     def certificate(self) -> Certificate:
         return Certificate(self.state, self.http, lambda: self.now)

@@ -16,6 +16,7 @@ from umbel.errors import UmbelError
 from umbel.messages import Blob
 from umbel_edge.config import AgentConfig
 from umbel_edge.connection.http import ANSWER_BYTES, Refused, ServerHttp
+from umbel_edge.connection.resumable_downloads import Downloads
 from umbel_edge.connection.resumable_uploads import Uploads
 from umbel_edge.device.state import AgentState
 
@@ -140,7 +141,7 @@ def test_a_blob_that_unpacks_to_much_or_never_ends_is_not_taken(
 ) -> None:
     data = gzip.compress(bytes(size))
     hostile.answer = endless(200) if how == "endless" else answers(data, Content_Encoding="gzip")
-    device, blob = device_of(hostile, tmp_path), Blob("0" * 64, size)
+    device, blob = Downloads(device_of(hostile, tmp_path)), Blob("0" * 64, size)
 
     def fetch() -> None:
         with pytest.raises(UmbelError, match=r"arrived with digest|the server sends more"):
@@ -166,7 +167,7 @@ def test_an_upload_that_is_pointed_elsewhere_does_not_count_as_arrived(hostile: 
     state = AgentState(tmp_path / "state")
     data = bytes(100_000)
     with pytest.raises(Refused):
-        Uploads(device_of(hostile, tmp_path), state).send("command", data)
+        Uploads(device_of(hostile, tmp_path), state.uploads).send("command", data)
     assert hostile.paths == [BLOB_PATH.format(sha256=Blob.of(data).sha256)]
     state.close()
 
@@ -177,8 +178,8 @@ def test_an_upload_begins_anew_where_the_server_names_no_place_in_it(
 ) -> None:
     hostile.answer = raw(b"HTTP/1.1 204 No Content\r\nConnection: close\r\nUpload-Offset: " + offset + b"\r\n\r\n")
     state, blob = AgentState(tmp_path / "state"), Blob.of(bytes(100_000))
-    state.begin_upload(blob.sha256, 0.0)
-    sent = Uploads(device_of(hostile, tmp_path), state)
+    state.uploads.begin(blob.sha256, 0.0)
+    sent = Uploads(device_of(hostile, tmp_path), state.uploads)
     sent.send("command", bytes(100_000))
     assert hostile.paths == [UPLOAD_PATH.format(sha256=blob.sha256), BLOB_PATH.format(sha256=blob.sha256)]
     state.close()

@@ -18,7 +18,7 @@ from tests.waiting import eventually
 from umbel import messages
 from umbel.messages import Ack, Status
 from umbel.plan import Plan
-from umbel_edge.device.state import DATABASE
+from umbel_edge.device.database import DATABASE
 from umbel_server.storage.database import Assignment, Command, Device, Run
 
 PlanOf = Callable[[str], Plan]

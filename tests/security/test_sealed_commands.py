@@ -62,7 +62,7 @@ def test_a_run_can_ask_for_it_alone(open_wire: Wire, plan_of: PlanOf) -> None:
 
 def test_a_command_that_waited_is_sealed_for_the_process_that_takes_it(wire: Wire) -> None:
     """Each process of a device has a key of its own; the server's is the same after it was started again."""
-    before = wire.agent.agent._say.agreement
+    before = wire.agent.agent.messages.agreement
     wire.stop_agent()
     sent = wire.running.client.post("/v1/commands", {"population": POPULATION, "kind": "report"})
     old = eventually(lambda: wire.said_on("command"))[-1]
@@ -71,7 +71,7 @@ def test_a_command_that_waited_is_sealed_for_the_process_that_takes_it(wire: Wir
     (command,) = wire.running.client.settle(sent, 20)
     assert command["state"] == "done"
     assert b'"report"' in readable(sealing.unseal(old, before))
-    assert wire.agent.agent._say.agreement.as_dict() != before.as_dict()
+    assert wire.agent.agent.messages.agreement.as_dict() != before.as_dict()
     assert read(wire) == set()
 
 
@@ -79,7 +79,7 @@ def test_a_message_that_does_not_open_is_dropped_and_the_device_goes_on(
     wire: Wire, caplog: pytest.LogCaptureFixture
 ) -> None:
     wire.say("command", sealing.seal(b"a.b.c", signing.generate_key()))
-    wire.say("command", sealing.seal(b"a.b.c", wire.agent.agent._say.agreement))
+    wire.say("command", sealing.seal(b"a.b.c", wire.agent.agent.messages.agreement))
     eventually(lambda: caplog.text.count("proves nothing") == 2)
     wire.say("ack", sealing.seal(b"a.b.c", signing.generate_key()))
     eventually(lambda: "one that does not open" in caplog.text)

@@ -27,7 +27,7 @@ from umbel_edge.agent import Agent
 from umbel_edge.config import AgentConfig
 from umbel_edge.connection.enrolment import connect
 from umbel_edge.connection.http import ServerHttp
-from umbel_edge.connection.standing import Standing
+from umbel_edge.connection.participation import Participation
 from umbel_edge.device.state import AgentState
 from umbel_server.cli.open_client import open_client
 from umbel_server.client import Client, NoAnswer
@@ -51,7 +51,7 @@ def enrol(config: AgentConfig) -> Trust | None:
     state = AgentState(config.state)
     try:
         http = ServerHttp(config, state.key, threading.Event())
-        connect(http, config, state, Standing(threading.Event(), lambda: None))
+        connect(http, config, state, Participation(threading.Event(), lambda: None))
         return state.pinned()
     finally:
         state.close()
@@ -231,7 +231,7 @@ def test_who_answers_without_tls_gets_no_secret_and_is_not_believed(
 
 def _quietly(http: ServerHttp, config: AgentConfig, state: AgentState, stopping: threading.Event) -> None:
     try:
-        connect(http, config, state, Standing(stopping, lambda: None))
+        connect(http, config, state, Participation(stopping, lambda: None))
     except UmbelError:
         return
 

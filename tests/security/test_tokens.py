@@ -20,7 +20,7 @@ from umbel.tensors import digest
 from umbel_edge.config import AgentConfig
 from umbel_edge.connection.enrolment import connect
 from umbel_edge.connection.http import Busy, Refused, ServerHttp
-from umbel_edge.connection.standing import Standing
+from umbel_edge.connection.participation import Participation
 from umbel_edge.device.state import AgentState
 from umbel_server.limits.rates import Limits, RequestLimits
 
@@ -138,7 +138,7 @@ def http_of(running: RunningServer, folder: Path, name: str, off: float = 0.0) -
     config = AgentConfig(**{**attributes(config_of(running, folder)), "device": name})
     state, stopping, skew = AgentState(folder / "state"), threading.Event(), [0.0]
     http = ServerHttp(config, state.key, stopping, lambda: time.time() + skew[0])
-    connect(http, config, state, Standing(stopping, lambda: None))
+    connect(http, config, state, Participation(stopping, lambda: None))
     state.close()
     skew[0] = off
     return http

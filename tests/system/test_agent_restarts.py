@@ -23,7 +23,7 @@ from umbel.messages import Blob, Body, Cancel, Train
 from umbel.plan import Plan
 from umbel.task import load_task
 from umbel.tensors import Tensors
-from umbel_edge.device.storage import FULL
+from umbel_edge.device.full_storage import FULL
 from umbel_edge.training.litert_trainer import LiteRTTrainer
 from umbel_server.compiler import compile_task
 from umbel_sim.demo.processes import program

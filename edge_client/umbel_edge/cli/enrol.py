@@ -20,7 +20,8 @@ from umbel.topics import check_name
 from umbel_edge.config import AgentConfig, KeyConfig, load_config, write_config
 from umbel_edge.connection.enrolment import ATTEMPTS, enrol
 from umbel_edge.connection.http import ServerHttp
-from umbel_edge.device.state import AgentState, pinned_in
+from umbel_edge.device.state import AgentState
+from umbel_edge.device.trust_file import load_trust
 from umbel_edge.identity.keys import store_of
 
 KINDS = ("phone", "vehicle", "gateway")
@@ -91,9 +92,8 @@ def run(options: argparse.Namespace) -> None:
     state = AgentState(path.parent / STATE, store)
     try:
         device = check_name(options.device or _id_of(state), "a device id")
-        if (before := state.fact("device", device)) != device:
-            raise UmbelError(f"{state.folder}: it belongs to device {before}; name a file in another folder")
-        state.remember("device", device)
+        if (owner := state.claim_device(device)) != device:
+            raise UmbelError(f"{state.folder}: it belongs to device {owner}; name a file in another folder")
         # Population and kind are the server's to tell; enrolling needs only where to ask.
         config = AgentConfig(device, "", "phone", options.url, Path(examples), state.folder)
         http = ServerHttp(config, state.key, threading.Event())
@@ -117,7 +117,7 @@ def _made_before(path: Path, options: argparse.Namespace, asked: Mapping[str, st
     wanted = {**asked, "device": options.device, "kind": options.kind}
     with suppress(UmbelError):
         config = load_config(path)
-        trust = pinned_in(path.parent / STATE)
+        trust = load_trust(path.parent / STATE)
         written = tomllib.loads(path.read_text())
         written |= written.get("key", {})
         if trust is not None and all(written.get(name) == value for name, value in wanted.items() if value):

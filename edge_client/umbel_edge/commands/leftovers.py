@@ -9,7 +9,7 @@ def clean_leftovers(context: HandlerContext, resumed: set[str]) -> None:
     """Remove what earlier processes left behind, but for the commands (ids) that go on."""
     folder = context.state.folder
     remove_interrupted(folder)
-    context.outgoing.drop_others(resumed)
+    context.pending_updates.drop_others(resumed)
     if not resumed:
         context.progress_path.unlink(missing_ok=True)
     oldest = context.now() - KEPT_SECONDS

@@ -6,7 +6,7 @@ from pathlib import Path
 from umbel.errors import UmbelError
 from umbel.messages import Blob
 from umbel.plan import Plan
-from umbel_edge.connection.http import ServerHttp
+from umbel_edge.connection.resumable_downloads import Downloads
 from umbel_edge.connection.server_keys import ServerKeys
 
 PLANS_KEPT = 3
@@ -15,18 +15,18 @@ PLANS_KEPT = 3
 class PlanCache:
     """The plans in `folder`, by digest; the one used last stays open."""
 
-    def __init__(self, folder: Path, http: ServerHttp, keys: ServerKeys) -> None:
-        self._folder, self._http, self._keys = folder, http, keys
+    def __init__(self, folder: Path, downloads: Downloads, keys: ServerKeys) -> None:
+        self._folder, self._downloads, self._keys = folder, downloads, keys
         self._plan: Plan | None = None
 
     def open(self, blob: Blob, check: Callable[[], None] | None = None) -> Plan:
-        """The plan with this address, fetched when it is not here; see ServerHttp.fetch_file for `check`.
+        """The plan with this address, fetched when it is not here; see Downloads for `check`.
 
         Raises UmbelError when it cannot be fetched, is damaged, or is not signed by the server.
         """
         if self._plan is not None and self._plan.sha256 == blob.sha256:
             return self._plan
-        path = self._http.fetch_file(blob, self._folder / f"{blob.sha256}.plan", check)
+        path = self._downloads.fetch_file(blob, self._folder / f"{blob.sha256}.plan", check)
         try:
             plan = Plan.open(path)
             plan.verify(self._keys.known)

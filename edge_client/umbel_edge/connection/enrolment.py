@@ -20,7 +20,7 @@ from umbel.errors import NOT_DECODED, SignatureError, UmbelError
 from umbel.messages import PROTOCOL
 from umbel_edge.config import AgentConfig
 from umbel_edge.connection.http import Refused, ServerHttp
-from umbel_edge.connection.standing import Standing
+from umbel_edge.connection.participation import Participation
 from umbel_edge.device.state import AgentState
 
 log = logging.getLogger("umbel.agent")
@@ -29,7 +29,7 @@ ATTEMPTS = 5
 """How often `umbel-agent enrol` asks a server that does not answer: a person waits."""
 
 
-def connect(http: ServerHttp, config: AgentConfig, state: AgentState, standing: Standing) -> EnrolmentReply:
+def connect(http: ServerHttp, config: AgentConfig, state: AgentState, participation: Participation) -> EnrolmentReply:
     """Where the broker is, from the server that this device trusts; a device that is not enrolled yet enrols first.
 
     Waits, saying so, while nobody answers, the device is suspended, or its clock is wrong. Raises UmbelError when the
@@ -44,7 +44,7 @@ def connect(http: ServerHttp, config: AgentConfig, state: AgentState, standing: 
                 raise
             if waited == 0:
                 log.warning("%s; waiting", error)
-            standing.pause(waited)
+            participation.pause(waited)
             waited += 1
 
 
@@ -103,7 +103,7 @@ def ask(http: ServerHttp, state: AgentState, trust: Trust) -> EnrolmentReply:
 
 def _look_back(state: AgentState, reply: EnrolmentReply) -> None:
     """See whether the server has heard more of this device than it remembers itself, as after a restored backup."""
-    if int(state.fact("epoch", "0")) >= reply.epoch and state.answered >= reply.answered:
+    if state.epoch >= reply.epoch and state.inbox.last_answered >= reply.answered:
         return
     log.warning(
         "the server has heard more of this device than it remembers: its state was restored from an older one, or its "
@@ -114,9 +114,9 @@ def _look_back(state: AgentState, reply: EnrolmentReply) -> None:
 
 def _begin_memory(state: AgentState, reply: EnrolmentReply) -> None:
     with state.change():
-        state.begin_memory(reply.sequence)
-        state.remember("epoch", str(max(int(state.fact("epoch", "0")), reply.epoch)))
-        state.note_answered(reply.answered)
+        state.inbox.begin_memory(reply.sequence)
+        state.raise_epoch(reply.epoch)
+        state.inbox.note_answered(reply.answered)
 
 
 def _pinned(http: ServerHttp, state: AgentState) -> Trust | None:

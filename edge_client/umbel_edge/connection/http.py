@@ -1,27 +1,21 @@
-"""The agent's HTTP: signed requests, and downloads that resume where they stopped."""
+"""Requests to the server, signed by the device, tried again when the link breaks."""
 
-import hashlib
 import logging
 import math
-import os
 import random
-import re
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 import urllib3
 from joserfc.jwk import ECKey
 
-from umbel.atomic import write_atomically
 from umbel.enrolment import (
-    BLOB_PATH,
     CLOCK,
     CLOCK_TOLERANCE,
     OFFSET,
@@ -33,12 +27,11 @@ from umbel.enrolment import (
     read_trust,
 )
 from umbel.errors import NOT_DECODED, SignatureError, UmbelError
-from umbel.messages import Blob
 from umbel.printable import printable
 from umbel.tensors import digest
 from umbel.tls import blind_context, client_context
 from umbel_edge.config import AgentConfig
-from umbel_edge.device.storage import is_full
+from umbel_edge.device.full_storage import is_full
 from umbel_edge.waiting import Stopped, back_off
 
 log = logging.getLogger("umbel.agent")
@@ -49,7 +42,6 @@ ANSWER_BYTES = 1 << 16
 TRUST_BYTES = 1 << 20
 """Answers that are longer are no answers; whom to trust says how every signing key followed another."""
 FIRST_PAUSE, LAST_PAUSE = 0.2, 20.0
-_ADDRESS = re.compile(r"[0-9a-f]{64}")
 CLOCK_NEWS = 2.0
 """Seconds by which the server's clock must differ from what was thought of it for a refusal to be the clock's fault."""
 LONGEST_WAIT = 60.0
@@ -57,8 +49,6 @@ LONGEST_WAIT = 60.0
 BUSY = (429, 503)
 """Statuses of an answer to come back later, in as many seconds as its Retry-After says."""
 READS = ("GET", "HEAD")
-IN_MEMORY = 1 << 18
-"""Blobs up to this many bytes are not written to flash on their way."""
 _NOT_NOW = (9, 10)
 """OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
 
@@ -147,73 +137,6 @@ class ServerHttp:
                 f"{self.url} has the key {found[:8]}, this device trusts {expected[:8]}: it is another server; "
                 "correct its URL or the enrolment token"
             )
-
-    def fetch(self, blob: Blob, folder: Path, check: Callable[[], None] | None = None) -> bytes:
-        """The blob's bytes, from the message, or by HTTP; a broken download resumes from `folder`.
-
-        With `check`, which raises when the work should end, it is tried however long the link takes.
-        """
-        _check_address(blob)
-        if (data := blob.content()) is not None:
-            return data
-        if blob.size > IN_MEMORY:
-            part = self._fetch_part(blob, folder, check)
-            data = part.read_bytes()
-            part.unlink()
-            return data
-        data = self.attempt(lambda: self._get(blob), check=check)
-        if len(data) != blob.size or digest(data) != blob.sha256:
-            raise UmbelError(f"blob {blob.sha256[:12]} arrived with digest {digest(data)[:12]}; it is not used")
-        return data
-
-    def fetch_file(self, blob: Blob, path: Path, check: Callable[[], None] | None = None) -> Path:
-        """The blob as a file at `path`, fetched unless it is there already with the right digest."""
-        _check_address(blob)
-        if path.is_file() and path.stat().st_size == blob.size and file_digest(path) == blob.sha256:
-            return path
-        if blob.data is None and blob.size > IN_MEMORY:
-            os.replace(self._fetch_part(blob, path.parent, check), path)
-        else:
-            write_atomically(path, self.fetch(blob, path.parent, check))
-        return path
-
-    def _fetch_part(self, blob: Blob, folder: Path, check: Callable[[], None] | None) -> Path:
-        part = folder / f"{blob.sha256}.part"
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self.attempt(
-                lambda: self._download(blob, part, check), lambda: part.stat().st_size if part.exists() else 0, check
-            )
-            found = file_digest(part)
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
-        if found != blob.sha256:
-            part.unlink()
-            raise UmbelError(f"blob {blob.sha256[:12]} arrived with digest {found[:12]}; it is not used")
-        return part
-
-    def _get(self, blob: Blob) -> bytes:
-        return _limited(self.request("GET", BLOB_PATH.format(sha256=blob.sha256)), blob.size)
-
-    def _download(self, blob: Blob, part: Path, check: Callable[[], None] | None) -> None:
-        have = part.stat().st_size if part.exists() else 0
-        if have > blob.size:
-            part.unlink()
-            have = 0
-        if have == blob.size:
-            return
-        headers = {"Range": f"bytes={have}-"} if have else {}
-        response = self.request("GET", BLOB_PATH.format(sha256=blob.sha256), headers=headers)
-        with part.open("ab" if response.status == 206 else "wb") as file:
-            for chunk in response.stream(CHUNK, decode_content=False):
-                file.write(chunk)
-                if file.tell() > blob.size:
-                    raise UmbelError(f"blob {blob.sha256[:12]} should have {blob.size} bytes, the server sends more")
-                if self._stopping.is_set():
-                    raise Stopped("the agent is stopping")
-                if check is not None:
-                    check()
 
     def request(
         self,
@@ -324,7 +247,7 @@ class ServerHttp:
             least, clock = 0.0, ""
             try:
                 if signed:
-                    return _limited(self.request(method, path, body), most)
+                    return read_limited(self.request(method, path, body), most)
                 response = self._pool.request(
                     method, self._base + path, body=body, preload_content=False, redirect=False
                 )
@@ -333,7 +256,7 @@ class ServerHttp:
                 if response.status < 500:
                     if response.status >= 300:
                         raise _refused(response)
-                    return _limited(response, most)
+                    return read_limited(response, most)
                 drain(response)
                 why = f"it answered {response.status}"
             except (urllib3.exceptions.HTTPError, OSError) as error:
@@ -349,6 +272,11 @@ class ServerHttp:
                 log.warning("%s does not answer (%s); %s", self._base, why, clock or "waiting until it does")
             self._pause(attempt, least=least)
             attempt += 1
+
+    def raise_if_stopping(self) -> None:
+        """Raise Stopped when the agent is to stop."""
+        if self._stopping.is_set():
+            raise Stopped("the agent is stopping")
 
     def _blamed_clock(self, error: Exception) -> str:
         """What to do about this device's clock when the server's certificate is not valid at its time; empty otherwise."""
@@ -375,13 +303,8 @@ def _pool(tls: ssl.SSLContext | None) -> urllib3.PoolManager:
     return urllib3.PoolManager(num_pools=1, maxsize=2, retries=False, timeout=timeout, ssl_context=tls)
 
 
-def _check_address(blob: Blob) -> None:
-    if not _ADDRESS.fullmatch(blob.sha256):  # it is part of a path here
-        raise UmbelError(f"a blob's address is 64 lower-case hex digits, got {blob.sha256[:80]!r}")
-
-
 def _refused(response: urllib3.BaseHTTPResponse) -> Refused:
-    data = _limited(response, ANSWER_BYTES)
+    data = read_limited(response, ANSWER_BYTES)
     try:
         answer = msgspec.json.decode(data, type=dict[str, str])
         return Refused(response.status, printable(answer["error"]), answer.get("code", ""))
@@ -391,7 +314,7 @@ def _refused(response: urllib3.BaseHTTPResponse) -> Refused:
 
 def drain(response: urllib3.BaseHTTPResponse) -> None:
     """Read an answer that says nothing more, so that its connection can be used again, if it is short."""
-    _limited(response, ANSWER_BYTES)
+    read_limited(response, ANSWER_BYTES)
 
 
 def _busy(response: urllib3.BaseHTTPResponse) -> Busy:
@@ -400,7 +323,7 @@ def _busy(response: urllib3.BaseHTTPResponse) -> Busy:
     return Busy(str(_refused(response)), float(after) if after.isascii() and after.isdigit() else 0.0)
 
 
-def _limited(response: urllib3.BaseHTTPResponse, size: int) -> bytes:
+def read_limited(response: urllib3.BaseHTTPResponse, size: int) -> bytes:
     """At most `size` + 1 bytes of the body, as they came: enough to see that there are too many.
 
     Nothing is unpacked: nobody asked for packed bytes, and a few could fill all memory.
@@ -413,9 +336,3 @@ def _limited(response: urllib3.BaseHTTPResponse, size: int) -> bytes:
             break
     response.release_conn()
     return bytes(data[: size + 1])
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

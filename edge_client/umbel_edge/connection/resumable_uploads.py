@@ -13,7 +13,7 @@ import urllib3
 from umbel.enrolment import BLOB_PATH, COMPLETE, OFFSET, UPLOAD_PATH
 from umbel.messages import Blob
 from umbel_edge.connection.http import CHUNK, Refused, ServerHttp, drain
-from umbel_edge.device.state import AgentState
+from umbel_edge.device.upload_records import UploadRecords
 
 log = logging.getLogger("umbel.agent")
 
@@ -27,12 +27,12 @@ def _always() -> str:
 class Uploads:
     """Sends the server blobs that answer its commands; it takes no others.
 
-    The first attempt is one PUT of the whole. `state` remembers what was begun, and only then is the server asked how far
+    The first attempt is one PUT of the whole. `records` remember what was begun, and only then is the server asked how far
     it came (HEAD of the upload, `Upload-Offset`), and sent the rest (PATCH).
     """
 
-    def __init__(self, http: ServerHttp, state: AgentState) -> None:
-        self._http, self._state = http, state
+    def __init__(self, http: ServerHttp, records: UploadRecords) -> None:
+        self._http, self._records = http, records
 
     def send(self, command: str, data: bytes) -> Blob:
         """Store `data` on the server, unless it is small enough to travel in a message; raises UmbelError."""
@@ -69,7 +69,7 @@ class Uploads:
             if reason := ready():
                 raise urllib3.exceptions.HTTPError(f"not sending now: {reason}")
             offset: int | None = 0
-            if self._state.begin_upload(blob.sha256, time.time()):
+            if self._records.begin(blob.sha256, time.time()):
                 offset = self._arrived(command, blob)
                 reached = max(reached, offset or 0)
             if offset is not None:
@@ -81,7 +81,7 @@ class Uploads:
 
     def forget(self, blob: Blob) -> None:
         """Count the upload of `blob` as never begun."""
-        self._state.end_upload(blob.sha256)
+        self._records.end(blob.sha256)
 
     def _arrived(self, command: str, blob: Blob) -> int | None:
         """How many bytes the server has; None when it has the blob."""

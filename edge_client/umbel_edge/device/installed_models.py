@@ -28,7 +28,7 @@ class Installed(msgspec.Struct, frozen=True):
     previous: str = ""
 
 
-class Models:
+class InstalledModels:
     """The TFLite files in `folder`, named by digest; `installed.json` says which one is used.
 
     Releases that were made for another population are not installed.

@@ -22,12 +22,13 @@ from umbel.metrics import Sums, add, per_example
 from umbel.plan import Plan
 from umbel.task import Task, load_task
 from umbel.tensors import Tensors, check
-from umbel_edge.training.saved_progress import Progress
-from umbel_edge.training.trainers import Outcome, shuffles
+from umbel_edge.training.example_order import shuffles
+from umbel_edge.training.saved_progress import SavedProgress
+from umbel_edge.training.trainer import TrainingOutcome
 
 
 class KerasTrainer:
-    """See umbel_edge.training.trainers.Trainer. Imports TensorFlow when it is made."""
+    """See umbel_edge.training.trainer.Trainer. Imports TensorFlow when it is made."""
 
     def __init__(self, device: str, task: Path) -> None:
         import_keras()
@@ -42,8 +43,8 @@ class KerasTrainer:
         examples: Examples,
         how: Train,
         check_stop: Callable[[], None],
-        progress: Progress | None = None,
-    ) -> Outcome:
+        progress: SavedProgress | None = None,
+    ) -> TrainingOutcome:
         """A Keras loop over a tf.data pipeline: from_tensor_slices, shuffle, batch, map, prefetch.
 
         It always begins at the beginning: where a tf.data shuffle is cannot be saved.
@@ -66,8 +67,8 @@ class KerasTrainer:
                 totals = add(totals, self._sums(plan, float(loss), _rows(x)))
                 steps += 1
                 if steps == how.max_steps:
-                    return Outcome(self._get(plan), per_example(totals))
-        return Outcome(self._get(plan), per_example(totals))
+                    return TrainingOutcome(self._get(plan), per_example(totals))
+        return TrainingOutcome(self._get(plan), per_example(totals))
 
     def evaluate(self, plan: Plan, weights: Tensors, examples: Examples, check_stop: Callable[[], None]) -> Sums:
         """Every example once, in order."""

@@ -8,12 +8,13 @@ from umbel.messages import Train
 from umbel.metrics import Sums, add, per_example
 from umbel.plan import TRAIN, Plan
 from umbel.tensors import Tensors, check
-from umbel_edge.training.saved_progress import Halfway, Progress
-from umbel_edge.training.trainers import Outcome, generator_of, next_order, set_generator, shuffles
+from umbel_edge.training.example_order import generator_of, next_order, set_generator, shuffles
+from umbel_edge.training.saved_progress import SavedProgress, TrainingState
+from umbel_edge.training.trainer import TrainingOutcome
 
 
 class LiteRTTrainer:
-    """See umbel_edge.training.trainers.Trainer."""
+    """See umbel_edge.training.trainer.Trainer."""
 
     def __init__(self, device: str, threads: int = 1) -> None:
         self.device, self._threads = device, threads
@@ -26,22 +27,22 @@ class LiteRTTrainer:
         examples: Examples,
         how: Train,
         check_stop: Callable[[], None],
-        progress: Progress | None = None,
-    ) -> Outcome:
+        progress: SavedProgress | None = None,
+    ) -> TrainingOutcome:
         """Epochs of seeded shuffles in batches of the plan's size, the optimizer's slots at their start."""
         trainable = self._prepare(plan, weights)
         trainable.reset()
         if how.proximal_mu:
-            progress = None  # a plan takes the weights it is given for the point to pull to: halfway ones are not that
+            progress = None  # a plan takes the weights it is given for the point to pull to: saved ones are not that
         size = plan.manifest.batch_size
         rng = shuffles(how.seed, self.device)
         totals: Sums = {}
         steps = first_epoch = done = 0
-        if progress is not None and (halfway := progress.load()) is not None:
-            trainable.set_weights(halfway.weights)
-            trainable.set_slots(halfway.slots)
-            totals, steps, first_epoch, done = halfway.totals, halfway.steps, halfway.epoch, halfway.batch
-            set_generator(rng, halfway.generator)
+        if progress is not None and (saved := progress.load()) is not None:
+            trainable.set_weights(saved.weights)
+            trainable.set_slots(saved.slots)
+            totals, steps, first_epoch, done = saved.totals, saved.steps, saved.epoch, saved.batch
+            set_generator(rng, saved.generator)
         for epoch in range(first_epoch, how.epochs):
             generator = generator_of(rng) if progress is not None else None
             order = next_order(rng, examples.count)
@@ -53,12 +54,12 @@ class LiteRTTrainer:
                 totals = add(totals, trainable.train(batch, how.learning_rate, how.proximal_mu, seed))
                 steps += 1
                 if steps == how.max_steps:
-                    return Outcome(trainable.get_weights(), per_example(totals))
+                    return TrainingOutcome(trainable.get_weights(), per_example(totals))
                 if progress is not None and generator is not None and progress.due():
                     weights_now, slots = trainable.get_weights(), trainable.get_slots()
-                    progress.save(Halfway(epoch, number, steps, weights_now, slots, totals, generator))
+                    progress.save(TrainingState(epoch, number, steps, weights_now, slots, totals, generator))
             done = 0
-        return Outcome(trainable.get_weights(), per_example(totals))
+        return TrainingOutcome(trainable.get_weights(), per_example(totals))
 
     def evaluate(self, plan: Plan, weights: Tensors, examples: Examples, check_stop: Callable[[], None]) -> Sums:
         """Every example once, in order."""

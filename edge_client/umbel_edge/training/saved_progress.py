@@ -14,7 +14,7 @@ from umbel.atomic import open_atomically
 from umbel.examples import NOT_NPZ
 from umbel.metrics import Sums
 from umbel.tensors import Tensors
-from umbel_edge.device.storage import is_full
+from umbel_edge.device.full_storage import is_full
 
 log = logging.getLogger("umbel.agent")
 
@@ -23,7 +23,7 @@ SHARE = 0.05
 
 
 @dataclass(frozen=True)
-class Halfway:
+class TrainingState:
     """Training after `batch` batches of epoch number `epoch` (from 0) and `steps` steps in all.
 
     `slots` are the optimizer's. `generator` is the state of the random generator before the epoch's order was drawn,
@@ -39,7 +39,7 @@ class Halfway:
     generator: NDArray[np.uint32]
 
 
-class Progress:
+class SavedProgress:
     """The saved state of one assignment's training, in one file.
 
     `identity` stands for all that the result depends on: what was saved under another is removed, not used. It is saved
@@ -56,7 +56,7 @@ class Progress:
         """How long the training has taken, before restarts included."""
         return self._before + self._clock() - self._started
 
-    def load(self) -> Halfway | None:
+    def load(self) -> TrainingState | None:
         """What was saved, or None when nothing was, or nothing that can be used."""
         if not self._path.exists():
             return None
@@ -68,7 +68,7 @@ class Progress:
                 raise ValueError("it is of another assignment, or the examples or the agent have changed since")
             epoch, batch, steps = (int(n) for n in found["position"])
             self._before = float(found["seconds"])
-            halfway = Halfway(
+            halfway = TrainingState(
                 epoch,
                 batch,
                 steps,
@@ -88,7 +88,7 @@ class Progress:
         """Whether it is time to save."""
         return self._pause > 0 and self._clock() - self._saved >= self._pause
 
-    def save(self, halfway: Halfway) -> None:
+    def save(self, halfway: TrainingState) -> None:
         """Save, so that a crash leaves this or what was saved before. When there is no room, training goes on unsaved."""
         began = self._clock()
         arrays: Tensors = {f"weight:{name}": value for name, value in halfway.weights.items()}

@@ -15,7 +15,7 @@ from umbel.messages import Train
 from umbel.metrics import per_example
 from umbel.plan import Plan
 from umbel.task import Task
-from umbel_edge.training.trainers import next_order, shuffles
+from umbel_edge.training.example_order import next_order, shuffles
 from umbel_server.compiler.cohort import Cohort
 from umbel_sim.engines import Done, Job, delta_of, done
 from umbel_sim.fleet_data import Fleet, examples_of

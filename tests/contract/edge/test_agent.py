@@ -299,13 +299,11 @@ def test_two_agents_cannot_share_a_state_folder_nor_take_a_foreign_one(bench: Be
 
 @pytest.mark.parametrize("broker", ["embedded"], indirect=True)
 def test_a_device_that_can_remember_nothing_says_so_to_every_command_and_goes_on(bench: Bench) -> None:
-    state = bench.agent.agent.state
-    pages = state._database.execute("PRAGMA page_count").fetchone()[0]
-    with state._lock:
-        state._database.execute(f"PRAGMA max_page_count = {pages}")
+    database = bench.agent.agent.state.database
+    pages = database.rows("PRAGMA page_count")[0][0]
+    database.rows(f"PRAGMA max_page_count = {pages}")
     states = [str(bench.ask("report", ttl=600)["state"]) for _ in range(30)]
     assert states[-1] == "failed"
     assert bench.acks[-1].reason.startswith("the device's storage is full")
-    with state._lock:
-        state._database.execute("PRAGMA max_page_count = 1000000")
+    database.rows("PRAGMA max_page_count = 1000000")
     assert bench.ask("report")["state"] == "done"

@@ -11,13 +11,13 @@ from umbel_edge.commands.handlers.context import HandlerContext
 
 def install(context: HandlerContext, command: str, body: Install) -> None:
     """Fetch a release's file, verify it, and use it from now on."""
-    model = context.http.fetch(body.model, context.downloads)
+    model = context.downloads.fetch(body.model, context.download_folder)
     context.models.install(body, model, context.keys.known)
 
 
 def infer(context: HandlerContext, command: str, body: Infer) -> Answered:
     """Run the installed model, and upload its outputs."""
-    inputs = tensors.load(context.http.fetch(body.inputs, context.downloads))
+    inputs = tensors.load(context.downloads.fetch(body.inputs, context.download_folder))
     installed, outputs = context.models.infer(inputs)
     return Answered(installed.release, context.uploads.send(command, tensors.dump(outputs)))
 

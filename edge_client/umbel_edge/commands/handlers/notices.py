@@ -8,14 +8,14 @@ from umbel_edge.commands.handlers.context import HandlerContext
 
 def cancel(context: HandlerContext, body: Cancel, done: Callable[[], None]) -> None:
     """Stop working on an assignment, within a batch, and do not begin it again."""
-    context.state.cancel(body.assignment, context.now())
+    context.state.cancellations.add(body.assignment, context.now())
     done()
 
 
 def standing(context: HandlerContext, body: Standing, done: Callable[[], None]) -> None:
     """Ask the server over HTTP whether it still works with this device."""
     done()  # first: a device that learns that it is revoked ends
-    context.standing.hear(body)
+    context.participation.hear(body)
 
 
 def rekey(context: HandlerContext, body: Rekey, done: Callable[[], None]) -> None:

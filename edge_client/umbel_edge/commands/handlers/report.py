@@ -6,7 +6,7 @@ from umbel import __version__
 from umbel.litert import runtime_name
 from umbel.messages import Report, Reported
 from umbel_edge.commands.handlers.context import HandlerContext
-from umbel_edge.device.readings import resident_mb
+from umbel_edge.device.sensors import resident_mb
 
 HEAVY = ("tensorflow", "flwr")
 """Packages that an agent should do without: a report names those that its process has loaded."""

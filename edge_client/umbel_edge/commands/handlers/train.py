@@ -16,22 +16,22 @@ from umbel.messages import Blob, Evaluate, Evaluated, Train, Trained
 from umbel.plan import Plan
 from umbel.tensors import digest
 from umbel_edge.commands.handlers.context import HandlerContext
-from umbel_edge.connection.http import IN_MEMORY
-from umbel_edge.training.saved_progress import Progress
-from umbel_edge.training.trainers import Cancelled
+from umbel_edge.connection.resumable_downloads import IN_MEMORY
+from umbel_edge.training.saved_progress import SavedProgress
+from umbel_edge.training.trainer import Cancelled
 
 log = logging.getLogger("umbel.agent")
 
 
 def train(context: HandlerContext, command: str, body: Train) -> Trained:
     """Train, unless an earlier process did, and upload the update."""
-    trained = context.outgoing.kept(command) or _train_anew(context, command, body)
+    trained = context.pending_updates.kept(command) or _train_anew(context, command, body)
     unmetered = Rules(unmetered=body.requires.unmetered or context.config.conditions.unmetered)
 
     def ready() -> str:
         return "; ".join(violation.phrase for violation in context.conditions.violations(unmetered))
 
-    context.outgoing.send(command, trained, lambda: _check_wanted(context, body), ready)
+    context.pending_updates.send(command, trained, lambda: _check_wanted(context, body), ready)
     return trained
 
 
@@ -45,7 +45,11 @@ def evaluate(context: HandlerContext, command: str, body: Evaluate) -> Evaluated
 
 def may_train(context: HandlerContext, command: str, body: Train) -> tuple[Violation, ...]:
     """The rules that do not hold now; none when the update is ready and only has to be sent."""
-    return () if context.outgoing.kept(command) is not None else context.conditions.violations(_rules(context, body))
+    return (
+        ()
+        if context.pending_updates.kept(command) is not None
+        else context.conditions.violations(_rules(context, body))
+    )
 
 
 def may_evaluate(context: HandlerContext, command: str, body: Evaluate) -> tuple[Violation, ...]:
@@ -55,7 +59,7 @@ def may_evaluate(context: HandlerContext, command: str, body: Evaluate) -> tuple
 
 def clean_after_training(context: HandlerContext, command: str) -> None:
     """Remove the update and the saved progress of a training that was answered."""
-    context.outgoing.drop(command)
+    context.pending_updates.drop(command)
     context.progress_path.unlink(missing_ok=True)
 
 
@@ -63,14 +67,14 @@ def _train_anew(context: HandlerContext, command: str, body: Train) -> Trained:
     log.info("training assignment %s: round %d of run %s", body.assignment, body.round, body.run)
     plan, examples, weights = _prepare(context, body)
     identity = digest(msgspec.json.encode([body, context.examples.version(), runtime_name(), __version__]))
-    progress = Progress(context.progress_path, identity, context.config.progress_seconds)
+    progress = SavedProgress(context.progress_path, identity, context.config.progress_seconds)
     outcome = context.trainer.train(plan, weights, examples, body, _check_before_batch(context, body), progress)
     tensors.check(outcome.weights, plan.manifest.weights, "the weights after training")
     seconds = round(progress.seconds, 6)
     write_atomically(context.personal_weights(plan), tensors.dump(outcome.weights))
     update = tensors.dump({name: outcome.weights[name] - weight for name, weight in weights.items()})
     trained = Trained(body.assignment, Blob.of(update), examples.count, outcome.metrics, seconds)
-    context.outgoing.keep(command, trained, update)
+    context.pending_updates.keep(command, trained, update)
     return trained
 
 
@@ -87,12 +91,12 @@ def _fetch_weights(context: HandlerContext, blob: Blob, check: Callable[[], None
     """Weights that pass through a file stay there until other weights come: after a restart, or for the evaluation of the
     weights that the next round trains, they are not fetched again."""
     if blob.size <= IN_MEMORY:
-        return context.http.fetch(blob, context.downloads, check)
-    path = context.downloads / f"{blob.sha256}.weights"
-    for other in context.downloads.glob("*.weights"):
+        return context.downloads.fetch(blob, context.download_folder, check)
+    path = context.download_folder / f"{blob.sha256}.weights"
+    for other in context.download_folder.glob("*.weights"):
         if other != path:
             other.unlink()
-    return context.http.fetch_file(blob, path, check).read_bytes()
+    return context.downloads.fetch_file(blob, path, check).read_bytes()
 
 
 def _rules(context: HandlerContext, body: Train | Evaluate) -> Rules:

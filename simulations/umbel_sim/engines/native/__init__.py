@@ -9,7 +9,7 @@ import numpy as np
 from umbel.metrics import Sums
 from umbel.plan import Plan
 from umbel.task import Task
-from umbel_edge.training.trainers import next_order, shuffles
+from umbel_edge.training.example_order import next_order, shuffles
 from umbel_sim.engines import Done, Job, empty_delta
 from umbel_sim.engines.native.layers import Chain, chain_of
 from umbel_sim.engines.native.library import WIDEST, Net

@@ -12,8 +12,8 @@ from umbel.messages import Blob, Train
 from umbel.plan import Plan
 from umbel.task import load_task
 from umbel_edge.training.litert_trainer import LiteRTTrainer
-from umbel_edge.training.saved_progress import Progress
-from umbel_edge.training.trainers import Cancelled, Outcome
+from umbel_edge.training.saved_progress import SavedProgress
+from umbel_edge.training.trainer import Cancelled, TrainingOutcome
 from umbel_server.compiler import compile_task
 
 TASK = """
@@ -62,7 +62,7 @@ class Device:
         self.batches = 0
         self.saves: set[int] = set()
 
-    def train(self, kill_at: int = -1, every: float = 1.0, how: Train = HOW, identity: str = "one") -> Outcome:
+    def train(self, kill_at: int = -1, every: float = 1.0, how: Train = HOW, identity: str = "one") -> TrainingOutcome:
         self.batches = 0
         self.saves = set()
         path = self.folder / "progress.npz"
@@ -75,7 +75,7 @@ class Device:
             self.batches += 1
             self.now += 1.0
 
-        progress = Progress(path, identity, every, lambda: self.now)
+        progress = SavedProgress(path, identity, every, lambda: self.now)
         trainer = LiteRTTrainer("phone")
         return trainer.train(self.plan, self.plan.initial_weights(), self.examples, how, check, progress)
 
@@ -86,11 +86,11 @@ def device(plan: Plan, examples: Examples, tmp_path: Path) -> Device:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(plan: Plan, examples: Examples) -> Callable[[Train], Outcome]:
+def undisturbed(plan: Plan, examples: Examples) -> Callable[[Train], TrainingOutcome]:
     return lambda how: LiteRTTrainer("phone").train(plan, plan.initial_weights(), examples, how, lambda: None)
 
 
-def same(one: Outcome, other: Outcome) -> bool:
+def same(one: TrainingOutcome, other: TrainingOutcome) -> bool:
     return one.metrics == other.metrics and all(
         np.array_equal(one.weights[name], other.weights[name]) for name in other.weights
     )
@@ -98,7 +98,7 @@ def same(one: Outcome, other: Outcome) -> bool:
 
 @pytest.mark.parametrize("kill_at", [1, 5, 6, 7, 12, 17])
 def test_an_outcome_does_not_show_that_training_was_cut_off(
-    device: Device, undisturbed: Callable[[Train], Outcome], kill_at: int
+    device: Device, undisturbed: Callable[[Train], TrainingOutcome], kill_at: int
 ) -> None:
     with pytest.raises(Cancelled):
         device.train(kill_at)
@@ -107,7 +107,7 @@ def test_an_outcome_does_not_show_that_training_was_cut_off(
 
 
 def test_a_device_that_is_killed_again_and_again_gets_there(
-    device: Device, undisturbed: Callable[[Train], Outcome]
+    device: Device, undisturbed: Callable[[Train], TrainingOutcome]
 ) -> None:
     done = 0
     for _ in range(BATCHES // 4):
@@ -120,7 +120,7 @@ def test_a_device_that_is_killed_again_and_again_gets_there(
 
 
 def test_what_was_saved_for_other_work_or_is_damaged_is_not_used(
-    device: Device, undisturbed: Callable[[Train], Outcome]
+    device: Device, undisturbed: Callable[[Train], TrainingOutcome]
 ) -> None:
     path = device.folder / "progress.npz"
     with pytest.raises(Cancelled):
@@ -135,7 +135,7 @@ def test_what_was_saved_for_other_work_or_is_damaged_is_not_used(
 
 
 def test_fedprox_begins_again_because_its_anchor_cannot_be_set_apart(
-    device: Device, undisturbed: Callable[[Train], Outcome]
+    device: Device, undisturbed: Callable[[Train], TrainingOutcome]
 ) -> None:
     how = msgspec.structs.replace(HOW, proximal_mu=0.5)
     with pytest.raises(Cancelled):

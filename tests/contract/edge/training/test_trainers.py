@@ -15,7 +15,7 @@ from umbel.plan import Plan
 from umbel.task import load_task
 from umbel_edge.training.keras_trainer import KerasTrainer
 from umbel_edge.training.litert_trainer import LiteRTTrainer
-from umbel_edge.training.trainers import Cancelled, Trainer
+from umbel_edge.training.trainer import Cancelled, Trainer
 from umbel_server.compiler import compile_task
 from umbel_sim.digits import load_digits
 

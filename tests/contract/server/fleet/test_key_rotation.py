@@ -24,7 +24,7 @@ from umbel.succession import succeed
 from umbel_edge.config import AgentConfig
 from umbel_edge.connection.enrolment import connect
 from umbel_edge.connection.http import ServerHttp
-from umbel_edge.connection.standing import Standing
+from umbel_edge.connection.participation import Participation
 from umbel_edge.device.state import AgentState
 from umbel_server.client import Client
 from umbel_server.runs.settings import RunSettings
@@ -125,7 +125,7 @@ def enrolled(config: AgentConfig) -> list[str]:
     state = AgentState(config.state)
     try:
         http = ServerHttp(config, state.key, threading.Event())
-        connect(http, config, state, Standing(threading.Event(), lambda: None))
+        connect(http, config, state, Participation(threading.Event(), lambda: None))
         pinned = state.pinned()
         assert pinned is not None
         return list(pinned.lineage().all)

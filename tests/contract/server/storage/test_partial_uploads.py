@@ -23,8 +23,8 @@ from umbel.tensors import digest
 from umbel_edge.config import AgentConfig
 from umbel_edge.connection.enrolment import connect
 from umbel_edge.connection.http import ServerHttp
+from umbel_edge.connection.participation import Participation
 from umbel_edge.connection.resumable_uploads import Uploads
-from umbel_edge.connection.standing import Standing
 from umbel_edge.device.state import AgentState
 from umbel_server.storage.blobs import BlobError
 from umbel_server.storage.partial_uploads import PARTS_OF_ONE
@@ -47,7 +47,7 @@ class Sender:
         raw = {field: getattr(config, field) for field in config.__struct_fields__}
         self.config = AgentConfig(**{**raw, "device": secrets.token_hex(4), "server": url})
         self.restart()
-        connect(self._http, self.config, self.state, Standing(threading.Event(), lambda: None))
+        connect(self._http, self.config, self.state, Participation(threading.Event(), lambda: None))
         with running.server.database.transaction() as session:
             asked = running.server.outbox.add(session, POPULATION, self.config.device, Infer(Blob.of(b"")), 600.0)
         self.command, self.store = asked.id, running.server.received_blobs.of(asked.id)
@@ -58,7 +58,7 @@ class Sender:
             self.state.close()
         self.state = AgentState(self.config.state)
         self._http = ServerHttp(self.config, self.state.key, threading.Event())
-        self.uploads = Uploads(self._http, self.state)
+        self.uploads = Uploads(self._http, self.state.uploads)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_a_blob_whose_answer_was_lost_is_not_sent_again(
     running: RunningServer, proxy: TcpProxy, sender: Sender
 ) -> None:
     data, blob = fresh(1_000_000)
-    sender.state.begin_upload(blob.sha256, time.time())
+    sender.state.uploads.begin(blob.sha256, time.time())
     sender.store.put(data)
     before = proxy.sent
     sender.uploads.send(sender.command, data)
@@ -193,7 +193,7 @@ def test_bytes_of_another_digest_leave_nothing(running: RunningServer, proxy: Tc
     assert not sender.store.has(blob.sha256)
     assert parts(running) == []
     # A beginning that is not this blob's is found out at the end, and then the whole is sent.
-    sender.state.begin_upload(blob.sha256, time.time())
+    sender.state.uploads.begin(blob.sha256, time.time())
     sender.parts.mkdir(exist_ok=True)
     (sender.parts / f"{blob.sha256}.part").write_bytes(b"x" * 50_000)
     sender.uploads.send(sender.command, data)

@@ -225,7 +225,7 @@ def test_a_round_is_the_weighted_mean_of_what_keras_makes_of_it(plan_of: PlanOf)
 
 def _first_batch(trainer: LiteRTTrainer, plan: Plan, start: Tensors, own: Any, seed: int) -> list[int]:
     """The rows that a device's first step trains on."""
-    from umbel_edge.training.trainers import next_order, shuffles
+    from umbel_edge.training.example_order import next_order, shuffles
 
     order = next_order(shuffles(seed, trainer.device), len(own["x"]))
     return [int(row) for row in order[: plan.manifest.batch_size]]

@@ -7,25 +7,30 @@ from pathlib import Path
 import pytest
 
 from umbel.enrolment import CLOCK_TOLERANCE
-from umbel_edge.device.state import DATABASE, AgentState, Answer
-from umbel_edge.device.storage import is_full
+from umbel.errors import UmbelError
+from umbel_edge.device.database import DATABASE, StateDatabase
+from umbel_edge.device.full_storage import is_full
+from umbel_edge.device.inbox import Answer, Begun
+from umbel_edge.device.state import AgentState
 
 
 def test_begun_commands_are_remembered_in_their_order_until_they_are_answered(tmp_path: Path) -> None:
     state = AgentState(tmp_path / "state")
     later = time.time() + 60
     for id in ("b", "a", "c"):
-        assert state.begin(id, later, id.encode()) is False
-    state.answer("a", Answer("ack", b"done"))
-    state.cancel("x", time.time())
+        assert state.inbox.begin(id, later, id.encode()) is Begun.NEW
+    state.inbox.answer("a", Answer("ack", b"done"))
+    state.cancellations.add("x", time.time())
     state.close()
     again = AgentState(tmp_path / "state")
-    assert again.unanswered() == {"b": b"b", "c": b"c"}
-    assert again.begin("b", later) is None
-    assert again.begin("a", later) == Answer("ack", b"done")
-    assert [again.is_cancelled(id) for id in ("x", "y")] == [True, False]
-    again.forget("b")
-    assert again.begin("b", later) is False
+    assert again.inbox.unanswered() == {"b": b"b", "c": b"c"}
+    assert again.inbox.begin("b", later) is Begun.UNANSWERED
+    assert again.inbox.answer_of("b") is None
+    assert again.inbox.begin("a", later) is Begun.ANSWERED
+    assert again.inbox.answer_of("a") == Answer("ack", b"done")
+    assert [assignment in again.cancellations for assignment in ("x", "y")] == [True, False]
+    again.inbox.forget("b")
+    assert again.inbox.begin("b", later) is Begun.NEW
     again.close()
 
 
@@ -43,41 +48,68 @@ def test_the_state_of_an_older_agent_is_taken_over(tmp_path: Path) -> None:
         old.execute("INSERT INTO inbox VALUES ('done', ?, 'ack', x'01'), ('begun', ?, '', x'')", [time.time()] * 2)
     old.close()
     state = AgentState(folder)
-    assert state.fact("rounds") == "7"
-    assert state.begin("done", 0.0) == Answer("ack", b"\x01")
-    assert state.unanswered() == {"begun": b""}
-    assert state.begin("new", time.time(), b"signed") is False
+    assert state.rounds == 7
+    assert state.inbox.begin("done", 0.0) is Begun.ANSWERED
+    assert state.inbox.answer_of("done") == Answer("ack", b"\x01")
+    assert state.inbox.unanswered() == {"begun": b""}
+    assert state.inbox.begin("new", time.time(), b"signed") is Begun.NEW
     state.close()
     AgentState(folder).close()
 
 
-def test_storage_that_is_full_is_recognised_and_changes_nothing(tmp_path: Path) -> None:
-    state = AgentState(tmp_path / "state")
-    state.remember("kept", "yes")
-    pages = state._database.execute("PRAGMA page_count").fetchone()[0]
-    state._database.execute(f"PRAGMA max_page_count = {pages}")
-    with pytest.raises(sqlite3.Error) as caught:
-        state.remember("kept", "x" * 50_000)
-    assert is_full(caught.value)
-    assert state.fact("kept") == "yes"
+@pytest.mark.parametrize(
+    ("schema", "sentence"), [("3", "made by a newer umbel-agent"), ("x", "not a database of umbel-agent")]
+)
+def test_a_database_that_is_not_understood_is_refused_and_the_folder_let_go(
+    tmp_path: Path, schema: str, sentence: str
+) -> None:
+    folder = tmp_path / "state"
+    state = AgentState(folder)
+    known = state.database.fact("schema")
+    state.database.remember("schema", schema)
     state.close()
+    for _ in range(2):
+        with pytest.raises(UmbelError, match=sentence):
+            AgentState(folder)
+    with sqlite3.connect(folder / DATABASE) as mended:
+        mended.execute("UPDATE facts SET value = ? WHERE name = 'schema'", (known,))
+    mended.close()
+    AgentState(folder).close()
+
+
+def test_a_folder_belongs_to_the_device_that_claimed_it_first(tmp_path: Path) -> None:
+    state = AgentState(tmp_path / "state")
+    assert [state.claim_device(device) for device in ("one", "two", "one")] == ["one"] * 3
+    state.close()
+
+
+def test_storage_that_is_full_is_recognised_and_changes_nothing(tmp_path: Path) -> None:
+    database = StateDatabase(tmp_path)
+    database.remember("kept", "yes")
+    pages = database.rows("PRAGMA page_count")[0][0]
+    database.rows(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(sqlite3.Error) as caught:
+        database.remember("kept", "x" * 50_000)
+    assert is_full(caught.value)
+    assert database.fact("kept") == "yes"
+    database.close()
 
 
 def test_what_nobody_can_send_any_more_is_forgotten_and_never_taken_for_new(tmp_path: Path) -> None:
     state, now = AgentState(tmp_path / "state"), 1_000_000.0
     for id, expires in (("over", now - CLOCK_TOLERANCE - 1), ("late", now - 1), ("open", now + 60)):
-        state.begin(id, expires, b"signed")
-        state.answer(id, Answer("ack", b"done", 5))
-    state.begin("unanswered", now - 10_000, b"signed")
+        state.inbox.begin(id, expires, b"signed")
+        state.inbox.answer(id, Answer("ack", b"done", 5))
+    state.inbox.begin("unanswered", now - 10_000, b"signed")
     state.forget_old(now)
-    assert [id for id in ("over", "late", "open") if state.known(id)] == ["late", "open"]
-    assert state.unanswered() == {"unanswered": b"signed"}
+    assert [id for id in ("over", "late", "open") if state.inbox.answer_of(id)] == ["late", "open"]
+    assert state.inbox.unanswered() == {"unanswered": b"signed"}
     state.forget_old(now - 50_000)  # a clock that went back
     state.close()
     again = AgentState(tmp_path / "state")
-    assert not again.remembers(10, now - CLOCK_TOLERANCE - 1)
-    assert again.remembers(10, now - 1)
-    assert again.answered == 5
+    assert not again.inbox.remembers(10, now - CLOCK_TOLERANCE - 1)
+    assert again.inbox.remembers(10, now - 1)
+    assert again.inbox.last_answered == 5
     again.close()
 
 
@@ -85,15 +117,15 @@ def test_answers_that_are_noted_in_another_order_are_none_too_few(tmp_path: Path
     """Two threads answer; a lower number that is written later may not look like a loss of memory."""
     state = AgentState(tmp_path / "state")
     for sequence in (5, 9, 7):
-        state.note_answered(sequence)
-    assert state.answered == 9
+        state.inbox.note_answered(sequence)
+    assert state.inbox.last_answered == 9
     state.close()
 
 
 def test_of_before_its_memory_began_a_device_remembers_nothing(tmp_path: Path) -> None:
     state = AgentState(tmp_path / "state")
-    assert state.remembers(1, 1.0)
-    state.begin_memory(100)
-    assert not state.remembers(100, 1e12)
-    assert state.remembers(101, 1e12)
+    assert state.inbox.remembers(1, 1.0)
+    state.inbox.begin_memory(100)
+    assert not state.inbox.remembers(100, 1e12)
+    assert state.inbox.remembers(101, 1e12)
     state.close()

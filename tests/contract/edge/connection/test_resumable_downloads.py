@@ -13,6 +13,7 @@ from umbel.errors import UmbelError
 from umbel.messages import Blob
 from umbel_edge.config import AgentConfig
 from umbel_edge.connection.http import ServerHttp
+from umbel_edge.connection.resumable_downloads import Downloads
 from umbel_edge.waiting import Stopped
 
 DATA = np.random.default_rng(0).bytes(600_000)
@@ -68,15 +69,15 @@ def link() -> Iterator[BadLink]:
     thread.join()
 
 
-def client_of(link: BadLink, folder: Path, stopping: threading.Event | None = None) -> ServerHttp:
+def downloads_of(link: BadLink, folder: Path, stopping: threading.Event | None = None) -> Downloads:
     url = f"http://127.0.0.1:{link.server_address[1]}"
     config = AgentConfig("phone", "test", "phone", url, "s." + "A" * 43, folder / "x.npz", folder)
-    return ServerHttp(config, signing.generate_key(), stopping or threading.Event())
+    return Downloads(ServerHttp(config, signing.generate_key(), stopping or threading.Event()))
 
 
 def test_a_download_that_breaks_twice_goes_on_where_it_stopped(link: BadLink, tmp_path: Path) -> None:
     link.breaks = 2
-    assert client_of(link, tmp_path).fetch(BLOB, tmp_path) == DATA
+    assert downloads_of(link, tmp_path).fetch(BLOB, tmp_path) == DATA
     assert link.ranges[0] == ""
     offsets = [int(wanted[len("bytes=") : -1]) for wanted in link.ranges[1:]]
     assert offsets == sorted(offsets)
@@ -86,22 +87,22 @@ def test_a_download_that_breaks_twice_goes_on_where_it_stopped(link: BadLink, tm
 
 def test_what_a_killed_agent_had_fetched_is_not_fetched_again(link: BadLink, tmp_path: Path) -> None:
     (tmp_path / f"{BLOB.sha256}.part").write_bytes(DATA[:500_000])
-    assert client_of(link, tmp_path).fetch(BLOB, tmp_path) == DATA
+    assert downloads_of(link, tmp_path).fetch(BLOB, tmp_path) == DATA
     assert link.ranges == ["bytes=500000-"]
 
 
 def test_a_server_that_is_busy_is_asked_again(link: BadLink, tmp_path: Path) -> None:
     link.fail = 2
-    assert client_of(link, tmp_path).fetch(BLOB, tmp_path) == DATA
+    assert downloads_of(link, tmp_path).fetch(BLOB, tmp_path) == DATA
 
 
 @pytest.mark.parametrize("data", [DATA[:-1] + b"x", DATA + b"more", DATA[:-9]])
 def test_bytes_of_another_digest_are_not_used(link: BadLink, tmp_path: Path, data: bytes) -> None:
     link.data = data
     with pytest.raises(UmbelError, match=r"digest|the server sends more|could not be reached"):
-        client_of(link, tmp_path).fetch(BLOB, tmp_path)
+        downloads_of(link, tmp_path).fetch(BLOB, tmp_path)
     link.data = DATA
-    assert client_of(link, tmp_path).fetch(BLOB, tmp_path) == DATA
+    assert downloads_of(link, tmp_path).fetch(BLOB, tmp_path) == DATA
 
 
 def test_an_agent_that_stops_does_not_wait_for_the_link(link: BadLink, tmp_path: Path) -> None:
@@ -109,9 +110,9 @@ def test_an_agent_that_stops_does_not_wait_for_the_link(link: BadLink, tmp_path:
     stopping.set()
     link.fail = 99
     with pytest.raises(Stopped):
-        client_of(link, tmp_path, stopping).fetch(BLOB, tmp_path)
+        downloads_of(link, tmp_path, stopping).fetch(BLOB, tmp_path)
 
 
 def test_small_blobs_in_messages_need_no_request(link: BadLink, tmp_path: Path) -> None:
-    assert client_of(link, tmp_path).fetch(Blob.of(b"small"), tmp_path) == b"small"
+    assert downloads_of(link, tmp_path).fetch(Blob.of(b"small"), tmp_path) == b"small"
     assert link.ranges == []

@@ -22,8 +22,9 @@ from umbel.conditions import Readings, Rules
 from umbel.messages import Blob, Evaluate, Train
 from umbel.mqtt import Link
 from umbel.plan import Plan
-from umbel_edge.device.readings import Conditions, _Load
-from umbel_edge.device.watch import Watch
+from umbel_edge.device.change_watch import ChangeWatch
+from umbel_edge.device.condition_check import ConditionCheck
+from umbel_edge.device.sensors import LoadSensor
 from umbel_edge.training.example_count import ExampleCount
 
 PlanOf = Callable[[str], Plan]
@@ -133,7 +134,7 @@ def test_the_server_knows_why_a_device_may_not_work_and_how_many_examples_it_has
 
 
 def test_the_systems_own_readings_are_of_the_right_kind_and_cheap(tmp_path: Path) -> None:
-    conditions = Conditions(tmp_path, lambda: 3)
+    conditions = ConditionCheck(tmp_path, lambda: 3)
     everything = Rules(0.01, False, True, 1e9, 1e9, "0-24", 1.0, 1.0, 1)
     assert not {v.condition for v in conditions.violations(everything)} - {"battery", "network"}
     started = time.perf_counter()
@@ -148,7 +149,7 @@ def test_the_systems_own_readings_are_of_the_right_kind_and_cheap(tmp_path: Path
 def test_training_does_not_stop_because_of_its_own_load() -> None:
     now, others = [0.0], 1.0
     average = [others]
-    load = _Load(lambda: now[0], cpu=lambda: 2 * now[0], system=lambda: average[0])  # two threads that train
+    load = LoadSensor(lambda: now[0], cpu=lambda: 2 * now[0], system=lambda: average[0])  # two threads that train
     for _ in range(300):
         now[0] += 1.0
         average[0] += (others + 2 - average[0]) * (1 - math.exp(-1 / 60))
@@ -157,9 +158,9 @@ def test_training_does_not_stop_because_of_its_own_load() -> None:
 
 def test_readings_are_measured_at_most_once_a_second(tmp_path: Path) -> None:
     now = [0.0]
-    conditions = Conditions(tmp_path, lambda: 3, clock=lambda: now[0])
     measured: list[float] = []
-    conditions._system["load"] = lambda: measured.append(now[0]) or 0.0
+    sensors = {"load": lambda: measured.append(now[0]) or 0.0}
+    conditions = ConditionCheck(tmp_path, lambda: 3, clock=lambda: now[0], sensors=sensors)
     for tick in range(30):
         now[0] = tick / 10
         conditions.violations(Rules(max_load=1.0))
@@ -193,8 +194,8 @@ def test_a_watch_that_sees_change_after_change_looks_more_seldom() -> None:
     values = iter([0, 1, 2, 3, 3, 3, 4, 5, 6])
     said: list[int] = []
     passing = Passing()
-    watch: Watch[int] = Watch(lambda: next(values), lambda: said.append(1), passing, 3.0, 10.0)
-    watch._run()
+    watch: ChangeWatch[int] = ChangeWatch(lambda: next(values), lambda: said.append(1), passing, 3.0, 10.0)
+    watch.run()
     assert passing.pauses == [3.0, 6.0, 10.0, 10.0, 3.0, 3.0, 6.0, 10.0, 10.0]
     assert len(said) == 6
     assert watch.seen == 6

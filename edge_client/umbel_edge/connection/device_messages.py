@@ -12,10 +12,11 @@ from umbel.messages import STATUS_SECONDS, Ack, AckState, CommandHead, Outcome, 
 from umbel.sequence import Ascending
 from umbel_edge.config import AgentConfig
 from umbel_edge.connection.server_time import ServerTime
-from umbel_edge.device.state import AgentState, Answer
+from umbel_edge.device.inbox import Answer
+from umbel_edge.device.state import AgentState
 
 
-class Statements:
+class DeviceMessages:
     """The messages of one device. What answers a command that asks for it is sealed for the server."""
 
     def __init__(self, config: AgentConfig, state: AgentState, time: ServerTime, clock: Callable[[], float]) -> None:
@@ -23,7 +24,7 @@ class Statements:
 
     @cached_property
     def _numbers(self) -> Ascending:
-        return Ascending(self._time, self._state.answered)
+        return Ascending(self._time, self._state.inbox.last_answered)
 
     @cached_property
     def agreement(self) -> ECKey:

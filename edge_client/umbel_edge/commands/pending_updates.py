@@ -8,29 +8,28 @@ import msgspec
 
 from umbel.atomic import write_atomically
 from umbel.messages import Blob, Trained
-from umbel_edge.connection.http import file_digest
+from umbel_edge.connection.resumable_downloads import file_digest
 from umbel_edge.connection.resumable_uploads import Uploads
-from umbel_edge.device.state import AgentState
+from umbel_edge.device.upload_records import UploadRecords
 
 log = logging.getLogger("umbel.agent")
 
 
-class Outgoing:
-    """The updates in `<state folder>/outgoing`, by the command that they answer."""
+class PendingUpdates:
+    """The updates in `folder`, by the command that they answer."""
 
-    def __init__(self, state: AgentState, uploads: Uploads) -> None:
-        self._state, self._uploads = state, uploads
-        self._folder = state.folder / "outgoing"
+    def __init__(self, folder: Path, records: UploadRecords, uploads: Uploads) -> None:
+        self._folder, self._records, self._uploads = folder, records, uploads
 
     def keep(self, command: str, trained: Trained, update: bytes) -> None:
         """Write an update down before it is sent, unless it is so small that it travels in the result."""
         if trained.update.data is None:
             write_atomically(self._path(trained.update), update)
-            self._state.keep_outgoing(command, msgspec.json.encode(trained))
+            self._records.keep_outcome(command, msgspec.json.encode(trained))
 
     def kept(self, command: str) -> Trained | None:
         """What was kept for a command; None when nothing was, or its file is missing or damaged."""
-        encoded = self._state.outgoing(command)
+        encoded = self._records.outcome_of(command)
         if encoded is None:
             return None
         trained = msgspec.json.decode(encoded, type=Trained)
@@ -48,15 +47,15 @@ class Outgoing:
 
     def drop(self, command: str) -> None:
         """Remove what was kept for a command."""
-        if (encoded := self._state.outgoing(command)) is not None:
+        if (encoded := self._records.outcome_of(command)) is not None:
             update = msgspec.json.decode(encoded, type=Trained).update
             self._path(update).unlink(missing_ok=True)  # first, because forgetting needs room when there is none
-            self._state.drop_outgoing(command)
+            self._records.drop_outcome(command)
             self._uploads.forget(update)
 
     def drop_others(self, commands: set[str]) -> None:
         """Remove everything but what was kept for `commands`."""
-        for command in self._state.all_outgoing():
+        for command in self._records.commands():
             if command not in commands:
                 self.drop(command)
         known = {self._path(trained.update) for c in commands if (trained := self.kept(c)) is not None}

@@ -12,7 +12,7 @@ FIRST_SECONDS, LAST_SECONDS = 3.0, 60.0
 T = TypeVar("T")
 
 
-class Watch(Generic[T]):
+class ChangeWatch(Generic[T]):
     """Looks every few seconds, in a thread of its own until `stopping`, and calls `changed` when it sees something else.
 
     While what it sees changes again and again, it looks more and more seldom: `changed` costs bytes.
@@ -29,7 +29,7 @@ class Watch(Generic[T]):
         self._look, self._changed, self._stopping = look, changed, stopping
         self._first, self._last = first, last
         self._seen = look()
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread = threading.Thread(target=self.run, name="watch", daemon=True)
 
     @property
     def seen(self) -> T:
@@ -37,10 +37,11 @@ class Watch(Generic[T]):
         return self._seen
 
     def start(self) -> None:
-        """Start looking."""
+        """Look in a thread of its own."""
         self._thread.start()
 
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Look until `stopping`, in this thread."""
         pause = self._first
         while not self._stopping.wait(pause):
             try:

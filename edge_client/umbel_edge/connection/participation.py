@@ -17,7 +17,7 @@ log = logging.getLogger("umbel.agent")
 FIRST_SECONDS, LAST_SECONDS = 1.0, 300.0
 
 
-class Standing:
+class Participation:
     """What the server last said, over MQTT or as it refused a request; safe to use from several threads.
 
     `reason` is why the device works on nothing now, empty while it may. The server's word over MQTT is only why it is

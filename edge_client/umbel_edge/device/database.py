@@ -1,0 +1,102 @@
+"""The SQLite database in the agent's state folder."""
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from umbel.errors import UmbelError
+
+DATABASE = "agent.sqlite"
+SCHEMA = 2
+_TABLES = """
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS inbox (
+    id TEXT PRIMARY KEY, expires REAL NOT NULL, channel TEXT NOT NULL DEFAULT '', token BLOB NOT NULL DEFAULT x'',
+    command BLOB NOT NULL DEFAULT x''
+);
+CREATE TABLE IF NOT EXISTS cancelled (assignment TEXT PRIMARY KEY, at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS uploads (sha256 TEXT PRIMARY KEY, begun REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS outgoing (command TEXT PRIMARY KEY, outcome BLOB NOT NULL);
+"""
+
+
+class StateDatabase:
+    """An opened database with the tables above; safe to use from several threads.
+
+    A database that an older agent made is brought up to date. Raises UmbelError when the file is no such database, or a
+    newer agent's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / DATABASE
+        self._lock = threading.RLock()
+        try:
+            self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=NORMAL")
+            self._connection.executescript(_TABLES)
+            schema = int(self.fact("schema", str(SCHEMA)))
+            if schema == 1:
+                self._connection.execute("ALTER TABLE inbox ADD COLUMN command BLOB NOT NULL DEFAULT x''")
+        except (sqlite3.DatabaseError, ValueError) as error:
+            raise UmbelError(f"{path}: not a database of umbel-agent ({error}); name another state folder") from error
+        if schema > SCHEMA:
+            self.close()
+            raise UmbelError(
+                f"{folder}: made by a newer umbel-agent (schema {schema}, this one has {SCHEMA}); upgrade it"
+            )
+        self.remember("schema", str(SCHEMA))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    @contextmanager
+    def change(self) -> Iterator[None]:
+        """A transaction: all of the block's changes are kept, or none. One within another is part of it."""
+        with self._lock:
+            if self._connection.in_transaction:
+                yield
+                return
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                if self._connection.in_transaction:  # SQLite has ended it itself when the storage is full
+                    self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    def write(self, statement: str, *values: object) -> int:
+        """Execute a statement that changes rows, in a transaction; returns how many it changed."""
+        with self.change():
+            return self._connection.execute(statement, values).rowcount
+
+    def row(self, query: str, *values: object) -> Any | None:
+        """The first row that a query finds, or None."""
+        with self._lock:
+            return self._connection.execute(query, values).fetchone()
+
+    def rows(self, query: str, *values: object) -> list[Any]:
+        """Every row that a query finds."""
+        with self._lock:
+            return self._connection.execute(query, values).fetchall()
+
+    def fact(self, name: str, default: str = "") -> str:
+        """A remembered value."""
+        row = self.row("SELECT value FROM facts WHERE name = ?", name)
+        return str(row[0]) if row else default
+
+    def remember(self, name: str, value: str) -> None:
+        """Remember a value."""
+        self.write("INSERT OR REPLACE INTO facts VALUES (?, ?)", name, value)
+
+    def count(self, name: str) -> int:
+        """Add one to a remembered number (0 at first) and return it."""
+        with self.change():
+            value = int(self.fact(name, "0")) + 1
+            self.remember(name, str(value))
+        return value
