@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from joserfc.jwk import ECKey
 
 from tests.brokers import EmbeddedProcess
+from tests.empty_database import empty_database
 from tests.waiting import eventually
 from umbel import messages, signing, topics
 from umbel.enrolment import EnrolmentRequest
@@ -63,6 +64,8 @@ class RunningServer:
         port, tls = self.state.config.http.port, self.state.config.http.tls
         if broker is not None:
             broker(self.state)
+        if not self.state.config.database:
+            empty_database(folder / "umbel.sqlite")
         self._listener = listen("127.0.0.1", port)
         self._clock = clock
         self.server = Server(self.state, clock)

@@ -299,7 +299,7 @@ def test_what_was_changed_while_the_server_was_away_is_found_at_its_start(
     running.client.post("/v1/admins", {"name": "olga", "role": "viewer"})
     head = running.state.folder / "audit-head"
     eventually(lambda: running.server.audit.verify()[0].count and os.path.exists(head))
-    running.server.audit._note()
+    running.server.audit.seal()
     with closing(sqlite3.connect(running.state.folder / "umbel.sqlite", timeout=30)) as connection:
         for (trigger,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
             connection.execute(f"DROP TRIGGER {trigger}")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import TASKS
+from tests.compiled_plans import TASKS
 from tests.running_agent import RunningAgent
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice, X, config_of, serving
 from umbel.litert import Predictor

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.conftest import TASKS
+from tests.compiled_plans import TASKS
 from tests.faults.small_disk import SmallDisk, can_mount
 from tests.waiting import eventually
 from umbel import tensors

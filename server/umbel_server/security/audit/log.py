@@ -103,7 +103,7 @@ class Audit:
         self._some.set()
         if self._thread.is_alive():
             self._thread.join()
-        self._note()
+        self.seal()
 
     def append(
         self,
@@ -207,9 +207,9 @@ class Audit:
             self._some.wait()
             self._stopped.wait(SEAL_SECONDS)
             self._some.clear()
-            self._note()
+            self.seal()
 
-    def _note(self) -> None:
+    def seal(self) -> None:
         """Seal the end of the log after the disk has it: after a power failure the seal must not be ahead of the log."""
         with self._turn:
             head = self._head
@@ -229,7 +229,7 @@ class Audit:
         """Seal the end of the log again, with the current key."""
         with self._turn:
             self._noted = Head(-1)
-        self._note()
+        self.seal()
 
     def _write_seal(self, head: Head) -> None:
         try:

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from tests.conftest import TASKS
+from tests.compiled_plans import TASKS
 from umbel.errors import TaskError, TensorError
 from umbel.examples import Examples
 from umbel.messages import Blob, Train

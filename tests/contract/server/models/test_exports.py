@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.brokers import EmbeddedProcess
-from tests.conftest import TASKS
+from tests.compiled_plans import TASKS
 from tests.running_agent import RunningAgent
 from tests.server_harness import POPULATION, RunningServer, config_of
 from tests.waiting import eventually

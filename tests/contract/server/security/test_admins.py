@@ -358,7 +358,7 @@ def test_no_secret_is_written_anywhere(running: RunningServer, caplog: pytest.Lo
     logged = "".join(record.getMessage() for record in caplog.records if record.name.startswith(("umbel", "uvicorn")))
     assert secret not in logged
     assert running.state.admin_token not in logged
-    running.server.audit._note()
+    running.server.audit.seal()
     for path in (path for path in running.state.folder.iterdir() if path.is_file()):
         data = path.read_bytes()
         assert secret.encode() not in data, path

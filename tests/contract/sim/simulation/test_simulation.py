@@ -15,7 +15,7 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 from tests.brokers import EmbeddedProcess
-from tests.conftest import TASKS
+from tests.compiled_plans import TASKS
 from tests.running_agent import RunningAgent
 from tests.server_harness import POPULATION, RunningServer
 from tests.waiting import eventually

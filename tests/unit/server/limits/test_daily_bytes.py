@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.empty_database import empty_database
 from umbel.errors import UmbelError
 from umbel.messages import Blob
 from umbel_server.limits.daily_bytes import DAY_SECONDS, DailyBytes, Direction, QuotaReached
@@ -32,7 +33,7 @@ class Books:
     """What a server keeps of quotas, in a database at `path`."""
 
     def __init__(self, path: Path) -> None:
-        self.clock, self.database = Clock(), Database(f"sqlite:///{path}")
+        self.clock, self.database = Clock(), Database(empty_database(path))
         self.blobs = Blobs((path.parent / "blobs").as_uri())
         self.open()
 

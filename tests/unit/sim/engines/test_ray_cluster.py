@@ -1,6 +1,5 @@
 """What joining a Ray says when there is none: no Ray is started here."""
 
-import socket
 import sys
 
 import pytest
@@ -20,15 +19,6 @@ def test_a_machine_without_ray_is_told_what_to_install(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UmbelError, match=r"not installed; pip install 'umbel\[ray\]'"):
         join("local", 1)
-
-
-def test_a_port_where_nobody_is_and_one_that_stays_silent_are_given_up_in_time() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        address = f"127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(UmbelError, match=f"no Ray answers at {address} within 2 seconds; ray start --head"):
-            join(address, 1, seconds=2.0)
-    with pytest.raises(UmbelError, match=rf"no Ray answers at {address} \(.*refused\); ray start --head"):
-        join(address, 1, seconds=2.0)
 
 
 def test_an_address_belongs_to_ray() -> None:

@@ -3,18 +3,20 @@
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.orm import Session
 
+from tests.empty_database import empty_database
 from umbel import signing
 from umbel_server.security.audit.chain import START, Entry, Head, Walk, chained
-from umbel_server.security.audit.log import REFUSALS, SEAL, Audit
+from umbel_server.security.audit.log import REFUSALS, SEAL, Audit, NotRecorded
 from umbel_server.security.keyring import KEY, Keyring
 from umbel_server.storage.database import AuditEntry, Database
 
@@ -118,7 +120,7 @@ class Opened:
         self.open()
 
     def open(self) -> None:
-        self.database = Database(f"sqlite:///{self.path}")
+        self.database = Database(empty_database(self.path))
         self.audit = Audit(self.database, self.folder, self.keys, self.clock, ["the-admin-token"])
 
     def close(self) -> None:
@@ -237,26 +239,38 @@ def test_what_is_written_after_a_cut_does_not_hide_it(opened: Opened, restarted:
     assert "not the one that the server has noted" in opened.fault() or "does not follow" in opened.fault()
 
 
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
+    """A log for all examples of a property: a new database for each would take longer than the property."""
+    log = Opened(tmp_path_factory.mktemp("log"), Clock())
+    yield log
+    log.close()
+
+
+@pytest.fixture(scope="module")
+def seal(log: Opened) -> bytes:
+    log.audit.append("alice", "run.start")
+    log.audit.seal()
+    return (log.folder / SEAL).read_bytes()
+
+
 @settings(max_examples=40)
 @given(st.data())
-def test_any_byte_of_the_seal_counts(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    log = Opened(tmp_path_factory.mktemp("seal"), Clock())
+def test_any_byte_of_the_seal_counts(log: Opened, seal: bytes, data: st.DataObject) -> None:
+    path, changed = log.folder / SEAL, bytearray(seal)
+    assert log.fault() == ""
+    at = data.draw(st.integers(0, len(seal) - 2))  # the last character has bits that mean nothing
+    changed[at] ^= data.draw(st.integers(1, 127))
     try:
-        log.audit.append("alice", "run.start")
-        log.audit._note()
-        path = log.folder / SEAL
-        sealed = bytearray(path.read_bytes())
-        at = data.draw(st.integers(0, len(sealed) - 2))  # the last character has bits that mean nothing
-        sealed[at] ^= data.draw(st.integers(1, 127))
-        path.write_bytes(bytes(sealed))
+        path.write_bytes(bytes(changed))
         assert "audit-head" in log.fault()
     finally:
-        log.database.close()
+        path.write_bytes(seal)
 
 
 def test_the_end_stays_sealed_when_the_signing_key_changes(opened: Opened) -> None:
     opened.audit.append("olga", "x")
-    opened.audit._note()
+    opened.audit.seal()
     opened.keys.begin(0.0, 1000.0)
     assert opened.fault() == ""
     assert opened.audit.is_sealed_before
@@ -273,7 +287,7 @@ def test_the_end_stays_sealed_when_the_signing_key_changes(opened: Opened) -> No
 
 
 def test_a_seal_that_is_gone_or_another_message_of_the_server_is_found(opened: Opened) -> None:
-    opened.audit._note()
+    opened.audit.seal()
     path = opened.folder / SEAL
     path.write_bytes(signing.sign(b'{"count": 0, "hash": ""}', opened.keys.current))
     assert "audit-head" in opened.fault()
@@ -324,24 +338,38 @@ def test_refusals_are_written_now_and_then_and_the_others_counted(tmp_path: Path
 )
 @settings(max_examples=40)
 def test_texts_are_bounded_lines_and_stored_as_they_are_hashed(
-    tmp_path_factory: pytest.TempPathFactory, text: str, detail: dict[str, object]
+    log: Opened, text: str, detail: dict[str, object]
 ) -> None:
-    log = Opened(tmp_path_factory.mktemp("bounded"), Clock())
-    try:
-        log.audit.append(text, "run.start", text, text, detail, text)
-        row = log.audit.list()[0]
-        assert all("\n" not in row[name] for name in ("who", "subject", "population", "outcome"))
-        assert len(row["outcome"]) <= 300
-        assert log.fault() == ""
-    finally:
-        log.database.close()
+    log.audit.append(text, "run.start", text, text, detail, text)
+    row = log.audit.list()[0]
+    assert all("\n" not in row[name] for name in ("who", "subject", "population", "outcome"))
+    assert len(row["outcome"]) <= 300
+    assert log.fault() == ""
+
+
+class ForgetfulDatabase(Database):
+    """A database that reports its next commit as failed, and has made it."""
+
+    forgets = False
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        with super().transaction() as session:
+            yield session
+        if self.forgets:
+            self.forgets = False
+            raise OperationalError("COMMIT", {}, Exception("the connection was lost"))
 
 
 def test_an_entry_whose_commit_was_reported_as_failed_is_no_tampering(opened: Opened) -> None:
-    head = opened.audit._head
-    opened.audit.append("alice", "run.start")
-    opened.audit._head = head
-    opened.audit.append("alice", "run.stop")
+    database = ForgetfulDatabase(f"sqlite:///{opened.path}")
+    audit = Audit(database, opened.folder, opened.keys, opened.clock)
+    database.forgets = True
+    with pytest.raises(NotRecorded):
+        audit.append("alice", "run.start")
+    audit.append("alice", "run.stop")
+    audit.stop()
+    database.close()
     opened.close()
     opened.open()
     opened.behind_its_back("DELETE FROM audit WHERE sequence = 8")
