@@ -1,9 +1,11 @@
 """Compiles Umbel's C when Umbel is built or installed.
 
-Without a C compiler the server aggregates in NumPy, and simulations train on interpreters: both slower.
+Without a C compiler the server aggregates in NumPy, and simulations train on interpreters: both slower. UMBEL_PURE=1 in the
+environment compiles nothing, for the wheel that installs anywhere.
 """
 
 import ctypes
+import os
 import shlex
 import subprocess
 import sysconfig
@@ -45,7 +47,7 @@ class LibrariesHook(BuildHookInterface):  # type: ignore[misc]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Before the build."""
-        if self.target_name != "wheel":
+        if self.target_name != "wheel" or os.environ.get("UMBEL_PURE") == "1":
             return
         for library in LIBRARIES:
             if not compiled(library):

@@ -63,4 +63,4 @@ def classification(name: str, model: Callable[[], Any], inputs: int) -> Task:
 
 
 SMALL = classification("small-perceptron", _perceptron, 64)
-"""64-32-10, for the digits that come with scikit-learn: what small settings train."""
+"""64-32-10, for the digits that come with Umbel: what small settings train."""

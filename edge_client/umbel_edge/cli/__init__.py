@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from umbel import logs
+from umbel import __version__, logs
 from umbel.errors import UmbelError
+from umbel.installed import check_distributions
 from umbel.printable import printable
 from umbel_edge.config import EXAMPLE, load_config
 
@@ -22,7 +23,9 @@ def main() -> None:
     An error, also of a file that cannot be read or written, is one line; `--debug` adds the traceback.
     """
     if sys.argv[1:2] == ["enrol"]:
-        from umbel_edge.cli import enrol as enrol_command
+        with _errors_in_a_line(1, "--debug" in sys.argv):
+            check_distributions()
+            from umbel_edge.cli import enrol as enrol_command
 
         options = enrol_command.options_of(sys.argv[2:])
         with _errors_in_a_line(1, options.debug):
@@ -41,6 +44,7 @@ def main() -> None:
         print(f"{options.config}: device {config.device} of population {config.population}, trainer {config.trainer}")
         return
     with _errors_in_a_line(1, options.debug):
+        check_distributions()
         set_up_logging(options.log, options.verbose)
         from umbel_edge.agent import Agent
 
@@ -64,6 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--log", type=Path, help="write the log to this file instead of standard error")
     parser.add_argument("--verbose", action="store_true", help="log more")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--version", action="version", version=f"umbel-agent {__version__}")
     return parser
 
 
@@ -84,6 +89,10 @@ def _errors_in_a_line(code: int, debug: bool) -> Iterator[None]:
         if error.filename is None or error.strerror is None:
             raise
         _fail(f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}", code, debug)
+    except ImportError as error:
+        if (error.name or "umbel").partition(".")[0] in ("umbel", "umbel_edge"):
+            raise
+        _fail(f"{error.name} is not installed; the agent needs: pip install 'umbel[edge]' or umbel-edge", code, debug)
     except KeyboardInterrupt:
         _fail("interrupted", 130, debug)
 

@@ -4,9 +4,11 @@ import os
 import sys
 import traceback
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from umbel import __version__
 from umbel.errors import UmbelError
+from umbel.installed import check_distributions
 from umbel.printable import printable
 
 if TYPE_CHECKING:
@@ -39,6 +41,19 @@ def make_app() -> "typer.Typer":
         pretty_exceptions_enable=False,
         add_completion=False,
     )
+
+    def show_version(asked: bool) -> None:
+        if asked:
+            print(f"umbel {__version__}")
+            raise typer.Exit
+
+    @app.callback()
+    def _options(
+        version: Annotated[
+            bool, typer.Option("--version", help="Show the version and exit.", callback=show_version, is_eager=True)
+        ] = False,
+    ) -> None: ...
+
     for noun in (server, plans, broker, devices, commands, runs, releases, admins, quotas, keys, audit):
         noun.add_commands(app)
     for entry in sorted(entry_points(group="umbel.commands"), key=lambda entry: entry.name):
@@ -65,12 +80,11 @@ def main() -> None:
 
         app = make_app()
     except ImportError as error:
-        print(
-            f"umbel: {error.name} is not installed; the admin commands need: pip install 'umbel[server]'",
-            file=sys.stderr,
-        )
-        sys.exit(1)
+        from umbel_server.cli import without_extras
+
+        sys.exit(without_extras.answer(sys.argv[1:], error.name or str(error)))
     try:
+        check_distributions()
         # Without its standalone mode Typer returns what was raised as typer.Exit.
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

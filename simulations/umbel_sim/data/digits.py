@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 real 8x8 images, a fifth of them held out."""
+"""The handwritten digits that come with Umbel: 1,797 real 8x8 images, a fifth of them held out."""
 
 import numpy as np
 

@@ -25,7 +25,7 @@ def parquet(path: Path, task: Task | None = None) -> Dataset:
         import pyarrow as arrow
         import pyarrow.parquet as files
     except ImportError as error:
-        raise UmbelError(f"{path}: reading Parquet needs pyarrow: pip install 'umbel[sim]'") from error
+        raise UmbelError(f"{path}: reading Parquet needs pyarrow: pip install 'umbel[parquet]'") from error
     try:
         file = files.ParquetFile(path)
         wanted = [name for name in file.schema_arrow.names if task is None or name in {*specs_of(task), KEY}]
