@@ -50,8 +50,9 @@ def trainer_of(config: AgentConfig) -> Trainer:
 class Agent:
     """One device: `run` until `stop`. Raises UmbelError when it cannot start.
 
-    `state` is what the device remembers, `messages` makes what it says. `clock` is the device's own clock, in Unix
-    seconds. `handlers` execute commands, `make_trainer` makes what trains.
+    `state` is what the device remembers, `messages` signs what it says, and `participation` is whether the server works
+    with it. `clock` is the device's own clock, in Unix seconds. `handlers` execute commands. `make_trainer` returns the
+    trainer for a configuration.
     """
 
     def __init__(
@@ -82,17 +83,17 @@ class Agent:
             self._count_examples,
             self._stopping,
         )
-        self._participation = Participation(self._stopping, lambda: self._jobs.put(None))
+        self.participation = Participation(self._stopping, lambda: self._jobs.put(None))
 
     def run(self) -> None:
         """Enrol, connect, and work until `stop` is called; raises UmbelError when the device is revoked."""
         try:
             trainer = self._make_trainer(self._config)
             http = ServerHttp(self._config, self.state.key, self._stopping, self._clock)
-            enrolment = connect(http, self._config, self.state, self._participation)
+            enrolment = connect(http, self._config, self.state, self.participation)
             self._time.hear(enrolment.at)
             self.state.forget_old(self._time())
-            http.on_barred = self._participation.refused
+            http.on_barred = self.participation.refused
             self._work(http, enrolment, trainer)
         except Stopped:
             log.info("stopped")
@@ -141,7 +142,7 @@ class Agent:
             downloads=downloads,
             uploads=uploads,
             keys=keys,
-            participation=self._participation,
+            participation=self.participation,
             pending_updates=PendingUpdates(folder / "outgoing", records, uploads),
             plans=PlanCache(folder / "plans", downloads, keys),
             examples=ExampleCache(self._config.examples),

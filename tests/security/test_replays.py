@@ -22,7 +22,7 @@ from umbel_edge.device.database import DATABASE
 from umbel_server.storage.database import Assignment, Command, Device, Run
 
 PlanOf = Callable[[str], Plan]
-LOST = "from before this device's memory begins"
+LOST = "older than this device's memory"
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_a_device_that_lost_its_memory_does_not_execute_what_it_may_have_execute
     else:
         restore(wire, copy)
     wire.start_agent()
-    assert "has heard more of this device than it remembers" in caplog.text
+    assert "knows of later answers than this device remembers" in caplog.text
     replay_refused(wire, token, rounds=0)
     assert wire.ask("report")["state"] == "done"
     wire.train(plan, rounds=1)
@@ -140,7 +140,7 @@ def test_a_device_that_lost_its_memory_does_not_execute_what_it_may_have_execute
     caplog.clear()
     wire.stop_agent()
     wire.start_agent()
-    assert "than it remembers" not in caplog.text
+    assert "than this device remembers" not in caplog.text
     replay_refused(wire, token, rounds=1)
 
 

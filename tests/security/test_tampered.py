@@ -213,7 +213,7 @@ def test_a_changed_command_is_not_executed(
     with running.server.database.transaction() as session:
         command = running.server.outbox.add(session, POPULATION, "phone", Report(), 60.0).id  # not sent yet
     write(running, "UPDATE commands SET token = ?, updated = 0 WHERE id = ?", tokens[how], command)
-    expected = "refused a message" if how == "another device's" else "proves nothing"
+    expected = "refused a message" if how == "another device's" else "without a valid signature"
     eventually(lambda: expected in caplog.text)  # the outbox has sent it
     write(running, "UPDATE commands SET expires = 0 WHERE id = ?", command)
     eventually(lambda: running.client.get(f"/v1/commands/{command}")["state"] in ("expired", "rejected"))

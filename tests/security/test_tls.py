@@ -223,7 +223,7 @@ def test_who_answers_without_tls_gets_no_secret_and_is_not_believed(
     if enrolled:
         enrol(config)
     impostor = Impostor(tmp_path / "impostor", running, tls=False)
-    with pytest.raises(UmbelError, match="this server speaks TLS; its URL begins with https://"):
+    with pytest.raises(UmbelError, match="this server uses TLS; write its URL with https://"):
         enrol(msgspec.structs.replace(config, server=impostor.url))
     impostor.stop()
     assert impostor.seen == ([] if enrolled else ["/v1/trust"])

@@ -52,7 +52,7 @@ def test_a_device_is_enrolled_trains_and_is_revoked(
     assert (written["population"], written["kind"]) == (POPULATION, "phone")
     assert spent.partition(".")[0] not in path.read_text()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert "there is a configuration already" in agent(*asked, code=1)
+    assert "there is a configuration file already" in agent(*asked, code=1)
     again = agent(*asked, "--examples", tmp_path / "points.npz")  # it was broken off when all was written
     assert f"{written['device']} is enrolled" in again
     assert "already" in agent(*asked, "--examples", tmp_path / "points.npz", "--device", "other", code=1)
@@ -136,7 +136,7 @@ def test_what_cannot_enrol_says_so_in_a_line_and_leaves_no_configuration(
         assert not path.exists()
     assert "expected one argument" in agent_usage("enrol", url, good, "--kind")
     agent("enrol", url, good, *kind, "--device", "device-2", code=1)  # the key is another's already
-    assert "name the token too" in agent_usage("enrol", url)
+    assert "give the enrolment token too" in agent_usage("enrol", url)
     agent("enrol", f"umbel:{url}#{good}", *kind)
     assert "not enrolled" in agent(_without_enrolment(path, tmp_path), code=1)
 

@@ -37,7 +37,7 @@ def main() -> None:
         print(EXAMPLE, end="")
         return
     if options.config is None:
-        parser.error("name a configuration file, or --example to see one")
+        parser.error("give a configuration file; --example prints one")
     with _errors_in_a_line(2, options.debug):
         config = load_config(options.config)
     if options.check:
@@ -58,15 +58,15 @@ def make_parser() -> argparse.ArgumentParser:
     """The options of `umbel-agent` without a subcommand."""
     parser = argparse.ArgumentParser(
         prog="umbel-agent",
-        description="Train, install and infer on this device, as the Umbel server commands.",
-        epilog="'umbel-agent enrol URL TOKEN' makes this device known to a server and writes its configuration, a TOML "
-        "file; --example prints one with every key explained.",
+        description="Run the agent on this device: it trains, evaluates, installs and infers as the Umbel server commands.",
+        epilog="'umbel-agent enrol URL TOKEN' enrols this device with a server and writes its configuration file (TOML); "
+        "--example prints a configuration file that explains every key.",
     )
     parser.add_argument("config", type=Path, nargs="?", help="the configuration file")
-    parser.add_argument("--example", action="store_true", help="print an example configuration and exit")
-    parser.add_argument("--check", action="store_true", help="check the configuration and exit")
+    parser.add_argument("--example", action="store_true", help="print an example configuration file and exit")
+    parser.add_argument("--check", action="store_true", help="check the configuration file and exit")
     parser.add_argument("--log", type=Path, help="write the log to this file instead of standard error")
-    parser.add_argument("--verbose", action="store_true", help="log more")
+    parser.add_argument("--verbose", action="store_true", help="log debug messages too")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("--version", action="version", version=f"umbel-agent {__version__}")
     return parser

@@ -33,29 +33,36 @@ def make_parser() -> argparse.ArgumentParser:
     """The options of `umbel-agent enrol`."""
     parser = argparse.ArgumentParser(
         prog="umbel-agent enrol",
-        description="Make this device known to a server, with a token that 'umbel devices invite' printed, and write "
-        "its configuration. The key is made here and stays here.",
+        description="Enrol this device with a server, using a token from 'umbel devices invite', and write its "
+        "configuration file. The device's private key is made on the device and never leaves it.",
     )
-    parser.add_argument("url", help="the server's URL; or what the QR code holds, umbel:URL#TOKEN")
-    parser.add_argument("token", nargs="?", help="the enrolment token; good once")
-    parser.add_argument("--device", help="this device's id (default: made of its key)")
-    parser.add_argument("--kind", choices=KINDS, default="", help="what it is, unless the invitation says so")
+    parser.add_argument("url", help="the server's URL, or the text in the invitation's QR code (umbel:URL#TOKEN)")
+    parser.add_argument("token", nargs="?", help="the enrolment token; it can be used once")
+    parser.add_argument("--device", help="this device's id (default: derived from its key)")
+    parser.add_argument("--kind", choices=KINDS, default="", help="the kind of device, unless the invitation sets it")
     parser.add_argument(
-        "--examples", type=Path, default=None, help="its .npz of examples (default: examples.npz beside the file)"
+        "--examples",
+        type=Path,
+        default=None,
+        help="the .npz file of examples (default: examples.npz beside the configuration)",
     )
     parser.add_argument(
         "--key-store",
         choices=("file", "pkcs11"),
         default="file",
-        help="where the key is made: in the state folder (file), "
-        "or on a TPM or another token, which does not give it out",
+        help="where the private key is made and kept: in a file of the state folder (file), "
+        "or on a TPM or another PKCS#11 token, which never gives it out (pkcs11)",
     )
-    parser.add_argument("--module", type=Path, help="pkcs11: the token's library")
+    parser.add_argument("--module", type=Path, help="pkcs11: the token's PKCS#11 library")
     parser.add_argument("--token-label", default="", help="pkcs11: the token's label")
-    parser.add_argument("--key-name", default="umbel", help="pkcs11: the key's label on the token (umbel)")
-    parser.add_argument("--pin-file", type=Path, help="pkcs11: a file that you alone may read, with the token's PIN")
-    parser.add_argument("--pin-env", default="", help="pkcs11: or the variable of the environment that holds it")
-    parser.add_argument("--config", type=Path, default=Path("agent.toml"), help="the file to write (agent.toml)")
+    parser.add_argument("--key-name", default="umbel", help="pkcs11: the key's label on the token (default: umbel)")
+    parser.add_argument("--pin-file", type=Path, help="pkcs11: a file with the token's PIN, readable by its owner only")
+    parser.add_argument(
+        "--pin-env", default="", help="pkcs11: an environment variable with the token's PIN, instead of --pin-file"
+    )
+    parser.add_argument(
+        "--config", type=Path, default=Path("agent.toml"), help="the configuration file to write (default: agent.toml)"
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -67,7 +74,7 @@ def options_of(words: list[str]) -> argparse.Namespace:
     if options.token is None and options.url.startswith(SCHEME):
         options.url, _, options.token = options.url.removeprefix(SCHEME).partition("#")
     if options.token is None:
-        parser.error("name the token too: umbel-agent enrol URL TOKEN")
+        parser.error("give the enrolment token too: umbel-agent enrol URL TOKEN")
     return options
 
 
@@ -93,7 +100,9 @@ def run(options: argparse.Namespace) -> None:
     try:
         device = check_name(options.device or _id_of(state), "a device id")
         if (owner := state.claim_device(device)) != device:
-            raise UmbelError(f"{state.folder}: it belongs to device {owner}; name a file in another folder")
+            raise UmbelError(
+                f"{state.folder}: this state folder belongs to device {owner}; give --config in another folder"
+            )
         # Population and kind are the server's to tell; enrolling needs only where to ask.
         config = AgentConfig(device, "", "phone", options.url, Path(examples), state.folder)
         http = ServerHttp(config, state.key, threading.Event())
@@ -108,7 +117,7 @@ def _tell(device: str, population: str, path: Path, examples: str) -> None:
     """Print what was done, and what is to be done next."""
     print(printable(f"{device} is enrolled in population {population}; {path} is its configuration. Next:"))
     if not (path.parent / examples).is_file():
-        print(f"  put its examples into {path.parent / examples}")
+        print(f"  put the device's examples into {path.parent / examples}")
     print(f"  umbel-agent {shlex.quote(str(path))}")
 
 
@@ -123,7 +132,7 @@ def _made_before(path: Path, options: argparse.Namespace, asked: Mapping[str, st
         if trust is not None and all(written.get(name) == value for name, value in wanted.items() if value):
             trust.anchored(split_token(options.token)[1])
             return config
-    raise UmbelError(f"{path}: there is a configuration already; name another file with --config")
+    raise UmbelError(f"{path}: there is a configuration file already; give another one with --config")
 
 
 def _key_of(options: argparse.Namespace) -> KeyConfig:

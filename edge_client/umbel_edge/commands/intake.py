@@ -52,7 +52,7 @@ class Intake:
             command, unknown = error.head, str(error)
         except SignatureError as error:
             # Whoever made it chose the id that it names: an answer would be our word on a command that may still come.
-            log.warning("dropped a message that proves nothing: %s", error)
+            log.warning("dropped a message without a valid signature of the server: %s", error)
             if isinstance(error, UnknownKey):
                 self._context.keys.missed(error.key)
             return
@@ -82,7 +82,7 @@ class Intake:
             gone = f"the command expired {late:.0f} s before it came"
             self._answers.complain(gone, lambda: self._messages.ack(command, "expired", gone))
         elif not inbox.remembers(command.sequence, command.expires):
-            lost = "the command is from before this device's memory begins, so it may have been executed; give it again"
+            lost = "the command is older than this device's memory and may have been executed; send a new one"
             self._answers.complain(lost, lambda: self._messages.ack(command, "rejected", lost))
         elif inbox.begin(command.id, command.expires, token) is Begun.NEW:
             self._begin(command, unknown)

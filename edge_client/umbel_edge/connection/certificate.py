@@ -69,7 +69,7 @@ class Certificate:
         except (OSError, ssl.SSLError) as error:
             self._path.unlink(missing_ok=True)
             raise UmbelError(
-                f"{self._path}: the server's answer is no certificate of the key that was asked for: {error}"
+                f"{self._path}: the server's answer is not a certificate for this device's key: {error}"
             ) from error
 
     def _held(self) -> x509.Certificate | None:

@@ -106,8 +106,8 @@ def _look_back(state: AgentState, reply: EnrolmentReply) -> None:
     if state.epoch >= reply.epoch and state.inbox.last_answered >= reply.answered:
         return
     log.warning(
-        "the server has heard more of this device than it remembers: its state was restored from an older one, or its "
-        "end was lost; commands given before now are not executed"
+        "the server knows of later answers than this device remembers: the state folder was restored from a backup, or its "
+        "last changes were lost; commands from before now are not executed"
     )
     _begin_memory(state, reply)
 
@@ -135,7 +135,7 @@ def catch_up(http: ServerHttp, state: AgentState, trust: Trust) -> Trust:
     except SignatureError as error:
         raise UmbelError(f"{http.url} cannot prove its signing keys ({error}); is it another server?") from error
     if extended != trust:
-        log.info("the server has the signing key %s now", signing.fingerprint(extended.lineage().newest)[:8])
+        log.info("the server has a new signing key, %s", signing.fingerprint(extended.lineage().newest)[:8])
         if state.pinned() is not None:
             state.pin(extended)
     return extended
@@ -153,7 +153,7 @@ def _checked(http: ServerHttp, answer: bytes, state: AgentState, trust: Trust) -
             raise UmbelError(f"{http.url} speaks protocol {protocol}, this agent {PROTOCOL}: upgrade the older side")
         reply = msgspec.json.decode(answer, type=EnrolmentReply)
     except NOT_DECODED as error:
-        raise UmbelError(f"{http.url} answers like no Umbel server ({error}); correct its URL") from error
+        raise UmbelError(f"{http.url} does not answer like an Umbel server ({error}); correct its URL") from error
     newest = signing.fingerprint(signing.import_public(reply.server_key))
     if newest not in trust.lineage().all:
         trust = catch_up(http, state, trust)

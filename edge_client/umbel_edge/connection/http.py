@@ -103,7 +103,7 @@ class ServerHttp:
     def use(self, trust: Trust) -> None:
         """Believe from now on only who has a certificate of this authority; raises UmbelError when the URL asks for no TLS."""
         if trust.ca and not self.secure:
-            raise UmbelError(f"{self.url}: this server speaks TLS; its URL begins with https://")
+            raise UmbelError(f"{self.url}: this server uses TLS; write its URL with https://")
         if self.secure:
             self.ca = trust.ca
             self._pool = _pool(client_context(trust.ca))
@@ -128,7 +128,7 @@ class ServerHttp:
         try:
             return read_trust(answer)
         except SignatureError as error:
-            raise UmbelError(f"{self.url} answers like no Umbel server ({error}); correct its URL") from error
+            raise UmbelError(f"{self.url} does not answer like an Umbel server ({error}); correct its URL") from error
 
     def check(self, found: str, expected: str) -> None:
         """Raise UmbelError unless a fingerprint is the one that this device trusts."""
@@ -178,7 +178,7 @@ class ServerHttp:
         if response.status >= 300:
             refused = _refused(response)
             if refused.code == CLOCK and self._set_clock(response.headers.get("Date", "")):
-                raise urllib3.exceptions.HTTPError(f"{refused}; it is asked again by its own clock")
+                raise urllib3.exceptions.HTTPError(f"{refused}; asking again with the server's time")
             if refused.bars:
                 self.on_barred(refused)
             raise refused
@@ -263,7 +263,7 @@ class ServerHttp:
                 why, least = printable(str(error)), error.wait if isinstance(error, Busy) else 0.0
                 clock = self._blamed_clock(error)
             if not self.secure:
-                why += "; a server with TLS is asked with https://"
+                why += "; the URL of a server with TLS begins with https://"
             if attempt + 1 >= attempts:
                 todo = clock or "correct the URL, or start the server"
                 raise UmbelError(f"{self._base} does not answer ({why}); {todo}")

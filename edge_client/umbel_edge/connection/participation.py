@@ -1,4 +1,4 @@
-"""Whether the server takes part with this device, and what the device does while it does not: it waits, or stops for good."""
+"""Whether the server works with this device, and what the device does while it does not: it waits, or stops for good."""
 
 import logging
 import random
@@ -56,11 +56,11 @@ class Participation:
                 if error.code not in ("suspended", CLOCK):
                     raise
                 if waited == 0:
-                    log.warning("%s; asking now and then", error)
+                    log.warning("%s; asking the server again from time to time", error)
             except (urllib3.exceptions.HTTPError, OSError) as error:
-                log.info("the server could not be asked how this device stands: %s", error)
+                log.info("the server could not be asked whether it works with this device: %s", error)
             else:
-                log.info("the server takes part with this device")
+                log.info("the server works with this device")
                 self.reason = ""
                 return
             self.pause(waited)

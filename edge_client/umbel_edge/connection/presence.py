@@ -95,7 +95,7 @@ class Presence:
         )
         if wrong := self._time.wrong:
             if "clock" not in self._broken:
-                log.warning("%s; it takes no work until then", wrong)
+                log.warning("%s; the device takes no work until then", wrong)
             names, reasons = [*names, "clock"], [*reasons, wrong]
         self._broken = tuple(names)
         renewal = self._time.since_start(STATUS_SECONDS / 3)

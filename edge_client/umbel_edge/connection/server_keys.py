@@ -79,7 +79,7 @@ class ServerKeys:
                 if key in self.known:
                     then()
                 else:
-                    log.warning("the server says nothing of a signing key %r: somebody else may have signed", key[:8])
+                    log.warning("the server does not know the signing key %r: somebody else may have signed", key[:8])
             except Stopped:
                 return
             except UmbelError as error:

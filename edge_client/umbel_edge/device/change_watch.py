@@ -52,5 +52,5 @@ class ChangeWatch(Generic[T]):
                 self._seen = now
                 self._changed()
             except Exception:
-                log.exception("the device's conditions could not be looked at; trying again")
+                log.exception("a check that is made again and again failed; trying again")
             pause = min(pause * 2, self._last)

@@ -48,7 +48,7 @@ class InstalledModels:
             return msgspec.json.decode(path.read_bytes(), type=Installed)
         except NOT_DECODED as error:
             raise UmbelError(
-                f"{path}: expected a note of the installed release, got {error}; install it again"
+                f"{path}: the record of the installed release is damaged ({error}); install the release again"
             ) from error
 
     def install(self, command: Install, model: bytes, server: Keys) -> Installed:
@@ -56,12 +56,12 @@ class InstalledModels:
         manifest = release.verify(command.manifest.encode(), server)
         if manifest.population != self._population:
             raise UmbelError(
-                f"release {manifest.id} is for population {manifest.population}, this device is of {self._population}"
+                f"release {manifest.id} is for population {manifest.population}, this device belongs to {self._population}"
             )
         file = manifest.files.get(command.variant)
         if manifest.id != command.release or file is None:
             raise UmbelError(
-                f"the manifest is of release {manifest.id}, it has no {command.variant} of {command.release}"
+                f"the manifest is for release {manifest.id} and has no {command.variant} file of {command.release}"
             )
         if digest(model) != file.sha256:
             raise UmbelError(
@@ -98,5 +98,5 @@ class InstalledModels:
         except (ValueError, RuntimeError) as error:
             raise UmbelError(f"the release's file does not run on this device: {error}; not installed") from error
         if not all(np.isfinite(value).all() for value in answers.values()):
-            raise UmbelError("the release's file answers NaN to zeros; not installed")
+            raise UmbelError("the release's file returns values that are not finite for zeros; not installed")
         return predictor

@@ -24,7 +24,9 @@ def load_trust(folder: Path) -> Trust | None:
     except FileNotFoundError:
         return _load_old_key(folder)
     except SignatureError as error:
-        raise UmbelError(f"{path}: expected what this device trusts, got {error}; enrol with a new folder") from error
+        raise UmbelError(
+            f"{path}: the file of the trusted server is damaged ({error}); enrol with a new state folder"
+        ) from error
 
 
 def save_trust(folder: Path, trust: Trust) -> None:

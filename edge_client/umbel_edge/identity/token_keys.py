@@ -120,7 +120,7 @@ class TokenStore:
                     raise
                 if str(error) != said:
                     said = str(error)
-                    log.warning("%s; this device cannot sign: waiting", said)
+                    log.warning("%s; this device cannot sign, and waits", said)
                 self._pause(waited)
                 waited += 1
             else:
@@ -149,20 +149,26 @@ class TokenStore:
             session = self._opened()
             private = session.get_key(object_class=ObjectClass.PRIVATE_KEY, label=name)
             if private[Attribute.EXTRACTABLE] or not private[Attribute.SENSITIVE]:
-                raise Unusable(f"the key {name!r} on {self.where} can be taken out of it; name another one, to be made")
+                raise Unusable(
+                    f"the key {name!r} on {self.where} can be extracted from it; set another name in [key] to make a new key"
+                )
             half = session.get_key(object_class=ObjectClass.PUBLIC_KEY, id=private[Attribute.ID])
             public = serialization.load_der_public_key(encode_ec_public_key(half))
         except pkcs11.NoSuchKey:
             return False
         except pkcs11.MultipleObjectsReturned as error:
-            raise Unusable(f"{self.where} holds several keys {name!r}; remove what is not this device's") from error
+            raise Unusable(
+                f"{self.where} holds several keys {name!r}; remove those that are not this device's"
+            ) from error
         except pkcs11.PKCS11Error as error:
             self._forget()
             raise Away(f"{self.where} does not answer ({_name(error)})") from error
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-            raise Unusable(f"the key {name!r} on {self.where} is no EC P-256 key; name another one") from error
+            raise Unusable(
+                f"the key {name!r} on {self.where} is not an EC P-256 key; set another name in [key]"
+            ) from error
         if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
-            raise Unusable(f"the key {name!r} on {self.where} is no EC P-256 key; name another one")
+            raise Unusable(f"the key {name!r} on {self.where} is not an EC P-256 key; set another name in [key]")
         if self._public is not None and public != self._public:
             self._finish()  # when the right one is put in, it is seen
             raise Unusable(f"{self.where} holds another key {name!r} than this device's; put the right one in")
@@ -183,9 +189,9 @@ class TokenStore:
             )
         except pkcs11.PKCS11Error as error:
             self._forget()
-            raise Unusable(f"{self.where} makes no EC P-256 key that only signs ({_name(error)})") from error
+            raise Unusable(f"{self.where} cannot make an EC P-256 key that only signs ({_name(error)})") from error
         if not self._find():
-            raise Unusable(f"{self.where} has made a key {self._config.name!r} and does not show it")
+            raise Unusable(f"{self.where} has made a key {self._config.name!r} but does not find it")
 
     def _opened(self) -> Any:
         if self._session is None:
@@ -195,7 +201,7 @@ class TokenStore:
     def _open(self) -> Any:
         pin = self._pin()
         if pin == self._refused_pin:
-            raise Unusable(f"{self.where} refuses the PIN; correct it, it is tried again when it has changed")
+            raise Unusable(f"{self.where} refuses the PIN; correct it, and the agent tries the new one")
         try:
             token = self._library().get_token(token_label=self._config.token)
             self._check(token.flags)
@@ -204,7 +210,7 @@ class TokenStore:
             except pkcs11.UserAlreadyLoggedIn:
                 return token.open(rw=True)  # another session of this process has logged in
         except pkcs11.MultipleTokensReturned as error:
-            raise Unusable(f"several tokens are called {self._config.token!r}; give each a label of its own") from error
+            raise Unusable(f"several tokens have the label {self._config.token!r}; give each another label") from error
         except _WRONG_PIN as error:
             self._refused_pin = pin
             raise Unusable(f"{self.where} refuses the PIN; correct it") from error
@@ -219,7 +225,7 @@ class TokenStore:
             raise Unusable(f"{self.where} is locked after wrong PINs; unlock it with its own tool")
         if flags & TokenFlag.USER_PIN_FINAL_TRY:
             raise Unusable(
-                f"{self.where} allows one more try of the PIN, which is left to a person: log in with its tool"
+                f"{self.where} allows one more try of the PIN, which the agent does not take: log in with the token's own tool"
             )
 
     def _library(self) -> Any:
@@ -231,7 +237,7 @@ class TokenStore:
             # is not OpenSSL's, with which SoftHSM crashes.
             ctypes.CDLL(str(module), mode=os.RTLD_NOW | os.RTLD_LOCAL | getattr(os, "RTLD_DEEPBIND", 0))
         except OSError as error:
-            raise Unusable(f"{module} is no PKCS#11 module that can be loaded: {error}") from error
+            raise Unusable(f"{module} cannot be loaded as a PKCS#11 module: {error}") from error
         return pkcs11.lib(str(module))
 
     def _pin(self) -> str:
@@ -239,16 +245,16 @@ class TokenStore:
         if path is None:
             pin = os.environ.get(self._config.pin_env, "")
             if not pin:
-                raise Unusable(f"${self._config.pin_env} should hold the PIN of {self.where}, it is not set")
+                raise Unusable(f"${self._config.pin_env} is not set; it should hold the PIN of {self.where}")
             return pin
         try:
             if stat.S_IMODE(path.stat().st_mode) & 0o077:
-                raise Unusable(f"{path}: others may read the PIN in it; 'chmod 600' it")
+                raise Unusable(f"{path}: other users can read the PIN in this file; run 'chmod 600' on it")
             pin = path.read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise Unusable(f"{path}: the PIN of {self.where} should be in it, it cannot be read: {error}") from error
+            raise Unusable(f"{path}: the PIN of {self.where} cannot be read: {error}") from error
         if not pin:
-            raise Unusable(f"{path}: the PIN of {self.where} should be in it, it is empty")
+            raise Unusable(f"{path}: the file is empty; it should hold the PIN of {self.where}")
         return pin
 
     def _forget(self) -> None:

@@ -65,7 +65,7 @@ class SavedProgress:
                 # Reading a member checks its CRC-32.
                 found = {name: archive[name] for name in archive.files}
             if str(found["identity"]) != self._identity:
-                raise ValueError("it is of another assignment, or the examples or the agent have changed since")
+                raise ValueError("it belongs to another assignment, or the examples or the agent have changed")
             epoch, batch, steps = (int(n) for n in found["position"])
             self._before = float(found["seconds"])
             halfway = TrainingState(
@@ -78,7 +78,7 @@ class SavedProgress:
                 found["generator"],
             )
         except NOT_NPZ as error:
-            log.info("half-finished training is not used: %s", error)
+            log.info("saved training progress is not used: %s", error)
             self.remove()
             return None
         log.info("training goes on after epoch %d, batch %d (%d steps)", halfway.epoch, halfway.batch, halfway.steps)
@@ -105,7 +105,7 @@ class SavedProgress:
             if not is_full(error):
                 raise
             log.warning(
-                "half-finished training cannot be saved (%s); it goes on without", os.strerror(error.errno or 0)
+                "training progress cannot be saved (%s); it is not saved any more", os.strerror(error.errno or 0)
             )
             self.remove()
             self._pause = 0.0

@@ -54,9 +54,9 @@ def test_conditions_that_make_no_sense_are_refused(tmp_path: Path, old: str, new
 @pytest.mark.parametrize(
     ("key", "sentence"),
     [
-        ('token = "umbel"', 'are for store = "pkcs11"'),
-        ('store = "pkcs11"', "needs the module"),
-        ('store = "pkcs11"\nmodule = "x.so"', "needs the module"),
+        ('token = "umbel"', 'are only for store = "pkcs11"'),
+        ('store = "pkcs11"', "needs module"),
+        ('store = "pkcs11"\nmodule = "x.so"', "needs module"),
         ('store = "pkcs11"\nmodule = "x.so"\ntoken = "t"', "either pin_file or pin_env"),
         ('store = "pkcs11"\nmodule = "x.so"\ntoken = "t"\npin_env = "A"\npin_file = "b"', "either pin_file or pin_env"),
         ('pin = "1234"', "unknown field `pin`"),

@@ -335,7 +335,7 @@ def test_an_agent_waits_while_it_is_suspended_and_works_when_it_is_resumed(
     id = start(running, plan, {"quorum": 1, "deadline": 120.0}, epochs=1_000_000)
     eventually(lambda: "accepted" in {a["state"] for a in running.server.runs.show(id)["assignments"]})
     decide(running, "phone", "suspend", reason="for now")
-    eventually(lambda: agent.agent._standing.reason)
+    eventually(lambda: agent.agent.participation.reason)
     running.client.post(f"/v1/runs/{id}/stop")
     assert running.server.runs.show(id, 1)["assignments"][0]["state"] == "cancelled"
     decide(running, "phone", "resume")
