@@ -2,62 +2,89 @@ PYTHON ?= python3
 SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+SIM := $(VENV)/.sim
+DEV := $(VENV)/.dev
 C := $(wildcard server/umbel_server/aggregation/*.c simulations/umbel_sim/engines/native/*.[ch])
+# Without --no-compile a tenth of the folder is bytecode that nothing runs; Python writes what it needs.
+INSTALL := $(BIN)/pip install --disable-pip-version-check --no-compile -c constraints.txt
 
-.PHONY: install demo test models fuzz faults check bench bench-step bench-fold bench-round bench-enrol bench-sign bench-sim clean
+.DEFAULT_GOAL := help
+# A target with a sentence behind ## is in `make help`, and is no file.
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*\#\# .*/\1/p' $(MAKEFILE_LIST))
 
-install: $(STAMP)
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(STAMP): pyproject.toml constraints.txt $(C)
+install: $(DEV) ## install Umbel and what its tests need into .venv
+
+$(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Umbel needs Python 3.11 or newer; set PYTHON=python3.x"; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	touch $(STAMP)
+	$(PYTHON) -m venv $(VENV)
 
-demo: install
+$(SIM): $(VENV)/bin/python pyproject.toml constraints.txt $(C)
+	@echo "Installing Umbel, TensorFlow and Flower into $(VENV): 0.6 GB to download, 1.9 GB on disk."
+	@echo "pip names each package; its last step unpacks them all and takes a minute or two."
+	$(INSTALL) -e '.[sim]'
+	@touch $@
+
+$(DEV): $(SIM)
+	@echo "Installing what the tests need besides: 0.2 GB to download, 0.7 GB on disk."
+	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+demo: $(SIM) ## train, ship and use a model on eight real agents, on this machine
 	$(BIN)/umbel demo $(ARGS)
 
-test: install
+test: install ## run the tests
 	$(BIN)/pytest -n 2 --dist worksteal -m 'not serial' $(ARGS)
 	$(BIN)/pytest -m serial $(ARGS)
 
-models: install
+models: install ## compile and train every reference model
 	UMBEL_MODELS=all $(BIN)/pytest -n 2 tests/contract/server/compiler/test_reference_models.py $(ARGS)
 
-fuzz: install
+fuzz: install ## feed random bytes to what reads bytes from outside
 	$(BIN)/python -m tests.security.fuzz $(ARGS)
 
-faults: install
+faults: install ## kill and cut processes by seeded schedules; SEED=N
 	$(BIN)/python -m tests.faults.matrix --seed $(SEED) $(ARGS)
 
-check: install
+check: install ## lint, format, types and import contracts, as CI does
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: install
+bench: install ## measure the latency of a round
 	$(BIN)/python simulations/benchmarks/round_latency.py $(ARGS)
 
-bench-step: install
+bench-step: install ## measure a training step on a device
 	$(BIN)/python simulations/benchmarks/device_step.py $(ARGS)
 
-bench-fold: install
+bench-fold: install ## measure folding updates
 	$(BIN)/python simulations/benchmarks/aggregation.py $(ARGS)
 
-bench-round: install
+bench-round: install ## measure a round of many devices
 	$(BIN)/python simulations/benchmarks/fleet_round.py $(ARGS)
 
-bench-enrol: install
+bench-enrol: install ## measure the enrolment of devices
 	$(BIN)/python simulations/benchmarks/enrolment.py $(ARGS)
 
-bench-sign: install
+bench-sign: install ## measure signing and sealing
 	$(BIN)/python simulations/benchmarks/signing.py $(ARGS)
 
-bench-sim: install
+bench-sim: install ## measure simulations, beside other simulators
 	$(BIN)/python simulations/benchmarks/simulation.py $(ARGS)
 
-clean:
+format: install ## format the code and mend what the linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+build: install ## make the distributions in dist/, install each in a fresh environment, and try it
+	$(BIN)/python -m tests.release.build $(ARGS)
+
+bounds: install ## try the lowest and the highest allowed versions of the dependencies
+	$(BIN)/python -m tests.release.bounds $(ARGS)
+
+clean: ## remove the environment and what was built
 	rm -rf $(VENV) build dist
