@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from joserfc.jwk import ECKey
 
 from tests.brokers import EmbeddedProcess
+from tests.documented_answers import DocumentedAnswers
 from tests.empty_database import empty_database
 from tests.waiting import eventually
 from umbel import messages, signing, topics
@@ -72,6 +73,8 @@ class RunningServer:
         self.server.start()
         config_of_http = http_config(self.server, patience)
         self._app = cast(FastAPI, config_of_http.app)
+        self._answers = DocumentedAnswers(config_of_http.loaded_app)
+        config_of_http.loaded_app = self._answers
         self._uvicorn = uvicorn.Server(config_of_http)
         self._thread = threading.Thread(target=self._uvicorn.run, kwargs={"sockets": [self._listener]}, daemon=True)
         self._thread.start()
@@ -83,6 +86,7 @@ class RunningServer:
         self._thread.join(10)
         self.server.stop()
         self._listener.close()
+        assert self._answers.wrong == []
 
     def restart(self) -> None:
         """As when the process ends and another one opens the same state folder."""

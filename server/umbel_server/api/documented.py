@@ -1,6 +1,6 @@
-"""What the OpenAPI document says of a route beyond its parameters: what it takes, what it gives, how it refuses.
+"""The OpenAPI document: what FastAPI does not know of a route - its JSON bodies, its answers, and how it refuses.
 
-FastAPI knows the parameters; bodies are decoded by msgspec, and refusals are made in umbel_server.api.errors.
+Bodies and answers are msgspec structs, whose JSON Schema msgspec writes.
 """
 
 from typing import Any
@@ -9,33 +9,40 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from umbel_server.answers import Error
 from umbel_server.api.access import Guard
 
 REF = "#/components/schemas/{name}"
 TOKEN = "token"  # noqa: S105
-BYTES = "application/octet-stream"
+JSON, BYTES = "application/json", "application/octet-stream"
 
-_bodies: dict[str, type[msgspec.Struct]] = {}
+_components: dict[str, Any] = {}
+"""The schemas of all structs that a route takes or gives, by name."""
 
 
-class Error(msgspec.Struct, omit_defaults=True):
-    """Why a request was refused, in one sentence; a `code` where a device acts on it."""
-
-    error: str
-    code: str = ""
+def schema_of(kind: Any) -> dict[str, Any]:
+    """The schema of a JSON body; structs in it are references. Raises TypeError on two structs of one name."""
+    (schema,), components = msgspec.json.schema_components([kind], ref_template=REF)
+    for name, component in components.items():
+        if _components.setdefault(name, component) != component:
+            raise TypeError(f"expected one struct named {name} in bodies and answers, got two; rename one of them")
+    return schema
 
 
 def takes(kind: type[msgspec.Struct], required: bool = True) -> dict[str, Any]:
-    """The `openapi_extra` of a route whose body is JSON."""
-    _bodies[kind.__name__] = kind
-    schema = {"$ref": REF.format(name=kind.__name__)}
-    return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
+    """The `openapi_extra` of a route that takes JSON."""
+    return {"requestBody": {"required": required, "content": {JSON: {"schema": schema_of(kind)}}}}
 
 
 def takes_bytes(media: str = BYTES) -> dict[str, Any]:
-    """The `openapi_extra` of a route whose body is no JSON."""
+    """The `openapi_extra` of a route that takes bytes."""
     schema = {"type": "string", "format": "binary"}
     return {"requestBody": {"required": True, "content": {media: {"schema": schema}}}}
+
+
+def gives(kind: Any) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that answers with JSON."""
+    return {200: {"description": "OK", "content": {JSON: {"schema": schema_of(kind)}}}}
 
 
 def gives_bytes(media: str = BYTES, *statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -47,22 +54,26 @@ def gives_bytes(media: str = BYTES, *statuses: int) -> dict[int | str, dict[str,
 def refusals(guard: Guard, methods: set[str]) -> dict[int | str, dict[str, Any]]:
     """How a route may refuse: always with an Error."""
     found = {
-        400: "The request makes no sense",
-        404: "There is no such thing, or not for who asks",
-        405: "Not with this method",
-        422: "A parameter, or bytes, that are not what they should be",
-        429: "Too many; ask again later",
-        503: "It cannot be recorded now",
+        400: "The request cannot be carried out as it is",
+        404: "Not found, or not visible to the caller",
+        405: "The route does not have this method",
+        422: "A parameter or the sent bytes are invalid",
+        429: "Too many requests; try again later",
+        503: "The audit log cannot be written now; try again later",
     }
     if guard.role is not None or guard.action:
-        found[403] = "Who asks may not do this"
+        found[403] = "The caller may not do this"
     if guard.role is not None:
-        found[401] = "The token is nobody's, or over"
+        found[401] = "The token is unknown or expired"
     if methods & {"POST", "PUT", "PATCH", "DELETE"}:
-        found |= {409: "Not in this state", 413: "Too many bytes", 507: "No room"}
-    content = {"application/json": {"schema": {"$ref": REF.format(name=Error.__name__)}}}
+        found |= {
+            409: "The state on the server is another one",
+            413: "The body is too large",
+            507: "The storage is full",
+        }
     if methods == {"HEAD"}:
         return {status: {"description": sentence} for status, sentence in sorted(found.items())}
+    content = {JSON: {"schema": schema_of(Error)}}
     return {status: {"description": sentence, "content": content} for status, sentence in sorted(found.items())}
 
 
@@ -70,14 +81,13 @@ def document(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document; made once."""
     if app.openapi_schema is None:
         made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        _, schemas = msgspec.json.schema_components([Error, *_bodies.values()], ref_template=REF)
         components = made.setdefault("components", {})
-        components["schemas"] = components.get("schemas", {}) | schemas
+        components["schemas"] = components.get("schemas", {}) | _components
         components["securitySchemes"] = {
             TOKEN: {
                 "type": "http",
                 "scheme": "bearer",
-                "description": "An administrator's token, or a device's signed one",
+                "description": "An administrator's token, or a token that a device signed for this request",
             }
         }
         for operations in made["paths"].values():

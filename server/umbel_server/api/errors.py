@@ -1,17 +1,18 @@
 """What went wrong, as an HTTP status and one sentence: the same in the answer and in the audit log."""
 
 import math
+from collections.abc import Mapping
 
 import msgspec
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from umbel.errors import NOT_DECODED, SignatureError, UmbelError
 from umbel.sizes import cut
+from umbel_server import answers
 from umbel_server.api.access import Refused
 from umbel_server.commands.outbox import UnknownCommand
 from umbel_server.commands.upload_permission import UploadNotAllowed
@@ -36,20 +37,26 @@ class UnknownPopulation(UmbelError):
     """A population that is not one of the administrator's."""
 
 
-async def answer(_request: Request, error: Exception) -> JSONResponse:
-    """The answer to a request that raised: JSON with one sentence, {"error": "..."}, with a `code` where a device can act on it."""
+def refusal(sentence: str, status: int, code: str = "", headers: Mapping[str, str] | None = None) -> Response:
+    """An answer that says in one sentence why a request was refused."""
+    body = msgspec.json.encode(answers.Error(sentence, code))
+    return Response(body, status, headers, media_type="application/json")
+
+
+async def answer(_request: Request, error: Exception) -> Response:
+    """The answer to a request that raised an error."""
     code = error.code if isinstance(error, Refused) else error.state if isinstance(error, Barred) else ""
     wait = error.retry_after if isinstance(error, Refused | QuotaReached) else 0.0
     headers = {"Retry-After": str(math.ceil(wait))} if wait else None
-    return JSONResponse({"error": sentence_of(error)} | ({"code": code} if code else {}), _status(error), headers)
+    return refusal(sentence_of(error), _status(error), code, headers)
 
 
-async def no_route(request: Request, error: Exception) -> JSONResponse:
+async def no_route(request: Request, error: Exception) -> Response:
     """The answer to a request for which there is no route, or not with its method."""
     assert isinstance(error, HTTPException)
     asked = f"{request.method} {cut(request.url.path, SHOWN)}"
     sentence = {404: f"there is no {asked} here", 405: f"{asked} is not possible"}.get(error.status_code, error.detail)
-    return JSONResponse({"error": f"{sentence}; /docs lists what is"}, error.status_code, error.headers)
+    return refusal(f"{sentence}; /docs lists what is", error.status_code, headers=error.headers)
 
 
 async def client_gone(_request: Request, _error: Exception) -> Response:

@@ -1,17 +1,20 @@
 """Routes that cannot be made without saying who may use them, and whose use, where it changes something, is recorded."""
 
 import asyncio
+import functools
+import inspect
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
+import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 from umbel.errors import UmbelError
 from umbel_server.api.access import READS, Guard, Refused, address_of, bearer_of, device_of, server_of
-from umbel_server.api.documented import refusals
+from umbel_server.api.documented import JSON, gives, refusals
 from umbel_server.api.errors import sentence_of
 from umbel_server.security.admins import public_id
 from umbel_server.security.audit.log import DONE, UNKNOWN
@@ -42,6 +45,9 @@ def note(request: Request, subject: str = "", population: str = "", **detail: An
 class GuardedRoute(APIRoute):
     """A route with a guard among its dependencies; making it raises TypeError without one.
 
+    Its endpoint returns a Response, or what is documented and encoded as JSON: a struct of umbel_server.answers, or a
+    list of them.
+
     If the guard names an action then every use is recorded, before the answer goes out: what was done, what failed, and
     what was refused. A device's use of a route that it shares with administrators is not.
     """
@@ -54,8 +60,12 @@ class GuardedRoute(APIRoute):
         if len(guards) != 1:
             raise TypeError(f"{path}: expected one guard that says who may use this route, got {len(guards)}")
         self.guard = guards[0]
-        refused = refusals(self.guard, set(options.get("methods") or ()))
-        options["responses"] = refused | (options.get("responses") or {})
+        documented = refusals(self.guard, set(options.get("methods") or ())) | (options.get("responses") or {})
+        kind = get_type_hints(endpoint)["return"]
+        if not (isinstance(kind, type) and issubclass(kind, Response)):
+            documented |= gives(kind)
+            endpoint = _encoded(endpoint)
+        options |= {"responses": documented, "response_model": None}
         super().__init__(path, endpoint, **options)
         if not (self.methods or set()) <= READS and not self.guard.action:
             raise TypeError(f"{path}: expected the action as which the use of this route is recorded, got none")
@@ -93,6 +103,27 @@ async def _noted_of_device(request: Request, handle: Callable[[Request], Corouti
         if (device := device_of(request)) is not None:
             server_of(request).refusals.note(f"{device.population}/{device.device}", "requests", str(error))
         raise
+
+
+def _encoded(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """An endpoint that returns a struct, or a list of them, as one that returns their JSON."""
+
+    def response(answer: Any) -> Response:
+        return Response(msgspec.json.encode(answer), media_type=JSON)
+
+    if inspect.iscoroutinefunction(endpoint):
+
+        @functools.wraps(endpoint)
+        async def asked(*args: Any, **kwargs: Any) -> Response:
+            return response(await endpoint(*args, **kwargs))
+
+        return asked
+
+    @functools.wraps(endpoint)
+    def asked_in_thread(*args: Any, **kwargs: Any) -> Response:
+        return response(endpoint(*args, **kwargs))
+
+    return asked_in_thread
 
 
 def guarded(*tags: str) -> APIRouter:

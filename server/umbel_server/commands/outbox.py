@@ -15,6 +15,7 @@ from umbel.errors import SignatureError, UmbelError
 from umbel.messages import Ack, Body, Result, Standing
 from umbel.sequence import Ascending
 from umbel.signing import public_key
+from umbel_server import answers
 from umbel_server.security.keyring import Keyring
 from umbel_server.storage.database import COMMANDS, DEVICES, Command, Database
 
@@ -220,17 +221,17 @@ class Outbox:
         return command
 
 
-def describe(command: Command) -> dict[str, Any]:
+def describe(command: Command) -> answers.Command:
     """A command as the API shows it; times in Unix seconds."""
-    return {
-        "id": command.id,
-        "population": command.population,
-        "device": command.device,
-        "kind": command.kind,
-        "state": command.state,
-        "reason": command.reason,
-        "issued": command.issued,
-        "expires": command.expires,
-        "updated": command.updated,
-        "outcome": command.outcome,
-    }
+    return answers.Command(
+        id=command.id,
+        population=command.population,
+        device=command.device,
+        kind=command.kind,
+        state=command.state,
+        reason=command.reason,
+        issued=command.issued,
+        expires=command.expires,
+        updated=command.updated,
+        outcome=command.outcome,
+    )

@@ -6,7 +6,7 @@ import logging
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 from sqlalchemy import select
@@ -17,6 +17,7 @@ from umbel.enrolment import SECRET_BYTES, EnrolmentRequest, make_secret
 from umbel.errors import SignatureError, UmbelError
 from umbel.sizes import check_labels
 from umbel.topics import check_name
+from umbel_server import answers
 from umbel_server.devices.register import KINDS, Barred, Devices
 from umbel_server.storage.database import Database, Device, Invitation
 
@@ -135,19 +136,19 @@ class Invitations:
             return "revoked"
         return "open" if self._clock() < invitation.expires else "expired"
 
-    def describe(self, invitation: Invitation) -> dict[str, Any]:
+    def describe(self, invitation: Invitation) -> answers.Invitation:
         """An invitation as the API shows it: without its secret, times in Unix seconds."""
-        return {
-            "id": invitation.id,
-            "population": invitation.population,
-            "labels": invitation.labels,
-            "kind": invitation.kind,
-            "state": self.state(invitation),
-            "created": invitation.created,
-            "expires": invitation.expires,
-            "used": invitation.used,
-            "device": invitation.device,
-        }
+        return answers.Invitation(
+            id=invitation.id,
+            population=invitation.population,
+            labels=invitation.labels,
+            kind=invitation.kind,
+            state=self.state(invitation),
+            created=invitation.created,
+            expires=invitation.expires,
+            used=invitation.used,
+            device=invitation.device,
+        )
 
     def enrol(self, request: EnrolmentRequest) -> Enrolled:
         """Register a device and mark its invitation as used, in one transaction.

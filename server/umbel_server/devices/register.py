@@ -4,7 +4,6 @@ import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 from joserfc.jwk import ECKey
@@ -17,6 +16,7 @@ from umbel.errors import SignatureError, UmbelError
 from umbel.messages import Status
 from umbel.signing import PublicKey
 from umbel.topics import check_name
+from umbel_server import answers
 from umbel_server.devices.clocks import Clocks
 from umbel_server.storage.database import Database, Device, RefusedKey
 
@@ -300,35 +300,35 @@ def labels_of(device: Device) -> dict[str, str]:
     return {**device.labels, **device.set_labels}
 
 
-def describe(device: Device) -> dict[str, Any]:
+def describe(device: Device) -> answers.Device:
     """A device as the API shows it: without its key, times in Unix seconds.
 
     A device without `reasons` meets its own conditions. `labels` are the effective labels, `set_labels` those among them
     that an administrator set.
     """
-    return {
-        "population": device.population,
-        "id": device.id,
-        "kind": device.kind,
-        "online": device.online,
-        "trainer": device.trainer,
-        "runtime": device.runtime,
-        "agent": device.agent,
-        "examples": device.examples,
-        "rss_mb": device.rss_mb,
-        "installed": device.installed,
-        "name": device.name,
-        "labels": labels_of(device),
-        "set_labels": device.set_labels,
-        "state": device.state,
-        "state_reason": device.state_reason,
-        "state_since": device.state_since,
-        "reasons": device.reasons,
-        "last_seen": device.last_seen,
-        "skew": device.skew,
-        "enrolled": device.enrolled,
-        "assigned": device.assigned,
-        "rejections": device.rejections,
-        "quarantined": device.quarantined,
-        "epoch": device.epoch,
-    }
+    return answers.Device(
+        population=device.population,
+        id=device.id,
+        kind=device.kind,
+        online=device.online,
+        trainer=device.trainer,
+        runtime=device.runtime,
+        agent=device.agent,
+        examples=device.examples,
+        rss_mb=device.rss_mb,
+        installed=device.installed,
+        name=device.name,
+        labels=labels_of(device),
+        set_labels=device.set_labels,
+        state=device.state,
+        state_reason=device.state_reason,
+        state_since=device.state_since,
+        reasons=device.reasons,
+        last_seen=device.last_seen,
+        skew=device.skew,
+        enrolled=device.enrolled,
+        assigned=device.assigned,
+        rejections=device.rejections,
+        quarantined=device.quarantined,
+        epoch=device.epoch,
+    )

@@ -3,14 +3,13 @@
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from sqlalchemy import ColumnElement, and_, exists, func, select
 
 from umbel import signing
 from umbel.errors import UmbelError
 from umbel.messages import Rekey
-from umbel_server import moments
+from umbel_server import answers, moments
 from umbel_server.devices.register import ACTIVE
 from umbel_server.fleet.parts import Fleet
 from umbel_server.security.audit.log import SERVER, Audit
@@ -82,7 +81,7 @@ class Rotation:
             if self._keys.successions:
                 self._announce()
 
-    def describe(self, populations: Sequence[str] = ()) -> list[dict[str, Any]]:
+    def describe(self, populations: Sequence[str] = ()) -> list[answers.Key]:
         """Every key as the API shows it, oldest first; times in Unix seconds.
 
         `state` is signing, announced, accepted (for messages still on their way) or retired. `made` is 0 for the first
@@ -93,20 +92,21 @@ class Rotation:
         rows = []
         for i, key in enumerate(lineage.keys):
             fingerprint, newest = signing.fingerprint(key), i == len(lineage.keys) - 1
-            accepted = "announced" if newest else "accepted" if now < lineage.until[i] else "retired"
+            accepted: answers.KeyState = "announced" if newest else "accepted" if now < lineage.until[i] else "retired"
+            told = self._told(lineage.made[i], populations) if newest and i else (0, 0)
             rows.append(
-                {
-                    "key": fingerprint,
-                    "state": "signing" if fingerprint == current else accepted,
-                    "made": lineage.made[i],
-                    "until": None if newest else lineage.until[i],
-                    "signs_at": self._keys.switches if newest else None,
-                    **(self._told(lineage.made[i], populations) if newest and i else {"devices": 0, "confirmed": 0}),
-                }
+                answers.Key(
+                    fingerprint,
+                    "signing" if fingerprint == current else accepted,
+                    lineage.made[i],
+                    None if newest else lineage.until[i],
+                    self._keys.switches if newest else None,
+                    *told,
+                )
             )
         return rows
 
-    def _told(self, made: float, populations: Sequence[str]) -> dict[str, int]:
+    def _told(self, made: float, populations: Sequence[str]) -> tuple[int, int]:
         asked = [Device.state == ACTIVE, Device.enrolled < made]
         if populations:
             asked.append(Device.population.in_(populations))
@@ -114,7 +114,7 @@ class Rotation:
             devices = session.scalar(select(func.count()).select_from(Device).where(*asked)) or 0
             confirmed = _news(made, Command.state == "done")
             done = session.scalar(select(func.count()).select_from(Device).where(*asked, confirmed)) or 0
-        return {"devices": devices, "confirmed": done}
+        return devices, done
 
     def _announce(self) -> None:
         """Send one command about the newest key to every device that enrolled before the key was made."""

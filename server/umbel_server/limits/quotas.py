@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from umbel.errors import UmbelError
 from umbel.topics import check_name
+from umbel_server import answers
 from umbel_server.devices.register import DELETED
 from umbel_server.limits.daily_bytes import DailyBytes, Direction, Moving, QuotaReached
 from umbel_server.limits.refusals import Refusals
@@ -201,23 +202,23 @@ class Quotas:
                 names.update(session.scalars(select(column).distinct()))
         return sorted(names)
 
-    def describe(self, population: str) -> dict[str, Any]:
+    def describe(self, population: str) -> answers.Quota:
         """A population's quotas and their use, as the API shows them; None means no limit."""
         limit = self.limit(population)
         with self._database.transaction() as session:
             count = session.scalar(select(func.count()).where(*_enrolled(population))) or 0
         down, up = self._traffic.today(population)
-        return {
-            "population": population,
-            "devices": count,
-            "devices_limit": limit.devices,
-            "storage": self.stored(population),
-            "storage_limit": limit.storage,
-            "bytes_down_today": down,
-            "bytes_up_today": up,
-            "bytes_per_day_limit": limit.bytes_per_day,
-            "refused": self._refusals.of(population),
-        }
+        return answers.Quota(
+            population=population,
+            devices=count,
+            devices_limit=limit.devices,
+            storage=self.stored(population),
+            storage_limit=limit.storage,
+            bytes_down_today=down,
+            bytes_up_today=up,
+            bytes_per_day_limit=limit.bytes_per_day,
+            refused=self._refusals.of(population),
+        )
 
 
 def _enrolled(population: str) -> tuple[Any, ...]:

@@ -4,7 +4,6 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 from sqlalchemy import Select, select
@@ -15,6 +14,7 @@ from umbel.examples import Examples
 from umbel.messages import Blob, Install, Variant
 from umbel.plan import Plan
 from umbel.tensors import Tensors, load
+from umbel_server import answers
 from umbel_server.limits.quotas import Quotas
 from umbel_server.models.measuring import Yardstick
 from umbel_server.models.variants import WITHOUT_EXAMPLES, check_variants, make_variant
@@ -132,14 +132,18 @@ def _of(populations: Sequence[str]) -> Select[Release]:
     return query.join(Run, Run.id == Release.run).where(Run.population.in_(populations)) if populations else query
 
 
-def describe(row: Release) -> dict[str, Any]:
+def describe(row: Release) -> answers.Release:
     """A release as the API shows it; `parity` is None for one of before there was any."""
-    return {
-        "id": row.id,
-        "run": row.run,
-        "round": row.round,
-        "task": row.task,
-        "created": row.created,
-        "files": row.files,
-        "parity": msgspec.to_builtins(release.contents(row.manifest).parity),
-    }
+    return answers.Release(
+        id=row.id,
+        run=row.run,
+        round=row.round,
+        task=row.task,
+        created=row.created,
+        files=msgspec.convert(row.files, dict[str, answers.ReleaseFile]),
+        parity=_parity(release.contents(row.manifest).parity),
+    )
+
+
+def _parity(known: release.Parity | None) -> answers.Parity | None:
+    return answers.Parity(known.rows, known.machine, {**known.plan}, {**known.keras}) if known is not None else None

@@ -5,15 +5,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
+from msgspec.structs import asdict
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from umbel_server import answers
 from umbel_server.devices.register import DELETED
 from umbel_server.rounds.assignments import LIVE, WITH_DEVICE
 from umbel_server.rounds.policy import RoundPolicy
 from umbel_server.rounds.selection import available
 from umbel_server.runs.fleet_port import candidate
-from umbel_server.runs.views import describe_attempt, describe_checkpoint
+from umbel_server.runs.views import describe, describe_attempt, describe_checkpoint
 from umbel_server.storage.database import Assignment, Checkpoint, Database, Device, Round, Run
 
 NEWEST, WAITED_FOR, ABANDONED = 60, 8, 5
@@ -29,14 +31,8 @@ class Live:
         self._database, self._clock = database, clock
         self._travelled: dict[str, tuple[float, int, int]] = {}
 
-    def look(self, run: Run, after: int | None = None) -> dict[str, Any]:
-        """The run's progress, as JSON; times in Unix seconds, `now` by the server's clock.
-
-        `checkpoints` are those after round `after`, or the newest. `attempt` is the newest attempt at a round, and `next`
-        when another begins after an abandoned one. `states` counts assignments of the round under way, and those of earlier
-        rounds whose updates may still be folded. `waiting` are devices with an assignment, those silent for longest
-        first. `devices` says, while no attempt is open, how many could be given an assignment and how many not, by reason.
-        """
+    def look(self, run: Run, after: int | None = None) -> answers.LiveRun:
+        """A run and its progress; its checkpoints are those after round `after`, or the newest ones."""
         policy = msgspec.convert(run.settings.get("policy", {}), RoundPolicy)
         now = self._clock()
         with self._database.transaction() as session:
@@ -51,18 +47,19 @@ class Live:
             )
             at_work = attempt is not None and attempt.state == "open"
             down, up = self._bytes(session, run.id)
-            return {
-                "now": now,
-                "bytes_down": down,
-                "bytes_up": up,
-                "checkpoints": _checkpoints(session, run.id, after),
-                "attempt": describe_attempt(attempt) if attempt is not None else None,
-                "next": self._next(session, run, attempt, policy),
-                "states": _states(session, training, attempt),
-                "waiting": _waiting(session, training),
-                "abandoned": _abandoned(session, run.id),
-                "devices": None if at_work else _devices(session, run, training, policy, now),
-            }
+            return answers.LiveRun(
+                **asdict(describe(run)),
+                now=now,
+                bytes_down=down,
+                bytes_up=up,
+                checkpoints=_checkpoints(session, run.id, after),
+                attempt=describe_attempt(attempt) if attempt is not None else None,
+                next=self._next(session, run, attempt, policy),
+                states=_states(session, training, attempt),
+                waiting=_waiting(session, training),
+                abandoned=_abandoned(session, run.id),
+                devices=None if at_work else _devices(session, run, training, policy, now),
+            )
 
     def _bytes(self, session: Session, run: str) -> tuple[int, int]:
         again, down, up = self._travelled.get(run, (0.0, 0, 0))
@@ -88,14 +85,14 @@ class Live:
         return attempt.closed + policy.rest(failures or 1)
 
 
-def _checkpoints(session: Session, run: str, after: int | None) -> list[dict[str, Any]]:
+def _checkpoints(session: Session, run: str, after: int | None) -> list[answers.Checkpoint]:
     query = select(Checkpoint).where(Checkpoint.run == run).order_by(Checkpoint.round.desc())
     query = query.limit(NEWEST) if after is None else query.where(Checkpoint.round > after)
     return [describe_checkpoint(row) for row in reversed(session.scalars(query).all())]
 
 
-def _states(session: Session, training: Sequence[Any], attempt: Round | None) -> dict[str, dict[str, int]]:
-    counts: dict[str, dict[str, int]] = {"round": {}, "earlier": {}}
+def _states(session: Session, training: Sequence[Any], attempt: Round | None) -> answers.StateCounts:
+    counts = answers.StateCounts({}, {})
     if attempt is None:
         return counts
     of_attempt = (Assignment.round == attempt.number) & (Assignment.offered >= attempt.opened)
@@ -105,12 +102,12 @@ def _states(session: Session, training: Sequence[Any], attempt: Round | None) ->
         .group_by(Assignment.round, Assignment.state)
     )
     for round, state, count in session.execute(query):
-        when = counts["round" if round == attempt.number else "earlier"]
+        when = counts.round if round == attempt.number else counts.earlier
         when[state] = when.get(state, 0) + count
     return counts
 
 
-def _waiting(session: Session, training: Sequence[Any]) -> list[dict[str, Any]]:
+def _waiting(session: Session, training: Sequence[Any]) -> list[answers.WaitedFor]:
     query = (
         select(Assignment, Device.online)
         .join(Device, (Device.population == Assignment.population) & (Device.id == Assignment.device))
@@ -119,29 +116,20 @@ def _waiting(session: Session, training: Sequence[Any]) -> list[dict[str, Any]]:
         .limit(WAITED_FOR)
     )
     return [
-        {
-            "device": row.device,
-            "round": row.round,
-            "state": row.state,
-            "since": row.updated,
-            "closes": row.closes,
-            "online": online,
-        }
+        answers.WaitedFor(row.device, row.round, row.state, row.updated, row.closes, online)
         for row, online in session.execute(query)
     ]
 
 
-def _abandoned(session: Session, run: str) -> dict[str, Any]:
+def _abandoned(session: Session, run: str) -> answers.Abandoned:
     of_run = (Round.run == run, Round.state == "abandoned")
     query = select(Round).where(*of_run).order_by(Round.number.desc(), Round.attempt.desc()).limit(ABANDONED)
-    return {
-        "count": session.scalar(select(func.count()).where(*of_run)) or 0,
-        "latest": [describe_attempt(row) for row in session.scalars(query)],
-    }
+    count = session.scalar(select(func.count()).where(*of_run)) or 0
+    return answers.Abandoned(count, [describe_attempt(row) for row in session.scalars(query)])
 
 
-def _devices(session: Session, run: Run, training: Sequence[Any], policy: RoundPolicy, now: float) -> dict[str, Any]:
+def _devices(session: Session, run: Run, training: Sequence[Any], policy: RoundPolicy, now: float) -> answers.Available:
     devices = session.scalars(select(Device).where(Device.population == run.population, Device.state != DELETED))
     busy = session.scalars(select(Assignment.device).where(*training, Assignment.state.in_(WITH_DEVICE))).all()
     there = available(policy, [candidate(device) for device in devices], busy, now)
-    return {"available": len(there.candidates), "excluded": dict(there.excluded)}
+    return answers.Available(len(there.candidates), dict(there.excluded))

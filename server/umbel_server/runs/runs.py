@@ -18,6 +18,7 @@ from umbel.errors import UmbelError
 from umbel.examples import load_examples
 from umbel.tensors import Tensors, check, load
 from umbel.topics import check_name
+from umbel_server import answers
 from umbel_server.fleet.parts import Fleet
 from umbel_server.flower.messages import context
 from umbel_server.flower.strategies import make_strategy
@@ -213,7 +214,7 @@ class Runs:
             raise UmbelError(f"run {run.id} has no checkpoint of round {round if round is not None else 'any'} yet")
         return found
 
-    def show(self, id: str, round: int | None = None) -> dict[str, Any]:
+    def show(self, id: str, round: int | None = None) -> answers.RunDetails:
         """A run as the API shows it: with all checkpoints, and of one round (default: the newest) attempts and assignments."""
         run = self.get(id)
         return run_views.show(self._fleet.database, run, self._plans.get(run.plan).manifest.metrics, round)

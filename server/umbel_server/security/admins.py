@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Literal
 
 from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError
@@ -19,6 +19,7 @@ from sqlalchemy.exc import IntegrityError
 
 from umbel.errors import UmbelError
 from umbel.topics import check_name
+from umbel_server import answers
 from umbel_server.limits.bucket import RateLimit
 from umbel_server.limits.rates import network_of
 from umbel_server.storage.database import Admin, Database
@@ -229,17 +230,17 @@ def public_id(token: str) -> str:
     return match[1] if match is not None else ""
 
 
-def describe(row: Admin) -> dict[str, Any]:
+def describe(row: Admin) -> answers.Admin:
     """An administrator as the API shows it: of the token only the public id; times in Unix seconds."""
-    return {
-        "id": row.id,
-        "name": row.name,
-        "role": row.role,
-        "populations": row.populations,
-        "created": row.created,
-        "expires": row.expires,
-        "revoked": row.revoked,
-    }
+    return answers.Admin(
+        id=row.id,
+        name=row.name,
+        role=row.role,
+        populations=row.populations,
+        created=row.created,
+        expires=row.expires,
+        revoked=row.revoked,
+    )
 
 
 def _digest(token: str) -> bytes:

@@ -1,11 +1,13 @@
 """Administrators: add, list and revoke them."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from fastapi import Request
+from msgspec.structs import asdict
 from starlette.concurrency import run_in_threadpool
 
+from umbel_server import answers
 from umbel_server.api.access import Asking, owner, server_of
 from umbel_server.api.bodies import body_of
 from umbel_server.api.documented import takes
@@ -30,7 +32,7 @@ class AdminRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @router.post("/v1/admins", dependencies=by(owner("admin.add")), openapi_extra=takes(AdminRequest))
-async def add_admin(request: Request, who: Asking) -> dict[str, Any]:
+async def add_admin(request: Request, who: Asking) -> answers.NewAdmin:
     """Add an administrator; `token` in the answer is shown this once."""
     wanted = msgspec.json.decode(await body_of(request), type=AdminRequest)
     note(request, wanted.name, role=wanted.role, populations=wanted.populations or "all")
@@ -38,17 +40,17 @@ async def add_admin(request: Request, who: Asking) -> dict[str, Any]:
         server_of(request).admins.add, who, wanted.name, wanted.role, wanted.populations, wanted.expires_in
     )
     note(request, token=row.id, expires=round(row.expires))
-    return {**admins.describe(row), "token": token}
+    return answers.NewAdmin(**asdict(admins.describe(row)), token=token)
 
 
 @router.get("/v1/admins", dependencies=by(owner()))
-def list_admins(request: Request, who: Asking) -> list[dict[str, Any]]:
+def list_admins(request: Request, who: Asking) -> list[answers.Admin]:
     """Every administrator, also those who are revoked or whose time is over, by name."""
     return [admins.describe(row) for row in server_of(request).admins.list(who)]
 
 
 @router.post("/v1/admins/{name}/revoke", dependencies=by(owner("admin.revoke")))
-def revoke_admin(request: Request, who: Asking, name: str) -> dict[str, Any]:
+def revoke_admin(request: Request, who: Asking, name: str) -> answers.Admin:
     """End an administrator's token at once."""
     row = server_of(request).admins.revoke(who, name)
     note(request, row.name, token=row.id)

@@ -1,9 +1,10 @@
 """The audit log: list its entries, verify it."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Query, Request
 
+from umbel_server import answers
 from umbel_server.api.access import Asking, server_of, viewer
 from umbel_server.api.guarded import by, guarded
 
@@ -19,7 +20,7 @@ def list_audit(
     within: Annotated[float | None, Query(gt=0, le=1e9)] = None,
     who: Annotated[str, Query(max_length=160)] = "",
     limit: Annotated[int, Query(ge=1, le=MOST_ENTRIES)] = 100,
-) -> list[dict[str, Any]]:
+) -> list[answers.AuditEntry]:
     """The newest entries of the audit log, newest first: of the last `within` seconds, by `who`.
 
     An administrator for some populations sees what was done to these.
@@ -30,7 +31,7 @@ def list_audit(
 
 
 @router.get("/v1/audit/verify", dependencies=by(viewer()))
-def verify_audit(request: Request) -> dict[str, Any]:
+def verify_audit(request: Request) -> answers.AuditVerdict:
     """Whether the audit log is whole: `entries` that are, the last one's `hash`, and the `fault` after it or ""."""
     head, fault = server_of(request).audit.verify()
-    return {"entries": head.count, "hash": head.hash, "fault": fault.sentence if fault is not None else ""}
+    return answers.AuditVerdict(head.count, head.hash, fault.sentence if fault is not None else "")

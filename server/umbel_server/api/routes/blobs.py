@@ -6,7 +6,7 @@ from contextlib import ExitStack, nullcontext
 from typing import Annotated
 
 from fastapi import Depends, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Send
 from starlette.types import Scope as ASGIScope
@@ -14,10 +14,11 @@ from starlette.types import Scope as ASGIScope
 from umbel.enrolment import BLOB_PATH, COMPLETE, OFFSET, UPLOAD_PATH, Access
 from umbel.errors import UmbelError
 from umbel.messages import Blob
-from umbel_server import moments
+from umbel_server import answers, moments
 from umbel_server.api.access import Refused, Who, device_of, device_or, identity_of, number_of, server_of
 from umbel_server.api.bodies import announced, counted
 from umbel_server.api.documented import BYTES, gives_bytes, takes_bytes
+from umbel_server.api.errors import refusal
 from umbel_server.api.guarded import by, guarded, note
 from umbel_server.api.scope import blob_in_scope, population_of_upload
 from umbel_server.limits.daily_bytes import Moving
@@ -125,7 +126,7 @@ def head_blob(request: Request, sha256: str) -> Response:
 
 
 @router.put(BLOB_PATH, dependencies=by(device_or("operator", "blob.put")), openapi_extra=takes_bytes())
-async def put_blob(request: Request, sha256: Address, who: Who, sender: Uploading) -> dict[str, object]:
+async def put_blob(request: Request, sha256: Address, who: Who, sender: Uploading) -> answers.StoredBlob:
     """Store a blob sent from its first byte; bytes with another digest are refused and nothing is kept.
 
     An administrator's belongs to the query's `population` from then on. A device sends the blob that answers an open
@@ -133,7 +134,7 @@ async def put_blob(request: Request, sha256: Address, who: Who, sender: Uploadin
     """
     blob = await _receive(request, who, sender, sha256, 0)
     note(request, blob.sha256, sender.population, size=blob.size)
-    return {"sha256": blob.sha256, "size": blob.size}
+    return answers.StoredBlob(blob.sha256, blob.size)
 
 
 @router.head(UPLOAD_PATH, dependencies=by(device_or("operator")), status_code=204, response_class=Response)
@@ -160,7 +161,7 @@ async def patch_upload(request: Request, sha256: Address, who: Who, sender: Uplo
     try:
         blob = await _receive(request, who, sender, sha256, offset)
     except WrongOffset as error:
-        return JSONResponse({"error": str(error)}, 409, {OFFSET: str(error.offset)})
+        return refusal(str(error), 409, headers={OFFSET: str(error.offset)})
     note(request, blob.sha256, sender.population, size=blob.size)
     return Response(status_code=204, headers={COMPLETE: "?1"})
 

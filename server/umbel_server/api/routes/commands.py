@@ -1,6 +1,6 @@
 """Commands to devices: send them, show one."""
 
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import msgspec
 from fastapi import Request
@@ -9,6 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from umbel.errors import UmbelError
 from umbel.messages import Blob, Body, Cancel, Export, Infer, Install, PersonalVariant, Report, Variant
 from umbel.plan import PLACED
+from umbel_server import answers
 from umbel_server.api.access import Asking, operator, server_of, viewer
 from umbel_server.api.bodies import body_of
 from umbel_server.api.documented import takes
@@ -39,17 +40,17 @@ class CommandRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @router.post("/v1/commands", dependencies=by(operator("command.send")), openapi_extra=takes(CommandRequest))
-async def send_commands(request: Request, who: Asking) -> list[dict[str, Any]]:
+async def send_commands(request: Request, who: Asking) -> list[answers.Command]:
     """Put commands into the outbox and publish them; returns them as they are now."""
     wanted = msgspec.json.decode(await body_of(request), type=CommandRequest)
     about = {"release": wanted.release, "variant": wanted.variant} if wanted.release else {}
     note(request, wanted.kind, wanted.population, devices=wanted.devices or "all", **about)
     sent = await run_in_threadpool(_send_commands, server_of(request), who, wanted)
-    note(request, commands=[command["id"] for command in sent], count=len(sent))
+    note(request, commands=[command.id for command in sent], count=len(sent))
     return sent
 
 
-def _send_commands(server: Server, who: Identity, wanted: CommandRequest) -> list[dict[str, Any]]:
+def _send_commands(server: Server, who: Identity, wanted: CommandRequest) -> list[answers.Command]:
     check_population(who, wanted.population)
     if not 0 < wanted.ttl <= LONGEST_TTL:
         raise UmbelError(f"a command's ttl is a number of seconds above 0, 366 days at most; got {wanted.ttl:g}")
@@ -104,6 +105,6 @@ def _personal(variant: Variant) -> PersonalVariant:
 
 
 @router.get("/v1/commands/{id}", dependencies=by(viewer()))
-def show_command(request: Request, id: str) -> dict[str, Any]:
+def show_command(request: Request, id: str) -> answers.Command:
     """One command: its state, reason and outcome."""
     return outbox.describe(command_in_scope(request, id))

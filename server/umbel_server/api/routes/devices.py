@@ -1,12 +1,12 @@
 """Devices: list and show them, and decide about one."""
 
-from typing import Any
-
 import msgspec
 from fastapi import Request
+from msgspec.structs import asdict
 from starlette.concurrency import run_in_threadpool
 
 from umbel.topics import check_name
+from umbel_server import answers
 from umbel_server.api.access import Asking, operator, owner, server_of, viewer
 from umbel_server.api.bodies import body_of
 from umbel_server.api.documented import takes
@@ -40,7 +40,7 @@ class Labels(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @router.get("/v1/devices", dependencies=by(viewer()))
-def list_devices(request: Request, who: Asking, population: str | None = None) -> list[dict[str, Any]]:
+def list_devices(request: Request, who: Asking, population: str | None = None) -> list[answers.Device]:
     """Every device, or those of one population."""
     if population is not None:
         check_name(population, "a population")
@@ -49,26 +49,26 @@ def list_devices(request: Request, who: Asking, population: str | None = None) -
 
 
 @router.get(DEVICE, dependencies=by(viewer()))
-def show_device(request: Request, population: str, device: str) -> dict[str, Any]:
+def show_device(request: Request, population: str, device: str) -> answers.DeviceDetails:
     """One device, with its latest commands."""
     row = device_in_scope(request, population, device)
     latest = server_of(request).outbox.latest(population, device)
-    return {
-        **devices.describe(row),
-        "refused": server_of(request).refusals.of(f"{population}/{device}"),
-        "commands": [outbox.describe(command) for command in latest],
-    }
+    return answers.DeviceDetails(
+        **asdict(devices.describe(row)),
+        refused=server_of(request).refusals.of(f"{population}/{device}"),
+        commands=[outbox.describe(command) for command in latest],
+    )
 
 
 @router.post(f"{DEVICE}/readmit", dependencies=by(operator("device.readmit")))
-def readmit_device(request: Request, population: str, device: str) -> dict[str, Any]:
+def readmit_device(request: Request, population: str, device: str) -> answers.Device:
     """End a device's quarantine, and count its rejections from 0 again."""
     device_in_scope(request, population, device)
     return devices.describe(server_of(request).devices.readmit(population, device))
 
 
 @router.post(f"{DEVICE}/suspend", dependencies=by(operator("device.suspend")), openapi_extra=takes(Because, False))
-async def suspend(request: Request, population: str, device: str) -> dict[str, Any]:
+async def suspend(request: Request, population: str, device: str) -> answers.Device:
     """Let a device take part in nothing until it is resumed."""
     await run_in_threadpool(device_in_scope, request, population, device)
     asked = msgspec.json.decode(await body_of(request) or b"{}", type=Because)
@@ -77,14 +77,14 @@ async def suspend(request: Request, population: str, device: str) -> dict[str, A
 
 
 @router.post(f"{DEVICE}/resume", dependencies=by(operator("device.resume")))
-def resume(request: Request, population: str, device: str) -> dict[str, Any]:
+def resume(request: Request, population: str, device: str) -> answers.Device:
     """Let a suspended device take part again."""
     device_in_scope(request, population, device)
     return devices.describe(server_of(request).lifecycle.resume(population, device))
 
 
 @router.post(f"{DEVICE}/revoke", dependencies=by(owner("device.revoke")), openapi_extra=takes(Because, False))
-async def revoke(request: Request, population: str, device: str) -> dict[str, Any]:
+async def revoke(request: Request, population: str, device: str) -> answers.Device:
     """Bar a device and its key for good."""
     await run_in_threadpool(device_in_scope, request, population, device)
     asked = msgspec.json.decode(await body_of(request) or b"{}", type=Because)
@@ -93,7 +93,7 @@ async def revoke(request: Request, population: str, device: str) -> dict[str, An
 
 
 @router.post(f"{DEVICE}/rename", dependencies=by(operator("device.rename")), openapi_extra=takes(Name))
-async def rename(request: Request, population: str, device: str) -> dict[str, Any]:
+async def rename(request: Request, population: str, device: str) -> answers.Device:
     """Give a device a name for people."""
     await run_in_threadpool(device_in_scope, request, population, device)
     asked = msgspec.json.decode(await body_of(request), type=Name)
@@ -103,7 +103,7 @@ async def rename(request: Request, population: str, device: str) -> dict[str, An
 
 
 @router.post(f"{DEVICE}/label", dependencies=by(operator("device.label")), openapi_extra=takes(Labels))
-async def label(request: Request, population: str, device: str) -> dict[str, Any]:
+async def label(request: Request, population: str, device: str) -> answers.Device:
     """Set and remove labels that win over the device's own."""
     await run_in_threadpool(device_in_scope, request, population, device)
     asked = msgspec.json.decode(await body_of(request), type=Labels)
@@ -112,8 +112,8 @@ async def label(request: Request, population: str, device: str) -> dict[str, Any
 
 
 @router.post(f"{DEVICE}/delete", dependencies=by(owner("device.delete")))
-def delete(request: Request, population: str, device: str) -> dict[str, Any]:
+def delete(request: Request, population: str, device: str) -> answers.DeletedDevice:
     """Remove a device that is revoked, or was never online, from the register."""
     device_in_scope(request, population, device)
     server_of(request).lifecycle.delete(population, device)
-    return {"population": population, "id": device, "state": devices.DELETED}
+    return answers.DeletedDevice(population, device, devices.DELETED)

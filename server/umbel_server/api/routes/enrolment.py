@@ -2,7 +2,6 @@
 
 from datetime import UTC, datetime
 
-import msgspec
 from fastapi import Request, Response
 from starlette.concurrency import run_in_threadpool
 
@@ -15,6 +14,7 @@ from umbel.enrolment import (
     TRUST_PATH,
     Access,
     EnrolmentReply,
+    Trust,
     read_request,
 )
 from umbel.errors import UmbelError
@@ -33,13 +33,13 @@ PEM = "application/pem-certificate-chain"
 
 
 @router.get(TRUST_PATH, dependencies=by(everybody_who_enrols()))
-async def show_trust(request: Request) -> Response:
+async def show_trust(request: Request) -> Trust:
     """Whom to trust, for devices that check it against their enrolment token."""
-    return Response(msgspec.json.encode(server_of(request).state.trust), media_type="application/json")
+    return server_of(request).state.trust
 
 
 @router.post(ENROL_PATH, dependencies=by(everybody_who_enrols("device.enrol")), openapi_extra=takes_bytes())
-async def enrol(request: Request) -> Response:
+async def enrol(request: Request) -> EnrolmentReply:
     """Register a device by its public key; the body is an EnrolmentRequest in a JWS by that key."""
     server = server_of(request)
     asked = await run_in_threadpool(read_request, await body_of(request))
@@ -52,7 +52,7 @@ async def enrol(request: Request) -> Response:
 
 
 @router.get(CONNECTION_PATH, dependencies=by(device_or("viewer")))
-def connection(request: Request, who: Who) -> Response:
+def connection(request: Request, who: Who) -> EnrolmentReply:
     """What the device was told when it enrolled, as it is now."""
     if who is None:
         raise UmbelError("a device asks for its connection with a token that it signed, not an administrator")
@@ -89,9 +89,9 @@ def _certify(server: Server, who: Access, asked: bytes) -> str:
     return pki.certify(server.state.folder, request, f"{who.population}/{who.device}", now)
 
 
-def _reply(server: Server, population: str, device: str, kind: str) -> Response:
+def _reply(server: Server, population: str, device: str, kind: str) -> EnrolmentReply:
     mqtt, row = server.state.config.mqtt, server.devices.get(population, device)
-    reply = EnrolmentReply(
+    return EnrolmentReply(
         public_key(server.state.keys.lineage.newest),
         server.state.public_broker,
         server.broker_port,
@@ -105,4 +105,3 @@ def _reply(server: Server, population: str, device: str, kind: str) -> Response:
         row.answered,
         PROTOCOL,
     )
-    return Response(msgspec.json.encode(reply), media_type="application/json")

@@ -1,12 +1,14 @@
 """Invitations: make, list and revoke them."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from fastapi import Request
+from msgspec.structs import asdict
 from starlette.concurrency import run_in_threadpool
 
 from umbel.enrolment import make_token
+from umbel_server import answers
 from umbel_server.api.access import Asking, owner, server_of, viewer
 from umbel_server.api.bodies import body_of
 from umbel_server.api.documented import takes
@@ -28,7 +30,7 @@ class InvitationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
 
 @router.post("/v1/invitations", dependencies=by(owner("invitation.add")), openapi_extra=takes(InvitationRequest))
-async def invite(request: Request, who: Asking) -> list[dict[str, Any]]:
+async def invite(request: Request, who: Asking) -> list[answers.NewInvitation]:
     """Make invitations; only this answer ever holds their tokens."""
     server = server_of(request)
     asked = msgspec.json.decode(await body_of(request), type=InvitationRequest)
@@ -38,20 +40,22 @@ async def invite(request: Request, who: Asking) -> list[dict[str, Any]]:
         server.invitations.invite, asked.population, asked.count, asked.ttl, asked.labels, asked.kind
     )
     return [
-        {**server.invitations.describe(one.invitation), "token": make_token(one.secret, server.state.trust)}
+        answers.NewInvitation(
+            **asdict(server.invitations.describe(one.invitation)), token=make_token(one.secret, server.state.trust)
+        )
         for one in made
     ]
 
 
 @router.get("/v1/invitations", dependencies=by(viewer()))
-def list_invitations(request: Request, who: Asking) -> list[dict[str, Any]]:
+def list_invitations(request: Request, who: Asking) -> list[answers.Invitation]:
     """Every invitation, newest first; the tokens are nowhere."""
     invitations = server_of(request).invitations
     return [invitations.describe(row) for row in invitations.list() if who.sees(row.population)]
 
 
 @router.post("/v1/invitations/{id}/revoke", dependencies=by(owner("invitation.revoke")))
-def revoke_invitation(request: Request, who: Asking, id: str) -> dict[str, Any]:
+def revoke_invitation(request: Request, who: Asking, id: str) -> answers.Invitation:
     """Take back an invitation that nobody has used."""
     invitations = server_of(request).invitations
     invitation = invitations.get(id)

@@ -1,13 +1,15 @@
 """The server's signing keys: which there are, and a new one."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
+from umbel_server import answers
 from umbel_server.api.access import Asking, Refused, owner, server_of, viewer
 from umbel_server.api.bodies import body_of
+from umbel_server.api.documented import takes
 from umbel_server.api.guarded import by, guarded, note
 
 router = guarded("keys")
@@ -20,13 +22,13 @@ class RotationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @router.get("/v1/keys", dependencies=by(viewer()))
-def list_keys(request: Request, who: Asking) -> list[dict[str, Any]]:
+def list_keys(request: Request, who: Asking) -> list[answers.Key]:
     """The server's signing keys, oldest first, and how many devices of the asking one's populations have confirmed the newest."""
     return server_of(request).rotation.describe(who.populations)
 
 
-@router.post("/v1/keys/rotate", dependencies=by(owner("keys.rotate")))
-async def rotate(request: Request, who: Asking) -> list[dict[str, Any]]:
+@router.post("/v1/keys/rotate", dependencies=by(owner("keys.rotate")), openapi_extra=takes(RotationRequest))
+async def rotate(request: Request, who: Asking) -> list[answers.Key]:
     """Make a new signing key; the answer is as that of `GET /v1/keys`."""
     asked = msgspec.json.decode(await body_of(request), type=RotationRequest)
     note(request, overlap=round(asked.overlap))
@@ -35,5 +37,5 @@ async def rotate(request: Request, who: Asking) -> list[dict[str, Any]]:
     rotation = server_of(request).rotation
     await run_in_threadpool(rotation.rotate, asked.overlap)
     rows = await run_in_threadpool(rotation.describe)
-    note(request, str(rows[-1]["key"]))
+    note(request, rows[-1].key)
     return rows

@@ -3,13 +3,13 @@
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
 from umbel.errors import UmbelError
 from umbel.plan import Plan
+from umbel_server import answers
 from umbel_server.api.access import Asking, operator, server_of
 from umbel_server.api.bodies import announced, counted
 from umbel_server.api.documented import takes_bytes
@@ -21,7 +21,7 @@ router = guarded("plans")
 
 
 @router.post("/v1/plans", dependencies=by(operator("plan.add")), openapi_extra=takes_bytes())
-async def add_plan(request: Request, who: Asking) -> dict[str, Any]:
+async def add_plan(request: Request, who: Asking) -> answers.AddedPlan:
     """Check, sign and store the bundle in the body; it belongs to the query's `population`, or to those where it is run."""
     server = server_of(request)
     population = population_of_upload(request)
@@ -41,7 +41,7 @@ async def add_plan(request: Request, who: Asking) -> dict[str, Any]:
         file.flush()
         plan = await run_in_threadpool(_add_plan, server, population, Path(file.name))
     note(request, plan.sha256, population, task=plan.manifest.task)
-    return {"plan": plan.sha256, "task": plan.manifest.task, "metrics": plan.manifest.metric_names}
+    return answers.AddedPlan(plan.sha256, plan.manifest.task, plan.manifest.metric_names)
 
 
 def _add_plan(server: Server, population: str, path: Path) -> Plan:

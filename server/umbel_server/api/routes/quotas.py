@@ -1,13 +1,13 @@
 """How much a population may use, and uses."""
 
-from typing import Any
-
 import msgspec
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
+from umbel_server import answers
 from umbel_server.api.access import Asking, Refused, owner, server_of, viewer
 from umbel_server.api.bodies import body_of
+from umbel_server.api.documented import takes
 from umbel_server.api.guarded import by, guarded, note
 from umbel_server.api.scope import check_population
 from umbel_server.limits.quotas import QuotaChange
@@ -16,21 +16,21 @@ router = guarded("quotas")
 
 
 @router.get("/v1/quotas", dependencies=by(viewer()))
-def list_quotas(request: Request, who: Asking) -> list[dict[str, Any]]:
+def list_quotas(request: Request, who: Asking) -> list[answers.Quota]:
     """What every population uses and may use, by name."""
     quotas = server_of(request).quotas
     return [quotas.describe(name) for name in quotas.populations() if who.sees(name)]
 
 
 @router.get("/v1/quotas/{population}", dependencies=by(viewer()))
-def show_quota(request: Request, who: Asking, population: str) -> dict[str, Any]:
+def show_quota(request: Request, who: Asking, population: str) -> answers.Quota:
     """What one population uses and may use."""
     check_population(who, population)
     return server_of(request).quotas.describe(population)
 
 
-@router.post("/v1/quotas/{population}", dependencies=by(owner("quota.set")))
-async def set_quota(request: Request, who: Asking, population: str) -> dict[str, Any]:
+@router.post("/v1/quotas/{population}", dependencies=by(owner("quota.set")), openapi_extra=takes(QuotaChange))
+async def set_quota(request: Request, who: Asking, population: str) -> answers.Quota:
     """Change what a population may use, from the next request on; for owners of all populations."""
     asked = msgspec.json.decode(await body_of(request), type=QuotaChange)
     note(request, population, population, **msgspec.to_builtins(asked))

@@ -2,15 +2,17 @@
 
 import io
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from fastapi import Request
+from msgspec.structs import asdict
 from starlette.concurrency import run_in_threadpool
 
 from umbel.examples import Examples, load_arrays
 from umbel.messages import MOST_COUNT, Variant
 from umbel.tensors import TensorSpec
+from umbel_server import answers
 from umbel_server.api.access import Asking, operator, server_of, viewer
 from umbel_server.api.bodies import body_of
 from umbel_server.api.documented import takes
@@ -43,16 +45,16 @@ class ReleaseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 @router.post(
     "/v1/runs/{id}/releases", dependencies=by(operator("release.export")), openapi_extra=takes(ReleaseRequest, False)
 )
-async def export_release(request: Request, who: Asking, id: str) -> dict[str, Any]:
+async def export_release(request: Request, who: Asking, id: str) -> answers.Release:
     """Export a release from a checkpoint of the run."""
     wanted = msgspec.json.decode(await body_of(request) or b"{}", type=ReleaseRequest)
     run = await run_in_threadpool(run_in_scope, request, id)
     row = await run_in_threadpool(_export, server_of(request), who, run, wanted)
-    note(request, row["id"], run=run.id, round=row["round"], variants=list(wanted.variants))
+    note(request, row.id, run=run.id, round=row.round, variants=list(wanted.variants))
     return row
 
 
-def _export(server: Server, who: Identity, run: Run, asked: ReleaseRequest) -> dict[str, Any]:
+def _export(server: Server, who: Identity, run: Run, asked: ReleaseRequest) -> answers.Release:
     check_blobs(server, who, asked.examples, asked.representative)
     plan = server.plans.get(run.plan)
     checkpoint = server.runs.checkpoint(run.id, asked.round)
@@ -70,13 +72,13 @@ def _arrays(server: Server, address: str, specs: Mapping[str, TensorSpec], what:
 
 
 @router.get("/v1/releases", dependencies=by(viewer()))
-def list_releases(request: Request, who: Asking) -> list[dict[str, Any]]:
+def list_releases(request: Request, who: Asking) -> list[answers.Release]:
     """Every release, newest first."""
     return [releases.describe(row) for row in server_of(request).releases.list(who.populations)]
 
 
 @router.get("/v1/releases/{id}", dependencies=by(viewer()))
-def show_release(request: Request, id: str) -> dict[str, Any]:
+def show_release(request: Request, id: str) -> answers.ReleaseDetails:
     """One release, with its signed manifest."""
     row = release_in_scope(request, id)
-    return {**releases.describe(row), "manifest": row.manifest.decode()}
+    return answers.ReleaseDetails(**asdict(releases.describe(row)), manifest=row.manifest.decode())

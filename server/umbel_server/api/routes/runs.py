@@ -7,6 +7,7 @@ from fastapi import Query, Request
 from starlette.concurrency import run_in_threadpool
 
 from umbel.messages import MOST_COUNT
+from umbel_server import answers
 from umbel_server.api.access import Asking, operator, server_of, viewer
 from umbel_server.api.bodies import body_of
 from umbel_server.api.documented import takes
@@ -45,16 +46,16 @@ class CloneRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @router.post("/v1/runs", dependencies=by(operator("run.start")), openapi_extra=takes(RunRequest))
-async def start_run(request: Request, who: Asking) -> dict[str, Any]:
+async def start_run(request: Request, who: Asking) -> answers.Run:
     """Start a run."""
     wanted = msgspec.json.decode(await body_of(request), type=RunRequest)
     note(request, population=wanted.population, plan=wanted.plan, strategy=wanted.settings.strategy)
     row = await run_in_threadpool(_start_run, server_of(request), who, wanted)
-    note(request, row["id"])
+    note(request, row.id)
     return row
 
 
-def _start_run(server: Server, who: Identity, wanted: RunRequest) -> dict[str, Any]:
+def _start_run(server: Server, who: Identity, wanted: RunRequest) -> answers.Run:
     check_population(who, wanted.population)
     check_blobs(server, who, wanted.plan, wanted.settings.held_out)
     weights = _weights(server, who, wanted)
@@ -68,52 +69,51 @@ def _weights(server: Server, who: Identity, wanted: RunRequest | CloneRequest) -
 
 
 @router.get("/v1/runs", dependencies=by(viewer()))
-def list_runs(request: Request, who: Asking) -> list[dict[str, Any]]:
+def list_runs(request: Request, who: Asking) -> list[answers.Run]:
     """Every run, newest first."""
     return [run_views.describe(row) for row in server_of(request).runs.list(who.populations)]
 
 
 @router.get("/v1/runs/{id}", dependencies=by(viewer()))
-def show_run(request: Request, id: str, round: RoundAsked = None) -> dict[str, Any]:
+def show_run(request: Request, id: str, round: RoundAsked = None) -> answers.RunDetails:
     """One run with its checkpoints, and with the assignments of one round (default: the newest)."""
     return server_of(request).runs.show(run_in_scope(request, id).id, round)
 
 
 @router.get("/v1/runs/{id}/live", dependencies=by(viewer()))
-def watch_run(request: Request, id: str, after: RoundAsked = None) -> dict[str, Any]:
+def watch_run(request: Request, id: str, after: RoundAsked = None) -> answers.LiveRun:
     """What is going on in a run now, for those who ask often; its checkpoints are those after round `after`, or the newest."""
-    run = run_in_scope(request, id)
-    return {**run_views.describe(run), **server_of(request).live.look(run, after)}
+    return server_of(request).live.look(run_in_scope(request, id), after)
 
 
 @router.post("/v1/runs/{id}/stop", dependencies=by(operator("run.stop")))
-def stop_run(request: Request, id: str) -> dict[str, Any]:
+def stop_run(request: Request, id: str) -> answers.Run:
     """Stop a run for good; its checkpoints stay."""
     return run_views.describe(server_of(request).runs.stop(run_in_scope(request, id).id))
 
 
 @router.post("/v1/runs/{id}/pause", dependencies=by(operator("run.pause")))
-def pause_run(request: Request, id: str) -> dict[str, Any]:
+def pause_run(request: Request, id: str) -> answers.Run:
     """Pause a run until it is resumed; updates that came are kept."""
     return run_views.describe(server_of(request).runs.pause(run_in_scope(request, id).id))
 
 
 @router.post("/v1/runs/{id}/resume", dependencies=by(operator("run.resume")))
-def resume_run(request: Request, id: str) -> dict[str, Any]:
+def resume_run(request: Request, id: str) -> answers.Run:
     """Go on with a paused run."""
     return run_views.describe(server_of(request).runs.resume(run_in_scope(request, id).id))
 
 
 @router.post("/v1/runs/{id}/clone", dependencies=by(operator("run.clone")), openapi_extra=takes(CloneRequest, False))
-async def clone_run(request: Request, who: Asking, id: str) -> dict[str, Any]:
+async def clone_run(request: Request, who: Asking, id: str) -> answers.Run:
     """Start a run with the settings of another, with some of them changed."""
     wanted = msgspec.json.decode(await body_of(request) or b"{}", type=CloneRequest)
     run = await run_in_threadpool(run_in_scope, request, id)
     row = await run_in_threadpool(_clone_run, server_of(request), who, run.id, wanted)
-    note(request, row["id"], cloned=run.id, changed=sorted(wanted.settings))
+    note(request, row.id, cloned=run.id, changed=sorted(wanted.settings))
     return row
 
 
-def _clone_run(server: Server, who: Identity, id: str, wanted: CloneRequest) -> dict[str, Any]:
+def _clone_run(server: Server, who: Identity, id: str, wanted: CloneRequest) -> answers.Run:
     check_blobs(server, who, str(wanted.settings.get("held_out", "")))
     return run_views.describe(server.runs.clone(id, wanted.settings, _weights(server, who, wanted)))

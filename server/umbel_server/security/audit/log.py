@@ -27,6 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from umbel.errors import UmbelError
+from umbel_server import answers
 from umbel_server.limits.bucket import RateLimit
 from umbel_server.security.audit.chain import Entry, Fault, Head, Walk, chained
 from umbel_server.security.audit.seal import BadSeal, Seal
@@ -172,7 +173,7 @@ class Audit:
 
     def list(
         self, since: float = 0.0, who: str = "", limit: int = 100, populations: Sequence[str] = ()
-    ) -> list[dict[str, Any]]:
+    ) -> list[answers.AuditEntry]:
         """The newest entries, newest first; `since` (Unix seconds), `who` and `populations` narrow them down."""
         query = select(AuditEntry).where(AuditEntry.at >= since).order_by(AuditEntry.sequence.desc()).limit(limit)
         if who:
@@ -286,10 +287,10 @@ def _entry(row: AuditEntry) -> Entry:
     )
 
 
-def describe(row: AuditEntry) -> dict[str, Any]:
+def describe(row: AuditEntry) -> answers.AuditEntry:
     """An entry as the API shows it; a detail that is not JSON is shown as text."""
     try:
         detail = json.loads(row.detail)
     except (TypeError, ValueError):
         detail = {"text": str(row.detail)}
-    return {**asdict(_entry(row)), "detail": detail}
+    return answers.AuditEntry(**asdict(_entry(row)) | {"detail": detail})

@@ -71,13 +71,15 @@ class Asker:
         self.running, self.answers = running, dict[str, Any]()
         self._admin = {"Authorization": f"Bearer {running.state.admin_token}"}
 
-    def __call__(self, what: str, method: str, path: str, **options: Any) -> Any:
-        """The JSON of an answer, remembered as `what`."""
+    def __call__(self, what: str, method: str, path: str, sort: str = "", **options: Any) -> Any:
+        """The JSON of an answer, remembered as `what`; of a list in no certain order, `sort` is the key to sort by."""
         headers = options.pop("headers", self._admin)
         answer = httpx.request(
             method, self.running.state.server_url + path, headers=headers, trust_env=False, timeout=120, **options
         )
         known = answer.json() if answer.headers.get("content-type") == "application/json" else None
+        if sort:
+            known.sort(key=lambda row: row[sort])
         assert what not in self.answers
         kind = answer.headers.get("content-type", "")
         self.answers[what] = {"status": answer.status_code, "type": kind, "body": steady(known)}
@@ -137,7 +139,7 @@ def _enrolment(ask: Asker) -> None:
     secret, _ = split_token(made[0]["token"])
     request = EnrolmentRequest("car", "vehicle", signing.public_key(key), secret, POPULATION)
     ask("enrol", "POST", ENROL_PATH, headers={}, content=sign_request(request, key))
-    ask("invitation list", "GET", "/v1/invitations")
+    ask("invitation list", "GET", "/v1/invitations", sort="state")
     headers = signed(key, POPULATION, "car", "GET", CONNECTION_PATH)
     ask("connection", "GET", CONNECTION_PATH, headers=headers)
 
