@@ -30,7 +30,7 @@ def test_a_round_ends_when_the_broker_goes_away_in_the_middle(tmp_path: Path, pl
     eventually(lambda: device.commands)
     broker.stop()
     eventually(lambda: running.server.runs.get(id).state != "running", 20)
-    run = running.server.runs.show(id)
+    run = running.client.get(f"/v1/runs/{id}")
     assert run["state"] == "paused"
     assert "1 device is needed and 0 can train (1 offline)" in run["reason"]
     assert {a["state"] for a in run["assignments"]} == {"expired"}
@@ -93,10 +93,10 @@ def test_a_run_goes_on_from_its_newest_checkpoint_after_the_server_was_restarted
     again.start()
     eventually(lambda: again.runs.get(id).state == "finished", 40)
     run = again.runs.show(id, 3)
-    assert [c["round"] for c in run["checkpoints"]] == [0, 1, 2, 3, 4]
+    assert [c.round for c in run.checkpoints] == [0, 1, 2, 3, 4]
     # The round that was under way went on: no second attempt, no second assignment.
-    assert [a["state"] for a in run["attempts"]] == ["committed"]
-    assert [a["state"] for a in run["assignments"]] == ["folded"]
+    assert [a.state for a in run.attempts] == ["committed"]
+    assert [a.state for a in run.assignments] == ["folded"]
     weights, momentum = plan.initial_weights(), {name: np.float32(0) for name in plan.initial_weights()}
     for number in range(1, 5):
         delta = delta_of(1, number, plan)

@@ -270,7 +270,7 @@ def test_a_tensor_of_another_name_is_rejected_and_the_round_goes_on(
         POPULATION, plan.sha256, msgspec.convert({"rounds": 1, "policy": policy}, RunSettings)
     ).id
     eventually(lambda: running.server.runs.get(id).state != "running", 30)
-    run = running.server.runs.show(id)
+    run = running.client.get(f"/v1/runs/{id}")
     assert run["state"] == "finished"
     states = {one["device"]: (one["state"], one["reason"]) for one in run["assignments"]}
     assert states["honest"][0] == "folded"

@@ -49,7 +49,7 @@ def trained(
     wanted = msgspec.convert({"rounds": 1, "policy": policy, **settings}, RunSettings)
     id = running.server.runs.start(POPULATION, plan.sha256, wanted).id
     eventually(lambda: running.server.runs.get(id).state != "running", 40)
-    run = running.server.runs.show(id)
+    run = running.client.get(f"/v1/runs/{id}")
     for device in fleet:
         device.stop()
     assert run["state"] == "finished", run["reason"]

@@ -46,7 +46,7 @@ def started(running: RunningServer, plan: Plan, **wanted: Any) -> str:
 
 def ended(running: RunningServer, id: str) -> dict[str, Any]:
     eventually(lambda: running.server.runs.get(id).state not in ("running",), 40)
-    return running.server.runs.show(id)
+    return running.client.get(f"/v1/runs/{id}")
 
 
 def flip(path: Path) -> None:
@@ -136,7 +136,7 @@ def test_an_update_that_was_changed_before_it_is_folded_is_rejected(running: Run
     id = started(running, plan, policy={"target": 2, "quorum": 1, "deadline": 12.0, "attempts": 3})
 
     def states() -> dict[str, str]:
-        return {one["device"]: one["state"] for one in running.server.runs.show(id)["assignments"]}
+        return {one["device"]: one["state"] for one in running.client.get(f"/v1/runs/{id}")["assignments"]}
 
     eventually(lambda: states().get("first") == "uploaded")
     running.client.post(f"/v1/runs/{id}/pause")

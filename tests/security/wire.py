@@ -90,7 +90,7 @@ class Wire:
         settings = RunSettings(rounds=rounds, encrypt_commands=encrypt_commands)
         id = self.running.server.runs.start(POPULATION, plan.sha256, settings).id
         eventually(lambda: self.running.server.runs.get(id).state != "running", 40)
-        return self.running.server.runs.show(id)
+        return self.running.client.get(f"/v1/runs/{id}")
 
     @property
     def device(self) -> dict[str, object]:

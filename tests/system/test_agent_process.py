@@ -67,7 +67,7 @@ def test_an_agent_stops_cleanly_also_while_it_trains(
 ) -> None:
     plan = running.server.plans.add(plan_of("digits").path)
     id = running.server.runs.start(POPULATION, plan.sha256, RunSettings(rounds=1, epochs=100_000)).id
-    eventually(lambda: any(a["state"] == "accepted" for a in running.server.runs.show(id)["assignments"]))
+    eventually(lambda: any(a["state"] == "accepted" for a in running.client.get(f"/v1/runs/{id}")["assignments"]))
     agent.terminate()
     assert agent.wait(8) == 0
     running.wait_online(0)

@@ -3,7 +3,7 @@
 Bodies and answers are msgspec structs, whose JSON Schema msgspec writes.
 """
 
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import msgspec
 from fastapi import FastAPI
@@ -41,7 +41,10 @@ def takes_bytes(media: str = BYTES) -> dict[str, Any]:
 
 
 def gives(kind: Any) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that answers with JSON."""
+    """The `responses` of a route that answers with a struct, or a list of structs, as JSON; raises TypeError on others."""
+    item = get_args(kind)[0] if get_origin(kind) is list else kind
+    if not (isinstance(item, type) and issubclass(item, msgspec.Struct)):
+        raise TypeError(f"expected a route that returns a struct, a list of structs, or a Response, got {kind}")
     return {200: {"description": "OK", "content": {JSON: {"schema": schema_of(kind)}}}}
 
 

@@ -60,15 +60,16 @@ class GuardedRoute(APIRoute):
         if len(guards) != 1:
             raise TypeError(f"{path}: expected one guard that says who may use this route, got {len(guards)}")
         self.guard = guards[0]
-        documented = refusals(self.guard, set(options.get("methods") or ())) | (options.get("responses") or {})
-        kind = get_type_hints(endpoint)["return"]
+        methods = set(options.get("methods") or ())
+        if not methods <= READS and not self.guard.action:
+            raise TypeError(f"{path}: expected the action as which the use of this route is recorded, got none")
+        documented = refusals(self.guard, methods) | (options.get("responses") or {})
+        kind = get_type_hints(endpoint).get("return")
         if not (isinstance(kind, type) and issubclass(kind, Response)):
             documented |= gives(kind)
             endpoint = _encoded(endpoint)
         options |= {"responses": documented, "response_model": None}
         super().__init__(path, endpoint, **options)
-        if not (self.methods or set()) <= READS and not self.guard.action:
-            raise TypeError(f"{path}: expected the action as which the use of this route is recorded, got none")
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The route's handler, and the record of what became of it."""

@@ -84,7 +84,7 @@ def train(running: RunningServer, plan: Plan, **wanted: object) -> str:
 
 def ended(running: RunningServer, id: str) -> dict[str, object]:
     eventually(lambda: running.server.runs.get(id).state != "running", 30)
-    return running.server.runs.show(id)
+    return running.client.get(f"/v1/runs/{id}")
 
 
 def test_a_device_uploads_only_for_an_open_command_of_its_own(running: RunningServer) -> None:
@@ -188,7 +188,7 @@ def test_updates_of_a_run_that_is_paused_stay_until_it_ends(running: RunningServ
     good, silent = ScriptedDevice(running, "good", work), ScriptedDevice(running, "silent", lambda c: None)
     running.wait_online(2)
     id = train(running, plan, policy={"deadline": 60.0})
-    eventually(lambda: {a["state"] for a in running.server.runs.show(id)["assignments"]} >= {"uploaded"})
+    eventually(lambda: {a["state"] for a in running.client.get(f"/v1/runs/{id}")["assignments"]} >= {"uploaded"})
     running.server.runs.pause(id)
     assert len(left(running)) == 1
     running.server.received_blobs.sweep()

@@ -162,7 +162,7 @@ def test_a_token_begins_with_a_letter_and_expires(tmp_path: Path) -> None:
     request = EnrolmentRequest("late", "phone", signing.public_key(signing.generate_key()), made.secret)
     with pytest.raises(SignatureError, match="is expired"):
         invitations.enrol(request)
-    assert invitations.describe(invitations.list()[0])["state"] == "expired"
+    assert invitations.describe(invitations.list()[0]).state == "expired"
     now[0] -= 0.5
     assert invitations.enrol(request).population == POPULATION
     with pytest.raises(MessageError, match="labels"):

@@ -70,12 +70,14 @@ def test_a_round_goes_on_without_a_device_that_is_barred_at_work(
     others = [ScriptedDevice(running, f"quick-{i}", quick(plan)) for i in range(2)]
     running.wait_online(3)
     id = start(running, plan, {"target": 3, "quorum": 2, "deadline": 60.0})
-    eventually(lambda: {a["state"] for a in running.server.runs.show(id)["assignments"]} == {"accepted", "uploaded"})
+    eventually(
+        lambda: {a["state"] for a in running.client.get(f"/v1/runs/{id}")["assignments"]} == {"accepted", "uploaded"}
+    )
     began = time.monotonic()
     decide(running, "slow", what, reason="it was left in a bus")
     eventually(lambda: running.server.runs.get(id).state == "finished", 10)
     assert time.monotonic() - began < 10  # the deadline is far
-    by_device = {a["device"]: a for a in running.server.runs.show(id, 1)["assignments"]}
+    by_device = {a["device"]: a for a in running.client.get(f"/v1/runs/{id}", round=1)["assignments"]}
     assert by_device["slow"]["state"] == "cancelled"
     assert "it was left in a bus" in by_device["slow"]["reason"]
     assert [by_device[f"quick-{i}"]["state"] for i in range(2)] == ["folded"] * 2
@@ -100,7 +102,10 @@ def test_a_round_goes_on_without_a_device_that_is_barred_at_work(
     assert {command["device"] for command in sent} == {"quick-0", "quick-1"}
     second = start(running, plan, {"target": 3, "quorum": 2})
     eventually(lambda: running.server.runs.get(second).state == "finished", 20)
-    assert {a["device"] for a in running.server.runs.show(second, 1)["assignments"]} == {"quick-0", "quick-1"}
+    assert {a["device"] for a in running.client.get(f"/v1/runs/{second}", round=1)["assignments"]} == {
+        "quick-0",
+        "quick-1",
+    }
     for device in (accepts, *others):
         device.stop()
 
@@ -231,7 +236,7 @@ def test_names_and_labels_are_the_administrators(running: RunningServer, plan_of
     eventually(lambda: running.client.get(shown)["labels"] == {"site": "lab", "own": "yes"})
     id = start(running, plan, {"quorum": 1, "labels": {"site": "lab"}})
     eventually(lambda: running.server.runs.get(id).state == "finished", 20)
-    assert [a["device"] for a in running.server.runs.show(id, 1)["assignments"]] == ["phone-1"]
+    assert [a["device"] for a in running.client.get(f"/v1/runs/{id}", round=1)["assignments"]] == ["phone-1"]
     for device in devices:
         device.stop()
 
@@ -287,13 +292,13 @@ def test_an_update_that_waits_to_be_folded_is_rejected_when_its_device_is_revoke
     devices = [ScriptedDevice(running, "bad", quick(plan)), ScriptedDevice(running, "silent", lambda c: None)]
     running.wait_online(2)
     id = start(running, plan, {"quorum": 2, "deadline": 60.0})
-    eventually(lambda: "uploaded" in {a["state"] for a in running.server.runs.show(id)["assignments"]})
+    eventually(lambda: "uploaded" in {a["state"] for a in running.client.get(f"/v1/runs/{id}")["assignments"]})
     running.client.post(f"/v1/runs/{id}/pause")
     decide(running, "bad", "revoke")
     running.client.post(f"/v1/runs/{id}/resume")
 
     def of_bad() -> dict[str, object]:
-        return next(a for a in running.server.runs.show(id, 1)["assignments"] if a["device"] == "bad")
+        return next(a for a in running.client.get(f"/v1/runs/{id}", round=1)["assignments"] if a["device"] == "bad")
 
     eventually(lambda: of_bad()["state"] == "rejected")
     assert of_bad()["reason"] == "bad was revoked before its update was folded"
@@ -320,7 +325,7 @@ def test_a_device_barred_between_its_choice_and_its_offer_is_offered_nothing(
     monkeypatch.setattr(FleetPort, "offer", after_a_suspension)
     id = start(running, plan, {"quorum": 1, "deadline": 30.0, "attempts": 1})
     eventually(lambda: running.server.runs.get(id).state == "paused", 20)
-    (assignment,) = running.server.runs.show(id, 1)["assignments"]
+    (assignment,) = running.client.get(f"/v1/runs/{id}", round=1)["assignments"]
     assert (assignment["state"], assignment["reason"]) == ("cancelled", "the device was suspended")
     assert not any(isinstance(command.body, Train) for command in device.commands)
     device.stop()
@@ -333,11 +338,11 @@ def test_an_agent_waits_while_it_is_suspended_and_works_when_it_is_resumed(
     running.wait_online(1)
     plan = running.server.plans.add(plan_of("line").path)
     id = start(running, plan, {"quorum": 1, "deadline": 120.0}, epochs=1_000_000)
-    eventually(lambda: "accepted" in {a["state"] for a in running.server.runs.show(id)["assignments"]})
+    eventually(lambda: "accepted" in {a["state"] for a in running.client.get(f"/v1/runs/{id}")["assignments"]})
     decide(running, "phone", "suspend", reason="for now")
     eventually(lambda: agent.agent.participation.reason)
     running.client.post(f"/v1/runs/{id}/stop")
-    assert running.server.runs.show(id, 1)["assignments"][0]["state"] == "cancelled"
+    assert running.client.get(f"/v1/runs/{id}", round=1)["assignments"][0]["state"] == "cancelled"
     decide(running, "phone", "resume")
     running.wait_online(1)
     (report,) = running.client.post("/v1/commands", {"population": POPULATION, "kind": "report"})

@@ -206,7 +206,7 @@ def test_a_run_that_cannot_store_its_checkpoint_pauses_with_the_reason_and_goes_
     paused = eventually(lambda: (row := running.server.runs.get(run)).state == "paused" and row)
     assert "its quota is 10 bytes" in paused.reason
     assert "resume the run" in paused.reason
-    assert running.server.runs.show(run)["assignments"] == []  # no device worked for nothing
+    assert running.client.get(f"/v1/runs/{run}")["assignments"] == []  # no device worked for nothing
     allow(running, storage=10**9)
     running.server.runs.resume(run)
     assert eventually(lambda: (row := running.server.runs.get(run)).state == "finished" and row).round == 2
@@ -223,7 +223,7 @@ def test_an_agent_waits_for_more_of_the_days_bytes_and_goes_on(
     running.wait_online(1)
     settings = msgspec.convert({"rounds": 1, "policy": {"deadline": 3.0}}, RunSettings)
     run = running.server.runs.start(POPULATION, plan.sha256, settings).id
-    eventually(lambda: any(a["state"] == "abandoned" for a in running.server.runs.show(run)["attempts"]))
+    eventually(lambda: any(a["state"] == "abandoned" for a in running.client.get(f"/v1/runs/{run}")["attempts"]))
     assert "may move 10 bytes a day" in caplog.text
     allow(running, bytes_per_day=10**9)
     if running.server.runs.get(run).state == "paused":

@@ -106,7 +106,7 @@ def test_every_strategy_gives_on_the_fleet_what_it_gives_directly(running: Runni
         settings = RunSettings(strategy=name, options=options, rounds=ROUNDS, policy=policy)
         id = running.server.runs.start(POPULATION, plan.sha256, settings).id
         eventually(lambda id=id: running.server.runs.get(id).state != "running", 60)  # type: ignore[misc]
-        run = running.server.runs.show(id)
+        run = running.client.get(f"/v1/runs/{id}")
         assert (run["state"], run["reason"]) == ("finished", "its last round is committed"), name
         expected = oracle(make_strategy(name, options, plan.manifest.learning_rate), plan)
         for checkpoint, weights in zip(run["checkpoints"][1:], expected, strict=True):
@@ -128,7 +128,7 @@ def start(running: RunningServer, plan: Plan, policy: dict[str, object], **setti
 
 def ended(running: RunningServer, id: str) -> dict[str, object]:
     eventually(lambda: running.server.runs.get(id).state != "running", 60)
-    return running.server.runs.show(id)
+    return running.client.get(f"/v1/runs/{id}")
 
 
 def bad_updates(plan: Plan) -> dict[str, Tensors]:
@@ -284,7 +284,7 @@ def test_a_run_that_is_stopped_keeps_its_checkpoints_and_cancels_its_assignments
     id = start(running, plan, {"deadline": 60.0}, rounds=5)
     eventually(lambda: any(isinstance(c.body, Train) and c.body.round == 2 for c in device.commands))
     assert running.server.runs.stop(id).state == "stopped"
-    run = running.server.runs.show(id)
+    run = running.client.get(f"/v1/runs/{id}")
     assert [c["round"] for c in run["checkpoints"]] == [0, 1]
     assert run["assignments"][0]["state"] == "cancelled"
     device.stop()
@@ -327,7 +327,7 @@ def test_an_update_that_comes_too_late_is_folded_into_the_next_checkpoint_at_a_d
     offered(quick, 2)
     slow.result(late.id, trained(late, delta_of(2, 1, plan), examples=30))
     assert ended(running, id)["state"] == "finished"
-    by_id = {a["id"]: a for a in running.server.runs.show(id, 1)["assignments"]}
+    by_id = {a["id"]: a for a in running.client.get(f"/v1/runs/{id}", round=1)["assignments"]}
     assert isinstance(late.body, Train)
     assert by_id[late.body.assignment]["folded_into"] == 2
     assert by_id[late.body.assignment]["weight"] == pytest.approx(30 / 2**0.5, abs=1 / 16)
@@ -361,7 +361,7 @@ def test_a_paused_run_keeps_what_came_and_goes_on(running: RunningServer, plan_o
     id = start(running, plan, {"deadline": 60.0})
 
     def states() -> dict[str, str]:
-        return {a["device"]: a["state"] for a in running.server.runs.show(id)["assignments"]}
+        return {a["device"]: a["state"] for a in running.client.get(f"/v1/runs/{id}")["assignments"]}
 
     eventually(lambda: states() == {"good": "uploaded", "slow": "offered"})
     assert running.client.post(f"/v1/runs/{id}/pause")["state"] == "paused"
@@ -388,7 +388,7 @@ def test_a_device_that_is_quarantined_gets_no_assignment_until_it_is_readmitted(
     running.wait_online(2)
     id = start(running, plan, {"max_rejections": 2}, rounds=4)
     assert ended(running, id)["state"] == "finished"
-    asked = [len(running.server.runs.show(id, number)["assignments"]) for number in range(1, 5)]
+    asked = [len(running.client.get(f"/v1/runs/{id}", round=number)["assignments"]) for number in range(1, 5)]
     assert asked == [2, 2, 1, 1]
     assert "2 updates were rejected" in running.client.get("/v1/devices/test/bad")["quarantined"]
     assert running.client.post("/v1/devices/test/bad/readmit")["quarantined"] == ""
@@ -410,7 +410,7 @@ def test_devices_evaluate_each_checkpoint_in_turn(running: RunningServer, plan_o
     assert ended(running, id)["state"] == "finished"
 
     def evaluated() -> list[tuple[dict[str, float], int]]:
-        return [(c["evaluated"], c["evaluators"]) for c in running.server.runs.show(id)["checkpoints"][1:]]
+        return [(c["evaluated"], c["evaluators"]) for c in running.client.get(f"/v1/runs/{id}")["checkpoints"][1:]]
 
     eventually(lambda: evaluated() == [({"loss": float(number)}, 2) for number in (1, 2, 3)])
     asked = [sum(isinstance(c.body, Evaluate) for c in device.commands) for device in devices]

@@ -47,7 +47,7 @@ def start(running: RunningServer, plan: Plan, policy: dict[str, object], **setti
 
 def ended(running: RunningServer, id: str) -> dict[str, object]:
     eventually(lambda: running.server.runs.get(id).state != "running", 30)
-    return running.server.runs.show(id)
+    return running.client.get(f"/v1/runs/{id}")
 
 
 def test_an_order_that_comes_before_a_run_is_under_way_is_followed(running: RunningServer, plan_of: PlanOf) -> None:
@@ -63,11 +63,11 @@ def test_a_round_that_was_open_when_its_run_was_stopped_is_closed(running: Runni
     device = ScriptedDevice(running, "device", lambda c: None)
     running.wait_online(1)
     id = start(running, plan, {"deadline": 60.0})
-    eventually(lambda: running.server.runs.show(id)["attempts"])
+    eventually(lambda: running.client.get(f"/v1/runs/{id}")["attempts"])
     running.server.runs.pause(id)
-    assert running.server.runs.show(id)["attempts"][0]["state"] == "open"
+    assert running.client.get(f"/v1/runs/{id}")["attempts"][0]["state"] == "open"
     running.server.runs.stop(id)
-    (attempt,) = running.server.runs.show(id)["attempts"]
+    (attempt,) = running.client.get(f"/v1/runs/{id}")["attempts"]
     assert (attempt["state"], attempt["reason"]) == ("abandoned", "the run was stopped")
     device.stop()
 
@@ -83,14 +83,14 @@ def test_a_round_below_its_quorum_keeps_what_came_over_a_pause_and_asks_other_de
     id = start(running, plan, {"quorum": 2, "deadline": 60.0})
 
     def states() -> list[tuple[str, int, str]]:
-        return [(a["device"], a["attempt"], a["state"]) for a in running.server.runs.show(id)["assignments"]]
+        return [(a["device"], a["attempt"], a["state"]) for a in running.client.get(f"/v1/runs/{id}")["assignments"]]
 
     eventually(lambda: states() == [("good", 0, "uploaded"), ("slow", 0, "offered")])
-    (before,) = running.server.runs.show(id)["attempts"]
+    (before,) = running.client.get(f"/v1/runs/{id}")["attempts"]
     running.server.runs.pause(id)
     running.server.runs.resume(id)
     train = eventually(lambda: [c for c in slow.commands if isinstance(c.body, Train)][1:])[0]
-    (attempt,) = running.server.runs.show(id)["attempts"]
+    (attempt,) = running.client.get(f"/v1/runs/{id}")["attempts"]
     assert (attempt["state"], attempt["wanted"]) == ("open", 2)
     assert attempt["closes"] > before["closes"]
     slow.result(train.id, trained(train, update))
@@ -229,7 +229,8 @@ def test_an_evaluation_out_of_range_is_left_out(running: RunningServer, plan_of:
     ended(running, id)
     eventually(
         lambda: any(
-            a["kind"] == "evaluate" and a["state"] == "folded" for a in running.server.runs.show(id, 1)["assignments"]
+            a["kind"] == "evaluate" and a["state"] == "folded"
+            for a in running.client.get(f"/v1/runs/{id}", round=1)["assignments"]
         )
     )
     assert running.client.get(f"/v1/runs/{id}")["checkpoints"][1]["evaluated"] == {}

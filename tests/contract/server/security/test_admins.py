@@ -101,6 +101,15 @@ def test_a_route_without_a_guard_or_without_a_name_for_what_it_changes_cannot_be
         router.post("/v1/quiet", dependencies=by(Guard("owner")))(lambda: {})
 
 
+def test_a_route_whose_answer_has_no_type_cannot_be_made() -> None:
+    def untyped() -> dict[str, Any]:
+        return {}
+
+    for endpoint in (untyped, lambda: {}):
+        with pytest.raises(TypeError, match="expected a route that returns a struct"):
+            guarded("test").get("/v1/open", dependencies=by(Guard("viewer")))(endpoint)
+
+
 BLOB = f"/v1/blobs/{digest(b'of an admin')}"
 NEEDS: list[tuple[str, str, str, dict[str, Any]]] = [
     ("viewer", "GET", "/v1/devices", {}),

@@ -305,7 +305,7 @@ def test_a_real_fleet_trains_to_the_same_bytes(
         POPULATION, stored.sha256, msgspec.convert({**wanted, "policy": policy}, RunSettings)
     ).id
     eventually(lambda: running.server.runs.get(run).state != "running", 60)
-    shown = running.server.runs.show(run)
+    shown = running.client.get(f"/v1/runs/{run}")
     assert shown["state"] == "finished", shown["reason"]
     real = tensors.load(running.server.blobs.get(running.server.runs.checkpoint(run).weights))
     result = train(plan, plan, made, settings, workers=2)

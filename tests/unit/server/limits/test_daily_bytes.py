@@ -132,7 +132,7 @@ def test_many_who_store_at_once_never_store_more_than_the_quota(books: Books) ->
         thread.start()
     for thread in threads:
         thread.join(60)
-    stored = books.quotas.describe("p")["storage"]
+    stored = books.quotas.describe("p").storage
     assert 0 < stored <= 1000
     with pytest.raises(QuotaReached, match="its quota is 1,000 bytes") as refused:
         books.quotas.check_storage("p", 1001 - stored)
@@ -146,11 +146,7 @@ def test_a_quota_is_changed_in_part_taken_away_and_kept(books: Books) -> None:
     books.quotas.set("p", QuotaChange(storage=None, bytes_per_day=7))
     books.open()
     shown = books.quotas.describe("p")
-    assert {name: shown[f"{name}_limit"] for name in ("devices", "storage", "bytes_per_day")} == {
-        "devices": 5,
-        "storage": None,
-        "bytes_per_day": 7,
-    }
+    assert (shown.devices_limit, shown.storage_limit, shown.bytes_per_day_limit) == (5, None, 7)
     assert books.quotas.populations() == ["p"]
 
 
@@ -163,7 +159,7 @@ def test_a_round_that_could_not_move_its_bytes_today_does_not_begin(books: Books
         books.quotas.check_round("p", 500, 601)
     with pytest.raises(QuotaReached, match="its quota is 500 bytes"):
         books.quotas.check_round("p", 501, 0)
-    assert books.quotas.describe("p")["refused"] == {"bytes (quota)": 1, "storage (quota)": 1}
+    assert books.quotas.describe("p").refused == {"bytes (quota)": 1, "storage (quota)": 1}
 
 
 @pytest.mark.parametrize("wrong", [{"devices": -1}, {"storage": 2**63}])

@@ -156,7 +156,7 @@ def test_a_log_is_whole_also_after_a_restart(opened: Opened) -> None:
     opened.open()
     opened.audit.append("bob", "run.stop", "run-1", "home")
     assert (opened.audit.verify()[0].count, opened.fault()) == (7, "")
-    assert [row["who"] for row in opened.audit.list(limit=2)] == ["bob", "alice"]
+    assert [row.who for row in opened.audit.list(limit=2)] == ["bob", "alice"]
     assert opened.audit.list(who="bob", populations=["office"]) == []
 
 
@@ -318,14 +318,14 @@ def test_refusals_are_written_now_and_then_and_the_others_counted(tmp_path: Path
     assert written == REFUSALS
     log.clock.now += 90
     log.audit.refused("unknown", "run.start", "", "", {}, "this token is not known here")
-    assert log.audit.list(limit=1)[0]["detail"]["refusals_not_written"] == 100
+    assert log.audit.list(limit=1)[0].detail["refusals_not_written"] == 100
     log.audit.append("alice", "run.start")
-    assert log.audit.list(limit=1)[0]["who"] == "alice"
+    assert log.audit.list(limit=1)[0].who == "alice"
     for _ in range(50):
         log.audit.refused("unknown", "run.start", "", "", {}, "this token is not known here")
     log.close()
     log.open()
-    assert log.audit.list(limit=1)[0]["action"] == "audit.unwritten"
+    assert log.audit.list(limit=1)[0].action == "audit.unwritten"
     assert log.fault() == ""
     log.close()
 
@@ -342,8 +342,8 @@ def test_texts_are_bounded_lines_and_stored_as_they_are_hashed(
 ) -> None:
     log.audit.append(text, "run.start", text, text, detail, text)
     row = log.audit.list()[0]
-    assert all("\n" not in row[name] for name in ("who", "subject", "population", "outcome"))
-    assert len(row["outcome"]) <= 300
+    assert all("\n" not in text for text in (row.who, row.subject, row.population, row.outcome))
+    assert len(row.outcome) <= 300
     assert log.fault() == ""
 
 
@@ -388,7 +388,7 @@ def test_entries_of_many_threads_are_one_chain(opened: Opened) -> None:
         thread.join()
     assert (opened.audit.verify()[0].count, opened.fault()) == (166, "")
     for number in range(8):
-        subjects = [row["subject"] for row in opened.audit.list(who=f"admin-{number}")]
+        subjects = [row.subject for row in opened.audit.list(who=f"admin-{number}")]
         assert subjects == [f"run-{index}" for index in reversed(range(20))]
 
 
