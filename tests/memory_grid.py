@@ -6,13 +6,14 @@ import numpy as np
 from flwr.app import ConfigRecord, Message
 
 from umbel.tensors import Tensors
+from umbel_server.flower import internals
 from umbel_server.flower import messages as flower_messages
 from umbel_server.flower.plain_grid import PlainGrid
 
 Node = Callable[[Message], Message | None]
 """A device: it answers a message, or does not."""
 
-flower_messages.set_identity()
+internals.set_identity()
 
 
 class MemoryGrid(PlainGrid):
@@ -32,7 +33,7 @@ class MemoryGrid(PlainGrid):
         batch = list(messages)
         self.asked.append([message.metadata.dst_node_id for message in batch])
         self.configs += [dict(next(iter(m.content.config_records.values()), ConfigRecord())) for m in batch[:1]]
-        ids = [flower_messages.give_id(message) for message in batch]
+        ids = [internals.give_id(message) for message in batch]
         self._waiting |= dict(zip(ids, batch, strict=True))
         return ids
 

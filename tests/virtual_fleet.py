@@ -10,11 +10,10 @@ import numpy as np
 from tests.bare_plan import bare_plan
 from umbel.conditions import Rules
 from umbel.tensors import Tensors
-from umbel_server.flower import messages as flower_messages
-from umbel_server.flower.strategies import make_strategy
 from umbel_server.rounds.events import End, Event
 from umbel_server.rounds.policy import RoundPolicy
-from umbel_server.runs.loop import LoopConfig, run_rounds
+from umbel_server.runs.server_app import train_on
+from umbel_server.runs.settings import RunSettings
 from umbel_sim.data import FunctionFleet
 from umbel_sim.engines import Done, Job, done
 from umbel_sim.simulation.grid import SimulationGrid
@@ -28,8 +27,6 @@ from umbel_sim.virtual.classes import DeviceClass, Mix
 EXAMPLES = 10
 EVEN = DeviceClass("even", seconds_per_step=1.0, download=1e9, upload=1e9, latency=0.5, spread=0.0)
 """A step a second: an assignment of EXAMPLES examples in batches of one takes 11 seconds, and it uploads at once."""
-
-flower_messages.set_identity()
 
 
 def no_loss(job: Job) -> float:
@@ -100,13 +97,11 @@ class VirtualRun:
         world = World(seed, devices, kinds or Mix((kind,), (1.0,)), availability or Always(), conditions or Rules())
         self.port = Watched(world, LOAD, self.fleet, self.plan, self.engine, self.journal, self.tally)
         self.port.times = []
-        self.grid = SimulationGrid(self.port)
         self.seed = seed
 
     def run(self, rounds: int = 3, strategy: str = "fedavg") -> End | None:
-        config = LoopConfig(rounds, 0.25, epochs=1, max_steps=0, seed=self.seed)
-        made = make_strategy(strategy, {}, 0.25)
-        return run_rounds(made, self.port, self.policy, config, self.port.clock, self.port.next_look)
+        settings = RunSettings(strategy, rounds=rounds, learning_rate=0.25, seed=self.seed, policy=self.policy)
+        return train_on(SimulationGrid(self.port, settings))
 
     @property
     def rows(self) -> list[Row]:

@@ -102,12 +102,12 @@ def looking(sums: Callable[..., float], seconds: list[float]) -> Callable[..., f
 def umbel_half(shapes: dict[str, tuple[int, ...]], updates: int, folder: Path) -> dict[str, float]:
     """Read, vet and fold every blob, and finish the round."""
     from umbel_server.aggregation import Buffers, Vetting, from_blob, passes
-    from umbel_server.flower import messages as flower_messages
+    from umbel_server.flower import internals
     from umbel_server.flower.strategies import make_strategy
     from umbel_server.runs.aggregator import aggregator_of
     from umbel_server.storage.blobs import Blobs
 
-    flower_messages.set_identity()
+    internals.set_identity()
     blobs, digests = Blobs((folder / "blobs").as_uri()), json.loads((folder / "digests.json").read_text())
     specs = [WeightSpec(name, shape) for name, shape in shapes.items()]
     aggregator = aggregator_of(make_strategy("fedavg", {}, 0.1), specs)
@@ -137,10 +137,11 @@ def umbel_half(shapes: dict[str, tuple[int, ...]], updates: int, folder: Path) -
 
 def flower_half(shapes: dict[str, tuple[int, ...]], updates: int, folder: Path) -> dict[str, float]:
     """Aggregate replies that hold base + delta."""
+    from umbel_server.flower import internals
     from umbel_server.flower import messages as flower_messages
     from umbel_server.flower.strategies import make_strategy
 
-    flower_messages.set_identity()
+    internals.set_identity()
     base, noise, replies = base_of(shapes), noise_for(shapes), []
     memory = rss_mb("VmRSS")
     for number in range(updates):

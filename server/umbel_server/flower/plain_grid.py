@@ -1,24 +1,24 @@
-"""What Flower's Grid asks for beside nodes and messages on their way: the same on every grid of ours."""
+"""The parts of Flower's Grid that are the same on every grid of ours: its run, and how messages are made."""
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
-from umbel_server.flower import messages as flower_messages
+from umbel_server.flower.internals import FlowerRun, empty_run, set_identity
 
 
 class PlainGrid(Grid):
-    """A grid that knows its run and makes plain messages; how nodes are reached is its subclasses' own."""
+    """A grid that knows its run and makes plain messages; subclasses reach the nodes."""
 
     def __init__(self, run_id: int) -> None:
-        self._run = flower_messages.empty_run(run_id)
+        set_identity()
+        self._run = empty_run(run_id)
 
-    def set_run(self, run: Run) -> None:
+    def set_run(self, run: FlowerRun) -> None:
         """Set the Flower run that messages name."""
         self._run = run
 
     @property
-    def run(self) -> Run:
+    def run(self) -> FlowerRun:
         """The Flower run that messages name."""
         return self._run
 

@@ -1,4 +1,7 @@
-"""What the numbers of a run may be, its settings and its round policy: what no real run exceeds, and nothing overflows at."""
+"""The bounds of the numbers in a run's settings and in its round policy.
+
+No real run exceeds them, and no computation overflows within them.
+"""
 
 import math
 from collections.abc import Mapping
@@ -40,9 +43,7 @@ POLICY: Mapping[str, Bounds] = MappingProxyType(
         "backoff": Bounds(0, _SECONDS),
         "minimum_gap": Bounds(0, _SECONDS),
         "staleness_exponent": Bounds(0, 10),
-        "max_staleness": Bounds(
-            0, 1000
-        ),  # as many deadlines later a late update's assignment closes: a date all the same
+        "max_staleness": Bounds(0, 1000),  # a late update's assignment closes that many deadlines later: still a date
         "buffer": Bounds(1, _COUNT),
         "concurrency": Bounds(1, _COUNT),
         "evaluate": Bounds(0, _COUNT),
@@ -54,13 +55,25 @@ POLICY: Mapping[str, Bounds] = MappingProxyType(
 """The fields of a round policy."""
 
 
+class OutOfBounds(ValueError):
+    """A number is out of its bounds: `what` it is, and the `rest` of a sentence that says what was expected and what came."""
+
+    def __init__(self, what: str, rest: str) -> None:
+        super().__init__(f"{what} {rest}")
+        self.what, self.rest = what, rest
+
+    def named(self, what: str) -> str:
+        """The sentence with another name for the number."""
+        return f"{what} {self.rest}"
+
+
 def check(what: str, value: float, bounds: Bounds) -> None:
-    """Raise ValueError with one sentence when a value is out of its bounds, or is not a number."""
+    """Raise OutOfBounds when a value is out of its bounds, or is not a number."""
     least, most, above = bounds
     if not least <= value or (above and value == least):
-        raise ValueError(f"{what} should be {'over' if above else 'at least'} {_text(least)}, got {_text(value)}")
+        raise OutOfBounds(what, f"should be {'over' if above else 'at least'} {_text(least)}, got {_text(value)}")
     if value > most:
-        raise ValueError(f"{what} should be at most {_text(most)}, got {_text(value)}")
+        raise OutOfBounds(what, f"should be at most {_text(most)}, got {_text(value)}")
 
 
 def _text(value: float) -> str:

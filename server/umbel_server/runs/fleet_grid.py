@@ -9,27 +9,34 @@ from umbel import tensors
 from umbel.errors import UmbelError
 from umbel.messages import Blob
 from umbel_server.flower import messages as flower_messages
-from umbel_server.flower.plain_grid import PlainGrid
+from umbel_server.flower.internals import give_id
 from umbel_server.rounds.assignments import WITH_DEVICE
 from umbel_server.rounds.events import Finish, Offer
 from umbel_server.runs.fleet_port import FleetPort
+from umbel_server.runs.run_inputs import RunGrid, RunInputs
+from umbel_server.runs.settings import RunSettings
 
 REJECTED, UNFINISHED = 1, 2
 """Codes of the error replies that a strategy sees."""
 
 
-class FleetGrid(PlainGrid):
+class FleetGrid(RunGrid):
     """The devices of one population as Flower nodes, for one run; nodes are the devices that are online.
 
-    Umbel's own ServerApp drives rounds through `port`. Another one pushes and pulls messages as on any grid: each becomes
-    an assignment and a command that the outbox repeats until it is answered.
+    Umbel's own ServerApp takes the grid's inputs and drives rounds through their port. Another ServerApp pushes and pulls
+    messages as on any grid: each message becomes an assignment, and a command that the outbox repeats until it is answered.
     """
 
-    def __init__(self, port: FleetPort) -> None:
+    def __init__(self, port: FleetPort, settings: RunSettings) -> None:
         super().__init__(int(port.run, 16))
-        self.port = port
+        self.port, self._settings = port, settings
         self._pending: dict[str, tuple[Message, str, str]] = {}
-        port.belong_to(self)
+
+    @property
+    def inputs(self) -> RunInputs:
+        """The inputs of the run."""
+        rate = self._settings.learning_rate or self.port.plan.manifest.learning_rate
+        return RunInputs(self._settings, self.port, rate)
 
     def get_node_ids(self) -> Iterable[int]:
         """The node ids of the devices that are online, in order."""
@@ -77,7 +84,7 @@ class FleetGrid(PlainGrid):
             offer = Offer(secrets.token_hex(8), names[node], 0, until)
             offers.append((offer, message, blobs[id(record)]))
         self.port.assign(offers)
-        ids = [flower_messages.give_id(message) for message in batch]
+        ids = [give_id(message) for message in batch]
         for id_, (offer, message, _) in zip(ids, offers, strict=True):
             self._pending[id_] = message, offer.id, offer.device
         return ids

@@ -6,10 +6,8 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from flwr.app import Message
-from flwr.serverapp import Grid
 from sqlalchemy import and_, bindparam, func, select, update
 from sqlalchemy.orm import Session
 
@@ -40,11 +38,9 @@ from umbel_server.rounds.policy import RoundPolicy
 from umbel_server.rounds.selection import Candidate
 from umbel_server.rounds.works import Work
 from umbel_server.runs.assigning import Assigning, finish_assignment
-from umbel_server.runs.port import Arrival, Checkpointing, Spent, Start
+from umbel_server.runs.port import LOOK_SECONDS, Arrival, Checkpointing, Spent, Start
+from umbel_server.runs.settings import RunSettings
 from umbel_server.storage.database import ASSIGNMENTS, DEVICES, Assignment, Checkpoint, Device, Round, Run, batches
-
-if TYPE_CHECKING:
-    from umbel_server.runs.fleet_grid import FleetGrid
 
 log = logging.getLogger("umbel.runs")
 
@@ -62,7 +58,7 @@ _ARRIVED = (
     )
     .where(ASSIGNMENTS.c.id == bindparam("of"))
 )
-_FOLD = update(ASSIGNMENTS).where(ASSIGNMENTS.c.id == bindparam("of"))
+_MARK = update(ASSIGNMENTS).where(ASSIGNMENTS.c.id == bindparam("of"))
 
 
 class FleetPort:
@@ -83,28 +79,21 @@ class FleetPort:
         sealed: bool = False,
     ) -> None:
         self._fleet, self.run, self.plan, self._plan_blob = fleet, run, plan, plan_blob
-        self._evaluate, self.clock, self._sealed = evaluate, clock, sealed
+        self._evaluate, self._clock, self._sealed = evaluate, clock, sealed
         self._policy = RoundPolicy()
         self._attempt = 0
         self._news: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._left = False
         self._weights = Blob.of(b"")
         self._buffers = Buffers()
-        self._grid: FleetGrid | None = None
         with fleet.database.transaction() as session:
             self.population = session.get_one(Run, run).population
         self._assigning = Assigning(fleet, run, self.population, plan, plan_blob, sealed)
 
     @property
-    def grid(self) -> Grid:
-        """The grid that this port belongs to."""
-        assert self._grid is not None
-        return self._grid
-
-    @property
     def now(self) -> float:
         """The time in Unix seconds."""
-        return self.clock()
+        return self._clock()
 
     @property
     def threads(self) -> int:
@@ -115,10 +104,6 @@ class FleetPort:
     def delta_dtype(self) -> str:
         """Devices send updates in the weights' own dtypes."""
         return ""
-
-    def belong_to(self, grid: "FleetGrid") -> None:
-        """Name the grid that strategies are shown."""
-        self._grid = grid
 
     def order(self, order: Order) -> None:
         """Pass on an administrator's word."""
@@ -135,7 +120,7 @@ class FleetPort:
 
     def heard(self, moved: Moved | None) -> None:
         """Take in that a device moved an assignment on, or (None) that the fleet changed."""
-        now = self.clock()
+        now = self._clock()
         if moved is None:
             self._news.put(None)
         elif moved.state == "accepted":
@@ -152,7 +137,7 @@ class FleetPort:
     def wait(self, until: float) -> list[Event] | None:
         """What happened, at the latest at `until`; None to leave."""
         events: list[Event] = []
-        patience = max(0.0, min(until - self.clock(), 3600.0))
+        patience = max(0.0, min(until - self._clock(), 3600.0))
         try:
             news = self._news.get(timeout=patience) if patience else self._news.get_nowait()
             while True:
@@ -160,7 +145,7 @@ class FleetPort:
                     events.append(news)
                 news = self._news.get_nowait()
         except queue.Empty:
-            if self.clock() < until or self._left:
+            if self._clock() < until or self._left:
                 return None if self._left else events
         # A deadline may act now: what had come before it, while the database was locked, counts as in time.
         self._fleet.exchange.catch_up()
@@ -170,9 +155,13 @@ class FleetPort:
                     events.append(news)
         return None if self._left else events
 
-    def start(self, seed: int, rounds: int, policy: RoundPolicy) -> Start:
+    def next_look(self, now: float) -> float:
+        """As Port."""
+        return now + LOOK_SECONDS
+
+    def start(self, settings: RunSettings) -> Start:
         """The newest checkpoint and the round under way; a new run commits its first weights as checkpoint 0 first."""
-        self._policy = policy
+        self._policy = settings.policy
         with self._fleet.database.transaction() as session:
             newest = self._newest(session)
         if newest is None:
@@ -181,7 +170,7 @@ class FleetPort:
         with self._fleet.database.transaction() as session:
             newest = self._newest(session)
             assert newest is not None
-            record = self._record(session, newest.round, seed, rounds)
+            record = self._record(session, newest.round, settings.seed, settings.rounds)
         self._attempt = record.open.attempt if record.open is not None else 0
         data = self._fleet.blobs.get(newest.weights)
         weights = load(data)
@@ -199,7 +188,7 @@ class FleetPort:
             address = session.get_one(Run, self.run).weights
         weights = load(self._fleet.blobs.get(address)) if address else self.plan.initial_weights()
         check(weights, self.plan.manifest.weights, "the weights that the run starts from")
-        self.commit(Checkpointing(0, 0, weights, {}, {}, (), self.clock()))
+        self.commit(Checkpointing(0, 0, weights, {}, {}, (), self._clock()))
 
     def _record(self, session: Session, version: int, seed: int, rounds: int) -> Record:
         run = session.get_one(Run, self.run)
@@ -282,7 +271,7 @@ class FleetPort:
 
     def evaluate(self, number: int, messages: Mapping[str, Message]) -> None:
         """Offer evaluations of the newest checkpoint; the exchange takes in what comes."""
-        closes = self.clock() + self._policy.deadline
+        closes = self._clock() + self._policy.deadline
         offers = [
             (Offer(secrets.token_hex(8), device, number, closes), message, self._weights)
             for device, message in messages.items()
@@ -292,7 +281,7 @@ class FleetPort:
         self._fleet.exchange.send(commands)
 
     def _assign(self, session: Session, offers: Sequence[tuple[Offer, Message, Blob]], attempt: int) -> list[Addressed]:
-        commands, ended = self._assigning.note(session, offers, attempt, self._policy.requires, self.clock())
+        commands, ended = self._assigning.note(session, offers, attempt, self._policy.requires, self._clock())
         for event in ended:
             self._news.put(event)
         return commands
@@ -319,11 +308,11 @@ class FleetPort:
 
     def finish(self, finish: Finish) -> None:
         """Give an assignment its final state unless it has one, and tell its device if that is still at work."""
-        finish_assignment(self._fleet, finish, self.clock())
+        finish_assignment(self._fleet, finish, self._clock())
 
     def abandon(self, abandon: Abandon) -> None:
         """Close the attempt; one that never had its devices is noted too."""
-        now = self.clock()
+        now = self._clock()
         with self._fleet.database.transaction() as session:
             row = session.get(Round, (self.run, abandon.number, abandon.attempt))
             if row is None:
@@ -349,7 +338,7 @@ class FleetPort:
             strategy = self._fleet.blobs.put(dump(checkpoint.strategy), durable=True)
         metrics = finite(self._evaluate(checkpoint.weights)) if self._evaluate is not None else {}
         fleet = finite(results(self.plan.manifest.metrics, checkpoint.fleet_sums)) if checkpoint.fleet_sums else {}
-        now = self.clock()
+        now = self._clock()
         with self._fleet.database.transaction() as session:
             session.add(
                 Checkpoint(
@@ -367,7 +356,7 @@ class FleetPort:
             self._fleet.ownership.claim(
                 session, self.population, weights, *([strategy] if strategy is not None else [])
             )
-            folded = self._fold(session, checkpoint, now)
+            folded = self._mark_contributors(session, checkpoint, now)
             opened = session.get(Round, (self.run, checkpoint.number, checkpoint.attempt))
             if opened is not None:
                 opened.state, opened.closed = "committed", now
@@ -382,7 +371,7 @@ class FleetPort:
         log.info("run %s round %d committed: %s", self.run, checkpoint.number, metrics or fleet)
         return metrics
 
-    def _fold(self, session: Session, checkpoint: Checkpointing, now: float) -> list[str]:
+    def _mark_contributors(self, session: Session, checkpoint: Checkpointing, now: float) -> list[str]:
         """Give the assignments that a checkpoint is made of their final state; returns their commands."""
         commands = []
         for some in batches([id for id, _ in checkpoint.contributors]):
@@ -398,7 +387,7 @@ class FleetPort:
             )
         final = {"state": "folded", "folded_into": checkpoint.number, "updated": now}
         if checkpoint.contributors:
-            session.execute(_FOLD, [{"of": id, "weight": weight, **final} for id, weight in checkpoint.contributors])
+            session.execute(_MARK, [{"of": id, "weight": weight, **final} for id, weight in checkpoint.contributors])
         return commands
 
     def spent(self) -> Spent:
@@ -407,7 +396,7 @@ class FleetPort:
         with self._fleet.database.transaction() as session:
             created = session.get_one(Run, self.run).created
             travelled = session.scalar(select(total).where(Assignment.run == self.run))
-        return Spent((self.clock() - created) / 3600, int(travelled or 0))
+        return Spent((self._clock() - created) / 3600, int(travelled or 0))
 
 
 def candidate(device: Device) -> Candidate:

@@ -16,9 +16,9 @@ from umbel_server.aggregation import from_weights, passes
 from umbel_server.flower import messages as flower_messages
 from umbel_server.rounds.engine import Record
 from umbel_server.rounds.events import Abandon, Ended, Event, Finish, Offer, Open, Uploaded
-from umbel_server.rounds.policy import RoundPolicy
 from umbel_server.rounds.selection import Candidate
-from umbel_server.runs.port import Arrival, Checkpointing, Spent, Start
+from umbel_server.runs.port import LOOK_SECONDS, Arrival, Checkpointing, Spent, Start
+from umbel_server.runs.settings import RunSettings
 
 log = logging.getLogger("umbel.rounds")
 
@@ -69,9 +69,9 @@ class GridPort:
         self._bytes = 0
 
     @property
-    def grid(self) -> Grid:
-        """The grid itself."""
-        return self._grid
+    def now(self) -> float:
+        """The time in Unix seconds."""
+        return self._clock()
 
     @property
     def threads(self) -> int:
@@ -83,10 +83,11 @@ class GridPort:
         """What is left of a reply's weights when those that were sent are taken off, in float64, so that it is exact."""
         return "float64"
 
-    def start(self, seed: int, rounds: int, policy: RoundPolicy) -> Start:
-        """What the journal remembers; what was under way is done again."""
+    def start(self, settings: RunSettings) -> Start:
+        """The newest checkpoint in the journal; work that was under way is done again."""
         version, weights, strategy = self._journal.start()
-        return Start(Record("grid", seed, policy, rounds, version), weights, strategy, {})
+        record = Record("grid", settings.seed, settings.policy, settings.rounds, version)
+        return Start(record, weights, strategy, {})
 
     def node(self, device: str) -> int:
         """A device's name is its node id in digits."""
@@ -114,6 +115,10 @@ class GridPort:
         weights = flower_messages.tensors_of(record)
         self._bytes += sum(weight.nbytes for weight in weights.values())
         return _Sent(id, message.metadata.dst_node_id, weights)
+
+    def next_look(self, now: float) -> float:
+        """As Port."""
+        return now + LOOK_SECONDS
 
     def wait(self, until: float) -> list[Event] | None:
         """Poll until something came or it is `until`."""

@@ -4,13 +4,13 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp import Grid
 from msgspec.structs import replace as replace_spec
 
 from umbel.errors import UmbelError
@@ -19,92 +19,43 @@ from umbel_server import moments
 from umbel_server.aggregation import Vetting
 from umbel_server.flower import messages as flower_messages
 from umbel_server.flower import strategies
-from umbel_server.flower.shown_grid import Shown
+from umbel_server.flower.internals import SERVER_NODE
+from umbel_server.flower.selected_nodes import SelectedNodes
 from umbel_server.rounds import engine, events
 from umbel_server.rounds.events import End, Event, Offer
-from umbel_server.rounds.policy import RoundPolicy
 from umbel_server.rounds.selection import available, in_turn
 from umbel_server.runs.aggregator import aggregator_of
-from umbel_server.runs.port import Checkpointing, Port, Spent
+from umbel_server.runs.port import LOOK_SECONDS, Checkpointing
+from umbel_server.runs.run_inputs import RunInputs
 
 log = logging.getLogger("umbel.rounds")
 
-LOOK_SECONDS, SOONEST_LOOK = 0.2, 0.02
-"""How often a round that waits for devices looks for them whatever it hears, and at most when presence changes."""
+SOONEST_LOOK = 0.02
+"""Seconds between two looks for devices at the least, however often presence changes."""
 
 
-@dataclass(frozen=True)
-class LoopConfig:
-    """How to train, and when to end early: once held-out metric `until` is at least `at_least`, or a budget is spent.
+def run_rounds(grid: Grid, inputs: RunInputs) -> End | None:
+    """Train until the run ends or pauses; returns how, or None when the port said to leave.
 
-    A budget of 0 has no limit.
+    `grid` is what the strategy sees, with only the devices of a round as its nodes.
     """
-
-    rounds: int
-    learning_rate: float
-    epochs: int
-    max_steps: int
-    seed: int
-    until: str = ""
-    at_least: float = 0.0
-    budget_hours: float = 0.0
-    budget_bytes: int = 0
-
-    def reached(self, metrics: Mapping[str, float], count: Callable[[], Spent]) -> str:
-        """Why the run has reached its end; empty when it has not. What is spent is only counted where there is a budget."""
-        if self.until and metrics.get(self.until, -math.inf) >= self.at_least:
-            return f"{self.until} is {metrics[self.until]:.4g}, the goal of {self.at_least:g} is reached"
-        if not (self.budget_hours or self.budget_bytes):
-            return ""
-        spent = count()
-        if self.budget_hours and spent.hours >= self.budget_hours:
-            return f"the budget of {self.budget_hours:g} hours is spent"
-        if self.budget_bytes and spent.bytes >= self.budget_bytes:
-            return f"the budget of {self.budget_bytes:,} bytes is spent"
-        return ""
-
-
-def soon(now: float) -> float:
-    """When a fleet's devices are looked for again."""
-    return now + LOOK_SECONDS
-
-
-def run_rounds(
-    strategy: FedAvg,
-    port: Port,
-    policy: RoundPolicy,
-    config: LoopConfig,
-    clock: Callable[[], float] = time.time,
-    next_look: Callable[[float], float] = soon,
-) -> End | None:
-    """Train until the run ends or pauses; returns how, or None when the port says to leave.
-
-    `next_look` says when a round that waits for devices since a time looks for them again.
-    """
-    return _Loop(strategy, port, policy, config, clock, next_look).run()
+    return _Loop(grid, inputs).run()
 
 
 class _Loop:
-    def __init__(
-        self,
-        strategy: FedAvg,
-        port: Port,
-        policy: RoundPolicy,
-        config: LoopConfig,
-        clock: Callable[[], float],
-        next_look: Callable[[float], float],
-    ) -> None:
-        self._strategy, self._port, self._policy, self._config = strategy, port, policy, config
-        self._clock, self._next_look = clock, next_look
-        start = port.start(config.seed, config.rounds, policy)
+    def __init__(self, grid: Grid, inputs: RunInputs) -> None:
+        self._grid, self._inputs, self._port = grid, inputs, inputs.port
+        self._strategy, settings = inputs.strategy(), inputs.settings
+        start = self._port.start(settings)
         self._weights = start.weights
-        strategies.restore(strategy, start.strategy, list(start.weights))
+        strategies.restore(self._strategy, start.strategy, list(start.weights))
         specs = [WeightSpec(name, weight.shape, weight.dtype.name) for name, weight in start.weights.items()]
-        self._aggregator = aggregator_of(strategy, specs, port.threads)
-        deltas = [replace_spec(spec, dtype=port.delta_dtype or spec.dtype) for spec in specs]
-        self._vetting = Vetting(deltas, policy.max_norm, policy.norm_multiple, port.threads)
-        record = replace(start.record, done=config.reached(start.metrics, port.spent))
-        self._state, effects = engine.recover(record, clock())
+        self._aggregator = aggregator_of(self._strategy, specs, self._port.threads)
+        deltas = [replace_spec(spec, dtype=self._port.delta_dtype or spec.dtype) for spec in specs]
+        policy = settings.policy
+        self._vetting = Vetting(deltas, policy.max_norm, policy.norm_multiple, self._port.threads)
+        record = replace(start.record, done=self._reached(start.metrics))
+        self._state, effects = engine.recover(record, self._port.now)
         self._effects = deque(effects)
         self._seconds: dict[str, float] = {}
         self._looked = -math.inf
@@ -117,23 +68,23 @@ class _Loop:
                 if isinstance(effect, End):
                     return effect
                 self._perform(effect)
-            now = self._clock()
+            now = self._port.now
             wake = self._state.wake
             if self._state.wants_devices:
-                wake = min(wake, self._next_look(now))
+                wake = min(wake, self._port.next_look(now))
             happened = self._port.wait(max(wake, now))
             if happened is None:
                 return None
             for event in happened:
                 self._step_before_deadlines(event)
-            since = self._clock() - self._looked
+            since = self._port.now - self._looked
             if self._state.wants_devices and not 0 <= since < (LOOK_SECONDS if happened else SOONEST_LOOK):
                 self._look()
             else:
-                self._step(events.Tick(self._clock()))
+                self._step(events.Tick(self._port.now))
 
     def _look(self) -> None:
-        self._looked = self._clock()
+        self._looked = self._port.now
         self._step(events.Candidates(self._looked, self._port.candidates()))
 
     def _step_before_deadlines(self, event: Event) -> None:
@@ -187,18 +138,19 @@ class _Loop:
         return [(offer, messages[node]) for node, offer in nodes.items()]
 
     def _configure(self, nodes: list[int]) -> list[Message]:
-        settings = ConfigRecord(
+        settings = self._inputs.settings
+        config = ConfigRecord(
             {
-                "learning-rate": self._config.learning_rate,
-                "epochs": self._config.epochs,
-                "max-steps": self._config.max_steps,
-                "seed": self._config.seed + self._state.number,
+                "learning-rate": self._inputs.learning_rate,
+                "epochs": settings.epochs,
+                "max-steps": settings.max_steps,
+                "seed": settings.seed + self._state.number,
             }
         )
         self._configured = self._state.number
         arrays = flower_messages.array_record(self._weights)
-        shown = Shown(self._port.grid, nodes)
-        return list(self._strategy.configure_train(self._state.number, arrays, settings, shown))
+        selected = SelectedNodes(self._grid, nodes)
+        return list(self._strategy.configure_train(self._state.number, arrays, config, selected))
 
     def _fold(self, id: str, weight: float) -> None:
         moments.reached("uploaded")
@@ -212,9 +164,9 @@ class _Loop:
                 self._aggregator.fold(id, arrival.update, weight, arrival.metrics)
         except UmbelError as error:
             log.warning("round %d goes on without an update: %s", self._state.number, error)
-            self._step_before_deadlines(events.Refused(self._clock(), id, str(error)))
+            self._step_before_deadlines(events.Refused(self._port.now, id, str(error)))
             return
-        self._step_before_deadlines(events.Folded(self._clock(), id))
+        self._step_before_deadlines(events.Folded(self._port.now, id))
         moments.reached("folded")
 
     def _clear(self) -> None:
@@ -223,7 +175,7 @@ class _Loop:
 
     def _commit(self, commit: events.Commit) -> None:
         if self._configured != commit.number:  # a strategy learns there which weights it aggregates on
-            self._configure([flower_messages.SERVER_NODE])
+            self._configure([SERVER_NODE])
         try:
             with self._timed("aggregate"), strategies.unchanged_by_failure(self._strategy):
                 with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found below
@@ -231,7 +183,7 @@ class _Loop:
                 state = strategies.state_of(self._strategy)
                 _check_finite(weights, state, type(self._strategy).__name__)
         except UmbelError as error:
-            self._step(events.Unable(self._clock(), str(error)))
+            self._step(events.Unable(self._port.now, str(error)))
             return
         self._weights = weights
         metrics = self._port.commit(
@@ -249,11 +201,26 @@ class _Loop:
         self._seconds = {}
         self._clear()
         moments.reached("committed")
-        self._step(events.Committed(self._clock(), self._config.reached(metrics, self._port.spent)))
+        self._step(events.Committed(self._port.now, self._reached(metrics)))
+
+    def _reached(self, metrics: Mapping[str, float]) -> str:
+        """Why the run has reached its end; empty when it has not. The cost is only counted where there is a budget."""
+        settings = self._inputs.settings
+        if settings.until and metrics.get(settings.until, -math.inf) >= settings.at_least:
+            return f"{settings.until} is {metrics[settings.until]:.4g}, the goal of {settings.at_least:g} is reached"
+        if not (settings.budget_hours or settings.budget_bytes):
+            return ""
+        spent = self._port.spent()
+        if settings.budget_hours and spent.hours >= settings.budget_hours:
+            return f"the budget of {settings.budget_hours:g} hours is spent"
+        if settings.budget_bytes and spent.bytes >= settings.budget_bytes:
+            return f"the budget of {settings.budget_bytes:,} bytes is spent"
+        return ""
 
     def _evaluate(self, number: int) -> None:
-        there = available(self._policy, self._port.candidates(), (), self._clock())
-        devices = in_turn(there.candidates, self._policy.evaluate, number)
+        policy = self._inputs.settings.policy
+        there = available(policy, self._port.candidates(), (), self._port.now)
+        devices = in_turn(there.candidates, policy.evaluate, number)
         if not devices:
             return
         content = RecordDict(

@@ -5,15 +5,17 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from flwr.app import Message
-from flwr.serverapp import Grid
 
 from umbel.metrics import Sums
 from umbel.tensors import Tensors
 from umbel_server.aggregation import Update
 from umbel_server.rounds.engine import Record
 from umbel_server.rounds.events import Abandon, Event, Finish, Offer, Open
-from umbel_server.rounds.policy import RoundPolicy
 from umbel_server.rounds.selection import Candidate
+from umbel_server.runs.settings import RunSettings
+
+LOOK_SECONDS = 0.2
+"""How often a round that waits for devices looks for them on real time."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,8 @@ class Port(Protocol):
     """A fleet's devices and the run's durable memory; every call that changes the memory is one transaction."""
 
     @property
-    def grid(self) -> Grid:
-        """The grid that a strategy is shown."""
+    def now(self) -> float:
+        """The time in Unix seconds, or in a simulation's virtual seconds."""
 
     @property
     def threads(self) -> int:
@@ -80,8 +82,11 @@ class Port(Protocol):
     def delta_dtype(self) -> str:
         """The dtype of updates where it is not that of the weights; else empty."""
 
-    def start(self, seed: int, rounds: int, policy: RoundPolicy) -> Start:
-        """What is durable; a new run commits its first weights as checkpoint 0. Raises UmbelError when it is damaged."""
+    def start(self, settings: RunSettings) -> Start:
+        """What is durable of the run; a new run commits its first weights as checkpoint 0.
+
+        Raises UmbelError when it is damaged.
+        """
 
     def node(self, device: str) -> int:
         """The Flower node id of a device."""
@@ -109,6 +114,9 @@ class Port(Protocol):
 
     def spent(self) -> Spent:
         """What the run has cost so far."""
+
+    def next_look(self, now: float) -> float:
+        """When a round that waits for devices since `now` should look for them again, whether or not anything happened."""
 
     def wait(self, until: float) -> list[Event] | None:
         """What happened, at the latest at `until`; an empty list when only the fleet changed, None to leave."""

@@ -20,7 +20,6 @@ from umbel.tensors import Tensors, check, load
 from umbel.topics import check_name
 from umbel_server import answers
 from umbel_server.fleet.parts import Fleet
-from umbel_server.flower.messages import context
 from umbel_server.flower.strategies import make_strategy
 from umbel_server.limits.daily_bytes import QuotaReached
 from umbel_server.models.held_out import HeldOut
@@ -31,8 +30,8 @@ from umbel_server.runs import views as run_views
 from umbel_server.runs.assigning import finish_assignment
 from umbel_server.runs.fleet_grid import FleetGrid
 from umbel_server.runs.fleet_port import FleetPort
-from umbel_server.runs.server_app import END, app
-from umbel_server.runs.settings import RunSettings, run_config
+from umbel_server.runs.server_app import train_on
+from umbel_server.runs.settings import RunSettings
 from umbel_server.storage.database import Assignment, Checkpoint, Round, Run
 
 log = logging.getLogger("umbel.runs")
@@ -302,21 +301,16 @@ class Runs:
         port = FleetPort(
             self._fleet, id, plan, self._plans.blob(plan), evaluate, self._clock, settings.encrypt_commands
         )
-        grid = FleetGrid(port)
         self._ports[id] = port
         if (order := self._orders.get(id)) is not None:
             port.order(Order(self._clock(), order))
         if self._leaving.is_set():
             return "", ""
-        called = context(int(id, 16), run_config(plan.path.as_posix(), settings))
         try:
-            app(grid, called)
+            end = train_on(FleetGrid(port, settings))
         finally:
             port.close()
-        if END not in called.state:
-            return "", ""
-        ended = called.state.config_records[END]
-        return str(ended["state"]), str(ended["reason"])
+        return (end.state, end.reason) if end is not None else ("", "")
 
 
 def _close_rounds(session: Session, run: Run) -> None:

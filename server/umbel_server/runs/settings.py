@@ -1,4 +1,4 @@
-"""What an administrator says of a run when it is started."""
+"""The settings of a run, which an administrator gives when it is started; they are checked here and nowhere else."""
 
 import msgspec
 
@@ -9,11 +9,12 @@ from umbel_server.rounds.policy import RoundPolicy
 class RunSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a run trains.
 
-    `strategy` is a name of umbel_server.flower.strategies with its `options`; devices train each round for `epochs` (or
+    `strategy` is a name of umbel_server.flower.strategies with its `options`. In each round devices train for `epochs` (or
     `max_steps` > 0 steps) with `learning_rate` (0: the plan's), under the round `policy`. `held_out` is the digest of an
-    `.npz` that every checkpoint is evaluated on. The run ends early once held-out metric `until` is at least `at_least`,
-    or when it has taken `budget_hours` or its weights and updates have taken `budget_bytes` on the way (0: no limit).
-    With `encrypt_commands` its work leaves only sealed for the device, also where the population does not ask for that.
+    `.npz` file on which every checkpoint is evaluated. The run ends early once held-out metric `until` is at least
+    `at_least`, after `budget_hours`, or when `budget_bytes` of weights and updates have travelled (0: no limit). With
+    `encrypt_commands` the run's commands are always sealed for their device, even in a population that does not ask for it.
+    Raises OutOfBounds on a number outside bounds.SETTINGS.
     """
 
     strategy: str = "fedavg"
@@ -38,23 +39,3 @@ class RunSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 # Made here, in one thread: msgspec 0.22 crashes when several threads convert nested structs for the first time at once.
 msgspec.json.Decoder(RunSettings)
-
-
-def run_config(plan: str, settings: RunSettings) -> dict[str, bool | float | int | str]:
-    """The settings as the ServerApp reads them from any Flower run's configuration."""
-    config: dict[str, bool | float | int | str] = {
-        "plan": plan,
-        "strategy": settings.strategy,
-        "rounds": settings.rounds,
-        "epochs": settings.epochs,
-        "max-steps": settings.max_steps,
-        "seed": settings.seed,
-        "policy": msgspec.json.encode(settings.policy).decode(),
-        "budget-hours": settings.budget_hours,
-        "budget-bytes": settings.budget_bytes,
-        "until": settings.until,
-        "at-least": settings.at_least,
-    }
-    if settings.learning_rate:
-        config["learning-rate"] = settings.learning_rate
-    return config | {f"strategy.{name}": value for name, value in settings.options.items()}

@@ -6,28 +6,38 @@ from flwr.app import Message, MessageType
 
 from umbel.errors import UmbelError
 from umbel_server.flower import messages as flower_messages
-from umbel_server.flower.plain_grid import PlainGrid
+from umbel_server.flower.internals import give_id
 from umbel_server.rounds.events import Ended, Finish, Offer, Uploaded
+from umbel_server.runs.run_inputs import RunGrid, RunInputs
+from umbel_server.runs.settings import RunSettings
 from umbel_sim.simulation.simulated_port import SimulationPort, Untrained
 
 UNFINISHED = 2
 """The code of the error replies that a strategy sees."""
 
 
-class SimulationGrid(PlainGrid):
-    """Virtual devices as Flower nodes. Umbel's ServerApp drives rounds through `port`; another pushes and pulls messages.
+class SimulationGrid(RunGrid):
+    """Virtual devices as Flower nodes.
+
+    Umbel's own ServerApp takes the grid's inputs and drives rounds through their port. Another ServerApp pushes and pulls
+    messages as on any grid.
 
     Time is virtual: it passes in `pull_messages` and `send_and_receive`, which return when something has happened.
     """
 
-    def __init__(self, port: SimulationPort) -> None:
+    def __init__(self, port: SimulationPort, settings: RunSettings) -> None:
         super().__init__(1)
-        self.port = port
+        self.port, self._settings = port, settings
         self._pending: dict[str, tuple[Message, str, float]] = {}
         self._messages: dict[str, str] = {}
         self._pushed = 0
         self._ready: dict[str, Message] = {}
-        port.belong_to(self)
+
+    @property
+    def inputs(self) -> RunInputs:
+        """The inputs of the run."""
+        rate = self._settings.learning_rate or self.port.plan.manifest.learning_rate
+        return RunInputs(self._settings, self.port, rate)
 
     def get_node_ids(self) -> Iterable[int]:
         """The node ids of the devices that are connected, in order."""
@@ -44,7 +54,7 @@ class SimulationGrid(PlainGrid):
             raise UmbelError(
                 f"a simulation's nodes train and evaluate; a {other[0].metadata.message_type} message was sent"
             )
-        ids = [flower_messages.give_id(message) for message in batch]
+        ids = [give_id(message) for message in batch]
         for id, message, until in zip(ids, batch, closes, strict=True):
             (record,) = message.content.array_records.values()
             # Message ids are drawn anew in every process; what becomes of an assignment is drawn by its own.

@@ -1,4 +1,4 @@
-"""Everything that a simulation's result depends on, beside the task and the data."""
+"""The settings of a simulation: everything that its result depends on, beside the task and the data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,6 +7,7 @@ from umbel.conditions import Rules
 from umbel.errors import UmbelError
 from umbel_server.rounds import bounds
 from umbel_server.rounds.policy import RoundPolicy
+from umbel_server.runs.settings import RunSettings
 
 IN_A_DAY = RoundPolicy(over_selection=1.0, deadline=86400.0)
 """A simulation's policy unless it says otherwise: every device that is asked counts, and has a virtual day."""
@@ -46,11 +47,12 @@ class Settings:
     conditions: Rules = NO_RULES
 
     def __post_init__(self) -> None:
-        for name, allowed in {**bounds.SETTINGS, **_FLEET}.items():
-            try:
-                bounds.check(f"the simulation's {name.replace('_', ' ')}", getattr(self, name), allowed)
-            except ValueError as error:
-                raise UmbelError(str(error)) from error
+        try:
+            for name, allowed in _FLEET.items():
+                bounds.check(name, getattr(self, name), allowed)
+            self.run_settings()
+        except bounds.OutOfBounds as error:
+            raise UmbelError(error.named(f"the simulation's {error.what.replace('_', ' ')}")) from error
         if self.policy.quorum > self.devices:
             raise UmbelError(
                 f"the quorum is {self.policy.quorum} updates and there are {self.devices} devices; lower --quorum or raise --devices"
@@ -60,6 +62,23 @@ class Settings:
             raise UmbelError(
                 f"a round wants {target} updates and there are {self.devices} devices; lower --target or raise --devices"
             )
+
+    def run_settings(self) -> RunSettings:
+        """The part of them that a run on a real fleet has too; raises OutOfBounds."""
+        return RunSettings(
+            strategy=self.strategy,
+            options=dict(self.options),
+            rounds=self.rounds,
+            epochs=self.epochs,
+            max_steps=self.max_steps,
+            learning_rate=self.learning_rate,
+            seed=self.seed,
+            until=self.until,
+            at_least=self.at_least,
+            budget_hours=self.budget_hours,
+            budget_bytes=self.budget_bytes,
+            policy=self.policy,
+        )
 
     @property
     def wanted(self) -> int:

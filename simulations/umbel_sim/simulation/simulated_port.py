@@ -2,12 +2,11 @@
 
 import heapq
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 from flwr.app import Message
-from flwr.serverapp import Grid
 
 from umbel.errors import UmbelError
 from umbel.messages import Blob, Train
@@ -21,6 +20,7 @@ from umbel_server.rounds.policy import RoundPolicy
 from umbel_server.rounds.selection import Candidate, available
 from umbel_server.runs.instructions import instruction
 from umbel_server.runs.port import Arrival, Checkpointing, Spent, Start
+from umbel_server.runs.settings import RunSettings
 from umbel_sim.engines import Done, Engine, Job
 from umbel_sim.fleet_data import Fleet, examples_of
 from umbel_sim.simulation.journal import Journal
@@ -83,7 +83,7 @@ class SimulationPort:
     def __init__(
         self, world: World, load: Load, fleet: Fleet, plan: Plan, engine: Engine, journal: Journal, tally: Tally
     ) -> None:
-        self._world, self._fleet, self._plan = world, fleet, plan
+        self._world, self._fleet, self.plan = world, fleet, plan
         self._engine, self._journal, self._tally = engine, journal, tally
         self._batch, self._load = plan.manifest.batch_size, load
         self._work: dict[str, _Work] = {}
@@ -99,19 +99,8 @@ class SimulationPort:
         self._assigned: dict[int, float] = {}
         self._changes = math.inf
         self._seen: dict[int, tuple[float, Candidate]] = {}
-        self._grid: Grid | None = None
         self._left = False
         self.now = 0.0
-
-    @property
-    def grid(self) -> Grid:
-        """The grid that strategies are shown."""
-        assert self._grid is not None
-        return self._grid
-
-    def belong_to(self, grid: Grid) -> None:
-        """Name the grid that strategies are shown."""
-        self._grid = grid
 
     @property
     def threads(self) -> int:
@@ -123,18 +112,13 @@ class SimulationPort:
         """Devices send updates in the weights' own dtypes."""
         return ""
 
-    @property
-    def clock(self) -> Callable[[], float]:
-        """Virtual seconds since the simulation began."""
-        return lambda: self.now
-
     def leave(self) -> None:
         """Make `wait` return None: the simulation goes on from its newest checkpoint another time."""
         self._left = True
 
-    def start(self, seed: int, rounds: int, policy: RoundPolicy) -> Start:
+    def start(self, settings: RunSettings) -> Start:
         """Where the journal's newest checkpoint left off; a new simulation evaluates the initial weights."""
-        self._policy = policy
+        self._policy = settings.policy
         standing = self._journal.standing()
         if standing is None:
             standing = Standing(0, 0.0, 0, self._weights, {}, {}, ())
@@ -144,7 +128,9 @@ class SimulationPort:
         for given in standing.work:
             self._put(given, standing.bases[given.base])
         work = tuple(one.given.work for one in self._work.values())
-        record = Record(RUN, seed, policy, rounds, standing.version, work=work, made=standing.made)
+        record = Record(
+            RUN, settings.seed, settings.policy, settings.rounds, standing.version, work=work, made=standing.made
+        )
         return Start(record, self._weights, standing.strategy, self._journal.metrics())
 
     def node(self, device: str) -> int:
@@ -229,7 +215,7 @@ class SimulationPort:
 
     def assign(self, offer: Offer, message: Message, weights: Tensors) -> None:
         """Give one device an assignment."""
-        rate = self._plan.manifest.learning_rate
+        rate = self.plan.manifest.learning_rate
         how = instruction(message, offer.id, RUN, NOWHERE, NOWHERE, offer.closes, rate, self._policy.requires)
         assert isinstance(how, Train)
         given = Given(offer.id, self._world.number(offer.device), offer.device, offer.base, offer.closes, self.now, how)
@@ -253,10 +239,10 @@ class SimulationPort:
     def examined(self, id: str) -> tuple[int, Sums]:
         """The examples of an evaluation that is done, and the sums that a device would send; raises Untrained."""
         asked = self._examinations.pop(id)
-        manifest = self._plan.manifest
+        manifest = self.plan.manifest
         try:
             examples = examples_of(self._fleet, asked.device, {**manifest.inputs, **manifest.targets})
-            return examples.count, self._examiner.evaluate(self._plan, asked.weights, examples, lambda: None)
+            return examples.count, self._examiner.evaluate(self.plan, asked.weights, examples, lambda: None)
         except UmbelError as error:
             raise Untrained(f"{asked.name} cannot evaluate: {error}") from error
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from flwr.app import UserConfig
 from numpy.typing import NDArray
 
 from umbel import __version__
@@ -24,9 +23,8 @@ from umbel.plan import Plan
 from umbel.task import Task
 from umbel.tensors import digest
 from umbel_server.compiler import compile_task
-from umbel_server.flower import messages as flower_messages
 from umbel_server.flower.strategies import make_strategy
-from umbel_server.runs.server_app import END, app
+from umbel_server.runs.server_app import train_on
 from umbel_sim.data import Dataset
 from umbel_sim.engines.choice import check_engine, make_engine
 from umbel_sim.engines.threads import cores
@@ -188,12 +186,10 @@ def train(
     port = SimulationPort(world, Load.of(plan), fleet, plan, chosen.engine, journal, tally)
     stage("")
     try:
-        flower_messages.set_identity()
-        called = flower_messages.context(1, _run_config(plan, settings))
         with _quiet_rounds(), heap.steady():
-            app(SimulationGrid(port), called)
-        ended = called.state.config_records[END]
-        state, reason = str(ended["state"]), str(ended["reason"])
+            end = train_on(SimulationGrid(port, settings.run_settings()))
+        assert end is not None
+        state, reason = str(end.state), end.reason
     except Untrained as error:
         state, reason = "failed", str(error)
     except OSError as error:
@@ -282,26 +278,3 @@ def _check_until(plan: Plan, settings: Settings) -> None:
     known = ["loss", *(spec.name for spec in plan.manifest.metrics)]
     if settings.until and settings.until not in known:
         raise UmbelError(f"the plan has no metric {settings.until!r} to train until; it has {', '.join(known)}")
-
-
-def _run_config(plan: Plan, settings: Settings) -> UserConfig:
-    """The settings as the ServerApp reads them from any Flower run's configuration."""
-    config: UserConfig = {
-        "plan": plan.path.as_posix(),
-        "policy": msgspec.json.encode(settings.policy).decode(),
-        "strategy": settings.strategy,
-        **{f"strategy.{name}": value for name, value in settings.options.items()},
-    }
-    for name in (
-        "rounds",
-        "epochs",
-        "max_steps",
-        "learning_rate",
-        "seed",
-        "until",
-        "at_least",
-        "budget_hours",
-        "budget_bytes",
-    ):
-        config[name.replace("_", "-")] = getattr(settings, name)
-    return config

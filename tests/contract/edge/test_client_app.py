@@ -10,6 +10,7 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from umbel import Plan, UmbelError
 from umbel.tensors import Tensors
 from umbel_edge.flower_app import app
+from umbel_server.flower import internals
 from umbel_server.flower import messages as flower_messages
 
 Config = dict[str, bool | float | int | str]
@@ -34,10 +35,10 @@ def store(path: Path, points: list[float]) -> None:
 def ask(
     kind: str, node: Config, weights: Tensors, config: Mapping[str, float] | None = None, run: Config | None = None
 ) -> RecordDict:
-    flower_messages.set_identity()
+    internals.set_identity()
     content = RecordDict({"arrays": flower_messages.array_record(weights), "config": ConfigRecord(dict(config or {}))})
     message = Message(content, 7, kind)
-    flower_messages.give_id(message)
+    internals.give_id(message)
     reply = app(message, Context(1, 7, node, RecordDict(), run or {}))
     assert reply.metadata.reply_to_message_id == message.metadata.message_id
     return reply.content

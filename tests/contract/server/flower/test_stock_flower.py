@@ -15,7 +15,7 @@ from umbel.messages import Blob, Train
 from umbel.tensors import Tensors
 from umbel_edge.training.litert_trainer import LiteRTTrainer
 from umbel_server.rounds.policy import RoundPolicy, scalar_fields
-from umbel_server.runs.server_app import policy_of
+from umbel_server.runs.flower_config import policy_of
 from umbel_sim.stock_flower import StockFlower
 
 ROOT = Path(__file__).parents[4]

@@ -17,6 +17,7 @@ from umbel.messages import Ack, Blob, Cancel, Command, Evaluate, Evaluated, Outc
 from umbel.plan import Plan
 from umbel.tensors import Tensors
 from umbel_server.devices.register import node_id
+from umbel_server.flower import internals
 from umbel_server.flower import messages as flower_messages
 from umbel_server.flower.strategies import STRATEGIES, make_strategy
 from umbel_server.rounds.policy import RoundPolicy
@@ -45,7 +46,7 @@ def trained(command: Command, delta: Tensors, examples: int = 10, loss: float = 
 
 def oracle(strategy: FedAvg, plan: Plan) -> list[Tensors]:
     """The same strategy given the same updates directly, without any grid of ours."""
-    flower_messages.set_identity()
+    internals.set_identity()
     weights, history = plan.initial_weights(), []
     nodes = sorted((node_id(POPULATION, f"device-{i}"), i) for i in range(DEVICES))
 
@@ -66,7 +67,7 @@ def oracle(strategy: FedAvg, plan: Plan) -> list[Tensors]:
             delta = delta_of(device, number, plan)
             local = {name: weights[name] + delta[name] for name in weights}
             metrics = {"num-examples": float(10 + device), "loss": 0.1 * (device + 1)}
-            flower_messages.give_id(by_node[node])
+            internals.give_id(by_node[node])
             replies.append(flower_messages.reply(by_node[node], local, metrics))
         arrays, _ = strategy.aggregate_train(number, replies)
         assert arrays is not None

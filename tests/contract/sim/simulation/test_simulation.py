@@ -327,8 +327,8 @@ def foreign(plan: Plan, dataset: sources.Dataset) -> Iterator[Callable[..., Simu
         tally = Tally(4, tuple(plan.manifest.metrics))
         world = World(0, 4, mix(classes), Always(), Rules())
         journal = Journal("", tally, lambda weights: {}, lambda weights, devices: [])
-        flower_messages.set_identity()
-        return SimulationGrid(SimulationPort(world, Load.of(plan), own.fleet, plan, engine, journal, tally))
+        port = SimulationPort(world, Load.of(plan), own.fleet, plan, engine, journal, tally)
+        return SimulationGrid(port, settings.run_settings())
 
     yield made
     for engine in engines:

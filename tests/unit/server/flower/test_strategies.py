@@ -14,7 +14,9 @@ from umbel_server.flower import messages as flower_messages
 from umbel_server.flower.strategies import STRATEGIES, make_strategy, options_of, restore, state_of
 from umbel_server.rounds.policy import RoundPolicy
 from umbel_server.runs.grid_port import GridPort
-from umbel_server.runs.loop import LoopConfig, run_rounds
+from umbel_server.runs.loop import run_rounds
+from umbel_server.runs.run_inputs import RunInputs
+from umbel_server.runs.settings import RunSettings
 
 NODES = range(1, 8)
 ROUNDS = 3
@@ -46,10 +48,10 @@ CASES: dict[str, tuple[dict[str, float], FedAvg]] = {
 }
 
 
-def through_the_loop(strategy: FedAvg, journal: MemoryJournal, rounds: int = ROUNDS) -> list[Tensors]:
+def through_the_loop(name: str, journal: MemoryJournal, rounds: int = ROUNDS) -> list[Tensors]:
     grid = MemoryGrid({node: learner(node) for node in NODES})
-    config = LoopConfig(rounds, LEARNING_RATE, epochs=1, max_steps=0, seed=0)
-    run_rounds(strategy, GridPort(grid, journal), POLICY, config)
+    settings = RunSettings(name, CASES[name][0], rounds, policy=POLICY)
+    run_rounds(grid, RunInputs(settings, GridPort(grid, journal), LEARNING_RATE))
     return [commit.weights for commit in journal.commits]
 
 
@@ -79,8 +81,8 @@ def assert_same(ours: list[Tensors], theirs: list[Tensors]) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_round_loop_gives_what_the_strategy_gives_directly(name: str) -> None:
-    options, direct = CASES[name]
-    ours = through_the_loop(make_strategy(name, options, LEARNING_RATE), MemoryJournal(weights()))
+    _, direct = CASES[name]
+    ours = through_the_loop(name, MemoryJournal(weights()))
     assert_same(ours, directly(direct))
     assert any(not np.array_equal(ours[0][key], weights()[key]) for key in weights())
 
@@ -91,15 +93,14 @@ def test_every_strategy_has_a_case() -> None:
 
 @pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fedyogi", "fedadagrad"])
 def test_a_run_that_goes_on_from_a_checkpoint_equals_one_that_never_stopped(name: str) -> None:
-    options, _ = CASES[name]
-    whole = through_the_loop(make_strategy(name, options, LEARNING_RATE), MemoryJournal(weights()))
+    whole = through_the_loop(name, MemoryJournal(weights()))
     first = MemoryJournal(weights())
-    through_the_loop(make_strategy(name, options, LEARNING_RATE), first, rounds=1)
+    through_the_loop(name, first, rounds=1)
     commit = first.commits[-1]
     assert commit.strategy
     # What a journal stores is safetensors: order and dtypes must survive it.
     rest = MemoryJournal(load(dump(commit.weights)), newest=1, strategy=load(dump(commit.strategy)))
-    through_the_loop(make_strategy(name, options, LEARNING_RATE), rest)
+    through_the_loop(name, rest)
     for mine, other in zip([c.weights for c in rest.commits], whole[1:], strict=True):
         for key in other:
             np.testing.assert_array_equal(mine[key], other[key], err_msg=key)
@@ -114,9 +115,9 @@ def test_a_fresh_strategy_remembers_nothing() -> None:
 
 def test_proximal_mu_reaches_the_devices() -> None:
     grid = MemoryGrid({node: learner(node) for node in NODES})
-    config = LoopConfig(1, LEARNING_RATE, epochs=2, max_steps=3, seed=7)
-    strategy = make_strategy("fedprox", {"proximal_mu": 0.5}, LEARNING_RATE)
-    run_rounds(strategy, GridPort(grid, MemoryJournal(weights())), POLICY, config)
+    options = {"proximal_mu": 0.5}
+    settings = RunSettings("fedprox", options, rounds=1, epochs=2, max_steps=3, seed=7, policy=POLICY)
+    run_rounds(grid, RunInputs(settings, GridPort(grid, MemoryJournal(weights())), LEARNING_RATE))
     assert grid.configs == [
         {
             "learning-rate": LEARNING_RATE,

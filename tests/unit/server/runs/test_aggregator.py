@@ -14,6 +14,7 @@ from umbel import UmbelError
 from umbel.metrics import Sums
 from umbel.tensors import Tensors, WeightSpec, dump
 from umbel_server.aggregation import Buffers, Update, from_blob, from_weights, robust
+from umbel_server.flower import internals
 from umbel_server.flower import messages as flower_messages
 from umbel_server.flower.strategies import STRATEGIES, make_strategy, state_of
 from umbel_server.runs.aggregator import Aggregator, TooFewUpdates, aggregator_of
@@ -61,7 +62,7 @@ def configured(strategy: FedAvg, number: int, base: Tensors) -> list[Message]:
         strategy.configure_train(number, flower_messages.array_record(base), ConfigRecord({"epochs": 1}), grid)
     )
     for message in messages:
-        flower_messages.give_id(message)
+        internals.give_id(message)
     return sorted(messages, key=lambda message: message.metadata.dst_node_id)
 
 

@@ -1,42 +1,38 @@
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import count
 
 import msgspec
 import numpy as np
 import pytest
 from flwr.app import Message
-from flwr.serverapp.strategy import FedAvg
 
 from tests.memory_grid import MemoryGrid, Node, VirtualTime, learner, update, weights
 from tests.memory_journal import MemoryJournal
 from umbel.tensors import Tensors, dump
 from umbel_server.flower import messages as flower_messages
-from umbel_server.flower.strategies import make_strategy
 from umbel_server.rounds.events import End
 from umbel_server.rounds.policy import RoundPolicy
 from umbel_server.runs.grid_port import GridPort
-from umbel_server.runs.loop import LoopConfig, run_rounds
+from umbel_server.runs.loop import run_rounds
 from umbel_server.runs.port import Checkpointing
+from umbel_server.runs.run_inputs import RunInputs
+from umbel_server.runs.settings import RunSettings
 
 POLICY = RoundPolicy(over_selection=1.0, deadline=2.0, attempts=3, backoff=0.5)
 
 
-def config(rounds: int, until: str = "", at_least: float = 0.0) -> LoopConfig:
-    return LoopConfig(rounds, 0.1, epochs=1, max_steps=0, seed=5, until=until, at_least=at_least)
+def settings(rounds: int, until: str = "", at_least: float = 0.0, policy: RoundPolicy = POLICY) -> RunSettings:
+    return RunSettings(rounds=rounds, seed=5, until=until, at_least=at_least, policy=policy)
 
 
-def run(
-    grid: MemoryGrid,
-    journal: MemoryJournal,
-    loop: LoopConfig,
-    strategy: FedAvg | None = None,
-    policy: RoundPolicy = POLICY,
-) -> End | None:
+def of_strategy(name: str, options: dict[str, float], rounds: int = 1, policy: RoundPolicy = POLICY) -> RunSettings:
+    return msgspec.structs.replace(settings(rounds, policy=policy), strategy=name, options=options)
+
+
+def run(grid: MemoryGrid, journal: MemoryJournal, settings: RunSettings) -> End | None:
     time = VirtualTime()
-    port = GridPort(grid, journal, time.clock, time.sleep)
-    return run_rounds(strategy or make_strategy("fedavg", {}, 0.1), port, policy, loop, time.clock)
+    return run_rounds(grid, RunInputs(settings, GridPort(grid, journal, time.clock, time.sleep), 0.1))
 
 
 def silent(message: Message) -> None:
@@ -72,7 +68,7 @@ def assert_close(ours: Tensors, expected: Tensors) -> None:
 def test_every_round_is_committed_with_the_average_of_the_devices() -> None:
     journal = MemoryJournal(weights())
     grid = MemoryGrid({node: learner(node) for node in (1, 2, 3)})
-    run(grid, journal, config(2))
+    run(grid, journal, settings(2))
     assert [commit.number for commit in journal.commits] == [1, 2]
     first = fedavg_of(weights(), [1, 2, 3], 1)
     assert_close(journal.commits[0].weights, first)
@@ -87,7 +83,7 @@ def test_every_round_is_committed_with_the_average_of_the_devices() -> None:
 def test_a_run_goes_on_after_its_last_committed_round() -> None:
     journal = MemoryJournal(weights(), newest=4)
     grid = MemoryGrid({1: learner(1)})
-    run(grid, journal, config(6))
+    run(grid, journal, settings(6))
     assert [commit.number for commit in journal.commits] == [5, 6]
     assert_close(journal.commits[0].weights, update(weights(), 1, 5))
     assert [settings["seed"] for settings in grid.configs] == [10, 11]
@@ -95,19 +91,19 @@ def test_a_run_goes_on_after_its_last_committed_round() -> None:
 
 def test_a_run_that_has_its_rounds_does_nothing() -> None:
     journal = MemoryJournal(weights(), newest=6)
-    run(MemoryGrid({}), journal, config(6))
+    run(MemoryGrid({}), journal, settings(6))
     assert journal.commits == []
 
 
 def test_the_run_ends_at_its_goal() -> None:
     journal = MemoryJournal(weights(), evaluate=lambda commit: {"accuracy": 0.25 * commit.number})
-    run(MemoryGrid({1: learner(1)}), journal, config(10, until="accuracy", at_least=0.75))
+    run(MemoryGrid({1: learner(1)}), journal, settings(10, until="accuracy", at_least=0.75))
     assert [commit.number for commit in journal.commits] == [1, 2, 3]
 
 
 def test_a_round_goes_on_without_those_that_fail_or_are_silent(caplog: pytest.LogCaptureFixture) -> None:
     journal = MemoryJournal(weights())
-    run(MemoryGrid({1: learner(1), 2: failing, 3: silent, 4: learner(4)}), journal, config(1))
+    run(MemoryGrid({1: learner(1), 2: failing, 3: silent, 4: learner(4)}), journal, settings(1))
     assert len(journal.commits[0].contributors) == 2
     assert_close(journal.commits[0].weights, fedavg_of(weights(), [1, 4], 1))
     assert "phone-2: no examples" in caplog.text
@@ -129,7 +125,7 @@ BAD: dict[str, tuple[Node, str]] = {
 def test_an_update_that_does_not_fit_is_left_out(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     node, reason = BAD[kind]
     journal = MemoryJournal(weights())
-    run(MemoryGrid({1: learner(1), 2: node}), journal, config(1))
+    run(MemoryGrid({1: learner(1), 2: node}), journal, settings(1))
     assert len(journal.commits[0].contributors) == 1
     assert_close(journal.commits[0].weights, update(weights(), 1, 1))
     (record,) = [record for record in caplog.records if record.name == "umbel.rounds"]
@@ -140,8 +136,9 @@ def test_arrays_in_another_order_are_the_same_update() -> None:
     results = []
     for change in (lambda w: w, lambda w: dict(reversed(w.items()))):
         journal = MemoryJournal(weights())
-        strategy = make_strategy("fedavgm", {"server_momentum": 0.9, "server_learning_rate": 0.5}, 0.1)
-        run(MemoryGrid({1: answering(lambda w, c=change: c(update(w, 1, 1)))}), journal, config(2), strategy)
+        options = {"server_momentum": 0.9, "server_learning_rate": 0.5}
+        grid = MemoryGrid({1: answering(lambda w, c=change: c(update(w, 1, 1)))})
+        run(grid, journal, of_strategy("fedavgm", options, rounds=2))
         results.append(journal.commits[-1].weights)
     assert_close(results[0], results[1])
 
@@ -153,7 +150,7 @@ def test_a_round_without_updates_is_tried_again() -> None:
         return learner(1)(message) if next(tries) == POLICY.attempts - 1 else None
 
     journal = MemoryJournal(weights())
-    end = run(MemoryGrid({1: late}), journal, config(1))
+    end = run(MemoryGrid({1: late}), journal, settings(1))
     assert [commit.number for commit in journal.commits] == [1]
     assert journal.reasons == ["1: 0 updates came, the quorum is 1"] * 2
     assert end is not None
@@ -163,15 +160,15 @@ def test_a_round_without_updates_is_tried_again() -> None:
 @pytest.mark.parametrize(("node", "trouble"), [(failing, "; node 2: phone-2: no examples"), (silent, "")])
 def test_a_run_pauses_after_too_many_rounds_without_updates(node: Node, trouble: str) -> None:
     grid = MemoryGrid({2: node})
-    end = run(grid, MemoryJournal(weights()), config(1))
+    end = run(grid, MemoryJournal(weights()), settings(1))
     why = "round 1 was abandoned 3 times in a row, last because 0 updates came, the quorum is 1"
     assert end == End("paused", why + trouble)
     assert len(grid.asked) == POLICY.attempts
 
 
 def test_too_few_updates_for_the_strategy_are_named() -> None:
-    bulyan = make_strategy("bulyan", {"num_malicious_nodes": 1}, 0.1)
-    end = run(MemoryGrid({1: learner(1), 2: learner(2)}), MemoryJournal(weights()), config(1), bulyan)
+    bulyan = of_strategy("bulyan", {"num_malicious_nodes": 1})
+    end = run(MemoryGrid({1: learner(1), 2: learner(2)}), MemoryJournal(weights()), bulyan)
     assert end is not None
     assert end.state == "paused"
     assert re.search("last because Bulyan needs at least 7 updates, 2 were folded", end.reason)
@@ -180,15 +177,14 @@ def test_too_few_updates_for_the_strategy_are_named() -> None:
 def test_an_update_with_other_metrics_than_the_others_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     other = answering(lambda w: w, {"num-examples": 3.0, "error": 1.0})
     journal = MemoryJournal(weights())
-    run(MemoryGrid({1: learner(1), 2: other}), journal, config(1))
+    run(MemoryGrid({1: learner(1), 2: other}), journal, settings(1))
     assert len(journal.commits[0].contributors) == 1
     assert "the metrics of an update should be" in caplog.text
 
 
 def test_weights_that_overflow_are_not_committed() -> None:
     journal = MemoryJournal(weights())
-    strategy = make_strategy("fedavgm", {"server_learning_rate": 1e39}, 0.1)
-    end = run(MemoryGrid({1: learner(1)}), journal, config(1), strategy)
+    end = run(MemoryGrid({1: learner(1)}), journal, of_strategy("fedavgm", {"server_learning_rate": 1e39}))
     assert end is not None
     assert end.state == "paused"
     assert re.search("3 times in a row, last because FedAvgM made weights that are not finite; lower", end.reason)
@@ -213,7 +209,7 @@ def test_a_poisoned_attempt_leaves_no_trace(name: str) -> None:
 
         journal = MemoryJournal(weights())
         policy = msgspec.structs.replace(POLICY, max_norm=0.0)
-        run(MemoryGrid({1: answer}), journal, config(3), make_strategy(name, options, 0.1), policy)
+        run(MemoryGrid({1: answer}), journal, of_strategy(name, options, 3, policy))
         return journal.commits, journal.reasons
 
     good, reasons = commits(poisoned=0)
@@ -230,14 +226,14 @@ def test_a_poisoned_attempt_leaves_no_trace(name: str) -> None:
 def test_an_update_too_large_for_any_sum_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     journal = MemoryJournal(weights())
     huge = answering(lambda w: {name: np.full_like(weight, 3.4e38) for name, weight in w.items()})
-    run(MemoryGrid({1: learner(1), 2: huge}), journal, config(1))
+    run(MemoryGrid({1: learner(1), 2: huge}), journal, settings(1))
     assert_close(journal.commits[0].weights, update(weights(), 1, 1))
     assert "a norm of at most 1e+09 was expected" in caplog.text
 
 
 def test_a_round_that_lacks_devices_is_abandoned_with_who_is_missing() -> None:
     policy = RoundPolicy(quorum=2, deadline=1.0, attempts=1)
-    end = run(MemoryGrid({1: learner(1)}), MemoryJournal(weights()), config(1), policy=policy)
+    end = run(MemoryGrid({1: learner(1)}), MemoryJournal(weights()), settings(1, policy=policy))
     assert end is not None
     assert "2 devices are needed and 1 can train" in end.reason
 
@@ -246,7 +242,7 @@ def test_the_round_commits_with_what_it_wants_and_drops_what_comes_later() -> No
     journal = MemoryJournal(weights())
     policy = RoundPolicy(target=2, over_selection=2.0, deadline=2.0)
     grid = MemoryGrid({node: learner(node) for node in (1, 2, 3, 4)})
-    run(grid, journal, config(1), policy=policy)
+    run(grid, journal, settings(1, policy=policy))
     assert len(grid.asked[0]) == 4
     assert len(journal.commits[0].contributors) >= 2
 
@@ -255,14 +251,14 @@ def test_devices_evaluate_in_turn() -> None:
     journal = MemoryJournal(weights())
     policy = RoundPolicy(over_selection=1.0, deadline=2.0, evaluate=1)
     grid = MemoryGrid({node: learner(node) for node in (1, 2, 3)})
-    run(grid, journal, config(4), policy=policy)
+    run(grid, journal, settings(4, policy=policy))
     assert [(number, device) for number, device, _ in journal.evaluations] == [(1, "1"), (2, "2"), (3, "3")]
 
 
 def test_a_budget_of_bytes_ends_the_run() -> None:
     size = sum(weight.nbytes for weight in weights().values())
     journal = MemoryJournal(weights())
-    end = run(MemoryGrid({1: learner(1)}), journal, replace(config(10), budget_bytes=5 * size))
+    end = run(MemoryGrid({1: learner(1)}), journal, msgspec.structs.replace(settings(10), budget_bytes=5 * size))
     assert len(journal.commits) == 3
     assert end is not None
     assert "bytes is spent" in end.reason

@@ -1,17 +1,22 @@
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from flwr.app import UserConfigValue
 
 from tests.bare_plan import bare_plan
-from tests.memory_grid import MemoryGrid, learner, weights
+from tests.memory_grid import MemoryGrid, Node, learner, weights
 from tests.memory_journal import MemoryJournal
 from umbel import UmbelError
 from umbel.tensors import load
 from umbel_server.flower import messages as flower_messages
+from umbel_server.rounds.events import End
 from umbel_server.rounds.policy import RoundPolicy
+from umbel_server.runs.flower_config import policy_of, settings_of
 from umbel_server.runs.grid_port import GridPort
-from umbel_server.runs.server_app import END, app, policy_of
+from umbel_server.runs.run_inputs import RunGrid, RunInputs
+from umbel_server.runs.server_app import app, inputs_of, train_on
+from umbel_server.runs.settings import RunSettings
 
 
 @pytest.fixture
@@ -35,16 +40,38 @@ def test_a_grid_without_a_journal_gets_a_folder(plan: str, tmp_path: Path) -> No
     assert grid.configs[0] == {"learning-rate": 0.25, "epochs": 4, "max-steps": 5, "seed": 10, "server-round": 1}
 
 
-def test_a_grids_own_port_is_used(plan: str, tmp_path: Path) -> None:
-    grid = MemoryGrid({1: learner(1)})
+class OwnGrid(MemoryGrid, RunGrid):
+    """A grid of ours: it carries its inputs."""
+
+    def __init__(self, nodes: Mapping[int, Node], journal: MemoryJournal, settings: RunSettings) -> None:
+        super().__init__(nodes)
+        self._inputs = RunInputs(settings, GridPort(self, journal), learning_rate=0.5)
+
+    @property
+    def inputs(self) -> RunInputs:
+        return self._inputs
+
+
+def test_a_grid_of_ours_carries_what_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     journal = MemoryJournal(weights(), evaluate=lambda commit: {"accuracy": 1.0})
-    grid.port = GridPort(grid, journal)  # type: ignore[attr-defined]
-    config: dict[str, UserConfigValue] = {"plan": plan, "rounds": 5, "until": "accuracy", "at-least": 0.9}
-    context = flower_messages.context(1, config | {"output": str(tmp_path / "out")})
-    app(grid, context)
+    grid = OwnGrid({1: learner(1)}, journal, RunSettings(rounds=5, epochs=7, until="accuracy", at_least=0.9))
+    assert train_on(grid) == End("finished", "accuracy is 1, the goal of 0.9 is reached")
     assert [commit.number for commit in journal.commits] == [1]
-    assert context.state.config_records[END]["state"] == "finished"
-    assert not (tmp_path / "out").exists()
+    assert (grid.configs[0]["epochs"], grid.configs[0]["learning-rate"]) == (7, 0.5)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_grid_of_ours_is_not_asked_for_strings(tmp_path: Path) -> None:
+    grid = OwnGrid({1: learner(1)}, MemoryJournal(weights()), RunSettings(rounds=1))
+    assert inputs_of(grid, {"plan": "nowhere", "rounds": "many"}) is grid.inputs
+
+
+def test_a_run_that_pauses_on_a_grid_of_ours_says_so() -> None:
+    policy = RoundPolicy(deadline=0.1, attempts=1)
+    end = train_on(OwnGrid({}, MemoryJournal(weights()), RunSettings(policy=policy)))
+    assert end is not None
+    assert end.state == "paused"
 
 
 def test_a_run_that_pauses_on_a_strange_grid_is_an_error(plan: str, tmp_path: Path) -> None:
@@ -57,6 +84,10 @@ def test_the_policy_is_read_from_its_fields_and_as_json() -> None:
     assert policy_of({**config, "deadline": 7}) == RoundPolicy(
         quorum=2, labels={"site": "a"}, over_selection=2.0, deadline=7.0
     )
+
+
+def test_a_configuration_that_names_nothing_has_the_settings_defaults() -> None:
+    assert settings_of({"plan": "line.plan"}) == RunSettings()
 
 
 def test_options_and_a_learning_rate_reach_the_strategy(plan: str, tmp_path: Path) -> None:

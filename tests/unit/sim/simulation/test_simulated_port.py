@@ -12,6 +12,7 @@ from tests.virtual_fleet import EVEN, NumbersEngine, VirtualRun, fate, same_byte
 from umbel.conditions import Rules
 from umbel.errors import UmbelError
 from umbel_server.rounds.policy import RoundPolicy
+from umbel_server.runs.settings import RunSettings
 from umbel_sim.engines import Job
 from umbel_sim.simulation.simulated_port import Untrained
 from umbel_sim.virtual.availability import DAY, HOUR, Condition, Diurnal
@@ -176,7 +177,7 @@ def test_a_shortlist_is_a_uniform_choice(tmp_path: Path) -> None:
     run = VirtualRun(
         tmp_path, 100, availability=_Odd(), policy=RoundPolicy(target=5, over_selection=1.0, deadline=100.0)
     )
-    run.port.start(0, 1, run.policy)
+    run.port.start(RunSettings(rounds=1, policy=run.policy))
     counts: Counter[int] = Counter()
     for look in range(2000):
         run.port.now = float(look)

@@ -1,32 +1,33 @@
-"""A grid that shows a strategy only the devices that the round engine chose."""
+"""A grid with only the nodes that the round engine selected."""
 
 from collections.abc import Iterable
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
+
+from umbel_server.flower.internals import FlowerRun
 
 
-class Shown(Grid):
+class SelectedNodes(Grid):
     """The inner grid with only `nodes`.
 
-    Flower's strategies draw nodes from the global, unseeded generator and wait for ever for enough of them; of the nodes
-    shown here they take all.
+    Flower's strategies draw nodes from the global, unseeded generator and wait without end until there are enough. Of a grid
+    like this one they take every node.
     """
 
     def __init__(self, grid: Grid, nodes: Iterable[int]) -> None:
         self._grid, self._nodes = grid, sorted(nodes)
 
     def get_node_ids(self) -> Iterable[int]:
-        """The chosen nodes."""
+        """The selected nodes."""
         return list(self._nodes)
 
-    def set_run(self, run: Run) -> None:
+    def set_run(self, run: FlowerRun) -> None:
         """As the inner grid."""
         self._grid.set_run(run)
 
     @property
-    def run(self) -> Run:
+    def run(self) -> FlowerRun:
         """As the inner grid."""
         return self._grid.run
 

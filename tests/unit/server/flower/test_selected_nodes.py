@@ -1,8 +1,9 @@
 from flwr.app import Message, MessageType, RecordDict
 
 from tests.memory_grid import MemoryGrid
+from umbel_server.flower import internals
 from umbel_server.flower import messages as flower_messages
-from umbel_server.flower.shown_grid import Shown
+from umbel_server.flower.selected_nodes import SelectedNodes
 
 
 def answer(message: Message) -> Message:
@@ -14,23 +15,23 @@ def grid_of(nodes: list[int]) -> MemoryGrid:
 
 
 def test_the_strategy_sees_only_the_chosen_devices() -> None:
-    assert Shown(grid_of(list(range(20))), [7, 3]).get_node_ids() == [3, 7]
+    assert SelectedNodes(grid_of(list(range(20))), [7, 3]).get_node_ids() == [3, 7]
 
 
 def test_messages_reach_the_inner_grid() -> None:
     grid = grid_of([1, 2])
-    shown = Shown(grid, [1, 2])
-    messages = [shown.create_message(RecordDict(), MessageType.TRAIN, node, "1") for node in (2, 1)]
-    (first, *_) = ids = list(shown.push_messages(messages))
+    selected = SelectedNodes(grid, [1, 2])
+    messages = [selected.create_message(RecordDict(), MessageType.TRAIN, node, "1") for node in (2, 1)]
+    (first, *_) = ids = list(selected.push_messages(messages))
     assert grid.asked == [[2, 1]]
-    (reply,) = shown.pull_messages([first])
+    (reply,) = selected.pull_messages([first])
     assert reply.metadata.reply_to_message_id == ids[0] == messages[0].metadata.message_id
-    (reply,) = shown.send_and_receive([shown.create_message(RecordDict(), MessageType.TRAIN, 2, "1")])
+    (reply,) = selected.send_and_receive([selected.create_message(RecordDict(), MessageType.TRAIN, 2, "1")])
     assert reply.metadata.src_node_id == 2
 
 
 def test_the_run_is_the_inner_grids() -> None:
     grid = grid_of([1])
-    shown = Shown(grid, [1])
-    shown.set_run(flower_messages.empty_run(77))
-    assert shown.run.run_id == grid.run.run_id == 77
+    selected = SelectedNodes(grid, [1])
+    selected.set_run(internals.empty_run(77))
+    assert selected.run.run_id == grid.run.run_id == 77
