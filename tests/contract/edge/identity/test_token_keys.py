@@ -165,7 +165,7 @@ def test_a_wrong_pin_is_tried_once(token: SoftHsm, caplog: pytest.LogCaptureFixt
 
 @pytest.mark.parametrize(
     ("flag", "sentence"),
-    [("USER_PIN_LOCKED", "is locked after wrong PINs"), ("USER_PIN_FINAL_TRY", "which is left to a person")],
+    [("USER_PIN_LOCKED", "is locked after wrong PINs"), ("USER_PIN_FINAL_TRY", "which the agent does not take")],
 )
 def test_a_token_that_is_locked_or_soon_will_be_is_not_tried(token: SoftHsm, flag: str, sentence: str) -> None:
     """SoftHSM counts no tries."""
