@@ -20,7 +20,7 @@ from umbel_edge.config import EXAMPLE, load_config
 def main() -> None:
     """Run the agent until SIGTERM or SIGINT; exit code 0, 1 for a failure, 2 for wrong usage.
 
-    An error, also of a file that cannot be read or written, is one line; `--debug` adds the traceback.
+    An error is shown as one line, also when a file cannot be read or written; `--debug` adds the traceback.
     """
     if sys.argv[1:2] == ["enrol"]:
         with _errors_in_a_line(1, "--debug" in sys.argv):
@@ -80,7 +80,7 @@ def set_up_logging(file: Path | None, verbose: bool) -> None:
 
 @contextmanager
 def _errors_in_a_line(code: int, debug: bool) -> Iterator[None]:
-    """End the program with `code` and one line on an error that a person can act on."""
+    """On an error that a person can act on, show it as one line and exit with `code`."""
     try:
         yield
     except UmbelError as error:

@@ -1,4 +1,4 @@
-"""`umbel-agent enrol`: a new device's key, its enrolment, and its configuration."""
+"""`umbel-agent enrol`: make a device's key, enrol the device, and write its configuration."""
 
 import argparse
 import hashlib
@@ -68,7 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def options_of(words: list[str]) -> argparse.Namespace:
-    """What is asked for on the command line after `enrol`."""
+    """The options on the command line after `enrol`."""
     parser = make_parser()
     options = parser.parse_args(words)
     if options.token is None and options.url.startswith(SCHEME):
@@ -79,9 +79,9 @@ def options_of(words: list[str]) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Enrol, and write the configuration and the state folder beside it; raises UmbelError, overwriting nothing.
+    """Enrol, and write the configuration and the state folder beside it; raises UmbelError and overwrites nothing.
 
-    Broken off at any instant, the same command goes on: the device keeps its key, and the server answers it again.
+    After an interruption the same command can be given again: the device keeps its key, and the server answers again.
     """
     path: Path = options.config
     if not options.url.startswith(("http://", "https://")):
@@ -103,7 +103,7 @@ def run(options: argparse.Namespace) -> None:
             raise UmbelError(
                 f"{state.folder}: this state folder belongs to device {owner}; give --config in another folder"
             )
-        # Population and kind are the server's to tell; enrolling needs only where to ask.
+        # The server's reply has the population and the kind; enrolling needs only the address.
         config = AgentConfig(device, "", "phone", options.url, Path(examples), state.folder)
         http = ServerHttp(config, state.key, threading.Event())
         reply = enrol(http, state, options.token, device, options.kind, attempts=ATTEMPTS)
@@ -114,7 +114,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _tell(device: str, population: str, path: Path, examples: str) -> None:
-    """Print what was done, and what is to be done next."""
+    """Print that the device is enrolled, and the next steps."""
     print(printable(f"{device} is enrolled in population {population}; {path} is its configuration. Next:"))
     if not (path.parent / examples).is_file():
         print(f"  put the device's examples into {path.parent / examples}")
@@ -122,7 +122,7 @@ def _tell(device: str, population: str, path: Path, examples: str) -> None:
 
 
 def _made_before(path: Path, options: argparse.Namespace, asked: Mapping[str, str]) -> AgentConfig:
-    """The configuration at `path`, which this same command wrote before it was broken off; raises UmbelError on another."""
+    """The configuration at `path`, if the same command wrote it before an interruption; raises UmbelError if not."""
     wanted = {**asked, "device": options.device, "kind": options.kind}
     with suppress(UmbelError):
         config = load_config(path)
@@ -136,7 +136,7 @@ def _made_before(path: Path, options: argparse.Namespace, asked: Mapping[str, st
 
 
 def _key_of(options: argparse.Namespace) -> KeyConfig:
-    """Where the key is asked to be; raises UmbelError when that is not said whole."""
+    """The key store in the options; raises UmbelError when an option of it is missing."""
     key = KeyConfig(
         options.key_store, options.module, options.token_label, options.key_name, options.pin_file, options.pin_env
     )
@@ -145,7 +145,7 @@ def _key_of(options: argparse.Namespace) -> KeyConfig:
 
 
 def _key_lines(path: Path, key: KeyConfig) -> dict[str, str]:
-    """The lines of [key] in the configuration at `path`, which names a PIN file relative to its folder."""
+    """The values of [key] for the configuration at `path`; the PIN file is relative to the folder of `path`."""
     if key.store == "file":
         return {}
     pin = {"pin_env": key.pin_env} if key.pin_file is None else {"pin_file": os.path.relpath(key.pin_file, path.parent)}
@@ -153,12 +153,12 @@ def _key_lines(path: Path, key: KeyConfig) -> dict[str, str]:
 
 
 def _id_of(state: AgentState) -> str:
-    """An id that no other device has, and that this one has again when it asks again."""
+    """An id derived from the device's key: unique, and the same at every call."""
     return "device-" + hashlib.sha256(signing.fingerprint(state.key).encode()).hexdigest()[:10]
 
 
 def _beside(path: Path, examples: Path | None) -> str:
-    """The examples as the configuration at `path` names them: relative to its folder."""
+    """The path of the examples, relative to the folder of the configuration at `path`."""
     if examples is None:
         return "examples.npz"
     return str(examples) if examples.is_absolute() else os.path.relpath(examples, path.parent)

@@ -1,4 +1,4 @@
-"""Files that processes before this one left behind."""
+"""Files that earlier processes of the agent left behind."""
 
 from umbel.atomic import remove_interrupted
 from umbel_edge.commands.handlers.context import HandlerContext
@@ -6,7 +6,7 @@ from umbel_edge.device.state import KEPT_SECONDS
 
 
 def clean_leftovers(context: HandlerContext, resumed: set[str]) -> None:
-    """Remove what earlier processes left behind, but for the commands (ids) that go on."""
+    """Remove the files of earlier processes, except those of the commands (ids) that are resumed."""
     folder = context.state.folder
     remove_interrupted(folder)
     context.pending_updates.drop_others(resumed)

@@ -1,4 +1,4 @@
-"""Finished updates that are still to be sent: kept until the server has them, so that no restart trains again."""
+"""Finished updates, kept until the server has them, so that a restart does not train again."""
 
 import logging
 from collections.abc import Callable
@@ -22,13 +22,13 @@ class PendingUpdates:
         self._folder, self._records, self._uploads = folder, records, uploads
 
     def keep(self, command: str, trained: Trained, update: bytes) -> None:
-        """Write an update down before it is sent, unless it is so small that it travels in the result."""
+        """Keep an update before it is sent, unless it is small enough to travel in the result."""
         if trained.update.data is None:
             write_atomically(self._path(trained.update), update)
             self._records.keep_outcome(command, msgspec.json.encode(trained))
 
     def kept(self, command: str) -> Trained | None:
-        """What was kept for a command; None when nothing was, or its file is missing or damaged."""
+        """The outcome kept for a command; None when there is none, or its file is missing or damaged."""
         encoded = self._records.outcome_of(command)
         if encoded is None:
             return None
@@ -46,15 +46,17 @@ class PendingUpdates:
             self._uploads.send_file(command, trained.update, self._path(trained.update), check, ready)
 
     def drop(self, command: str) -> None:
-        """Remove what was kept for a command."""
+        """Remove the update kept for a command."""
         if (encoded := self._records.outcome_of(command)) is not None:
             update = msgspec.json.decode(encoded, type=Trained).update
-            self._path(update).unlink(missing_ok=True)  # first, because forgetting needs room when there is none
+            self._path(update).unlink(
+                missing_ok=True
+            )  # first: forgetting needs room in the database, which may be full
             self._records.drop_outcome(command)
             self._uploads.forget(update)
 
     def drop_others(self, commands: set[str]) -> None:
-        """Remove everything but what was kept for `commands`."""
+        """Remove every update but those of `commands`."""
         for command in self._records.commands():
             if command not in commands:
                 self.drop(command)

@@ -1,4 +1,4 @@
-"""The device's MQTT connection: commands in, and everything that the device says out."""
+"""The device's MQTT connection: it receives commands and publishes the device's messages."""
 
 import ssl
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from umbel_edge.config import AgentConfig
 
 
 class BrokerLink:
-    """One device's channels on the broker. Until it is opened, nothing is published."""
+    """One device's channels on the broker. Before `open` nothing is published."""
 
     def __init__(self, config: AgentConfig) -> None:
         self._population, self._device = config.population, config.device

@@ -1,7 +1,7 @@
-"""The certificate with which a device shows a broker who it is: asked for in its own name, and renewed in time.
+"""The client certificate that a device shows to the broker, requested from the server and renewed in time.
 
-It is of a key that is made for it and lies beside it, as TLS needs one in a file; the device's signing key, which may be on a
-token, vouches for the request.
+The certificate has a key of its own in the same file, because TLS needs the key in a file. The device's signing key, which
+may be on a token, signs the request for the certificate.
 """
 
 import logging
@@ -25,13 +25,13 @@ log = logging.getLogger("umbel.agent")
 
 FILE = "certificate.pem"
 LOOK_SECONDS = 3600.0
-"""How often a running agent looks whether its certificate is due."""
+"""Seconds between two checks whether the certificate is due for renewal."""
 
 
 class Certificate:
-    """The device's certificate and its key, in one file of the state folder, issued by the server that it trusts.
+    """The device's certificate and its key, in one file of the state folder; the trusted server issues the certificate.
 
-    `http` must know the server's authority already.
+    `http` must know the server's authority already (ServerHttp.use).
     """
 
     def __init__(self, state: AgentState, http: ServerHttp, clock: Callable[[], float]) -> None:
@@ -40,16 +40,19 @@ class Certificate:
         self._context = client_context(http.ca)
 
     def context(self) -> ssl.SSLContext:
-        """How to connect to the broker; whoever connects with it again shows the newest certificate."""
+        """The TLS context for the broker; later connections with it show the newest certificate."""
         self.keep()
         return self._context
 
     def due(self) -> int:
-        """0 while the certificate is good; in its last third, or when it cannot be used, the hour it is now."""
+        """0 while the certificate is good; the current hour (since 1970) in its last third, or when it cannot be used."""
         return int(self._clock() // LOOK_SECONDS) if self._is_due(self._held()) else 0
 
     def keep(self) -> None:
-        """Have a certificate, a new one if it is due. Where the server issues none, the one before is shown while it is valid."""
+        """Renew the certificate if it is due, and load it. If the server issues none, a valid older one is used.
+
+        Raises UmbelError when the server's answer is not a certificate for the key, Refused when the device is barred.
+        """
         held = self._held()
         if self._is_due(held):
             key = ec.generate_private_key(ec.SECP256R1())
@@ -73,7 +76,7 @@ class Certificate:
             ) from error
 
     def _held(self) -> x509.Certificate | None:
-        """The certificate in the file, if it is valid now, of the server's authority, and of the key beside it."""
+        """The certificate in the file, if it is valid now, issued by the server's authority, and for the key in the file."""
         try:
             held = self._path.read_bytes()
             found = x509.load_pem_x509_certificate(held)
@@ -94,7 +97,7 @@ class Certificate:
         return datetime.fromtimestamp(self._clock(), UTC)
 
     def _request(self, key: ec.EllipticCurvePrivateKey) -> bytes:
-        """A signing request (RFC 2986) for `key`, which proves that it is held, in a JWS by the device's own key."""
+        """A certificate request (RFC 2986) signed by `key`, in a JWS signed by the device's own key."""
         request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
         return signing.sign_as(CERTIFICATE_REQUEST, request.public_bytes(serialization.Encoding.PEM), self._state.key)
 

@@ -1,4 +1,4 @@
-"""What a device says, signed: with its number, its time, and until when it is good."""
+"""The messages that a device sends, signed, each with its sequence, time and expiry."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -17,7 +17,7 @@ from umbel_edge.device.state import AgentState
 
 
 class DeviceMessages:
-    """The messages of one device. What answers a command that asks for it is sealed for the server."""
+    """Makes the messages of one device. The answer to a command with an `answer_key` is sealed for the server."""
 
     def __init__(self, config: AgentConfig, state: AgentState, time: ServerTime, clock: Callable[[], float]) -> None:
         self._config, self._state, self._time, self._clock = config, state, time, clock
@@ -28,23 +28,23 @@ class DeviceMessages:
 
     @cached_property
     def agreement(self) -> ECKey:
-        """The key with which commands are sealed for this process."""
+        """The key for which the server seals commands to this process."""
         return signing.generate_key()
 
     def ack(self, command: CommandHead, state: AckState, reason: str) -> Answer:
-        """What became of a command."""
+        """An acknowledgement that the command is in `state`."""
         number, of = self._numbers.next(), (command.id, self._config.population, self._config.device)
         ack = Ack(*of, state, self._clock(), reason, sequence=number, expires=command.expires)
         return Answer("ack", self._sealed(messages.encode(ack, self._state.key), command), number)
 
     def result(self, command: CommandHead, outcome: Outcome) -> Answer:
-        """What came of a command."""
+        """The outcome of a command."""
         number, of = self._numbers.next(), (command.id, self._config.population, self._config.device)
         result = Result(*of, self._clock(), outcome, sequence=number, expires=command.expires)
         return Answer("result", self._sealed(messages.encode(result, self._state.key), command), number)
 
     def complaint(self, id: str, reason: str) -> Answer:
-        """That a command, of which only the id is known, cannot be taken."""
+        """A rejection of a command that could not be read but for its id."""
         number, of = self._numbers.next(), (id, self._config.population, self._config.device)
         until = self._time() + CLOCK_TOLERANCE
         ack = Ack(*of, "rejected", self._clock(), reason, sequence=number, expires=until)
@@ -53,7 +53,7 @@ class DeviceMessages:
     def status(
         self, epoch: int, online: bool, examples: int, rss_mb: float, installed: str, reasons: Sequence[str]
     ) -> bytes:
-        """How the device is."""
+        """The device's status."""
         status = Status(
             self._config.population,
             self._config.device,

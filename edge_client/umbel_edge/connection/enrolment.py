@@ -1,4 +1,4 @@
-"""How the agent becomes known to its server, once, and finds it again ever after."""
+"""Enrolling at a server once, and connecting to the same server ever after."""
 
 import logging
 
@@ -26,14 +26,14 @@ from umbel_edge.device.state import AgentState
 log = logging.getLogger("umbel.agent")
 
 ATTEMPTS = 5
-"""How often `umbel-agent enrol` asks a server that does not answer: a person waits."""
+"""Attempts of `umbel-agent enrol` to reach the server; few, because a person waits."""
 
 
 def connect(http: ServerHttp, config: AgentConfig, state: AgentState, participation: Participation) -> EnrolmentReply:
-    """Where the broker is, from the server that this device trusts; a device that is not enrolled yet enrols first.
+    """The broker's address, from the server that this device trusts; enrols the device first if it is not enrolled.
 
-    Waits, saying so, while nobody answers, the device is suspended, or its clock is wrong. Raises UmbelError when the
-    server refuses the device or is not the one that it trusts.
+    Waits, and logs that once, while the server does not answer, the device is suspended, or its clock is wrong. Raises
+    UmbelError when the server refuses the device, or is not the one that the device trusts.
     """
     waited = 0
     while True:
@@ -80,10 +80,10 @@ def enrol(
     population: str = "",
     attempts: float = float("inf"),
 ) -> EnrolmentReply:
-    """Make the device known to the server by its key, and trust from then on what the token's fingerprint is of.
+    """Enrol the device's key at the server, and trust the server with the token's fingerprint from then on.
 
-    An empty `population` or `kind` is left to the invitation. Raises UmbelError when the server refuses, is not the one
-    that the token names, or has not answered in so many `attempts`.
+    The invitation sets an empty `population` or `kind`. Raises UmbelError when the server refuses, has another fingerprint
+    than the token, or does not answer in `attempts` attempts.
     """
     secret, fingerprint = split_token(token)
     trust = _pinned(http, state) or http.ask_trust(fingerprint, attempts)
@@ -97,12 +97,12 @@ def enrol(
 
 
 def ask(http: ServerHttp, state: AgentState, trust: Trust) -> EnrolmentReply:
-    """What an enrolled device is told, once the server answers; raises Refused, and UmbelError when it is another server."""
+    """The server's reply to an enrolled device, once it answers; raises Refused, and UmbelError when it is another server."""
     return _checked(http, http.until_answered("GET", CONNECTION_PATH), state, trust)[0]
 
 
 def _look_back(state: AgentState, reply: EnrolmentReply) -> None:
-    """See whether the server has heard more of this device than it remembers itself, as after a restored backup."""
+    """Detect that the device forgot answers which the server has, as after a restored backup, and begin its memory anew."""
     if state.epoch >= reply.epoch and state.inbox.last_answered >= reply.answered:
         return
     log.warning(
@@ -120,15 +120,15 @@ def _begin_memory(state: AgentState, reply: EnrolmentReply) -> None:
 
 
 def _pinned(http: ServerHttp, state: AgentState) -> Trust | None:
-    """What this device trusts already, unless that says nothing of certificates and there are some now."""
+    """The trust that this device has, unless it is from before the server used TLS."""
     pinned = state.pinned()
     return None if pinned is None or (http.secure and not pinned.ca) else pinned
 
 
 def catch_up(http: ServerHttp, state: AgentState, trust: Trust) -> Trust:
-    """`trust` and the signing keys that the server has got since, each by the word of the one before; kept when there are some.
+    """`trust`, extended by the server's newer signing keys, each signed by the one before; saved when there are any.
 
-    Raises UmbelError when what the server answers does not prove it.
+    Raises UmbelError when the server cannot prove its newer keys.
     """
     try:
         extended = trust.extended(http.told_trust())
@@ -146,7 +146,7 @@ class _Protocol(msgspec.Struct):
 
 
 def _checked(http: ServerHttp, answer: bytes, state: AgentState, trust: Trust) -> tuple[EnrolmentReply, Trust]:
-    """The reply of the server that is trusted, and what is trusted when it has got a signing key since."""
+    """The reply in `answer`, checked to be of the trusted server, and the trust with that server's newest key."""
     try:
         protocol = msgspec.json.decode(answer, type=_Protocol).protocol
         if protocol != PROTOCOL:

@@ -40,14 +40,14 @@ ATTEMPTS = 5
 CHUNK = 1 << 16
 ANSWER_BYTES = 1 << 16
 TRUST_BYTES = 1 << 20
-"""Answers that are longer are no answers; whom to trust says how every signing key followed another."""
+"""Longest answers, in bytes, that are read; the answer about trust is longer because it holds every succession of keys."""
 FIRST_PAUSE, LAST_PAUSE = 0.2, 20.0
 CLOCK_NEWS = 2.0
-"""Seconds by which the server's clock must differ from what was thought of it for a refusal to be the clock's fault."""
+"""A request is signed again with the server's time only if that differs by more seconds than this from the time used before."""
 LONGEST_WAIT = 60.0
-"""Seconds after which a busy server is asked again, however much longer it says it will be."""
+"""A busy server is asked again after at most so many seconds, even if it names a longer time."""
 BUSY = (429, 503)
-"""Statuses of an answer to come back later, in as many seconds as its Retry-After says."""
+"""HTTP statuses that mean: ask again after the seconds in Retry-After."""
 READS = ("GET", "HEAD")
 _NOT_NOW = (9, 10)
 """OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
@@ -57,9 +57,10 @@ T = TypeVar("T")
 
 
 class Refused(UmbelError):
-    """A request that the server does not accept; `status` is the HTTP status.
+    """The server refused a request; `status` is the HTTP status.
 
-    `code` says what a device can act on: umbel.enrolment.UNKNOWN or CLOCK, or that it is `suspended` or `revoked`.
+    `code` is a reason that the device can act on: umbel.enrolment.UNKNOWN, umbel.enrolment.CLOCK, "suspended", "revoked",
+    or empty.
     """
 
     def __init__(self, status: int, reason: str, code: str = "") -> None:
@@ -68,12 +69,12 @@ class Refused(UmbelError):
 
     @property
     def bars(self) -> bool:
-        """Whether the server takes part in nothing with this device."""
+        """Whether the server refuses every request of this device, because it is suspended or revoked."""
         return self.code in ("suspended", "revoked")
 
 
 class Busy(urllib3.exceptions.HTTPError):
-    """An answer to come back in `wait` seconds."""
+    """The server is busy; ask again after `wait` seconds."""
 
     def __init__(self, sentence: str, wait: float) -> None:
         super().__init__(sentence)
@@ -81,9 +82,9 @@ class Busy(urllib3.exceptions.HTTPError):
 
 
 class ServerHttp:
-    """Requests to one server, each signed by the device; `stopping` ends waiting.
+    """Requests to one server, signed by the device. When `stopping` is set, every wait ends.
 
-    `on_barred` is told, in the thread that asked, of an answer that bars the device.
+    `on_barred` is called with an answer that bars the device, in the thread of the request.
     """
 
     def __init__(
@@ -94,14 +95,14 @@ class ServerHttp:
         self.secure = self._base.startswith("https:")
         self.on_barred: Callable[[Refused], None] = lambda refused: None
         self.ca = ""
-        """The authority of the server's certificates, in PEM, once it is known; empty without TLS."""
+        """PEM of the authority that issues the server's certificates; empty without TLS, or before `use`."""
         self._pool = _pool(None)
         self._random = random.Random()
         self._ahead = 0.0
-        """Seconds that the server's clock is ahead of this device's, as far as it has minded."""
+        """Seconds added to this device's clock in signed requests, learned from an answer that refused its clock."""
 
     def use(self, trust: Trust) -> None:
-        """Believe from now on only who has a certificate of this authority; raises UmbelError when the URL asks for no TLS."""
+        """Accept only certificates of this authority from now on; raises UmbelError when the URL is not https."""
         if trust.ca and not self.secure:
             raise UmbelError(f"{self.url}: this server uses TLS; write its URL with https://")
         if self.secure:
@@ -109,11 +110,13 @@ class ServerHttp:
             self._pool = _pool(client_context(trust.ca))
 
     def ask_trust(self, fingerprint: str, attempts: float) -> Trust:
-        """Whom the server says is to be trusted, if that is what the fingerprint is of; TLS proves nothing before.
+        """The trust that the server states, if it has the expected fingerprint; certificates are not checked before that.
 
-        Raises UmbelError otherwise, and when it has not answered in so many `attempts`.
+        Raises UmbelError on another fingerprint, and after `attempts` attempts without an answer.
         """
-        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)  # it is meant: the answer is checked
+        urllib3.disable_warnings(
+            urllib3.exceptions.InsecureRequestWarning
+        )  # on purpose: the answer's fingerprint is checked
         self._pool = _pool(blind_context())
         trust = self.told_trust(attempts)
         try:
@@ -123,7 +126,7 @@ class ServerHttp:
             raise
 
     def told_trust(self, attempts: float = math.inf) -> Trust:
-        """Whom the server says is to be trusted, waited for as in `until_answered`; raises UmbelError on another answer."""
+        """The trust that the server states, not yet checked; waits as `until_answered`. Raises UmbelError on any other answer."""
         answer = self.until_answered("GET", TRUST_PATH, signed=False, attempts=attempts, most=TRUST_BYTES)
         try:
             return read_trust(answer)
@@ -131,7 +134,7 @@ class ServerHttp:
             raise UmbelError(f"{self.url} does not answer like an Umbel server ({error}); correct its URL") from error
 
     def check(self, found: str, expected: str) -> None:
-        """Raise UmbelError unless a fingerprint is the one that this device trusts."""
+        """Raise UmbelError unless the fingerprint `found` is the `expected` one."""
         if found != expected:
             raise UmbelError(
                 f"{self.url} has the key {found[:8]}, this device trusts {expected[:8]}: it is another server; "
@@ -146,10 +149,10 @@ class ServerHttp:
         headers: dict[str, str] | None = None,
         command: str = "",
     ) -> urllib3.BaseHTTPResponse:
-        """One request, signed; the caller releases the answer's connection. An upload names the command that it answers.
+        """Send one signed request; the caller releases the answer's connection. An upload names the `command` it answers.
 
-        Raises Refused when the server does not accept it, and urllib3's HTTPError when nothing or a 5xx comes back: Busy when
-        it says when to come back.
+        Raises Refused when the server refuses it, Busy when the server is busy, and another HTTPError of urllib3 when no
+        answer or a 5xx status comes back.
         """
         access = Access(
             population=self._config.population,
@@ -185,10 +188,10 @@ class ServerHttp:
         return response
 
     def _set_clock(self, date: str) -> bool:
-        """Sign by the server's clock from now on; returns False when that is no news, differs too much to be right, or is not
-        told."""
+        """Sign with the server's time from now on; returns False when `date` is missing, is not new, or differs by more than
+        CLOCK_TOLERANCE."""
         try:
-            ahead = parsedate_to_datetime(date).timestamp() + 0.5 - self._clock()  # it is told in whole seconds
+            ahead = parsedate_to_datetime(date).timestamp() + 0.5 - self._clock()  # the header has whole seconds
         except (ValueError, OverflowError):
             return False
         if abs(ahead) > CLOCK_TOLERANCE or abs(ahead - self._ahead) < CLOCK_NEWS:
@@ -202,10 +205,11 @@ class ServerHttp:
         progress: Callable[[], int] = lambda: 0,
         check: Callable[[], None] | None = None,
     ) -> T:
-        """Call, and again with jittered back-off when the link breaks.
+        """Call `call`, and again with jittered back-off while the link breaks; returns its result.
 
-        Raises UmbelError after ATTEMPTS in a row without `progress`, a number that grows. With `check`, which raises when
-        the work should end, there is no such limit. A busy server is asked when it says, LONGEST_WAIT later at most.
+        `progress` returns a number that grows while the work gets further. Raises UmbelError after ATTEMPTS failures in a
+        row without progress. With `check`, which raises when the work should end, there is no such limit. After Busy the
+        next call waits as long as the server says, but at most LONGEST_WAIT.
         """
         failures, reached = 0, progress()
         while True:
@@ -238,9 +242,9 @@ class ServerHttp:
         attempts: float = math.inf,
         most: int = ANSWER_BYTES,
     ) -> bytes:
-        """The answer of at most `most` bytes to a request, waited for, saying so, while nobody answers.
+        """The answer to a request, at most `most` + 1 bytes of it; logs once that it waits while the server does not answer.
 
-        Raises Refused when the server does not accept it, UmbelError after so many `attempts` without an answer.
+        Raises Refused when the server refuses the request, and UmbelError after `attempts` attempts without an answer.
         """
         attempt, said = 0, None
         while True:
@@ -279,7 +283,7 @@ class ServerHttp:
             raise Stopped("the agent is stopping")
 
     def _blamed_clock(self, error: Exception) -> str:
-        """What to do about this device's clock when the server's certificate is not valid at its time; empty otherwise."""
+        """Advice to set this device's clock, when the server's certificate is not valid at the device's time; else empty."""
         if not any(isinstance(e, ssl.SSLCertVerificationError) and e.verify_code in _NOT_NOW for e in error.args):
             return ""
         now = datetime.fromtimestamp(self._clock(), UTC)
@@ -313,26 +317,26 @@ def _refused(response: urllib3.BaseHTTPResponse) -> Refused:
 
 
 def drain(response: urllib3.BaseHTTPResponse) -> None:
-    """Read an answer that says nothing more, so that its connection can be used again, if it is short."""
+    """Read and drop an answer's body, so that the connection can be used again; a long body is not read to its end."""
     read_limited(response, ANSWER_BYTES)
 
 
 def _busy(response: urllib3.BaseHTTPResponse) -> Busy:
-    """The sentence in an answer, and how many seconds to wait; 0 where it does not say so in seconds."""
+    """The answer as an error, with the seconds of its Retry-After; 0 when that is missing or a date."""
     after = response.headers.get("Retry-After", "")
     return Busy(str(_refused(response)), float(after) if after.isascii() and after.isdigit() else 0.0)
 
 
 def read_limited(response: urllib3.BaseHTTPResponse, size: int) -> bytes:
-    """At most `size` + 1 bytes of the body, as they came: enough to see that there are too many.
+    """The first `size` + 1 bytes of the body: one more than allowed shows that the body is too long.
 
-    Nothing is unpacked: nobody asked for packed bytes, and a few could fill all memory.
+    The body is not decompressed: a small compressed body could fill all memory.
     """
     data = bytearray()
     for chunk in response.stream(CHUNK, decode_content=False):
         data += chunk
         if len(data) > size:
-            response.close()  # of what is left nothing is read
+            response.close()  # the rest is not read
             break
     response.release_conn()
     return bytes(data[: size + 1])

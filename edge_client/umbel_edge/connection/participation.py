@@ -1,4 +1,4 @@
-"""Whether the server works with this device, and what the device does while it does not: it waits, or stops for good."""
+"""Whether the server works with this device. A suspended device waits; the agent of a revoked device ends."""
 
 import logging
 import random
@@ -18,10 +18,10 @@ FIRST_SECONDS, LAST_SECONDS = 1.0, 300.0
 
 
 class Participation:
-    """What the server last said, over MQTT or as it refused a request; safe to use from several threads.
+    """The server's last decision about this device. Safe to use from several threads.
 
-    `reason` is why the device works on nothing now, empty while it may. The server's word over MQTT is only why it is
-    asked over HTTP: what it answers there counts, so that old news does no harm.
+    `reason` is the reason why the device may not work now; empty while it may. News over MQTT only makes the device ask over
+    HTTP, and that answer counts, so that an old message does no harm. `changed` is called after news and refusals.
     """
 
     def __init__(self, stopping: threading.Event, changed: Callable[[], None], seed: int | None = None) -> None:
@@ -31,22 +31,23 @@ class Participation:
         self._random = random.Random(seed)
 
     def hear(self, standing: messages.Standing) -> None:
-        """Take in what the server tells over MQTT."""
+        """Take in news over MQTT."""
         if standing.state != "active" and not self.reason:
             self.reason = f"the device was {standing.state}" + (f": {standing.reason}" if standing.reason else "")
         self._news.set()
         self._changed()
 
     def refused(self, error: Refused) -> None:
-        """Take in that a request was refused because the device is barred."""
+        """Take in that a request was refused because the device is suspended or revoked."""
         if not self.reason:
             self.reason = str(error)
             self._changed()
 
     def wait_out(self, ask: Callable[[], object]) -> None:
-        """Return once the server, when it is asked, takes part with the device again.
+        """Ask the server again and again; return once it works with the device.
 
-        Raises UmbelError when it is revoked, or the server refuses it otherwise, and Stopped when the agent stops.
+        `ask` makes one request. Raises Refused when the device is revoked or refused for another reason, and Stopped when
+        the agent stops.
         """
         waited = 0
         while True:
@@ -67,7 +68,7 @@ class Participation:
             waited += 1
 
     def pause(self, waited: int) -> None:
-        """Wait, longer the more often it was, until there is news; raises Stopped when the agent stops."""
+        """Wait until there is news, or a time that grows with `waited`; raises Stopped when the agent stops."""
         left = back_off(waited, FIRST_SECONDS, LAST_SECONDS, self._random)
         while left > 0 and not self._news.wait(min(left, 0.5)):
             if self._stopping.is_set():

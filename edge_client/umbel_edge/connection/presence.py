@@ -1,4 +1,4 @@
-"""Telling the server that the device is there, and how it is: statuses, the last will, and the last word."""
+"""The device's statuses: while it is online, when it stops, and the last will."""
 
 import logging
 import threading
@@ -23,10 +23,10 @@ log = logging.getLogger("umbel.agent")
 
 @dataclass(frozen=True)
 class Eligibility:
-    """The broken conditions by name, the number of examples, and the conditions in words.
+    """The names of the conditions that do not hold, the number of examples, and `reasons`: the conditions as phrases.
 
-    Two are equal when the same conditions are broken, whatever figures their words hold: only another one is worth a
-    status. `renewal` changes often enough that a status is said again before it expires.
+    Reasons do not count for equality: a new status is published when other conditions are broken, not when a figure
+    changes. `renewal` changes often enough that a status is published again before it expires.
     """
 
     broken: tuple[str, ...]
@@ -36,10 +36,7 @@ class Eligibility:
 
 
 class Presence:
-    """One device's statuses, in sessions that are numbered by the state's epoch.
-
-    A status is published when the link comes up, when the device's eligibility changes, and after `say_hello`.
-    """
+    """Publishes one device's statuses. Every connection to the broker is a session with the next epoch."""
 
     def __init__(
         self,
@@ -61,23 +58,23 @@ class Presence:
         self._watch = ChangeWatch(self._look, self.say_hello, stopping)
 
     def start(self) -> None:
-        """Begin to look for changes."""
+        """Publish a status at every change of the device's eligibility from now on."""
         self._watch.start()
 
     def will(self) -> bytes | None:
-        """The status that ends a new session when its connection breaks; begins that session."""
+        """Begin a session, and return the status that the broker publishes when its connection breaks."""
         self._epoch = self._state.next_epoch()
         return self.last_word()
 
     def last_word(self) -> bytes | None:
-        """The status that this session is over; None when the agent stops while its key cannot be used."""
+        """The status that this session is over; None when the agent stops while the signing key cannot be used."""
         try:
             return self._status(online=False)
         except Stopped:
             return None
 
     def say_hello(self) -> None:
-        """Publish how the device is now."""
+        """Publish that the device is online, and its eligibility."""
         # One thread at a time: the broker retains the status that came last, which must have the highest sequence.
         with self._publishing, suppress(Stopped):
             self._link.publish("status", self._status(online=True), retain=True)

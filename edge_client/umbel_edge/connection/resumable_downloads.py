@@ -1,4 +1,4 @@
-"""Blobs on their way to the device: a download that broke off goes on where it stopped, also after a restart."""
+"""Downloading blobs: a download that broke off goes on where it stopped, also after a restart."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ from umbel.tensors import digest
 from umbel_edge.connection.http import CHUNK, ServerHttp, read_limited
 
 IN_MEMORY = 1 << 18
-"""Blobs up to this many bytes are not written to flash on their way."""
+"""Blobs up to this many bytes are downloaded in memory, not through a file."""
 _ADDRESS = re.compile(r"[0-9a-f]{64}")
 
 
@@ -93,7 +93,7 @@ class Downloads:
 
 
 def _check_address(blob: Blob) -> None:
-    if not _ADDRESS.fullmatch(blob.sha256):  # it is part of a path here
+    if not _ADDRESS.fullmatch(blob.sha256):  # the address becomes part of a path
         raise UmbelError(f"a blob's address is 64 lower-case hex digits, got {blob.sha256[:80]!r}")
 
 

@@ -1,4 +1,4 @@
-"""Blobs on their way out: what broke off goes on where it stopped, also after a restart; what arrived is not sent again."""
+"""Uploading blobs: an upload that broke off goes on where it stopped, also after a restart."""
 
 import io
 import logging
@@ -25,17 +25,17 @@ def _always() -> str:
 
 
 class Uploads:
-    """Sends the server blobs that answer its commands; it takes no others.
+    """Sends the server the blobs that answer its commands; the server accepts no others.
 
-    The first attempt is one PUT of the whole. `records` remember what was begun, and only then is the server asked how far
-    it came (HEAD of the upload, `Upload-Offset`), and sent the rest (PATCH).
+    The first attempt is one PUT of the whole blob. When `records` hold that the upload was begun before, the server is
+    asked for the offset that it reached (HEAD of the upload, `Upload-Offset`), and the rest is sent (PATCH).
     """
 
     def __init__(self, http: ServerHttp, records: UploadRecords) -> None:
         self._http, self._records = http, records
 
     def send(self, command: str, data: bytes) -> Blob:
-        """Store `data` on the server, unless it is small enough to travel in a message; raises UmbelError."""
+        """Upload `data`, unless it is small enough to travel in a message; returns its address. Raises UmbelError."""
         blob = Blob.of(data)
         if blob.data is None:
             self._send(command, blob, lambda: io.BytesIO(data), None, _always)
@@ -45,10 +45,10 @@ class Uploads:
     def send_file(
         self, command: str, blob: Blob, path: Path, check: Callable[[], None], ready: Callable[[], str] = _always
     ) -> None:
-        """Store the file at `path`, whose address is `blob`, however long the link takes.
+        """Upload the file at `path`, whose address is `blob`, however often the link breaks.
 
-        `check` is called again and again, and raises when the work should end. While `ready` gives a reason why nothing
-        may be sent now, it waits. Until `forget`, a blob that arrived is not sent again.
+        `check` is called again and again, and raises when the work should end. While `ready` returns a reason not to send
+        now, the upload waits. A blob that the server has is not sent again, until `forget`.
         """
         self._send(command, blob, lambda: path.open("rb"), check, ready)
 
@@ -80,11 +80,11 @@ class Uploads:
         self._http.attempt(attempt, lambda: reached, check)
 
     def forget(self, blob: Blob) -> None:
-        """Count the upload of `blob` as never begun."""
+        """Forget that the upload of `blob` was begun."""
         self._records.end(blob.sha256)
 
     def _arrived(self, command: str, blob: Blob) -> int | None:
-        """How many bytes the server has; None when it has the blob."""
+        """How many bytes of the upload the server has; None when it has the whole blob."""
         response = self._http.request("HEAD", UPLOAD_PATH.format(sha256=blob.sha256), command=command)
         drain(response)
         if response.headers.get(COMPLETE) == "?1":
@@ -108,7 +108,7 @@ class Uploads:
         except Refused as error:
             if error.status not in (409, 422):
                 raise
-            # What the server had was another's beginning, or has gone: it says where to begin when it is asked again.
+            # The server had the beginning of another upload, or lost ours: the next attempt asks for the offset again.
             raise urllib3.exceptions.HTTPError(str(error)) from error
 
 

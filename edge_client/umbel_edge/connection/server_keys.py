@@ -1,4 +1,4 @@
-"""The server's signing keys as this device trusts them: those that may sign now, and how it learns of new ones."""
+"""The server's signing keys that this device trusts, and how it learns of new ones."""
 
 import logging
 import queue
@@ -17,14 +17,14 @@ from umbel_edge.waiting import Stopped
 log = logging.getLogger("umbel.agent")
 
 LOOK_SECONDS = 30.0
-"""Who sends messages by keys that nobody knows makes the device ask at most so often."""
+"""Messages signed by unknown keys make the device ask the server at most once in so many seconds."""
 
 
 class ServerKeys:
-    """What the trust that is kept in the state leads to; safe to use from several threads.
+    """The keys that follow from the trust in the state. Safe to use from several threads.
 
-    The server is asked for more, in a thread of its own, when it says over MQTT that there are some, or when a message is
-    signed by a key that is not known: that may be all that a device hears of a rotation which it has missed.
+    A thread of its own asks the server for new keys: when a Rekey command names one, and when a message is signed by an
+    unknown key, because the device may have missed the Rekey command.
     """
 
     def __init__(self, state: AgentState, http: ServerHttp, clock: Callable[[], float]) -> None:
@@ -38,32 +38,32 @@ class ServerKeys:
         self._thread = threading.Thread(target=self._work, name="server-keys", daemon=True)
 
     def start(self) -> None:
-        """Start asking when that is needed."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Ask no more."""
+        """End the thread."""
         self._asked.put(None)
 
     @property
     def known(self) -> Mapping[str, ECKey]:
-        """Every key by fingerprint, retired ones too: for what a command by an accepted key names, or was taken in before."""
+        """Every key by fingerprint, retired ones too: they verify plans, releases, and commands that were taken in before."""
         return self._lineage.all
 
     @property
     def accepted(self) -> Mapping[str, ECKey]:
-        """The keys whose commands are taken now, by fingerprint."""
+        """The keys whose commands are accepted now, by fingerprint."""
         return self._lineage.accepted(self._clock())
 
     def learn(self, key: str, then: Callable[[], None]) -> None:
-        """Call `then` once the key with this fingerprint is known."""
+        """Call `then` once the key with this fingerprint is known; asks the server when it is not."""
         if key in self.known:
             then()
         else:
             self._asked.put((key, then))
 
     def missed(self, key: str) -> None:
-        """Take in that something was signed by `key`, which may be a new one."""
+        """Take in that a message was signed by the unknown `key`, which may be a new key of the server."""
         now = time.monotonic()
         if key not in self.known and now - self._looked > LOOK_SECONDS:
             self._looked = now

@@ -1,4 +1,4 @@
-"""The server's time as a device knows it: what it does by the server's word does not depend on its own clock being right."""
+"""The server's time as the device knows it, so that deadlines do not depend on the device's own clock."""
 
 import time
 from collections.abc import Callable
@@ -10,14 +10,14 @@ DAY = 86_400.0
 
 
 def steady() -> float:
-    """Seconds by a clock that nobody sets, and that goes on while the device sleeps where the system has one."""
+    """Seconds of a clock that nobody can set; it includes the time that the device sleeps where the system has such a clock."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 class ServerTime:
-    """What the server last said, and what has passed since by a `steady` clock; before it said anything, the device's `clock`.
+    """The server's last stated time plus the seconds since, by a `steady` clock; before the first, the device's `clock`.
 
-    For any thread: what was heard is replaced as a whole.
+    Safe to use from several threads.
     """
 
     def __init__(self, clock: Callable[[], float], steady: Callable[[], float] = steady) -> None:
@@ -25,30 +25,30 @@ class ServerTime:
         self._heard: tuple[float, float] | None = None
 
     def hear(self, at: float) -> None:
-        """The server says that it is `at` (Unix seconds)."""
+        """Take in that the server's time is `at` (Unix seconds) now."""
         self._heard = at, self._steady()
 
     def at_least(self, at: float) -> None:
-        """The server has signed something when it was `at`."""
+        """Take in that the server signed something at `at`, so its time is not before that."""
         if at > self():
             self.hear(at)
 
     def __call__(self) -> float:
-        """Unix seconds."""
+        """The server's time in Unix seconds."""
         if (heard := self._heard) is None:
             return self._clock()
         return heard[0] + self._steady() - heard[1]
 
     @property
     def skew(self) -> float:
-        """By how many seconds the device's clock is ahead."""
+        """Seconds by which the device's clock is ahead of the server's."""
         return self._clock() - self()
 
     @property
     def wrong(self) -> str:
-        """What is wrong with the device's clock, in words; empty while that is tolerated."""
+        """A sentence that says how wrong the device's clock is; empty while the skew is tolerated."""
         return f"the device's clock is {sentence(self.skew)}" if is_wrong(self.skew) else ""
 
     def since_start(self, seconds: float) -> int:
-        """A number that is another one every so many seconds."""
+        """The number of the current period of `seconds` seconds; it changes at each new period."""
         return int(self._steady() // seconds)

@@ -1,4 +1,4 @@
-"""What a running agent does from time to time: renew its certificate, hear the server's time, and forget what is over."""
+"""Chores of a running agent: renew the certificate, ask for the server's time, and forget old commands."""
 
 import ssl
 import threading

@@ -1,4 +1,4 @@
-"""Noticing that something has changed, often enough and not too often."""
+"""Polling a value and reporting its changes."""
 
 import logging
 import threading
@@ -13,9 +13,10 @@ T = TypeVar("T")
 
 
 class ChangeWatch(Generic[T]):
-    """Looks every few seconds, in a thread of its own until `stopping`, and calls `changed` when it sees something else.
+    """Calls `look` every few seconds until `stopping` is set, and `changed` when its value is another one.
 
-    While what it sees changes again and again, it looks more and more seldom: `changed` costs bytes.
+    The pause is `first` seconds. While the value changes at every look, the pause doubles up to `last` seconds, because each
+    change costs a message.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class ChangeWatch(Generic[T]):
 
     @property
     def seen(self) -> T:
-        """What was seen last."""
+        """The last value."""
         return self._seen
 
     def start(self) -> None:
@@ -41,7 +42,7 @@ class ChangeWatch(Generic[T]):
         self._thread.start()
 
     def run(self) -> None:
-        """Look until `stopping`, in this thread."""
+        """Look until `stopping` is set, in the calling thread."""
         pause = self._first
         while not self._stopping.wait(pause):
             try:

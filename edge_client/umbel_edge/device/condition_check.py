@@ -1,4 +1,4 @@
-"""Whether the device may work now: its own rules and a run's, against its readings."""
+"""Checks rules (umbel.conditions) against the device's readings."""
 
 import os
 import threading
@@ -14,7 +14,7 @@ from umbel.errors import NOT_DECODED
 from umbel_edge.device.sensors import Sensor, read, system_sensors
 
 FRESH_SECONDS = 1.0
-"""A reading is used again for so long: conditions are asked for before every batch."""
+"""Seconds for which a reading is reused, because rules are checked before every batch."""
 _NEEDS: dict[str, str] = {
     "min_battery": "battery",
     "charging": "charging",
@@ -26,7 +26,7 @@ _NEEDS: dict[str, str] = {
     "min_free_disk_mb": "free_disk_mb",
     "min_examples": "examples",
 }
-"""Which reading each rule is about."""
+"""The reading that each rule needs."""
 
 
 class ConditionCheck:
@@ -57,7 +57,7 @@ class ConditionCheck:
         self._sensors = sensors if sensors is not None else system_sensors(folder, clock)
 
     def violations(self, rules: Rules) -> tuple[Violation, ...]:
-        """The rules that do not hold now; a damaged file of readings is one violation, whatever the rules."""
+        """The rules that do not hold now; a damaged file of readings is one violation, whatever the rules are."""
         if self._file is None and rules.ask_nothing:
             return ()
         with self._lock:
@@ -82,7 +82,7 @@ class ConditionCheck:
         return known[1]
 
     def _given(self, file: Path) -> Readings | Violation:
-        """The file's readings, read again when it has changed."""
+        """The file's readings, or the violation that it is damaged; read again when the file has changed."""
         try:
             found = os.stat(file)
             version = found.st_mtime_ns, found.st_size, found.st_ino

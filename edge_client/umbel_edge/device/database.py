@@ -24,10 +24,10 @@ CREATE TABLE IF NOT EXISTS outgoing (command TEXT PRIMARY KEY, outcome BLOB NOT 
 
 
 class StateDatabase:
-    """An opened database with the tables above; safe to use from several threads.
+    """The opened database. Safe to use from several threads.
 
-    A database that an older agent made is brought up to date. Raises UmbelError when the file is no such database, or a
-    newer agent's.
+    A database of an older agent is upgraded. Raises UmbelError when the file is not the agent's database, or a newer agent
+    made it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,7 +56,7 @@ class StateDatabase:
 
     @contextmanager
     def change(self) -> Iterator[None]:
-        """A transaction: all of the block's changes are kept, or none. One within another is part of it."""
+        """A transaction: all changes of the block are kept, or none. A transaction inside another one is part of it."""
         with self._lock:
             if self._connection.in_transaction:
                 yield
@@ -65,7 +65,7 @@ class StateDatabase:
             try:
                 yield
             except BaseException:
-                if self._connection.in_transaction:  # SQLite has ended it itself when the storage is full
+                if self._connection.in_transaction:  # SQLite ends the transaction itself when the storage is full
                     self._connection.execute("ROLLBACK")
                 raise
             self._connection.execute("COMMIT")
@@ -86,16 +86,16 @@ class StateDatabase:
             return self._connection.execute(query, values).fetchall()
 
     def fact(self, name: str, default: str = "") -> str:
-        """A remembered value."""
+        """The value of a named fact, or `default`."""
         row = self.row("SELECT value FROM facts WHERE name = ?", name)
         return str(row[0]) if row else default
 
     def remember(self, name: str, value: str) -> None:
-        """Remember a value."""
+        """Set the value of a named fact."""
         self.write("INSERT OR REPLACE INTO facts VALUES (?, ?)", name, value)
 
     def count(self, name: str) -> int:
-        """Add one to a remembered number (0 at first) and return it."""
+        """Add one to a named counter, which begins at 0, and return it."""
         with self.change():
             value = int(self.fact(name, "0")) + 1
             self.remember(name, str(value))

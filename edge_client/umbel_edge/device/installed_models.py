@@ -1,4 +1,4 @@
-"""The installed model: verified before it is swapped in, the one before it kept for going back."""
+"""The installed model. It is verified before it is used, and the model before it is kept."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +20,7 @@ CURRENT = "installed.json"
 
 
 class Installed(msgspec.Struct, frozen=True):
-    """Which file answers inferences: of which release, and which one it replaced."""
+    """The installed file: its release, variant and digest, and the digest of the file before it."""
 
     release: str
     variant: str
@@ -29,9 +29,9 @@ class Installed(msgspec.Struct, frozen=True):
 
 
 class InstalledModels:
-    """The TFLite files in `folder`, named by digest; `installed.json` says which one is used.
+    """The TFLite files in `folder`, named by digest; `installed.json` names the one in use.
 
-    Releases that were made for another population are not installed.
+    Releases of another population are not installed.
     """
 
     def __init__(self, folder: Path, threads: int, population: str) -> None:
@@ -40,7 +40,7 @@ class InstalledModels:
 
     @property
     def installed(self) -> Installed | None:
-        """What is installed; raises UmbelError when the note of it is damaged."""
+        """The installed release, None when there is none; raises UmbelError when its record is damaged."""
         path = self._folder / CURRENT
         if not path.exists():
             return None
@@ -52,7 +52,10 @@ class InstalledModels:
             ) from error
 
     def install(self, command: Install, model: bytes, server: Keys) -> Installed:
-        """Verify the release and its file, try the file, and swap it in atomically; raises UmbelError, changing nothing."""
+        """Verify the release and its file, run the file once, and install it atomically.
+
+        Raises UmbelError, and then nothing has changed.
+        """
         manifest = release.verify(command.manifest.encode(), server)
         if manifest.population != self._population:
             raise UmbelError(

@@ -1,4 +1,4 @@
-"""What the device measures of itself and of its process."""
+"""Sensors of the device: battery, load, temperature, memory, disk and network."""
 
 import math
 import shutil
@@ -58,12 +58,12 @@ def _charging() -> bool | None:
 
 def _temperature() -> float | None:
     found = [sensor.current for sensors in psutil.sensors_temperatures().values() for sensor in sensors]
-    # Sensors that are not connected report the end of their scale.
+    # Sensors that are not connected report the end of their scale; those values are dropped.
     return max((float(value) for value in found if -40 < value < 150), default=None)
 
 
 class LoadSensor:
-    """The load average without what this process adds to it: training must not stop because it trains."""
+    """The load average without the agent's own share, so that training does not break the rule about load."""
 
     def __init__(
         self,
@@ -81,21 +81,21 @@ class LoadSensor:
         elapsed = now - self._last[0]
         if elapsed > 0:
             used = (cpu - self._last[1]) / elapsed
-            # The decay of the kernel's own 1-minute average.
+            # As the kernel's own 1-minute average decays.
             self._own += (used - self._own) * (1 - math.exp(-elapsed / 60))
             self._last = now, cpu
         return max(0.0, self._system() - self._own) / (psutil.cpu_count() or 1)
 
 
 class NetworkSensor:
-    """NetworkManager's opinion of the default connection, asked for with busctl."""
+    """Whether NetworkManager calls the default connection metered, asked with the program busctl."""
 
     def __init__(self, clock: Callable[[], float], program: str | None) -> None:
         self._clock, self._program = clock, program
         self._known: tuple[float, bool | None] = float("-inf"), None
 
     def metered(self) -> bool | None:
-        """Whether bytes cost money here; None when nobody knows. Takes at most NETWORK_TIMEOUT seconds."""
+        """Whether the connection is metered; None when that is unknown. Takes at most NETWORK_TIMEOUT seconds."""
         until, known = self._known
         if self._program is None or self._clock() < until:
             return known

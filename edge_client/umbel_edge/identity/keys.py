@@ -1,4 +1,4 @@
-"""Where a device's signing key is kept: in a file of its state folder, or on a token that does not give it out."""
+"""Stores of the device's signing key: a file of the state folder, or a PKCS#11 token that never gives the key out."""
 
 import threading
 from pathlib import Path
@@ -13,9 +13,9 @@ FILE = "key.pem"
 
 
 class KeyStore(Protocol):
-    """Keeps one EC P-256 key, with which this device signs; `where` says in which place, for people.
+    """Keeps the EC P-256 key with which this device signs; `where` names the store in messages for people.
 
-    Every method, and signing with the key, raises UmbelError when the place cannot be used.
+    Every method, and signing with the key, raises UmbelError when the store cannot be used.
     """
 
     where: str
@@ -24,10 +24,10 @@ class KeyStore(Protocol):
         """The key, or None while there is none."""
 
     def create(self) -> ECKey:
-        """Make the key, where there is none."""
+        """Make a new key, when there is none."""
 
     def close(self) -> None:
-        """Let go of the place; the key signs no more."""
+        """Close the store; the key cannot sign any more."""
 
 
 class FileStore:
@@ -46,13 +46,13 @@ class FileStore:
         return signing.load_or_create_key(self._path)
 
     def close(self) -> None:
-        """A file needs none."""
+        """Do nothing: a file needs no closing."""
 
 
 def store_of(config: KeyConfig, folder: Path, stopping: threading.Event, patient: bool = True) -> KeyStore:
-    """The store that is configured, for the state in `folder`.
+    """The configured store, for the state in `folder`.
 
-    When a token is away, whoever needs it waits until it is back or `stopping` is set; without `patient` that is an error.
+    While a token is away, every use of it waits until it is back or `stopping` is set; with `patient` False it raises.
     """
     if config.store == "file":
         return FileStore(folder)

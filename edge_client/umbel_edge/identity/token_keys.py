@@ -1,6 +1,6 @@
 """A signing key on a PKCS#11 token (OASIS PKCS#11 v2.40): a TPM 2.0 through tpm2-pkcs11, a smart card, SoftHSM.
 
-The key is made on the token and cannot be taken out. Of the token one thread at a time asks one thing.
+The key is made on the token and cannot be extracted. Only one thread at a time calls the token.
 """
 
 import ctypes
@@ -39,11 +39,11 @@ FIRST_PAUSE, LAST_PAUSE = 0.2, 20.0
 """Seconds between two looks for a token that is away."""
 
 _TURN = threading.RLock()
-"""Held for every call of a module: initialising one again must meet no other call of it."""
+"""Held during every call of a PKCS#11 module, because no other call may run while a module is initialised again."""
 
 _WRONG_PIN = (pkcs11.PinIncorrect, pkcs11.PinInvalid, pkcs11.PinLenRange)
 
-# What a sign-only key says of the other uses is left to the token: tpm2-pkcs11 refuses what differs from its own words.
+# The token sets the attributes of the uses that are not signing: tpm2-pkcs11 refuses values that differ from its own.
 _PUBLIC = {Attribute.ENCRYPT: DEFAULT, Attribute.WRAP: DEFAULT}
 _PRIVATE = {
     Attribute.DECRYPT: DEFAULT,
@@ -57,18 +57,18 @@ T = TypeVar("T")
 
 
 class Unusable(UmbelError):
-    """A token that is there and cannot be used until a person has done something."""
+    """The token is there, but cannot be used until a person acts."""
 
 
 class Away(UmbelError):
-    """A token that does not answer, and may again."""
+    """The token does not answer now; it may later."""
 
 
 class TokenStore:
     """The key with the configured label on the configured token.
 
-    The PIN is read anew whenever the token is opened. One that the token refused is not tried again by this process, and
-    none while a single try is left: whoever starts the agent again and again must not lock the token.
+    The PIN is read again whenever the token is opened. A PIN that the token refused is not tried again by this process. No PIN
+    is tried when only one try is left, so that starting the agent again and again does not lock the token.
     """
 
     def __init__(self, config: KeyConfig, stopping: threading.Event, patient: bool = True) -> None:
@@ -104,7 +104,7 @@ class TokenStore:
         return ECKey(_OnToken(self, self._public), public)
 
     def _patiently(self, call: Callable[[], T], give_up: type[Unusable] | tuple[()] = ()) -> T:
-        """`call`, again and again while the token is away, or unusable unless that is to `give_up`; says so once."""
+        """The result of `call`, made again while it raises Away, or Unusable unless that is in `give_up`; logs that once."""
         said, waited, again = "", 0, True
         while True:
             try:
@@ -114,7 +114,7 @@ class TokenStore:
                 raise
             except (Unusable, Away) as error:
                 if again and isinstance(error, Away):
-                    again = False  # the session may have ended, and the token be there
+                    again = False  # the session may have ended although the token is there
                     continue
                 if not self._patient:
                     raise
@@ -143,7 +143,7 @@ class TokenStore:
         return bytes(signature)
 
     def _find(self) -> bool:
-        """Look for the key, and note it; raises Unusable unless it is one that stays on the token."""
+        """Find the key on the token and keep its handles; returns whether there is one. Raises Unusable if it can be extracted."""
         name = self._config.name
         try:
             session = self._opened()
@@ -170,7 +170,7 @@ class TokenStore:
         if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
             raise Unusable(f"the key {name!r} on {self.where} is not an EC P-256 key; set another name in [key]")
         if self._public is not None and public != self._public:
-            self._finish()  # when the right one is put in, it is seen
+            self._finish()  # so that the right token is found once it is put in
             raise Unusable(f"{self.where} holds another key {name!r} than this device's; put the right one in")
         self._private, self._public = private, public
         return True
@@ -233,8 +233,8 @@ class TokenStore:
         if module is None or not module.is_file():
             raise Unusable(f"{module}: no such PKCS#11 module; correct [key] module")
         try:
-            # Bound to its own libraries before it is used: TensorFlow, for one, shows the whole process a libcrypto that
-            # is not OpenSSL's, with which SoftHSM crashes.
+            # RTLD_DEEPBIND binds the module to its own libraries: TensorFlow exports another libcrypto to the whole process,
+            # and SoftHSM crashes with it.
             ctypes.CDLL(str(module), mode=os.RTLD_NOW | os.RTLD_LOCAL | getattr(os, "RTLD_DEEPBIND", 0))
         except OSError as error:
             raise Unusable(f"{module} cannot be loaded as a PKCS#11 module: {error}") from error
@@ -258,21 +258,21 @@ class TokenStore:
         return pin
 
     def _forget(self) -> None:
-        """Let the session go, which may have ended already."""
+        """Close the session, which may have ended already."""
         session, self._session, self._private = self._session, None, None
         if session is not None:
             with suppress(pkcs11.PKCS11Error):
                 session.close()
 
     def _finish(self) -> None:
-        """End the module, so that it looks again for its tokens; it is begun again when it is needed."""
+        """Finalise the module, so that it looks for its tokens again; the next use initialises it."""
         self._forget()
         with suppress(pkcs11.PKCS11Error):
             pkcs11.lib(str(self._config.module)).finalize()
 
 
 class _OnToken(ec.EllipticCurvePrivateKey):
-    """The private key as `cryptography` and `joserfc` know one, of which nothing but signing with SHA-256 works."""
+    """A private key for `cryptography` and `joserfc` that can only sign with SHA-256."""
 
     def __init__(self, store: TokenStore, public: ec.EllipticCurvePublicKey) -> None:
         self._store, self._public = store, public
@@ -320,5 +320,5 @@ class _OnToken(ec.EllipticCurvePrivateKey):
 
 
 def _name(error: BaseException) -> str:
-    """What went wrong, as PKCS#11 calls it: the errors have no texts."""
+    """The error's PKCS#11 name, because these errors have no texts."""
     return str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""How many examples a device has, without reading them."""
+"""Counting the device's examples without reading them."""
 
 import os
 import zipfile

@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 
 def shuffles(seed: int, device: str) -> random.Random:
-    """The generator that orders a device's examples: the same seed and device give the same orders.
+    """The random generator for a device's orders of examples: the same seed and device give the same orders.
 
-    Python's own: NumPy's would add 2 MB to an agent.
+    It is Python's own generator, because NumPy's adds 2 MB of memory to an agent.
     """
     return random.Random(f"{seed}/{device}")
 
@@ -25,5 +25,5 @@ def generator_of(rng: random.Random) -> NDArray[np.uint32]:
 
 
 def set_generator(rng: random.Random, state: NDArray[np.uint32]) -> None:
-    """Put the generator where `generator_of` found it; raises ValueError when it is no such state."""
+    """Set the generator to a state of `generator_of`; raises ValueError when `state` is not one."""
     rng.setstate((3, tuple(state.tolist()), None))

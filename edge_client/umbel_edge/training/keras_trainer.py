@@ -1,4 +1,4 @@
-"""Training with Keras on a device that has TensorFlow: the task file must be installed there."""
+"""Training with Keras on a device with TensorFlow, where the task file must be installed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +47,7 @@ class KerasTrainer:
     ) -> TrainingOutcome:
         """A Keras loop over a tf.data pipeline: from_tensor_slices, shuffle, batch, map, prefetch.
 
-        It always begins at the beginning: where a tf.data shuffle is cannot be saved.
+        It never goes on from saved progress, because the position in a tf.data shuffle cannot be saved.
         """
         import tensorflow as tf
 

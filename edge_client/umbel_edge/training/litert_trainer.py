@@ -1,4 +1,4 @@
-"""Training on LiteRT: no TensorFlow, one interpreter a plan."""
+"""Training with LiteRT, without TensorFlow: one interpreter for each plan."""
 
 from collections.abc import Callable, Iterator
 
@@ -33,7 +33,9 @@ class LiteRTTrainer:
         trainable = self._prepare(plan, weights)
         trainable.reset()
         if how.proximal_mu:
-            progress = None  # a plan takes the weights it is given for the point to pull to: saved ones are not that
+            progress = (
+                None  # FedProx pulls to the weights that training begins with, and a saved state does not hold those
+            )
         size = plan.manifest.batch_size
         rng = shuffles(how.seed, self.device)
         totals: Sums = {}
@@ -47,7 +49,7 @@ class LiteRTTrainer:
             generator = generator_of(rng) if progress is not None else None
             order = next_order(rng, examples.count)
             for _ in range(done):
-                rng.getrandbits(31)  # the seeds of the batches before, drawn again
+                rng.getrandbits(31)  # draw the seeds of the earlier batches again
             for number, batch in enumerate(batches(examples, size, order[done * size :]), done + 1):
                 check_stop()
                 seed = rng.getrandbits(31)

@@ -1,4 +1,4 @@
-"""Half-finished training on the device's flash, so that a device that was switched off need not begin again."""
+"""Half-finished training in a file, so that a device that was switched off goes on where it was."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ from umbel_edge.device.full_storage import is_full
 log = logging.getLogger("umbel.agent")
 
 SHARE = 0.05
-"""Saving takes at most this share of the time: what takes long is saved more seldom."""
+"""Saving takes at most this share of the time: a slow save makes the next one later."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class TrainingState:
 class SavedProgress:
     """The saved state of one assignment's training, in one file.
 
-    `identity` stands for all that the result depends on: what was saved under another is removed, not used. It is saved
-    at most every `seconds` (0: never).
+    `identity` stands for everything that the result depends on; progress saved with another identity is removed, not used.
+    Progress is saved at most once in `seconds` (0: never).
     """
 
     def __init__(self, path: Path, identity: str, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -53,11 +53,11 @@ class SavedProgress:
 
     @property
     def seconds(self) -> float:
-        """How long the training has taken, before restarts included."""
+        """Seconds that the training has taken, including the time before restarts."""
         return self._before + self._clock() - self._started
 
     def load(self) -> TrainingState | None:
-        """What was saved, or None when nothing was, or nothing that can be used."""
+        """The saved state; None when there is none, or it cannot be used."""
         if not self._path.exists():
             return None
         try:
@@ -89,7 +89,7 @@ class SavedProgress:
         return self._pause > 0 and self._clock() - self._saved >= self._pause
 
     def save(self, halfway: TrainingState) -> None:
-        """Save, so that a crash leaves this or what was saved before. When there is no room, training goes on unsaved."""
+        """Save atomically: after a crash the file holds this state or the one before. On full storage, saving ends."""
         began = self._clock()
         arrays: Tensors = {f"weight:{name}": value for name, value in halfway.weights.items()}
         arrays |= {f"slot:{name}": value for name, value in halfway.slots.items()}
@@ -113,7 +113,7 @@ class SavedProgress:
         self._pause = max(self._pause, (self._saved - began) / SHARE) if self._pause else 0.0
 
     def remove(self) -> None:
-        """Forget what was saved."""
+        """Remove the file."""
         self._path.unlink(missing_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""What a trainer is: weights and examples in, trained weights and metrics out."""
+"""The interface of trainers: weights and examples in, trained weights and metrics out."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from umbel_edge.training.saved_progress import SavedProgress
 
 
 class Cancelled(UmbelError):
-    """Work that was ended before it was done; the message says why."""
+    """Work was ended before it was finished; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class TrainingOutcome:
 
 
 class Trainer(Protocol):
-    """Trains and evaluates plans; keeps what it prepared for a plan until another plan comes.
+    """Trains and evaluates plans; a prepared plan is kept until another plan comes.
 
     `check()` is called before every batch and raises Cancelled when the work should end.
     """
@@ -42,7 +42,7 @@ class Trainer(Protocol):
     ) -> TrainingOutcome:
         """Train from `weights` as `how` says; raises UmbelError when plan, weights or examples do not fit.
 
-        With `progress` a trainer may save where it is, and go on from what was saved: the outcome is the same, bit for bit.
+        With `progress` a trainer may save its state and go on from a saved one; the outcome is the same, bit for bit.
         """
 
     def evaluate(self, plan: Plan, weights: Tensors, examples: Examples, check: Callable[[], None]) -> Sums:
