@@ -28,14 +28,14 @@ class FleetGrid(RunGrid):
     """
 
     def __init__(self, port: FleetPort, settings: RunSettings) -> None:
-        super().__init__(int(port.run, 16))
+        super().__init__(int(port.run.id, 16))
         self.port, self._settings = port, settings
         self._pending: dict[str, tuple[Message, str, str]] = {}
 
     @property
     def inputs(self) -> RunInputs:
         """The inputs of the run."""
-        rate = self._settings.learning_rate or self.port.plan.manifest.learning_rate
+        rate = self._settings.learning_rate or self.port.run.plan.manifest.learning_rate
         return RunInputs(self._settings, self.port, rate)
 
     def get_node_ids(self) -> Iterable[int]:
@@ -77,7 +77,7 @@ class FleetGrid(RunGrid):
         for message, until in zip(batch, closes, strict=True):
             node = message.metadata.dst_node_id
             if node not in names:
-                raise UmbelError(f"node {node} is not a device of population {self.port.population}")
+                raise UmbelError(f"node {node} is not a device of population {self.port.run.population}")
             record = next(iter(message.content.array_records.values()))
             if id(record) not in blobs:
                 blobs[id(record)] = self.port.store(flower_messages.tensors_of(record))
@@ -109,7 +109,7 @@ class FleetGrid(RunGrid):
                 raise UmbelError(f"an update of at least one example was expected, got {arrival.examples}")
             weights = {}
             if message.metadata.message_type == MessageType.TRAIN:
-                tensors.check(arrival.update.delta, self.port.plan.manifest.weights, f"the update of {device}")
+                tensors.check(arrival.update.delta, self.port.run.plan.manifest.weights, f"the update of {device}")
                 base = flower_messages.tensors_of(next(iter(message.content.array_records.values())))
                 weights = {name: weight + arrival.update.delta[name] for name, weight in base.items()}
         except UmbelError as error:

@@ -27,9 +27,10 @@ from umbel_server.models.plans import Plans
 from umbel_server.rounds.assignments import LIVE
 from umbel_server.rounds.events import Finish, Order
 from umbel_server.runs import views as run_views
-from umbel_server.runs.assigning import finish_assignment
 from umbel_server.runs.fleet_grid import FleetGrid
 from umbel_server.runs.fleet_port import FleetPort
+from umbel_server.runs.fleet_run import FleetRun
+from umbel_server.runs.offers import finish_assignment
 from umbel_server.runs.server_app import train_on
 from umbel_server.runs.settings import RunSettings
 from umbel_server.storage.database import Assignment, Checkpoint, Round, Run
@@ -298,9 +299,10 @@ class Runs:
         if settings.held_out:
             examples = load_examples(self._held_out(settings), plan.manifest, HELD_OUT)
             evaluate = HeldOut(plan, examples)
-        port = FleetPort(
-            self._fleet, id, plan, self._plans.blob(plan), evaluate, self._clock, settings.encrypt_commands
+        of_fleet = FleetRun(
+            self._fleet, id, run.population, plan, self._plans.blob(plan), self._clock, settings.encrypt_commands
         )
+        port = FleetPort(of_fleet, evaluate)
         self._ports[id] = port
         if (order := self._orders.get(id)) is not None:
             port.order(Order(self._clock(), order))

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 from umbel.errors import UmbelError
 from umbel.plan import Plan
 from umbel_server.flower import messages as flower_messages
+from umbel_server.flower.internals import set_identity
 from umbel_server.rounds.events import End
 from umbel_server.runs.flower_config import settings_of, text_of
 from umbel_server.runs.folder_journal import FolderJournal
@@ -31,6 +32,7 @@ def main(grid: Grid, context: Context) -> None:
 
     A grid that is not ours cannot resume a run: there a pause is an error.
     """
+    set_identity()
     end = run_rounds(grid, inputs_of(grid, context.run_config))
     if end is None:
         return

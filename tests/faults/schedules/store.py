@@ -89,7 +89,7 @@ class Store:
         )
 
     def record(self, seed: int, done: str) -> Record:
-        """As FleetPort._record."""
+        """As DurableRecord.read."""
         attempts = [row for (number, _), row in sorted(self.attempts.items()) if number == self.version + 1]
         opened = [row for row in attempts if row.state == "open"]
         live = [row for row in self.assignments.values() if row.state in LIVE]

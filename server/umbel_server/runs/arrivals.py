@@ -1,0 +1,62 @@
+"""Updates as they arrived from devices: read from their blobs, with what the devices say of them."""
+
+from sqlalchemy import and_, bindparam, select
+
+from umbel.errors import TensorError, UmbelError
+from umbel_server.aggregation import Buffers, Update, WeightPieces, from_blob, largest_header, largest_update
+from umbel_server.aggregation.device_metrics import check_metrics
+from umbel_server.devices import register as devices
+from umbel_server.runs.fleet_run import FleetRun
+from umbel_server.runs.port import Arrival
+from umbel_server.storage.database import ASSIGNMENTS, DEVICES
+
+NO_UPDATE = Update({}, WeightPieces({}, {}))
+_ARRIVED = (
+    select(
+        *ASSIGNMENTS.c["device", "command", "update", "bytes_up", "examples", "metrics"],
+        DEVICES.c.state,
+        DEVICES.c.examples.label("reported"),
+    )
+    .join_from(
+        ASSIGNMENTS,
+        DEVICES,
+        and_(ASSIGNMENTS.c.population == DEVICES.c.population, ASSIGNMENTS.c.device == DEVICES.c.id),
+    )
+    .where(ASSIGNMENTS.c.id == bindparam("of"))
+)
+
+
+class Arrivals:
+    """Reads the updates of one run into memory that is used again."""
+
+    def __init__(self, run: FleetRun) -> None:
+        self._run = run
+        self._buffers = Buffers()
+
+    def close(self) -> None:
+        """Free the memory that updates were read into."""
+        self._buffers.close()
+
+    def read(self, id: str) -> Arrival:
+        """The update of an assignment; raises UmbelError when its metrics or its blob cannot be used."""
+        with self._run.fleet.database.transaction() as session:
+            row = session.execute(_ARRIVED, {"of": id}).one()
+        if row.state != devices.ACTIVE:
+            raise UmbelError(f"{row.device} was {row.state} before its update was folded")
+        check_metrics(row.device, row.metrics, self._run.plan.manifest.metrics)
+        specs = self._run.plan.manifest.weights
+        most = largest_update(specs)
+        if row.bytes_up > most:  # it is read whole, so its size is checked first
+            raise UmbelError(f"the update of {row.device} should have at most {most} bytes, it has {row.bytes_up}")
+        try:
+            blobs = (
+                self._run.fleet.received_blobs.find(self._run.population, row.command, row.update)
+                if row.update
+                else None
+            )
+            update = NO_UPDATE
+            if blobs and row.update:
+                update = from_blob(blobs, row.update, self._buffers, largest_header(specs))
+        except TensorError as error:
+            raise UmbelError(f"the update of {row.device}: {error}") from error
+        return Arrival(row.device, update, row.examples, row.metrics, row.reported)
