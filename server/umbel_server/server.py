@@ -9,7 +9,7 @@ from umbel_server.broker.embedded import EmbeddedBroker
 from umbel_server.commands.exchange import Exchange
 from umbel_server.commands.outbox import Outbox
 from umbel_server.commands.received_blobs import ReceivedBlobs
-from umbel_server.commands.upload_permission import UploadPermission
+from umbel_server.commands.upload_permission import UploadPermission, UploadSizes
 from umbel_server.devices.invitations import Invitations
 from umbel_server.devices.register import Devices
 from umbel_server.fleet.key_rotation import Rotation
@@ -90,7 +90,8 @@ class Server:
             clock,
         )
         self.plans = Plans(state.folder / "plans", self.blobs, state.keys)
-        self.upload_permission = UploadPermission(self.database, self.received_blobs, self.plans, state.keys, self.most)
+        sizes = UploadSizes(self.plans, self.most)
+        self.upload_permission = UploadPermission(self.database, self.received_blobs, state.keys, sizes)
         self.releases = Releases(self.database, self.blobs, self.ownership, self.quotas, state.keys, clock)
         fleet = Fleet(
             self.database,

@@ -6,6 +6,7 @@ which topic it is, which the JWS header's `typ` repeats, its sender's `sequence`
 is a command's own; an answer has its command's, and a status the epoch of its session.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
@@ -249,6 +250,29 @@ class Reported(Struct, frozen=True, tag="reported", omit_defaults=True):
 
 
 Outcome = Trained | Evaluated | Answered | Exported | Reported
+
+OUTCOMES: Mapping[type[Struct], type[Outcome] | None] = {
+    Train: Trained,
+    Evaluate: Evaluated,
+    Cancel: None,
+    Install: None,
+    Infer: Answered,
+    Export: Exported,
+    Report: Reported,
+    Standing: None,
+    Rekey: None,
+}
+"""By the body of a command: the outcome that answers it, or None when an acknowledgement alone does."""
+
+
+def kind_of(body: Struct | type[Struct]) -> str:
+    """The name of a command's kind: the tag of its body."""
+    return str(body.__struct_config__.tag)
+
+
+def blobs_of(part: Body | Outcome) -> tuple[Blob, ...]:
+    """The blobs that a body or an outcome refers to, in the order of its fields."""
+    return tuple(value for name in part.__struct_fields__ if isinstance(value := getattr(part, name), Blob))
 
 
 class Result(Message, frozen=True):

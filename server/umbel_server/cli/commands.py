@@ -1,39 +1,33 @@
 """Commands to devices: command send."""
 
+import functools
+import inspect
 import math
-from enum import StrEnum
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
+import msgspec
 import numpy as np
 import typer
 
 from umbel import tensors
 from umbel.errors import UmbelError
+from umbel.messages import blobs_of
 from umbel_server.cli.open_client import open_client
-from umbel_server.cli.options import (
-    DEFAULT_STATE,
-    JsonOption,
-    StateOption,
-)
+from umbel_server.cli.options import DEFAULT_STATE, JsonOption, StateOption
 from umbel_server.cli.output import plain, print_json, print_table
 from umbel_server.client import FINAL, Client, at
+from umbel_server.commands.kinds import SENDABLE, RequestField, named
 
-
-class Kind(StrEnum):
-    """What a command tells a device to do."""
-
-    install = "install"
-    infer = "infer"
-    export = "export"
-    report = "report"
-    cancel = "cancel"
+_WITH_FILES = ", ".join(kind.name for kind in SENDABLE.values() if kind.upload is not None)
 
 
 def add_commands(app: typer.Typer) -> None:
     """Add the group command."""
     command = typer.Typer(no_args_is_help=True, help="Tell devices to do something.")
-    command.command("send")(send)
+    command.command("send")(_with_options(send))
     command.callback()(_group)
     app.add_typer(command, name="command")
 
@@ -43,38 +37,27 @@ def _group() -> None:
 
 
 def send(
-    kind: Annotated[Kind, typer.Argument(help="what to do")],
+    *,
+    kind: Annotated[str, typer.Argument(help="what to do", click_type=click.Choice(list(SENDABLE)))],
     population: Annotated[str, typer.Option("--population", "-p", help="the devices' population")],
     device: Annotated[
-        list[str] | None, typer.Option("--device", "-d", help="a device; may be repeated (default: all)")
+        list[str] | None, typer.Option("--device", "-d", help="a device; repeatable (default: all)")
     ] = None,
-    release: Annotated[str, typer.Option(help="install: the release's id")] = "",
-    variant: Annotated[
-        str, typer.Option(help="install: float32, float16, int8 or int8-full; export: float32 or int8")
-    ] = "float32",
-    inputs: Annotated[Path | None, typer.Option(help="infer: an .npz with one array an input")] = None,
-    run: Annotated[str, typer.Option(help="export: the run whose plan to export")] = "",
-    assignment: Annotated[str, typer.Option(help="cancel: the assignment's id")] = "",
     ttl: Annotated[float, typer.Option(help="seconds until the command expires")] = 600.0,
     wait: Annotated[float, typer.Option(help="seconds to wait for the answers")] = 30.0,
-    save: Annotated[Path | None, typer.Option(help="export, infer: write the devices' files into this folder")] = None,
+    save: Annotated[Path | None, typer.Option(help=f"{_WITH_FILES}: write the devices' files into this folder")] = None,
     state: StateOption = DEFAULT_STATE,
     json: JsonOption = False,
+    **given: Any,
 ) -> None:
     """Send a command to devices and show how they answer; fails when one does not do it."""
     for option, seconds, least in (("--ttl", ttl, 1e-3), ("--wait", wait, 0.0)):
         if not (math.isfinite(seconds) and seconds >= least):
             raise typer.BadParameter(f"expected a number of seconds, got {seconds}", param_hint=option)
     client = open_client(state)
-    body: dict[str, Any] = {"population": population, "kind": kind.value, "devices": device or [], "ttl": ttl}
-    if kind is Kind.install:
-        body |= {"release": _needed(release, "--release"), "variant": variant}
-    elif kind is Kind.infer:
-        body |= {"inputs": _upload_inputs(client, inputs, population)}
-    elif kind is Kind.export:
-        body |= {"plan": client.get(at("/v1/runs/{}", _needed(run, "--run")))["plan"], "variant": variant}
-    elif kind is Kind.cancel:
-        body |= {"assignment": _needed(assignment, "--assignment")}
+    body: dict[str, Any] = {"population": population, "kind": kind, "devices": device or [], "ttl": ttl}
+    for field in SENDABLE[kind].request_fields:
+        body[field.name] = _value(client, population, field, given[field.option_name])
     commands = client.settle(client.post("/v1/commands", body), wait)
     if save is not None:
         _save(client, commands, save)
@@ -86,15 +69,50 @@ def send(
         raise typer.Exit(1)
 
 
-def _needed(value: str, option: str) -> str:
-    if not value:
-        raise typer.BadParameter(f"this command needs {option}")
-    return value
+def _with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` with an option for each field of the kinds' requests in the place of its `**given`, as Typer reads it."""
+    helps: dict[str, list[str]] = {}
+    options: dict[str, RequestField] = {}
+    for kind in SENDABLE.values():
+        for field in kind.request_fields:
+            options[field.option_name] = field
+            helps.setdefault(field.option_name, []).append(f"{kind.name}: {field.option.help}")
+    signature = inspect.signature(command)
+    own = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+    added = [_parameter(name, field, "; ".join(helps[name])) for name, field in options.items()]
+    place = list(signature.parameters).index("ttl")
+
+    @functools.wraps(command)
+    def with_options(**given: Any) -> None:
+        command(**given)
+
+    parameters = [*own[:place], *added, *own[place:]]
+    with_options.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return with_options
 
 
-def _upload_inputs(client: Client, path: Path | None, population: str) -> str:
-    if path is None:
-        raise typer.BadParameter("this command needs --inputs")
+def _parameter(name: str, field: RequestField, help: str) -> inspect.Parameter:
+    kind: Any = Path | None if field.option.takes == "arrays" else str
+    default = None if field.option.takes == "arrays" else field.default
+    annotation = Annotated[kind, typer.Option(f"--{name}", help=help)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _value(client: Client, population: str, field: RequestField, given: Any) -> Any:
+    """The value of a request's field from its option's; raises BadParameter when a required one is missing."""
+    if field.option.required and not given:
+        raise typer.BadParameter(f"this command needs --{field.option_name}")
+    match field.option.takes:
+        case "text":
+            return given
+        case "arrays":
+            return _upload_arrays(client, given, population)
+        case "plan":
+            return client.get(at("/v1/runs/{}", given))["plan"]
+
+
+def _upload_arrays(client: Client, path: Path, population: str) -> str:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
@@ -106,12 +124,15 @@ def _upload_inputs(client: Client, path: Path | None, population: str) -> str:
 def _save(client: Client, commands: list[dict[str, Any]], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for command in commands:
-        outcome = command["outcome"] or {}
-        if (model := outcome.get("model")) is not None:
-            (folder / f"{command['device']}.tflite").write_bytes(client.get_blob(model["sha256"]))
-        elif (outputs := outcome.get("outputs")) is not None:
-            answers = tensors.load(client.get_blob(outputs["sha256"]))
-            np.savez(folder / f"{command['device']}.npz", allow_pickle=False, **answers)
+        kind = named(command["kind"])
+        if kind.outcome is None or kind.upload is None or not command["outcome"]:
+            continue
+        for blob in blobs_of(msgspec.convert(command["outcome"], kind.outcome)):
+            path, data = folder / f"{command['device']}{kind.upload.file}", client.get_blob(blob.sha256)
+            if kind.upload.file == ".npz":
+                np.savez(path, allow_pickle=False, **tensors.load(data))
+            else:
+                path.write_bytes(data)
 
 
 def print_commands(commands: list[dict[str, Any]]) -> None:

@@ -7,7 +7,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import msgspec
 from sqlalchemy.exc import DataError, OperationalError
@@ -16,23 +15,21 @@ from umbel import messages, sealing, topics
 from umbel.errors import UmbelError
 from umbel.messages import (
     Ack,
-    Answered,
-    Blob,
-    Exported,
     Result,
     Standing,
     Status,
-    Trained,
+    blobs_of,
 )
 from umbel.mqtt import Link
 from umbel_server import moments
+from umbel_server.commands import kinds
 from umbel_server.commands.assignment_transitions import Moved, move_assignment, reject, take
-from umbel_server.commands.expected_outcome import check_outcome, unfit
+from umbel_server.commands.expected_outcome import check_outcome
 from umbel_server.commands.outbox import Addressed, Outbox
 from umbel_server.commands.received_blobs import ReceivedBlobs
 from umbel_server.devices.register import ACTIVE, Devices, Known
 from umbel_server.limits.rates import STRANGERS, MessageLimits
-from umbel_server.storage.database import Command, Database
+from umbel_server.storage.database import Database
 
 log = logging.getLogger("umbel.exchange")
 
@@ -268,7 +265,7 @@ class Exchange:
             kind = self._outbox.open(session, result.command, result.population, result.device)
         if kind is None:
             return  # nothing is stored for a command that is over, or another's
-        if reason := unfit(kind, result.outcome) or self._take_blob(result):
+        if reason := self._take_blob(kind, result):
             self._acknowledged(
                 Ack(
                     result.command,
@@ -286,34 +283,28 @@ class Exchange:
         with self._database.transaction() as session:
             if self._outbox.complete(session, result):
                 moved = take(session, result.command, result.outcome, self._clock())
-                if isinstance(result.outcome, Answered | Exported):
-                    self._received_blobs.ownership.claim(session, result.population, _published(result.outcome))
+                if (upload := kinds.named(kind).upload) is not None and upload.is_published:
+                    self._received_blobs.ownership.claim(session, result.population, *blobs_of(result.outcome))
         self._received_blobs.stop_counting(result.command)
         self._tell(moved)
         self._received_blobs.remove_soon([result.command])
 
-    def _take_blob(self, result: Result) -> str:
-        """Store a blob that travelled along; returns why the result cannot be taken, or nothing.
-
-        What an administrator asked for is found at its address from now on; an update only by those who fold it.
-        """
-        blob: Blob | None = None
-        match result.outcome:
-            case Trained(update=blob) | Answered(outputs=blob) | Exported(model=blob):
-                pass
+    def _take_blob(self, name: str, result: Result) -> str:
+        """Store a blob that travelled along; returns why the result cannot be taken, or nothing."""
         try:
-            check_outcome(result.outcome)
-            if blob is None:
-                return ""
-            data = blob.content()
-            if data is not None:
-                self._received_blobs.of(result.command).put(data)
-            elif (
-                self._received_blobs.find(result.population, result.command, blob.sha256).size(blob.sha256) != blob.size
-            ):
-                return f"the upload {blob.sha256[:12]} should have {blob.size} bytes"
-            if not isinstance(result.outcome, Trained):
-                self._received_blobs.publish(result.population, result.command, blob.sha256)
+            kind = kinds.named(name)
+            check_outcome(kind, result.outcome)
+            for blob in blobs_of(result.outcome):
+                data = blob.content()
+                if data is not None:
+                    self._received_blobs.of(result.command).put(data)
+                elif (
+                    self._received_blobs.find(result.population, result.command, blob.sha256).size(blob.sha256)
+                    != blob.size
+                ):
+                    return f"the upload {blob.sha256[:12]} should have {blob.size} bytes"
+                if kind.upload is not None and kind.upload.is_published:
+                    self._received_blobs.publish(result.population, result.command, blob.sha256)
         except UmbelError as error:
             return str(error)
         return ""
@@ -343,14 +334,3 @@ class Exchange:
                     self._outbox.touch([command.id for command in silent])
             except Exception:
                 log.exception("the outbox could not be swept; trying again")
-
-
-def _published(outcome: Answered | Exported) -> Blob:
-    return outcome.outputs if isinstance(outcome, Answered) else outcome.model
-
-
-def outcome_of(command: Command) -> dict[str, Any]:
-    """The outcome of a completed command; raises UmbelError when it has none."""
-    if command.outcome is None:
-        raise UmbelError(f"command {command.id} ended as {command.state}: {command.reason or 'without an outcome'}")
-    return dict(command.outcome)

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from umbel import messages, signing
 from umbel.errors import SignatureError, UmbelError
-from umbel.messages import Ack, Body, Result, Standing
+from umbel.messages import Ack, Body, Result, Standing, kind_of
 from umbel.sequence import Ascending
 from umbel.signing import public_key
 from umbel_server import answers
@@ -90,7 +90,7 @@ class Outbox:
                     "id": command.id,
                     "population": population,
                     "device": device,
-                    "kind": type(body).__name__.lower(),
+                    "kind": kind_of(body),
                     "token": command.token,
                     "sealed": command.sealed,
                     "issued": now,

@@ -4,9 +4,8 @@ from sqlalchemy import bindparam, select
 
 from umbel import messages
 from umbel.errors import UmbelError
-from umbel.messages import Export, Infer, Train
-from umbel.plan import PLACED
 from umbel_server.aggregation import largest_update
+from umbel_server.commands import kinds
 from umbel_server.commands.outbox import OPEN
 from umbel_server.commands.received_blobs import ReceivedBlobs, uploads_folder
 from umbel_server.models.plans import Plans
@@ -21,15 +20,33 @@ class UploadNotAllowed(UmbelError):
     """An upload that no open command of its sender asks for."""
 
 
-class UploadPermission:
-    """Decides who may upload how much; an answer of unknown size may have `most` bytes."""
+class UploadSizes:
+    """The sizes that bound uploads, in bytes: `most` for an answer of unknown size, and those that follow from a plan."""
 
-    def __init__(
-        self, database: Database, received_blobs: ReceivedBlobs, plans: Plans, keys: Keyring, most: int
-    ) -> None:
-        self._database, self._received_blobs, self._plans = database, received_blobs, plans
-        self._keys, self._most = keys, most
-        self._sizes: dict[tuple[str, str], int] = {}
+    def __init__(self, plans: Plans, most: int) -> None:
+        self._plans, self.most = plans, most
+        self._remembered: dict[tuple[str, str], int] = {}
+
+    def update(self, plan: str) -> int:
+        """The size of the largest update of a plan, given by its digest."""
+        return self._size(plan, "")
+
+    def file(self, plan: str, name: str) -> int:
+        """The size of a file of a plan, given by its digest."""
+        return self._size(plan, name)
+
+    def _size(self, plan: str, file: str) -> int:
+        if (plan, file) not in self._remembered:  # opening a plan reads all of it
+            manifest = self._plans.get(plan).manifest
+            self._remembered[plan, file] = manifest.files[file].size if file else largest_update(manifest.weights)
+        return self._remembered[plan, file]
+
+
+class UploadPermission:
+    """Decides who may upload how much; no upload has more than the `most` bytes of `sizes`."""
+
+    def __init__(self, database: Database, received_blobs: ReceivedBlobs, keys: Keyring, sizes: UploadSizes) -> None:
+        self._database, self._received_blobs, self._keys, self._sizes = database, received_blobs, keys, sizes
 
     def sender(self, population: str, device: str, command: str) -> Sender:
         """The sender of an upload in answer to a command; raises UploadNotAllowed unless it is open and that device's."""
@@ -45,24 +62,11 @@ class UploadPermission:
             raise UploadNotAllowed(
                 f"command {command} is over ({row.state}), nothing is uploaded for it any more; drop it and wait for the next"
             )
-        most = min(self._most, self._largest(row.kind, row.token))
+        most = min(self._sizes.most, self._largest(row.kind, row.token))
         return Sender(uploads_folder(command), self._received_blobs.of(command), most, population=population)
 
-    def _largest(self, kind: str, token: bytes) -> int:
+    def _largest(self, name: str, token: bytes) -> int:
         body = messages.decode_command(token, self._keys.lineage.all).body
-        match body:
-            case Infer():
-                return self._most
-            case Train():
-                return self._size(body.plan.sha256, "")
-            case Export():
-                return self._size(body.plan.sha256, PLACED[body.variant])
-            case _:
-                raise UploadNotAllowed(f"a command of kind {kind} is answered without an upload; send its answer alone")
-
-    def _size(self, plan: str, file: str) -> int:
-        """The bytes of a plan's file, or of its largest update without one; remembered, as opening a plan reads it all."""
-        if (plan, file) not in self._sizes:
-            manifest = self._plans.get(plan).manifest
-            self._sizes[plan, file] = manifest.files[file].size if file else largest_update(manifest.weights)
-        return self._sizes[plan, file]
+        if (upload := kinds.named(name).upload) is None:
+            raise UploadNotAllowed(f"a command of kind {name} is answered without an upload; send its answer alone")
+        return upload.largest(body, self._sizes)

@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, and_, exists, func, select
 
 from umbel import signing
 from umbel.errors import UmbelError
-from umbel.messages import Rekey
+from umbel.messages import Rekey, kind_of
 from umbel_server import answers, moments
 from umbel_server.devices.register import ACTIVE
 from umbel_server.fleet.parts import Fleet
@@ -18,7 +18,6 @@ from umbel_server.storage.database import Command, Device
 
 log = logging.getLogger("umbel.keys")
 
-KIND = "rekey"
 SHORTEST, LONGEST = 60.0, 366 * 86_400.0
 """The shortest and longest overlap, in seconds."""
 LOOK_SECONDS = 60.0
@@ -145,4 +144,4 @@ class Rotation:
 def _news(made: float, *which: ColumnElement[bool]) -> ColumnElement[bool]:
     """Whether the outbox has a command to the device about the key made at `made`."""
     same = and_(Command.population == Device.population, Command.device == Device.id)
-    return exists().where(same, Command.kind == KIND, Command.issued >= made, *which)
+    return exists().where(same, Command.kind == kind_of(Rekey), Command.issued >= made, *which)

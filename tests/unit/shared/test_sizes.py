@@ -8,6 +8,7 @@ from umbel.errors import MessageError
 from umbel.messages import INLINE_MAX, MOST_COUNT, Ack, Answered, Blob, Exported, Reported, Result, Status, Trained
 from umbel.sizes import ENTRIES, METRICS, NUMBERS, SENTENCE, WORD, check_labels
 from umbel_server.commands.expected_outcome import check_outcome
+from umbel_server.commands.kinds import KINDS
 
 KEY = signing.generate_key()
 LONG = "x" * 2000
@@ -69,8 +70,9 @@ def test_a_status_of_numbers_that_nobody_can_keep_or_read_is_refused(wrong: dict
     ],
 )
 def test_an_outcome_that_holds_more_than_it_can_need_is_refused(outcome: messages.Outcome) -> None:
+    (kind,) = (kind for kind in KINDS if kind.outcome is type(outcome))
     with pytest.raises(MessageError, match="at most"):
-        check_outcome(outcome)
+        check_outcome(kind, outcome)
 
 
 def test_labels_that_would_be_cut_are_refused_where_they_are_written() -> None:
