@@ -1,6 +1,6 @@
 """Command kinds: one row for each kind of command.
 
-A new kind is a body and its outcome in `umbel.messages`, a row here, and a handler of the agent (`umbel_edge.commands.handlers`).
+A new kind is a body and its outcome in `umbel.messages`, a row here, and a handler of the agent (`umbel_edge.commands.handlers.table`).
 The API, the command line, the outbox, the exchange and upload permission read the row. What a row makes its body from comes
 in as an argument, so that this file imports no other part of the server.
 """
