@@ -1,7 +1,7 @@
 """Commands to devices: send them, show one."""
 
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import msgspec
 from fastapi import Request
