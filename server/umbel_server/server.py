@@ -9,7 +9,8 @@ from umbel_server.broker.embedded import EmbeddedBroker
 from umbel_server.commands.exchange import Exchange
 from umbel_server.commands.outbox import Outbox
 from umbel_server.commands.received_blobs import ReceivedBlobs
-from umbel_server.commands.upload_permission import UploadPermission, UploadSizes
+from umbel_server.commands.upload_permission import UploadPermission
+from umbel_server.commands.upload_sizes import UploadSizes
 from umbel_server.devices.invitations import Invitations
 from umbel_server.devices.register import Devices
 from umbel_server.fleet.key_rotation import Rotation

@@ -34,7 +34,7 @@ from umbel.messages import (
 from umbel.plan import PLACED
 
 if TYPE_CHECKING:
-    from umbel_server.commands.upload_permission import UploadSizes
+    from umbel_server.commands.upload_sizes import UploadSizes
     from umbel_server.models.plans import Plans
     from umbel_server.models.releases import Releases
     from umbel_server.storage.blobs import Blobs

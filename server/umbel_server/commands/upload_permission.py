@@ -4,11 +4,10 @@ from sqlalchemy import bindparam, select
 
 from umbel import messages
 from umbel.errors import UmbelError
-from umbel_server.aggregation import largest_update
 from umbel_server.commands import kinds
 from umbel_server.commands.outbox import OPEN
 from umbel_server.commands.received_blobs import ReceivedBlobs, uploads_folder
-from umbel_server.models.plans import Plans
+from umbel_server.commands.upload_sizes import UploadSizes
 from umbel_server.security.keyring import Keyring
 from umbel_server.storage.database import COMMANDS, Database
 from umbel_server.storage.partial_uploads import Sender
@@ -18,28 +17,6 @@ _ASKED = select(*COMMANDS.c["population", "device", "kind", "state", "token"]).w
 
 class UploadNotAllowed(UmbelError):
     """An upload that no open command of its sender asks for."""
-
-
-class UploadSizes:
-    """The sizes that bound uploads, in bytes: `most` for an answer of unknown size, and those that follow from a plan."""
-
-    def __init__(self, plans: Plans, most: int) -> None:
-        self._plans, self.most = plans, most
-        self._remembered: dict[tuple[str, str], int] = {}
-
-    def update(self, plan: str) -> int:
-        """The size of the largest update of a plan, given by its digest."""
-        return self._size(plan, "")
-
-    def file(self, plan: str, name: str) -> int:
-        """The size of a file of a plan, given by its digest."""
-        return self._size(plan, name)
-
-    def _size(self, plan: str, file: str) -> int:
-        if (plan, file) not in self._remembered:  # opening a plan reads all of it
-            manifest = self._plans.get(plan).manifest
-            self._remembered[plan, file] = manifest.files[file].size if file else largest_update(manifest.weights)
-        return self._remembered[plan, file]
 
 
 class UploadPermission:
