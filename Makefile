@@ -1,5 +1,6 @@
 PYTHON ?= python3
 SEED ?= 0
+BASE ?= origin/main
 VENV := .venv
 BIN := $(VENV)/bin
 SIM := $(VENV)/.sim
@@ -36,14 +37,25 @@ $(DEV): $(SIM)
 demo: $(SIM) ## train, ship and use a model on eight real agents, on this machine
 	$(BIN)/umbel demo $(ARGS)
 
-test: install ## run the tests
-	$(BIN)/pytest -n 2 --dist worksteal -m 'not serial' $(ARGS)
-	$(BIN)/pytest -m serial $(ARGS)
+unit: install ## run the unit tests: no TensorFlow, no process, no server
+	$(BIN)/pytest -p no:schemathesis tests/unit $(ARGS)
+
+affected: install ## run the tests of what was changed since BASE, and of what imports it
+	$(BIN)/pytest -n 2 --dist worksteal -m 'not long and not serial' $(ARGS) $$($(BIN)/python -m tests.affected $(BASE))
+
+test: install ## run tests of every part
+	$(BIN)/pytest -n 2 --dist worksteal -m 'not long and not serial' $(ARGS)
+	$(BIN)/pytest -m 'serial and not long' $(ARGS)
+
+test-all: test ## run all tests
+	$(BIN)/pytest -n 2 --dist worksteal -m 'long and not serial' $(ARGS)
+	$(BIN)/pytest -m 'long and serial' $(ARGS)
 
 models: install ## compile and train every reference model
 	UMBEL_MODELS=all $(BIN)/pytest -n 2 tests/contract/server/compiler/test_reference_models.py $(ARGS)
 
-fuzz: install ## feed random bytes to what reads bytes from outside
+fuzz: install ## try properties with new random examples, and feed random bytes to the parsers
+	$(BIN)/pytest -n 2 -m hypothesis --hypothesis-profile random
 	$(BIN)/python -m tests.security.fuzz $(ARGS)
 
 faults: install ## kill and cut processes by seeded schedules; SEED=N
