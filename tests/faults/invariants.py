@@ -123,7 +123,7 @@ def checkpoints(fleet: Fleet, run: str, asked: Expected) -> list[str]:
     if not rows:
         return ["there is no checkpoint"]
     wrong, folded = [], _folded(fleet, run)
-    weights = _load(fleet, rows[0]["weights"])
+    weights = weights_at(fleet, rows[0]["weights"])
     if any(not np.array_equal(weights[name], asked.initial[name]) for name in asked.initial):
         wrong.append("the first checkpoint is not the plan's weights")
     expected = oracle(asked.strategy, asked.options)
@@ -139,9 +139,9 @@ def checkpoints(fleet: Fleet, run: str, asked: Expected) -> list[str]:
                 )
         sources = Counter((update["device"], update["round"]) for update in into)
         wrong += [f"{name} is {times} times in round {number}" for (name, _), times in sources.items() if times > 1]
-        got = _load(fleet, row["weights"])
+        got = weights_at(fleet, row["weights"])
         if into:
-            updates = [Update(update["weight"], _load(fleet, update["update"])) for update in into]
+            updates = [Update(update["weight"], weights_at(fleet, update["update"])) for update in into]
             if where := difference(got, expected.step(number, weights, updates), updates):
                 wrong.append(f"round {number} is not what its {len(into)} updates make: {where}")
         weights = got
@@ -212,7 +212,7 @@ def _folded(fleet: Fleet, run: str) -> dict[int, list[dict[str, Any]]]:
     return dict(into)
 
 
-def _load(fleet: Fleet, sha256: str) -> Tensors:
+def weights_at(fleet: Fleet, sha256: str) -> Tensors:
     blobs, name = fleet.server_folder / "blobs", f"{sha256[:2]}/{sha256}"
     data = next(path for path in (blobs / name, *blobs.glob(f"received/*/{name}")) if path.exists()).read_bytes()
     assert tensors.digest(data) == sha256, f"blob {sha256[:12]} has other bytes"

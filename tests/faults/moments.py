@@ -35,7 +35,7 @@ class Moments:
 
     def __init__(self, path: Path, when: When) -> None:
         self.path, self.when = path, when
-        self.reached, self._released = threading.Event(), threading.Event()
+        self.reached, self.released = threading.Event(), threading.Event()
         self.seen: list[str] = []
         self._round, self._count = 1, 0
         self._lock = threading.Lock()
@@ -44,9 +44,9 @@ class Moments:
         class Handler(socketserver.StreamRequestHandler):
             def handle(self) -> None:
                 name = self.rfile.readline().decode().strip()
-                if outer._is_it(name):
+                if outer.is_it(name):
                     outer.reached.set()
-                    outer._released.wait(LONGEST_HOLD - 1)
+                    outer.released.wait(LONGEST_HOLD - 1)
                 try:
                     self.wfile.write(b"go\n")
                 except OSError:
@@ -62,7 +62,7 @@ class Moments:
 
     def release(self) -> None:
         """Let the server go on."""
-        self._released.set()
+        self.released.set()
 
     def stop(self) -> None:
         """End the listener."""
@@ -72,7 +72,7 @@ class Moments:
         self._thread.join(5)
         self.path.unlink(missing_ok=True)
 
-    def _is_it(self, name: str) -> bool:
+    def is_it(self, name: str) -> bool:
         with self._lock:
             self.seen.append(name)
             here = self._round == self.when.round and self.when.name in (name, RANDOM)

@@ -39,9 +39,9 @@ class DisturbingProxy(Proxy):
             if writer.is_closing() or back.is_closing():
                 return
             if self._disturbing and packet[0] >> 4 == PUBLISH and packet[0] & 0x06:
-                identifier, packet = _without_acknowledgement(packet)
+                identifier, packet = without_acknowledgement(packet)
                 back.write(bytes((PUBACK << 4, 2)) + identifier)
-                for delay in self._delays():
+                for delay in self.delays():
                     task = asyncio.ensure_future(_later(delay, writer, packet))
                     self._late.add(task)
                     task.add_done_callback(self._late.discard)
@@ -49,7 +49,7 @@ class DisturbingProxy(Proxy):
                 writer.write(packet)
                 await writer.drain()
 
-    def _delays(self) -> list[float]:
+    def delays(self) -> list[float]:
         match self._random.choices(("once", "twice", "late"), (6, 2, 2))[0]:
             case "once":
                 return [0.0]
@@ -76,7 +76,7 @@ async def _packet(reader: asyncio.StreamReader) -> bytes:
     return head + await reader.readexactly(length)
 
 
-def _without_acknowledgement(packet: bytes) -> tuple[bytes, bytes]:
+def without_acknowledgement(packet: bytes) -> tuple[bytes, bytes]:
     """The packet identifier of a PUBLISH at QoS 1, and the same PUBLISH at QoS 0."""
     start = 1
     while packet[start] & 0x80:
@@ -84,10 +84,10 @@ def _without_acknowledgement(packet: bytes) -> tuple[bytes, bytes]:
     body = packet[start + 1 :]
     topic = 2 + int.from_bytes(body[:2])
     identifier, body = body[topic : topic + 2], body[:topic] + body[topic + 2 :]
-    return identifier, bytes((packet[0] & 0xF1,)) + _length(len(body)) + body
+    return identifier, bytes((packet[0] & 0xF1,)) + length_of(len(body)) + body
 
 
-def _length(value: int) -> bytes:
+def length_of(value: int) -> bytes:
     encoded = bytearray()
     while True:
         value, low = divmod(value, 128)

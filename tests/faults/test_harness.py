@@ -9,10 +9,10 @@ import pytest
 
 from tests.faults.case import OPTIONS, ROUNDS, Case, Plans, execute
 from tests.faults.fleet import DEVICES, Fleet
-from tests.faults.invariants import Expected, broken
+from tests.faults.invariants import Expected, broken, weights_at
 from tests.faults.matrix import compile_plans
 from tests.faults.moments import MOMENTS, RANDOM, Moments, When
-from tests.faults.mqtt_proxy import _length, _without_acknowledgement
+from tests.faults.mqtt_proxy import length_of, without_acknowledgement
 from umbel.plan import Plan
 from umbel_server.moments import VARIABLE, reached
 
@@ -59,10 +59,8 @@ def found(folder: Path, good_run: Path, plans: Plans, *statements: str, ledger: 
 
 
 def _names(fleet: Fleet, run: str) -> set[str]:
-    from tests.faults.invariants import _load
-
     (row,) = fleet.rows("SELECT weights FROM checkpoints WHERE run = ? AND round = 0", run)
-    return set(_load(fleet, row["weights"]))
+    return set(weights_at(fleet, row["weights"]))
 
 
 @pytest.mark.parametrize(
@@ -105,6 +103,7 @@ def _names(fleet: Fleet, run: str) -> set[str]:
         ),
     ],
 )
+@pytest.mark.long
 def test_no_check_is_blind(
     tmp_path: Path, good_run: Path, plans: Plans, statements: tuple[str, ...], sentence: str
 ) -> None:
@@ -112,6 +111,7 @@ def test_no_check_is_blind(
     assert any(sentence in text for text in sentences) if sentence else sentences == []
 
 
+@pytest.mark.long
 def test_training_twice_is_seen(tmp_path: Path, good_run: Path, plans: Plans) -> None:
     assert any("2 times in one life" in text for text in found(tmp_path, good_run, plans, ledger=True))
 
@@ -141,7 +141,7 @@ def test_the_server_is_held_at_its_moment_and_at_no_other(tmp_path: Path, monkey
 def test_a_publish_loses_its_identifier_and_nothing_else(size: int) -> None:
     topic, payload = b"umbel/1/fleet/phone/result", bytes(size)
     body = len(topic).to_bytes(2) + topic + b"\x12\x34" + b"\x00" + payload
-    identifier, packet = _without_acknowledgement(b"\x33" + _length(len(body)) + body)
+    identifier, packet = without_acknowledgement(b"\x33" + length_of(len(body)) + body)
     assert identifier == b"\x12\x34"
     shorter = len(topic).to_bytes(2) + topic + b"\x00" + payload
-    assert packet == b"\x31" + _length(len(shorter)) + shorter
+    assert packet == b"\x31" + length_of(len(shorter)) + shorter

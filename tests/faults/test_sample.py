@@ -11,11 +11,12 @@ from tests.faults.case import BROKERS, OPTIONS, Case, Plans, execute
 from tests.faults.injections import FAULTS, cannot
 from tests.faults.matrix import compile_plans
 from tests.faults.moments import MOMENTS, RANDOM
+from tests.sampling import sample
 
 SEED = int(os.environ.get("UMBEL_FAULTS_SEED", "1"))
 
 
-def sample() -> list[Case]:
+def cases() -> list[Case]:
     """Every fault once, the moments, brokers and strategies taking turns; which meet which depends on the seed."""
     when = (RANDOM, *MOMENTS)
     kinds = list(product(BROKERS, OPTIONS))
@@ -31,7 +32,9 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> Plans:
 
 
 @pytest.mark.serial
-@pytest.mark.parametrize("case", sample(), ids=lambda case: f"{case.fault}-{case.moment}-{case.broker}-{case.strategy}")
+@pytest.mark.parametrize(
+    "case", sample(cases(), cases()[0]), ids=lambda case: f"{case.fault}-{case.moment}-{case.broker}-{case.strategy}"
+)
 def test_no_invariant_breaks(case: Case, plans: Plans, tmp_path: Path) -> None:
     if why := cannot(case.fault):
         pytest.skip(why)

@@ -28,8 +28,8 @@ PlanOf = Callable[[str], Plan]
 class LosingProxy(DisturbingProxy):
     """Once it disturbs, it also loses one message in four, having said that it has it."""
 
-    def _delays(self) -> list[float]:
-        return [] if self._random.random() < 0.25 else super()._delays()
+    def delays(self) -> list[float]:
+        return [] if self._random.random() < 0.25 else super().delays()
 
 
 @dataclass

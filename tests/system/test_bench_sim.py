@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROGRAM = Path(__file__).parents[2] / "simulations" / "benchmarks" / "simulation.py"
 
 
@@ -21,6 +23,7 @@ def run(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
+@pytest.mark.long
 def test_a_small_comparison_has_a_row_for_each_engine(tmp_path: Path) -> None:
     rows = tmp_path / "rows.json"
     small = ("--models", "mlp", "--devices", "6", "--cohort", "2", "--rounds", "2", "--turns", "1")
@@ -36,6 +39,7 @@ def test_a_small_comparison_has_a_row_for_each_engine(tmp_path: Path) -> None:
     assert not (tmp_path / "venvs").exists()
 
 
+@pytest.mark.long
 def test_an_engine_that_takes_too_long_is_ended_and_named(tmp_path: Path) -> None:
     done = run(tmp_path, "--only", "keras-loop", "--models", "mlp", "--turns", "1", "--limit", "0.5")
     assert done.returncode == 1

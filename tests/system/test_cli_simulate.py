@@ -92,6 +92,7 @@ def test_a_person_reads_what_came_of_it(umbel: Callable[..., Done]) -> None:
     assert len(pd.read_parquet("simulation-line-0/rounds.parquet")) == 4
 
 
+@pytest.mark.long
 def test_a_sweep_compares_values_over_seeds(umbel: Callable[..., Done]) -> None:
     words = ["simulate", LINE, "--data", "line.npz", "--devices", "5", "--rounds", "2", "--seeds", "2"]
     done = umbel(*words, "--sweep", "learning-rate=0.05,0.2", "--output", "out", "--json")
@@ -193,6 +194,7 @@ def test_a_folder_of_another_simulation_and_one_in_use_are_refused(umbel: Callab
     assert "could not read one" in umbel(*words).err
 
 
+@pytest.mark.long
 def test_what_ends_early_says_why_and_keeps_what_it_had(umbel: Callable[..., Done]) -> None:
     words = ["simulate", LINE, "--data", "line.npz", "--devices", "10", "--rounds", "3"]
     done = umbel(*words, "--learning-rate", "1e6", "--epochs", "5", "--output", "nan")

@@ -82,6 +82,7 @@ def test_the_demo_trains_ships_and_uses_a_model(tmp_path: Path) -> None:
 
 @pytest.mark.serial
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.long
 def test_an_interrupted_demo_leaves_no_process(number: signal.Signals, tmp_path: Path) -> None:
     keep = tmp_path / "kept"
     demo = subprocess.Popen(
@@ -99,6 +100,7 @@ def test_an_interrupted_demo_leaves_no_process(number: signal.Signals, tmp_path:
 
 
 @pytest.mark.serial
+@pytest.mark.long
 def test_a_failed_phase_ends_with_one_sentence_that_names_the_log(tmp_path: Path) -> None:
     keep = tmp_path / "kept"
     demo = subprocess.Popen(

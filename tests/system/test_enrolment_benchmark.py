@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent.parent
 
 
+@pytest.mark.long
 def test_devices_are_enrolled_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "row.json"
     program = ROOT / "simulations" / "benchmarks" / "enrolment.py"

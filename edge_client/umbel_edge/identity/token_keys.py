@@ -203,8 +203,8 @@ class TokenStore:
         if pin == self._refused_pin:
             raise Unusable(f"{self.where} refuses the PIN; correct it, and the agent tries the new one")
         try:
-            token = self._library().get_token(token_label=self._config.token)
-            self._check(token.flags)
+            token = self.library().get_token(token_label=self._config.token)
+            self.check(token.flags)
             try:
                 return token.open(rw=True, user_pin=pin)
             except pkcs11.UserAlreadyLoggedIn:
@@ -220,7 +220,8 @@ class TokenStore:
             self._finish()
             raise Away(f"{self.where} is not there ({_name(error)})") from error
 
-    def _check(self, flags: TokenFlag) -> None:
+    def check(self, flags: TokenFlag) -> None:
+        """Raise Unusable for a token whose PIN is locked, or would be locked by one more wrong try."""
         if flags & TokenFlag.USER_PIN_LOCKED:
             raise Unusable(f"{self.where} is locked after wrong PINs; unlock it with its own tool")
         if flags & TokenFlag.USER_PIN_FINAL_TRY:
@@ -228,7 +229,8 @@ class TokenStore:
                 f"{self.where} allows one more try of the PIN, which the agent does not take: log in with the token's own tool"
             )
 
-    def _library(self) -> Any:
+    def library(self) -> Any:
+        """The configured module, loaded; raises Unusable."""
         module = self._config.module
         if module is None or not module.is_file():
             raise Unusable(f"{module}: no such PKCS#11 module; correct [key] module")

@@ -45,7 +45,8 @@ def _load(kind: type[ctypes.CDLL]) -> ctypes.CDLL | None:
     return library
 
 
-_library = _load(ctypes.CDLL)
+compiled = _load(ctypes.CDLL)
+"""`passes.c`, or None where it was not compiled: then NumPy does all of it."""
 _holding = _load(ctypes.PyDLL)
 """The same, which keeps the interpreter's lock: to get it back from busy threads would take longer than a small pass."""
 
@@ -53,7 +54,7 @@ _holding = _load(ctypes.PyDLL)
 def squares(values: NDArray[Any], threads: int = CORES) -> float:
     """The sum of squares of real `values`, by at most `threads`; not finite exactly when one is not, or its square is none in float64."""
     flat = values.reshape(-1)
-    if _library is not None and _is_plain(flat):
+    if compiled is not None and _is_plain(flat):
         return float(_for(flat.size).umbel_squares(flat.size, flat.ctypes.data, min(threads, _threads(flat.size))))
     if flat.dtype in (np.float32, np.float64):
         # One pass that BLAS makes at the speed of memory; NaN and infinity cannot leave it finite.
@@ -79,8 +80,8 @@ def fold(
     where every addition was exact, bool[blocks]: never where that was not looked at.
     """
     blocks = -(-sums.size // BLOCK)
-    if _library is None or not all(map(_is_plain, addends)):
-        return _fold(addends, weights, sums, blocks), np.zeros(blocks, np.bool_)
+    if compiled is None or not all(map(_is_plain, addends)):
+        return fold_with_numpy(addends, weights, sums), np.zeros(blocks, np.bool_)
     found, lost, factors = np.empty((ROWS, blocks)), np.empty(blocks), np.zeros(ROWS)
     factors[: len(addends)] = weights
     rows = [addends[min(row, len(addends) - 1)].ctypes.data for row in range(ROWS)]
@@ -103,9 +104,11 @@ def _is_plain(values: NDArray[Any]) -> bool:
     return values.dtype == np.float32 and flags.c_contiguous and flags.aligned
 
 
-def _fold(
-    addends: Sequence[NDArray[Any]], weights: NDArray[np.float64], sums: NDArray[np.float64], blocks: int
+def fold_with_numpy(
+    addends: Sequence[NDArray[Any]], weights: NDArray[np.float64], sums: NDArray[np.float64]
 ) -> NDArray[np.float64]:
+    """As `fold`, without the compiled pass; returns the sums of squares alone."""
+    blocks = -(-sums.size // BLOCK)
     found = np.empty((len(addends), blocks))
     all_rows, all_groups = np.empty((len(addends), min(sums.size, BLOCK))), np.empty(min(sums.size, BLOCK))
     with np.errstate(over="ignore", invalid="ignore"):
@@ -124,7 +127,7 @@ def _fold(
 
 
 def _for(size: int) -> Any:
-    return _library if size >= _WORTH_A_THREAD else _holding
+    return compiled if size >= _WORTH_A_THREAD else _holding
 
 
 def _threads(size: int) -> int:

@@ -125,6 +125,11 @@ class RoundedSum:
         self._reach[:] = 0.0
         self._groups = 0
 
+    def bounded(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The sum, float64[size], and a bound of its error by block, float64[blocks], without what underflow took."""
+        self._carry()
+        return self._sums.copy(), UNIT * self._errors
+
     def moved(
         self, start: int, base: NDArray[Any], scale: float, folded: Sequence[tuple[Pieces, float]], name: str
     ) -> NDArray[Any]:

@@ -140,6 +140,11 @@ class DailyBytes:
             today = self._today(population)
             return today.down, today.up
 
+    def reserved(self, population: str) -> int:
+        """Bytes reserved for the population's transfers in progress that have not moved yet."""
+        with self._lock:
+            return self._today(population).promised
+
     def _day(self) -> int:
         return math.floor(self._clock() / DAY_SECONDS)
 

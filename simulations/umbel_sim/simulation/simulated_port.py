@@ -83,7 +83,7 @@ class SimulationPort:
     def __init__(
         self, world: World, load: Load, fleet: Fleet, plan: Plan, engine: Engine, journal: Journal, tally: Tally
     ) -> None:
-        self._world, self._fleet, self.plan = world, fleet, plan
+        self._world, self.fleet, self.plan = world, fleet, plan
         self._engine, self._journal, self._tally = engine, journal, tally
         self._batch, self._load = plan.manifest.batch_size, load
         self._work: dict[str, _Work] = {}
@@ -196,7 +196,7 @@ class SimulationPort:
         gap = self._policy.minimum_gap
         if gap and device in self._assigned and self.now - self._assigned[device] < gap:
             changes = min(changes, max(self._assigned[device] + gap, self.now + 0.001))  # the sum is rounded
-        size = self._fleet.size(device) if rules.min_examples or self._policy.select == "most-examples" else 0
+        size = self.fleet.size(device) if rules.min_examples or self._policy.select == "most-examples" else 0
         reasons = world.broken(device, now, self.now, rules, size)
         assigned = self._assigned.get(device, -math.inf)  # virtual time begins at 0: that is no word for never
         labels = {"class": world.kind(device).name}
@@ -229,7 +229,7 @@ class SimulationPort:
     def examine(self, id: str, device: str, weights: Tensors) -> None:
         """Let one device evaluate weights on its examples: a third of a training step's arithmetic for every batch."""
         number = self._world.number(device)
-        size = self._fleet.size(number)
+        size = self.fleet.size(number)
         load = replace(self._load, up=0, operations=self._load.operations / 3)
         story = self._world.story(number, id, self.now, load, -(-size // self._batch), size, NO_RULES)
         self._examinations[id] = _Examination(number, device, weights, story)
@@ -241,13 +241,13 @@ class SimulationPort:
         asked = self._examinations.pop(id)
         manifest = self.plan.manifest
         try:
-            examples = examples_of(self._fleet, asked.device, {**manifest.inputs, **manifest.targets})
+            examples = examples_of(self.fleet, asked.device, {**manifest.inputs, **manifest.targets})
             return examples.count, self._examiner.evaluate(self.plan, asked.weights, examples, lambda: None)
         except UmbelError as error:
             raise Untrained(f"{asked.name} cannot evaluate: {error}") from error
 
     def _put(self, given: Given, weights: Tensors) -> None:
-        size = self._fleet.size(given.device)
+        size = self.fleet.size(given.device)
         batches = -(-size // self._batch) * given.how.epochs
         steps = min(batches, given.how.max_steps) if given.how.max_steps else batches
         story = self._world.story(given.device, given.id, given.offered, self._load, steps, size, given.how.requires)
@@ -274,7 +274,7 @@ class SimulationPort:
         self.now = max(self.now, time)
         if (asked := self._examinations.get(id)) is not None:
             if what == "uploaded":
-                return [Uploaded(self.now, id, self._fleet.size(asked.device))]
+                return [Uploaded(self.now, id, self.fleet.size(asked.device))]
             del self._examinations[id]
             return [Ended(self.now, id, f"{asked.name} {what}: {asked.story.reason}")]
         work = self._work[id]
@@ -282,7 +282,7 @@ class SimulationPort:
             self._came += 1
             self._begin(work)
             self._ahead()
-            return [Uploaded(self.now, id, self._fleet.size(work.given.device))]
+            return [Uploaded(self.now, id, self.fleet.size(work.given.device))]
         self._settle(id, what)
         return [Ended(self.now, id, f"{work.given.name} {what}: {work.story.reason}")]
 

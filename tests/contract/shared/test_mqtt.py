@@ -1,11 +1,11 @@
 """The MQTT link against real brokers."""
 
-import socket
 import threading
 
 import pytest
 
 from tests.brokers import EmbeddedProcess, Mosquitto
+from tests.tcp_proxy import TcpProxy
 from tests.waiting import eventually
 from umbel.mqtt import Link, Will
 from umbel_sim.demo.processes import free_port
@@ -39,19 +39,17 @@ def test_messages_arrive_also_after_the_broker_was_killed_and_started_again(brok
 def test_the_last_will_is_published_when_a_device_vanishes_and_kept_for_those_who_come_later(broker: Broker) -> None:
     early = Listener(broker.port, "early", ("status/#",))
     assert early.link.wait_up(10)
-    device = Link("127.0.0.1", broker.port, "device", (), lambda *_: None, will=lambda: Will("status/device", b"gone"))
+    proxy, wills = TcpProxy(broker.port), [Will("status/device", b"gone")]
+    device = Link("127.0.0.1", proxy.port, "device", (), lambda *_: None, will=lambda: wills.pop() if wills else None)
     device.start()
     assert device.wait_up(10)
-    assert device._client is not None
-    sock = device._client.socket()
-    assert isinstance(sock, socket.socket)
-    device._will = lambda: None
-    sock.shutdown(socket.SHUT_RDWR)
+    proxy.break_all()
     eventually(lambda: ("status/device", b"gone") in early.messages)
     late = Listener(broker.port, "late", ("status/#",))
     eventually(lambda: ("status/device", b"gone") in late.messages)
     for link in (early.link, late.link, device):
         link.stop()
+    proxy.close()
 
 
 def test_a_clean_stop_says_farewell(broker: Broker) -> None:
@@ -97,5 +95,5 @@ def test_stop_ends_a_link_that_never_connected() -> None:
     link = Link("127.0.0.1", free_port(), "lonely", (), lambda *_: None)
     link.start()
     link.stop()
-    assert not link._thread.is_alive()
+    assert "mqtt-lonely" not in {thread.name for thread in threading.enumerate()}
     link.stop()  # a second time there is nobody left to wake

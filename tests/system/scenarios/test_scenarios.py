@@ -30,6 +30,7 @@ def rows_of(name: str, folder: Path, *arguments: str) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.long
 def test_table_1_gives_rounds_of_every_seed_at_the_best_learning_rate(tmp_path: Path) -> None:
     rows = rows_of("fedavg_table1", tmp_path, "--split", "iid", "--seeds", "2")
     (row,) = rows
@@ -63,6 +64,7 @@ def test_stragglers_that_do_less_are_not_lost(tmp_path: Path) -> None:
     assert proximal["accuracy_by_round"] != less["accuracy_by_round"]
 
 
+@pytest.mark.long
 def test_asynchronous_rounds_are_sooner_at_the_goal_where_speeds_differ(tmp_path: Path) -> None:
     synchronous, over_selected, buffered = rows_of("fedbuff_virtual_time", tmp_path)
     assert buffered["hours_to_goal"] is not None
@@ -71,6 +73,7 @@ def test_asynchronous_rounds_are_sooner_at_the_goal_where_speeds_differ(tmp_path
     assert over_selected["hours"][10] < synchronous["hours"][10]
 
 
+@pytest.mark.long
 def test_phones_train_at_night(tmp_path: Path) -> None:
     rows = rows_of("day_of_phones", tmp_path)
     assert [row["hour"] for row in rows] == list(range(24))
@@ -81,6 +84,7 @@ def test_phones_train_at_night(tmp_path: Path) -> None:
     assert rows[3]["accuracy"] > 0.8
 
 
+@pytest.mark.long
 def test_devices_gain_from_fine_tuning_where_they_differ(tmp_path: Path) -> None:
     rows = rows_of("personalisation", tmp_path)
     gains = [row["own"] - row["global"] for row in rows]
@@ -88,6 +92,7 @@ def test_devices_gain_from_fine_tuning_where_they_differ(tmp_path: Path) -> None
     assert sum(gain > 0 for gain in gains) > sum(gain < 0 for gain in gains)
 
 
+@pytest.mark.long
 def test_roles_of_a_play_teach_each_strategy_what_comes_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = ("the quality of mercy is not strained", "now is the winter of our discontent")
     speeches = [f"{name}:\n{lines[(number + turn) % 2]}" for turn in range(40) for number, name in enumerate("ABCD")]

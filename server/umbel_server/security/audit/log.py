@@ -64,7 +64,7 @@ class Audit:
         self._database, self._clock = database, clock
         self._secrets = [secret for secret in secrets if secret]
         self._seal = Seal(folder / SEAL, keys)
-        self._refusals = RateLimit(REFUSALS, REFUSAL_SECONDS, clock)
+        self.refusals = RateLimit(REFUSALS, REFUSAL_SECONDS, clock)
         self._unwritten: dict[str, int] = {}
         self._turn, self._sealing, self._verifying = threading.Lock(), threading.Lock(), threading.Lock()
         self._some, self._stopped = threading.Event(), threading.Event()
@@ -162,7 +162,7 @@ class Audit:
         Of one caller a burst of REFUSALS is written, then one every REFUSAL_SECONDS: at most 1,460 a day. The next refusal
         that is written, or `stop`, says how many were not. All unknown callers count as one.
         """
-        if not self._refusals.use(who):
+        if not self.refusals.use(who):
             with self._turn:
                 self._unwritten[who] = self._unwritten.get(who, 0) + 1
             return

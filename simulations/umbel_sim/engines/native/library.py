@@ -51,21 +51,22 @@ def _loaded() -> ctypes.CDLL | None:
     return library
 
 
-_library = _loaded()
+compiled = _loaded()
+"""`net.c`, or None where it was not compiled."""
 
 
 class Net:
     """A chain's weights, values and gradients for batches of up to `batch` examples; for one thread at a time."""
 
     def __init__(self, chain: Chain, batch: int, widest: int) -> None:
-        if _library is None:
+        if compiled is None:
             raise Unsupported(
                 "the native engine was not compiled when Umbel was installed: install a C compiler, then Umbel again"
             )
         self._names = [name for layer in chain.layers if layer.kernel for name in (layer.kernel, layer.bias)]
         numbers = np.array([layer.numbers for layer in chain.layers], np.int64)
         self._net: Any = None
-        self._net = _library.umbel_net_new(numbers.ctypes.data, len(chain.layers), batch, widest)
+        self._net = compiled.umbel_net_new(numbers.ctypes.data, len(chain.layers), batch, widest)
         if not self._net:
             raise Unsupported(
                 f"there is no memory for the native engine's nets with batches of {batch}; lower --workers"
@@ -87,7 +88,7 @@ class Net:
         `x` is float32[examples, ...] and `y` int32[examples]; `order` int64[epochs, examples] are their rows; all contiguous, as
         `base` and `delta` are (float32). No more than `max_steps` batches, 0 for all.
         """
-        assert _library is not None
+        assert compiled is not None
         sums = np.zeros(4)
         course = _Course(
             _addresses(base, self._names),
@@ -102,13 +103,13 @@ class Net:
             proximal_mu,
             sums.ctypes.data,
         )
-        _library.umbel_net_train(self._net, ctypes.byref(course))
+        compiled.umbel_net_train(self._net, ctypes.byref(course))
         loss, examples, right, squares = sums.tolist()
         return loss, examples, right, squares
 
     def __del__(self) -> None:
-        if _library is not None and self._net:
-            _library.umbel_net_free(self._net)
+        if compiled is not None and self._net:
+            compiled.umbel_net_free(self._net)
 
 
 def _addresses(tensors: Tensors, names: Sequence[str]) -> Any:

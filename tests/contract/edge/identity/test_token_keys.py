@@ -50,7 +50,7 @@ def store(config: KeyConfig, patient: bool = False) -> TokenStore:
 @contextmanager
 def logged_in(token: SoftHsm) -> Iterator[pkcs11.types.Session]:
     """A session of ours, after everybody else's ended."""
-    library = store(token.config())._library()
+    library = store(token.config()).library()
     library.reinitialize()
     with library.get_token(token_label=token.label).open(rw=True, user_pin=PIN) as session:
         yield session
@@ -170,7 +170,7 @@ def test_a_wrong_pin_is_tried_once(token: SoftHsm, caplog: pytest.LogCaptureFixt
 def test_a_token_that_is_locked_or_soon_will_be_is_not_tried(token: SoftHsm, flag: str, sentence: str) -> None:
     """SoftHSM counts no tries."""
     with pytest.raises(Unusable, match=sentence):
-        store(token.config())._check(pkcs11.TokenFlag[flag] | pkcs11.TokenFlag.LOGIN_REQUIRED)
+        store(token.config()).check(pkcs11.TokenFlag[flag] | pkcs11.TokenFlag.LOGIN_REQUIRED)
 
 
 def test_a_pin_that_others_may_read_is_not_read(token: SoftHsm) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.sampling import sample
 from umbel import Task, TensorSpec
 from umbel.errors import UmbelError
 from umbel.keras_import import import_keras
@@ -128,7 +129,7 @@ def case_of(name: str) -> Case:
         return Case(task, parts, traced, whole, {by: files.make(True, by) for by in (False, True)}, weights)
 
 
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture(params=sample(NETWORKS, "embedding, LSTM"))
 def case(request: pytest.FixtureRequest) -> Case:
     return case_of(request.param)
 
@@ -186,6 +187,7 @@ def test_full_integer_computes_in_integers_for_any_number_of_rows(case: Case) ->
     assert np.allclose(one, answers[:1], atol=1e-6)
 
 
+@pytest.mark.long
 def test_what_has_no_int8_form_is_named() -> None:
     task = task_of(lambda: [layers.Dense(8, activation="elu"), layers.Lambda(keras.ops.sin), layers.Dense(3)], (7,))
     parts = keras_parts(task, 0)

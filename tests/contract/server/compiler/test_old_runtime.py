@@ -51,6 +51,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="tflite-runtime 2.14 has wheels up to Python 3.11")
 @pytest.mark.parametrize("name", ["mlp", "cifar-cnn", "motion-gru", "vision-transformer", "text-encoder"])
+@pytest.mark.long
 def test_a_plan_trains_there_as_on_litert(name: str, python: Path, tmp_path: Path) -> None:
     plan = compile_task(REFERENCE_MODELS[name], tmp_path / "model.plan", check=False)
     batch, manifest = random_inputs(plan), plan.manifest

@@ -10,6 +10,7 @@ import pytest
 from keras import layers, ops
 
 from tests.contract.server.compiler.tasks import head, task_of
+from tests.sampling import sample
 from umbel_server.compiler import compile_task
 
 Op = Callable[[Any], Any]
@@ -55,7 +56,7 @@ FAMILIES: dict[str, list[Op]] = {
 }
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", sample(FAMILIES, "inverse functions"))
 def test_ops_and_their_gradients(name: str, tmp_path: Path) -> None:
     def model() -> Any:
         x = keras.Input((6, 4))
@@ -66,6 +67,7 @@ def test_ops_and_their_gradients(name: str, tmp_path: Path) -> None:
     compile_task(task_of(list, (6, 4), model=model), tmp_path / "case.plan")
 
 
+@pytest.mark.long
 def test_layers_that_prepare_numbers(tmp_path: Path) -> None:
     def stack() -> list[Any]:
         return [layers.Discretization([0.2, 0.5, 0.7]), layers.Embedding(4, 2), *head()]
@@ -77,6 +79,7 @@ def test_layers_that_prepare_numbers(tmp_path: Path) -> None:
         compile_task(task, tmp_path / "b.plan")
 
 
+@pytest.mark.long
 def test_images_are_changed_as_in_keras(tmp_path: Path) -> None:
     def stack() -> list[Any]:
         changes = [layers.RandomFlip(), layers.RandomErasing(), layers.RandomGaussianBlur(value_range=(0, 1))]

@@ -23,6 +23,7 @@ NETWORKS = int(os.environ.get("UMBEL_NETWORKS", "0"))
     phases=[Phase.generate, *([Phase.shrink] if NETWORKS else [])],
 )
 @given(networks())
+@pytest.mark.long
 def test_random_networks_train_as_in_keras(network: Network) -> None:
     with TemporaryDirectory() as folder:
         try:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.sampling import sample
 from umbel.keras_import import import_keras
 from umbel.plan import TRAIN, Plan
 from umbel_sim.reference_models import REFERENCE_MODELS
@@ -21,7 +22,7 @@ LARGEST = [name for name in REFERENCE_MODELS if name not in QUICK + LARGE]
 """Minutes each, of what the others are made of too: `make models` trains them."""
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", sample(QUICK, "mlp"))
 def test_reference_models_train_as_in_keras(name: str, tmp_path: Path) -> None:
     plan = compile_task(REFERENCE_MODELS[name], tmp_path / "model.plan")
     assert plan.manifest.parity["loss"] <= 1e-4
@@ -30,6 +31,7 @@ def test_reference_models_train_as_in_keras(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", LARGE + (LARGEST if "UMBEL_MODELS" in os.environ else []))
+@pytest.mark.long
 def test_large_reference_models_train_as_in_keras(name: str, tmp_path: Path) -> None:
     task = replace(REFERENCE_MODELS[name], batch_size=4)  # a few rows compile as many do, and take less time
     plan = compile_task(task, tmp_path / "model.plan")
@@ -38,7 +40,7 @@ def test_large_reference_models_train_as_in_keras(name: str, tmp_path: Path) -> 
     assert_little_more_than_its_weights(plan)
 
 
-@pytest.mark.parametrize("name", ["mlp", "mnist-cnn", "cifar-cnn"])
+@pytest.mark.parametrize("name", sample(["mlp", "mnist-cnn", "cifar-cnn"], "mlp"))
 def test_a_training_file_is_little_more_than_its_weights(name: str, tmp_path: Path) -> None:
     assert_little_more_than_its_weights(compile_task(REFERENCE_MODELS[name], tmp_path / "model.plan", check=False))
 

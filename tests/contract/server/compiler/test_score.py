@@ -79,6 +79,7 @@ def test_outputs_alone_give_the_loss_and_every_metric(tmp_path: Path) -> None:
     assert (perfect["kind_accuracy"], perfect["sure_precision"], perfect["sure_rmse"]) == (1.0, 1.0, 0.0)
 
 
+@pytest.mark.long
 def test_a_plan_whose_loss_is_not_of_its_outputs_alone_does_not_score(tmp_path: Path) -> None:
     adds = task_of(lambda: [layers.Dense(4, activity_regularizer="l2"), *head()], (5,))
     masks = task_of(

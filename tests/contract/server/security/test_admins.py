@@ -44,7 +44,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]
 
 @pytest.fixture(autouse=True)
 def few_refusals_yet(running: RunningServer) -> None:
-    running.server.audit._refusals = RateLimit(REFUSALS, REFUSAL_SECONDS, time.time)
+    running.server.audit.refusals = RateLimit(REFUSALS, REFUSAL_SECONDS, time.time)
 
 
 @pytest.fixture(scope="module")

@@ -115,7 +115,7 @@ def test_auto_measures_what_could_pay(plan: Plan, fleet: Fleet) -> None:
 def test_auto_says_why_a_task_is_not_trained_by_compiled_code(
     plan: Plan, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(library, "_library", None)
+    monkeypatch.setattr(library, "compiled", None)
     chosen = choose(digits.task, plan, fleet, 10)
     assert chosen.engine.name == "litert"
     assert "the native engine was not compiled" in chosen.why

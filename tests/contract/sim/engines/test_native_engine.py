@@ -232,6 +232,6 @@ def test_the_plain_one_is_trained() -> None:
 
 
 def test_an_engine_that_was_not_compiled_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "_library", None)
+    monkeypatch.setattr(library, "compiled", None)
     with pytest.raises(Unsupported, match="install a C compiler"):
         library.Net(chain_of(PLAIN), 1, 4)

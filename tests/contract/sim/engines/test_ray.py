@@ -105,6 +105,7 @@ def test_actors_send_what_the_agents_trainer_makes_bit_for_bit(plan: Plan, clust
     assert trained(engine, plan) == trained(litert_engine(plan, fleet, 2), plan)
 
 
+@pytest.mark.long
 def test_a_worker_that_dies_is_replaced_and_one_that_always_dies_is_given_up(
     plan: Plan, cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -142,6 +143,7 @@ def test_a_worker_that_dies_is_replaced_and_one_that_always_dies_is_given_up(
         engine.close()
 
 
+@pytest.mark.long
 def test_what_cannot_be_sent_and_more_workers_than_cores_are_one_sentence(plan: Plan, cluster: Cluster) -> None:
     from umbel_sim.engines.ray_workers import RayEngine
 
@@ -153,6 +155,7 @@ def test_what_cannot_be_sent_and_more_workers_than_cores_are_one_sentence(plan: 
         join("local", 3)
 
 
+@pytest.mark.long
 def test_umbel_simulate_joins_a_cluster_and_leaves_it_running(tmp_path: Path) -> None:
     write_examples(FunctionFleet(lambda device: line(40), 1), tmp_path)
     port, folder = free_port(), new_folder()
@@ -200,6 +203,7 @@ def test_umbel_simulate_joins_a_cluster_and_leaves_it_running(tmp_path: Path) ->
     assert differ <= {"engine", "why_engine", "wall_seconds", "updates_per_second"}
 
 
+@pytest.mark.long
 def test_flowers_own_simulation_trains_the_plan_on_partitions(plan: Plan, tmp_path: Path) -> None:
     fleet = FunctionFleet(line, DEVICES)
     write_examples(fleet, tmp_path / "examples")

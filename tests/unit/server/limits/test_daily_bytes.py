@@ -64,7 +64,7 @@ def test_transfers_under_way_never_move_more_than_a_days_bytes(
     moved = 0
     with ExitStack() as under_way:
         for direction, size, comes, ends in transfers:
-            promised_before = books.daily._of["p"].promised if "p" in books.daily._of else 0
+            promised_before = books.daily.reserved("p")
             transfer = ExitStack()
             asked = books.daily.moving("p", direction, size, most)
             if moved + promised_before + size > most:
@@ -80,7 +80,7 @@ def test_transfers_under_way_never_move_more_than_a_days_bytes(
                 transfer.close()
             else:
                 under_way.enter_context(transfer)
-    assert books.daily._of.get("p") is None or books.daily._of["p"].promised == 0
+    assert books.daily.reserved("p") == 0
     assert sum(books.daily.today("p")) == moved
     books.daily.flush()
     books.open()
@@ -107,7 +107,7 @@ def test_what_cannot_be_written_down_is_the_next_time(books: Books) -> None:
         moving.moved(10)
     with books.database.transaction() as session:
         session.connection().exec_driver_sql("ALTER TABLE traffic RENAME TO away")
-    books.daily._flush_if_it_can_be()
+    books.daily.stop()
     with books.database.transaction() as session:
         session.connection().exec_driver_sql("ALTER TABLE away RENAME TO traffic")
     books.daily.flush()
