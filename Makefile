@@ -99,4 +99,4 @@ bounds: install ## try the lowest and the highest allowed versions of the depend
 	$(BIN)/python -m tests.release.bounds $(ARGS)
 
 clean: ## remove the environment and what was built
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) .cache build dist
