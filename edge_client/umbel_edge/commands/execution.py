@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from umbel import messages
+from umbel.atomic import remove_interrupted
 from umbel.enrolment import CONNECTION_PATH
 from umbel.errors import MessageError, SignatureError, TensorError, UmbelError
 from umbel.messages import AckState, Command, Outcome
@@ -14,9 +15,9 @@ from umbel.signing import Keys
 from umbel_edge.commands.answers import Answers
 from umbel_edge.commands.handlers.context import HandlerContext
 from umbel_edge.commands.handlers.table import Handlers, Queued
-from umbel_edge.commands.leftovers import clean_leftovers
 from umbel_edge.connection.http import drain
 from umbel_edge.device.full_storage import FULL, is_full
+from umbel_edge.device.state import KEPT_SECONDS
 from umbel_edge.training.trainer import Cancelled
 from umbel_edge.waiting import Stopped
 
@@ -71,7 +72,7 @@ class Execution:
                 self._jobs.put(job)
             else:
                 inbox.forget(id)
-        clean_leftovers(self._context, resumed)
+        _clean_leftovers(self._context, resumed)
 
     def run(self) -> None:
         """Work until the agent stops; raises UmbelError when the device is revoked."""
@@ -156,3 +157,16 @@ class Execution:
         else:
             self._answers.give(job.command, outcome, job.handler.is_round)
         job.handler.clean(self._context, job.command.id)
+
+
+def _clean_leftovers(context: HandlerContext, resumed: set[str]) -> None:
+    """Remove the files of earlier processes, except those of the commands (ids) that are resumed."""
+    folder = context.state.folder
+    remove_interrupted(folder)
+    context.pending_updates.drop_others(resumed)
+    if not resumed:
+        context.progress_path.unlink(missing_ok=True)
+    oldest = context.now() - KEPT_SECONDS
+    for part in (*folder.glob("downloads/*.part"), *folder.glob("plans/*.part")):
+        if part.stat().st_mtime < oldest:
+            part.unlink()

@@ -1,15 +1,12 @@
 """What a real agent does when conditions break, by readings from a file, and what of it the server knows."""
 
-import math
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 import numpy as np
-import psutil
 import pytest
 
 from tests.brokers import EmbeddedProcess
@@ -22,10 +19,6 @@ from umbel.conditions import Readings, Rules
 from umbel.messages import Blob, Evaluate, Train
 from umbel.mqtt import Link
 from umbel.plan import Plan
-from umbel_edge.device.change_watch import ChangeWatch
-from umbel_edge.device.condition_check import ConditionCheck
-from umbel_edge.device.sensors import LoadSensor
-from umbel_edge.training.example_count import ExampleCount
 
 PlanOf = Callable[[str], Plan]
 FINE = Readings(battery=0.9, charging=True, metered=False, load=0.1, temperature=30.0, hour=23)
@@ -131,71 +124,3 @@ def test_the_server_knows_why_a_device_may_not_work_and_how_many_examples_it_has
     np.savez(bench.config.examples, allow_pickle=False, x=np.zeros((9, 1), np.float32), y=np.zeros((9, 1), np.float32))
     eventually(lambda: bench.running.server.devices.get(POPULATION, "phone").examples == 9)
     eventually(lambda: reasons(bench) == [])
-
-
-def test_the_systems_own_readings_are_of_the_right_kind_and_cheap(tmp_path: Path) -> None:
-    conditions = ConditionCheck(tmp_path, lambda: 3)
-    everything = Rules(0.01, False, True, 1e9, 1e9, "0-24", 1.0, 1.0, 1)
-    assert not {v.condition for v in conditions.violations(everything)} - {"battery", "network"}
-    started = time.perf_counter()
-    for _ in range(1000):
-        conditions.violations(everything)
-    assert time.perf_counter() - started < 0.5
-    impossible = Rules(max_load=0.0, min_free_memory_mb=1e12, min_free_disk_mb=1e12, min_examples=4)
-    found = {v.condition for v in conditions.violations(impossible)}
-    assert found >= {"free memory", "free disk", "examples"}
-
-
-def test_training_does_not_stop_because_of_its_own_load() -> None:
-    now, others = [0.0], 1.0
-    average = [others]
-    load = LoadSensor(lambda: now[0], cpu=lambda: 2 * now[0], system=lambda: average[0])  # two threads that train
-    for _ in range(300):
-        now[0] += 1.0
-        average[0] += (others + 2 - average[0]) * (1 - math.exp(-1 / 60))
-        assert load.of_others() * (psutil.cpu_count() or 1) == pytest.approx(others)
-
-
-def test_readings_are_measured_at_most_once_a_second(tmp_path: Path) -> None:
-    now = [0.0]
-    measured: list[float] = []
-    sensors = {"load": lambda: measured.append(now[0]) or 0.0}
-    conditions = ConditionCheck(tmp_path, lambda: 3, clock=lambda: now[0], sensors=sensors)
-    for tick in range(30):
-        now[0] = tick / 10
-        conditions.violations(Rules(max_load=1.0))
-    assert measured == [0.0, 1.0, 2.0]
-
-
-def test_examples_are_counted_from_the_header_alone(tmp_path: Path) -> None:
-    path = tmp_path / "examples.npz"
-    count = ExampleCount(path)
-    assert count() == 0
-    np.savez_compressed(path, allow_pickle=False, x=np.zeros((50_000, 300), np.float32), y=np.zeros(50_000, np.int32))
-    started = time.perf_counter()
-    assert count() == 50_000
-    assert time.perf_counter() - started < 0.1
-    path.write_bytes(b"no archive")
-    assert count() == 0
-
-
-def test_a_watch_that_sees_change_after_change_looks_more_seldom() -> None:
-    class Passing(threading.Event):
-        """Lets pauses pass at once, and writes them down; is set at the ninth."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.pauses: list[float | None] = []
-
-        def wait(self, timeout: float | None = None) -> bool:
-            self.pauses.append(timeout)
-            return len(self.pauses) > 8
-
-    values = iter([0, 1, 2, 3, 3, 3, 4, 5, 6])
-    said: list[int] = []
-    passing = Passing()
-    watch: ChangeWatch[int] = ChangeWatch(lambda: next(values), lambda: said.append(1), passing, 3.0, 10.0)
-    watch.run()
-    assert passing.pauses == [3.0, 6.0, 10.0, 10.0, 3.0, 3.0, 6.0, 10.0, 10.0]
-    assert len(said) == 6
-    assert watch.seen == 6

@@ -1,11 +1,21 @@
-"""What NetworkManager says of the connection, through a program that answers as busctl does - or does not."""
+"""The device's sensors, and the network through a program that answers as busctl does, or does not answer."""
 
+import math
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from umbel_edge.device.sensors import NETWORK_FRESH_SECONDS, NETWORK_PAUSE, NETWORK_TIMEOUT, NetworkSensor
+from umbel.conditions import Rules
+from umbel_edge.device.condition_check import ConditionCheck
+from umbel_edge.device.sensors import (
+    NETWORK_FRESH_SECONDS,
+    NETWORK_PAUSE,
+    NETWORK_TIMEOUT,
+    LoadSensor,
+    NetworkSensor,
+)
 
 
 def program(folder: Path, script: str) -> str:
@@ -41,3 +51,26 @@ def test_a_device_without_it_is_not_asked_again_and_again(tmp_path: Path) -> Non
         network.metered()
         now[0] += NETWORK_PAUSE / 10
     assert len((tmp_path / "calls").read_text()) == 2
+
+
+def test_the_systems_own_readings_are_of_the_right_kind_and_cheap(tmp_path: Path) -> None:
+    conditions = ConditionCheck(tmp_path, lambda: 3)
+    everything = Rules(0.01, False, True, 1e9, 1e9, "0-24", 1.0, 1.0, 1)
+    assert not {v.condition for v in conditions.violations(everything)} - {"battery", "network"}
+    started = time.perf_counter()
+    for _ in range(1000):
+        conditions.violations(everything)
+    assert time.perf_counter() - started < 0.5
+    impossible = Rules(max_load=0.0, min_free_memory_mb=1e12, min_free_disk_mb=1e12, min_examples=4)
+    found = {v.condition for v in conditions.violations(impossible)}
+    assert found >= {"free memory", "free disk", "examples"}
+
+
+def test_training_does_not_stop_because_of_its_own_load() -> None:
+    now, others = [0.0], 1.0
+    average = [others]
+    load = LoadSensor(lambda: now[0], cpu=lambda: 2 * now[0], system=lambda: average[0])  # two threads that train
+    for _ in range(300):
+        now[0] += 1.0
+        average[0] += (others + 2 - average[0]) * (1 - math.exp(-1 / 60))
+        assert load.of_others() * (psutil.cpu_count() or 1) == pytest.approx(others)
