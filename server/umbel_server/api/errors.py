@@ -20,7 +20,7 @@ from umbel_server.devices.invitations import UnknownInvitation
 from umbel_server.devices.register import Barred, UnknownDevice
 from umbel_server.limits.daily_bytes import QuotaReached
 from umbel_server.models.releases import UnknownRelease
-from umbel_server.runs.runs import UnknownRun
+from umbel_server.runs.stored_runs import UnknownRun
 from umbel_server.security.admins import UnknownAdmin
 from umbel_server.security.audit.log import NotRecorded
 from umbel_server.storage.blobs import BlobError, MissingBlob

@@ -6,6 +6,9 @@ from umbel.metrics import Sums, per_example, results
 from umbel.plan import TRAIN, Plan
 from umbel.tensors import Tensors
 
+HELD_OUT = "the held-out examples"
+"""The name of held-out examples in errors."""
+
 
 class HeldOut:
     """Evaluates checkpoints of one plan on `examples`; one a thread."""

@@ -19,8 +19,8 @@ from umbel_server.api.documented import takes
 from umbel_server.api.guarded import by, guarded, note
 from umbel_server.api.scope import check_blobs, release_in_scope, run_in_scope
 from umbel_server.models import releases
+from umbel_server.models.held_out import HELD_OUT
 from umbel_server.models.variants import WITHOUT_EXAMPLES
-from umbel_server.runs import runs
 from umbel_server.security.admins import Identity
 from umbel_server.server import Server
 from umbel_server.storage.database import Run
@@ -60,7 +60,7 @@ def _export(server: Server, who: Identity, run: Run, asked: ReleaseRequest) -> a
     checkpoint = server.runs.checkpoint(run.id, asked.round)
     held_out = asked.examples or run.settings.get("held_out", "")
     inputs, targets = plan.manifest.inputs, plan.manifest.targets
-    examples = _arrays(server, held_out, {**inputs, **targets}, runs.HELD_OUT)
+    examples = _arrays(server, held_out, {**inputs, **targets}, HELD_OUT)
     representative = _arrays(server, asked.representative, inputs, "the representative set")
     rows = representative.tensors if representative is not None else None
     wanted = releases.Wanted(asked.variants, examples, rows, asked.keras)

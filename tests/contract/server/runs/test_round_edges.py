@@ -141,7 +141,7 @@ def test_a_run_that_pauses_by_itself_while_it_is_stopped_is_stopped(
     order = runs._order
 
     def late(run: Run, what: Literal["pause", "stop"]) -> Run:
-        eventually(lambda: runs.get(id).state == "paused" and not runs._threads[id].is_alive())
+        eventually(lambda: runs.get(id).state == "paused" and id not in runs.driven)
         return order(run, what)
 
     monkeypatch.setattr(runs, "_order", late)
@@ -291,7 +291,7 @@ def test_a_run_that_has_ended_holds_no_memory_for_updates(running: RunningServer
     # Without a collection: a server at rest has none for long, and a run's port lies in a circle.
     buffers = [found for found in gc.get_objects() if isinstance(found, Buffers)]
     assert sum(memory.size for own in buffers for memory in own._free) == 0
-    assert running.server.runs._ports == {}
+    eventually(lambda: running.server.runs.driven == ())
     device.stop()
 
 
