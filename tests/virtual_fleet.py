@@ -9,7 +9,8 @@ import numpy as np
 
 from tests.bare_plan import bare_plan
 from umbel.conditions import Rules
-from umbel.tensors import Tensors
+from umbel.tensors import Tensors, WeightSpec
+from umbel.updates import Pipeline
 from umbel_server.rounds.events import End, Event
 from umbel_server.rounds.policy import RoundPolicy
 from umbel_server.runs.server_app import train_on
@@ -50,7 +51,8 @@ class NumbersEngine:
         rng = np.random.default_rng([job.device, job.how.round])
         delta = {name: rng.normal(0, 0.1, weight.shape).astype(weight.dtype) for name, weight in job.weights.items()}
         future: Future[Done] = Future()
-        future.set_result(done(delta, {"loss": self._loss(job), "accuracy": 0.5}, EXAMPLES))
+        pipeline = Pipeline([WeightSpec(name, weight.shape) for name, weight in job.weights.items()])
+        future.set_result(done(pipeline, job, delta, {"loss": self._loss(job), "accuracy": 0.5}, EXAMPLES))
         return future
 
     def close(self) -> None:

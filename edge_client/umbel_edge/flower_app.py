@@ -13,6 +13,7 @@ from umbel.messages import Blob, Train
 from umbel.metrics import Sums
 from umbel.plan import Plan
 from umbel.tensors import Tensors
+from umbel.updates import Pipeline, Training
 from umbel_edge.training.litert_trainer import LiteRTTrainer
 
 app = ClientApp()
@@ -51,8 +52,10 @@ def train(message: Message, context: Context) -> Message:
         seed=int(_number(config, "seed", 0)),
     )
     outcome = trainer.train(plan, weights, examples, how, _never)
+    training = Training(weights, examples.count, f"{how.seed}/{trainer.device}")
+    after = Pipeline(plan.manifest.weights).whole_weights(outcome.weights, training)
     # Some of Flower's strategies pair arrays by position: they go back in the order in which they came.
-    arrays = ArrayRecord({name: Array(outcome.weights[name]) for name in weights})
+    arrays = ArrayRecord({name: Array(after[name]) for name in weights})
     return Message(RecordDict({"arrays": arrays, "metrics": _metrics(examples, outcome.metrics)}), reply_to=message)
 
 

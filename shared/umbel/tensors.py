@@ -12,6 +12,9 @@ from umbel.errors import TensorError
 
 Tensors = dict[str, NDArray[Any]]
 
+_SHOWN = 200
+"""Characters of a tensor's name that an error shows: a device may have chosen it."""
+
 
 class TensorSpec(msgspec.Struct, frozen=True):
     """Shape and dtype of one example's tensor, without the batch axis: `TensorSpec((8, 8, 1))`, `TensorSpec((), "int32")`."""
@@ -47,13 +50,13 @@ def load(data: bytes) -> Tensors:
         raise TensorError(f"expected safetensors bytes, got {len(data)} bytes that do not parse: {error}") from error
 
 
-def check(tensors: Mapping[str, NDArray[Any]], specs: Sequence[WeightSpec], what: str) -> None:
-    """Raise TensorError unless `tensors` holds exactly the tensors of `specs`, with their shapes and dtypes, all finite."""
+def check_specs(tensors: Mapping[str, NDArray[Any]], specs: Sequence[WeightSpec], what: str) -> None:
+    """Raise TensorError unless `tensors` holds exactly the tensors of `specs`, with their shapes and dtypes."""
     expected = {spec.name: spec for spec in specs}
-    if missing := sorted(expected.keys() - tensors.keys()):
-        raise TensorError(f"{what}: tensor {missing[0]!r} is missing ({len(missing)} of {len(expected)} missing)")
-    if extra := sorted(tensors.keys() - expected.keys()):
-        raise TensorError(f"{what}: tensor {extra[0]!r} is not one of the plan's {len(expected)} weights")
+    if missing := expected.keys() - tensors.keys():
+        raise TensorError(f"{what}: tensor {min(missing)!r} is missing ({len(missing)} of {len(expected)} missing)")
+    if extra := tensors.keys() - expected.keys():
+        raise TensorError(f"{what}: tensor {min(extra)[:_SHOWN]!r} is not one of the plan's {len(expected)} weights")
     for name, spec in expected.items():
         tensor = tensors[name]
         if tensor.shape != spec.shape or tensor.dtype.name != spec.dtype:
@@ -61,5 +64,11 @@ def check(tensors: Mapping[str, NDArray[Any]], specs: Sequence[WeightSpec], what
                 f"{what}: tensor {name!r} should be {spec.dtype}{list(spec.shape)}, "
                 f"got {tensor.dtype.name}{list(tensor.shape)}"
             )
+
+
+def check(tensors: Mapping[str, NDArray[Any]], specs: Sequence[WeightSpec], what: str) -> None:
+    """Raise TensorError unless `tensors` holds exactly the tensors of `specs`, with their shapes and dtypes, all finite."""
+    check_specs(tensors, specs, what)
+    for name, tensor in tensors.items():
         if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
             raise TensorError(f"{what}: tensor {name!r} holds NaN or infinity")

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from umbel.tensors import Tensors, WeightSpec, dump, load
+from umbel.updates import Pipeline
 
 CNN: dict[str, tuple[int, ...]] = {
     "conv2d/kernel": (5, 5, 1, 32),
@@ -109,15 +110,15 @@ def umbel_half(shapes: dict[str, tuple[int, ...]], updates: int, folder: Path) -
 
     internals.set_identity()
     blobs, digests = Blobs((folder / "blobs").as_uri()), json.loads((folder / "digests.json").read_text())
-    specs = [WeightSpec(name, shape) for name, shape in shapes.items()]
-    aggregator = aggregator_of(make_strategy("fedavg", {}, 0.1), specs)
-    vetting, base = Vetting(specs, max_norm=1e3, norm_multiple=10.0), base_of(shapes)
+    pipeline = Pipeline([WeightSpec(name, shape) for name, shape in shapes.items()])
+    aggregator = aggregator_of(make_strategy("fedavg", {}, 0.1), pipeline)
+    vetting, base = Vetting(pipeline, max_norm=1e3, norm_multiple=10.0), base_of(shapes)
     memory, clock, reading, buffers = rss_mb("VmRSS"), Stopwatch(), Stopwatch(), Buffers()
     looks: list[float] = []
     passes.squares = looking(passes.squares, looks)  # while an update is read
     for number in range(updates):
         with reading:
-            update = from_blob(blobs, digests[number], buffers)
+            update = from_blob(pipeline, blobs, digests[number], buffers)
         with clock:
             vetting.accept(f"device {number}", update.delta, examples(number), squares=update.squares)
             aggregator.fold(str(number), update, examples(number), {"loss": 1.0})

@@ -33,11 +33,11 @@ from umbel.release import ReleaseManifest
 from umbel.succession import Succession
 from umbel.tensors import TensorSpec, WeightSpec
 from umbel.topics import parse
+from umbel.updates.safetensors_layout import views
 from umbel_edge.config import EXAMPLE, load_config
 from umbel_edge.device.condition_check import ConditionCheck
 from umbel_edge.device.installed_models import CURRENT, InstalledModels
 from umbel_edge.training.saved_progress import SavedProgress
-from umbel_server.aggregation.safetensors_layout import views
 from umbel_server.api.routes.admins import AdminRequest
 from umbel_server.api.routes.blobs import offset_of, range_of
 from umbel_server.api.routes.commands import CommandRequest

@@ -1,14 +1,14 @@
 """q-FedAvg's sums as updates come: devices that do badly count more (Li et al., Fair Resource Allocation, arXiv 1905.10497)."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from umbel.errors import UmbelError
-from umbel.tensors import Tensors, WeightSpec
+from umbel.tensors import Tensors
+from umbel.updates import Pipeline
 from umbel_server.aggregation.exact_float import ExactFloat
 from umbel_server.aggregation.mean import Mean
 from umbel_server.aggregation.updates import Update
@@ -28,8 +28,8 @@ class FairSum:
     `count` is how many updates it holds. The order of updates does not show.
     """
 
-    def __init__(self, specs: Sequence[WeightSpec], threads: int, q: float, learning_rate: float) -> None:
-        self._mean, self._h = Mean(specs, threads), ExactFloat()
+    def __init__(self, pipeline: Pipeline, threads: int, q: float, learning_rate: float) -> None:
+        self._mean, self._h = Mean(pipeline, threads), ExactFloat()
         self._q, self._lipschitz = q, 1.0 / learning_rate
 
     @property

@@ -1,18 +1,11 @@
 """The weighted mean of updates as they come, in memory of one model (FedAvg: McMahan et al., arXiv 1602.05629)."""
 
-import math
-from collections.abc import Sequence
-from itertools import accumulate
-from typing import Any
-
-from numpy.typing import NDArray
-
-from umbel.errors import TensorError, UmbelError
-from umbel.tensors import Tensors, WeightSpec
+from umbel.errors import UmbelError
+from umbel.tensors import Tensors
+from umbel.updates import Pipeline
 from umbel_server.aggregation.exact_float import ExactFloat
 from umbel_server.aggregation.passes import CORES
 from umbel_server.aggregation.rounded_sum import MOST_ROWS, RoundedSum
-from umbel_server.aggregation.safetensors_layout import joined
 from umbel_server.aggregation.updates import Pieces, Update
 
 NEARBY, FEW = 1 << 26, 4
@@ -25,12 +18,9 @@ class Mean:
     `count` is how many updates it holds. Of each it keeps where it can be read again.
     """
 
-    def __init__(self, specs: Sequence[WeightSpec], threads: int = CORES) -> None:
-        # In the order of names, as in a file of safetensors.
-        self._shapes = {spec.name: spec.shape for spec in sorted(specs, key=lambda spec: spec.name)}
-        sizes = [math.prod(shape) for shape in self._shapes.values()]
-        self._starts = dict(zip(self._shapes, accumulate([0, *sizes]), strict=False))
-        self._sum = RoundedSum(sum(sizes), threads)
+    def __init__(self, pipeline: Pipeline, threads: int = CORES) -> None:
+        self._pipeline = pipeline
+        self._sum = RoundedSum(pipeline.size, threads)
         self.clear()
 
     def clear(self) -> None:
@@ -48,7 +38,7 @@ class Mean:
         return self._weight.value
 
     def add(self, update: Update, weight: float) -> None:
-        """Fold one vetted update of the specs' shapes, all finite; `weight` is positive, examples or a fraction of them.
+        """Fold one vetted update of the pipeline's shapes, all finite; `weight` is positive, examples or a fraction of them.
 
         The tensors are kept until MOST_ROWS of them, or NEARBY bytes, are there or the result is asked for. Raises TensorError, after
         which only `clear` helps, when they do not fit.
@@ -64,13 +54,8 @@ class Mean:
     def _fold(self) -> None:
         waiting, self._waiting, self._bytes = self._waiting, [], 0
         if waiting:
-            self._sum.add_all([self._joined(update.delta) for update, _ in waiting], [weight for _, weight in waiting])
-
-    def _joined(self, delta: Tensors) -> NDArray[Any]:
-        for name, shape in self._shapes.items():
-            if delta[name].shape != shape:
-                raise TensorError(f"tensor {name!r} should have shape {list(shape)}, got {list(delta[name].shape)}")
-        return joined([delta[name] for name in self._shapes])
+            deltas, weights = [update.delta for update, _ in waiting], [weight for _, weight in waiting]
+            self._pipeline.fold(deltas, weights, self._sum.add_all)
 
     def moved(self, base: Tensors, scale: float | None = None) -> Tensors:
         """base + scale * sum(weight * update) in the dtypes and order of `base`; `scale` is 1 / sum(weight) if not given.
@@ -82,6 +67,6 @@ class Mean:
         self._fold()
         factor = 1.0 / self.total_weight if scale is None else scale
         return {
-            name: self._sum.moved(self._starts[name], weight, factor, self._folded, name)
+            name: self._sum.moved(self._pipeline.starts[name], weight, factor, self._folded, name)
             for name, weight in base.items()
         }

@@ -1,19 +1,15 @@
 """Reading an update's blob, once: its digest and its sum of squares are taken of each piece while that is in the cache."""
 
-import math
 import weakref
 
 import numpy as np
 from numpy.typing import NDArray
 
-from umbel.errors import TensorError
+from umbel.updates import Pipeline
 from umbel_server.aggregation import passes
 from umbel_server.aggregation.mean import NEARBY
-from umbel_server.aggregation.safetensors_layout import LARGEST_HEADER, places_of, views
-from umbel_server.aggregation.updates import BlobPieces, Update
+from umbel_server.aggregation.updates import BlobPieces, DeltaPieces, Pieces, Update
 from umbel_server.storage.blobs import Blobs
-
-_FLOAT32 = np.dtype("<f4")
 
 
 class Buffers:
@@ -45,32 +41,14 @@ class Buffers:
             self._free.append(memory)
 
 
-def from_blob(blobs: Blobs, sha256: str, buffers: Buffers, header: int = LARGEST_HEADER) -> Update:
-    """The update of a blob that holds a delta, after at most `header` bytes of header.
+def from_blob(pipeline: Pipeline, blobs: Blobs, sha256: str, buffers: Buffers) -> Update:
+    """The update of a blob that a device sent through `pipeline`.
 
     Raises MissingBlob, BlobError on changed bytes, TensorError.
     """
     file = buffers.take(blobs.size(sha256))
-    squares: list[float] = []
-    begin = -1
-    for end in blobs.fill(sha256, file.data):
-        if begin < 0:
-            begin = _floats_begin(file[:end], file.size, header)
-        if begin:
-            # A piece may end within a number.
-            whole = end - (end - begin) % _FLOAT32.itemsize
-            squares.append(passes.squares(file[begin:whole].view(_FLOAT32), 1))
-            begin = whole
-    delta = views(file.data, header)
-    places = places_of(file.data, most=header)
-    return Update(delta, BlobPieces(blobs, sha256, places), math.fsum(squares) if begin else None)
-
-
-def _floats_begin(beginning: NDArray[np.uint8], size: int, header: int) -> int:
-    """Where a file of `size` bytes has nothing but float32 from; 0 when it has others, or more header than that."""
-    try:
-        places = places_of(beginning.data, size, header).values()
-    except TensorError:
-        return 0
-    begin = min((place.start for place in places), default=0)
-    return begin if begin % _FLOAT32.itemsize == 0 and all(place.dtype == _FLOAT32 for place in places) else 0
+    decoded = pipeline.decode(file, blobs.fill(sha256, file.data), lambda piece: passes.squares(piece, 1))
+    pieces: Pieces = BlobPieces(blobs, sha256, decoded.places)
+    if not pipeline.is_plain:
+        pieces = DeltaPieces(lambda: pipeline.decode_again(blobs.get(sha256)))
+    return Update(decoded.delta, pieces, decoded.squares)

@@ -1,33 +1,19 @@
 """One device's update, as tensors to fold now and as pieces to read again when a strategy wants all updates at once."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from umbel.tensors import Tensors, WeightSpec
-from umbel_server.aggregation.safetensors_layout import PREFIX, Place, header_length, parse_header
+from umbel.tensors import Tensors
+from umbel.updates import exact_difference
+from umbel.updates.safetensors_layout import PREFIX, Place, header_length, parse_header
 from umbel_server.storage.blobs import Blobs
 
 NEAR = 1 << 12
 """Elements apart from each other that are read in one go: a read costs more than the bytes between."""
-
-
-HEADER_ROOM, TENSOR_ROOM = 1 << 16, 1 << 10
-"""Bytes that an update's header may take, and what it says of one tensor beside its name."""
-
-
-def largest_header(specs: Sequence[WeightSpec]) -> int:
-    """Bytes of the header of weights of `specs` as safetensors, with room for one that somebody else's library writes."""
-    return HEADER_ROOM + sum(TENSOR_ROOM + 6 * len(spec.name) for spec in specs)
-
-
-def largest_update(specs: Sequence[WeightSpec]) -> int:
-    """Bytes of weights of `specs` as safetensors, with the largest header."""
-    return largest_header(specs) + sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in specs)
 
 
 class Pieces(Protocol):
@@ -93,6 +79,22 @@ class BlobPieces:
         return b"".join(self._blobs.read(self._sha256, start, stop))
 
 
+class DeltaPieces:
+    """A weight delta that `read` gives as a whole, for each piece again."""
+
+    def __init__(self, read: Callable[[], Tensors]) -> None:
+        self._read = read
+
+    def weights(self, name: str, start: int, stop: int, base: NDArray[Any]) -> NDArray[Any]:
+        """As `Pieces`: base + delta. Raises what `read` raises."""
+        weights: NDArray[Any] = np.add(base, self._read()[name].reshape(-1)[start:stop], dtype=base.dtype)
+        return weights
+
+    def deltas(self, name: str, index: NDArray[np.intp]) -> NDArray[Any]:
+        """As `Pieces`. Raises what `read` raises."""
+        return self._read()[name].reshape(-1)[index]
+
+
 class WeightPieces:
     """Whole weights in memory, as replies on Flower's own grid hold them, and the `base` that the device was given."""
 
@@ -112,5 +114,4 @@ class WeightPieces:
 
 def from_weights(weights: Mapping[str, NDArray[Any]], base: Mapping[str, NDArray[Any]]) -> Update:
     """The update of a device that sent its weights, having been given `base`; the delta is float64, so exact or nearly."""
-    delta = {name: np.subtract(weights[name], weight, dtype=np.float64) for name, weight in base.items()}
-    return Update(delta, WeightPieces(weights, base))
+    return Update(exact_difference(weights, base), WeightPieces(weights, base))

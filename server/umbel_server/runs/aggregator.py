@@ -4,7 +4,6 @@ Flower's strategies want all replies at once. Those that only average are given 
 their server optimizer and its state are Flower's own. The robust ones want every update, and read them again in tiles.
 """
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +12,8 @@ from flwr.serverapp.strategy import FedAvg
 
 from umbel.errors import UmbelError
 from umbel.metrics import Sums
-from umbel.tensors import Tensors, WeightSpec
+from umbel.tensors import Tensors
+from umbel.updates import Pipeline
 from umbel_server.aggregation import passes, robust
 from umbel_server.aggregation.fair import FairSum
 from umbel_server.aggregation.mean import Mean
@@ -51,15 +51,15 @@ class Aggregator(Protocol):
         """
 
 
-def aggregator_of(strategy: FedAvg, specs: Sequence[WeightSpec], threads: int = passes.CORES) -> Aggregator:
-    """The aggregator of one of `strategies.STRATEGIES`, for updates of weights of `specs`; `threads` sum them."""
+def aggregator_of(strategy: FedAvg, pipeline: Pipeline, threads: int = passes.CORES) -> Aggregator:
+    """The aggregator of one of `strategies.STRATEGIES`, for updates of `pipeline`; `threads` sum them."""
     match strategy:
         case flower.QFedAvg():
-            return _Fair(strategy, specs, threads)
+            return _Fair(strategy, pipeline, threads)
         case flower.FedMedian() | flower.FedTrimmedAvg() | flower.MultiKrum() | flower.Bulyan():
             return _Robust(strategy)
         case _:
-            return _Averaging(strategy, specs, threads)
+            return _Averaging(strategy, pipeline, threads)
 
 
 class _Folded:
@@ -82,8 +82,8 @@ class _Folded:
 class _Averaging:
     """FedAvg and those that take its mean as a gradient: FedProx, FedAvgM, FedAdam, FedYogi, FedAdagrad."""
 
-    def __init__(self, strategy: FedAvg, specs: Sequence[WeightSpec], threads: int) -> None:
-        self._strategy, self._mean, self._folded = strategy, Mean(specs, threads), _Folded()
+    def __init__(self, strategy: FedAvg, pipeline: Pipeline, threads: int) -> None:
+        self._strategy, self._mean, self._folded = strategy, Mean(pipeline, threads), _Folded()
 
     @property
     def count(self) -> int:
@@ -114,9 +114,9 @@ class _Averaging:
 class _Fair:
     """q-FedAvg, whose weights come from losses."""
 
-    def __init__(self, strategy: flower.QFedAvg, specs: Sequence[WeightSpec], threads: int) -> None:
+    def __init__(self, strategy: flower.QFedAvg, pipeline: Pipeline, threads: int) -> None:
         self._strategy, self._folded = strategy, _Folded()
-        self._sum = FairSum(specs, threads, strategy.q, strategy.client_learning_rate)
+        self._sum = FairSum(pipeline, threads, strategy.q, strategy.client_learning_rate)
 
     @property
     def count(self) -> int:

@@ -3,7 +3,8 @@
 from sqlalchemy import and_, bindparam, select
 
 from umbel.errors import TensorError, UmbelError
-from umbel_server.aggregation import Buffers, Update, WeightPieces, from_blob, largest_header, largest_update
+from umbel.updates import Pipeline
+from umbel_server.aggregation import Buffers, Update, WeightPieces, from_blob
 from umbel_server.aggregation.device_metrics import check_metrics
 from umbel_server.devices import register as devices
 from umbel_server.runs.fleet_run import FleetRun
@@ -31,7 +32,7 @@ class Arrivals:
 
     def __init__(self, run: FleetRun) -> None:
         self._run = run
-        self._buffers = Buffers()
+        self._buffers, self._pipeline = Buffers(), Pipeline(run.plan.manifest.weights)
 
     def close(self) -> None:
         """Free the memory that updates were read into."""
@@ -44,8 +45,7 @@ class Arrivals:
         if row.state != devices.ACTIVE:
             raise UmbelError(f"{row.device} was {row.state} before its update was folded")
         check_metrics(row.device, row.metrics, self._run.plan.manifest.metrics)
-        specs = self._run.plan.manifest.weights
-        most = largest_update(specs)
+        most = self._pipeline.largest
         if row.bytes_up > most:  # it is read whole, so its size is checked first
             raise UmbelError(f"the update of {row.device} should have at most {most} bytes, it has {row.bytes_up}")
         try:
@@ -56,7 +56,7 @@ class Arrivals:
             )
             update = NO_UPDATE
             if blobs and row.update:
-                update = from_blob(blobs, row.update, self._buffers, largest_header(specs))
+                update = from_blob(self._pipeline, blobs, row.update, self._buffers)
         except TensorError as error:
             raise UmbelError(f"the update of {row.device}: {error}") from error
         return Arrival(row.device, update, row.examples, row.metrics, row.reported)

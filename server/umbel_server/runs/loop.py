@@ -15,6 +15,7 @@ from msgspec.structs import replace as replace_spec
 
 from umbel.errors import UmbelError
 from umbel.tensors import Tensors, WeightSpec
+from umbel.updates import Pipeline
 from umbel_server import moments
 from umbel_server.aggregation import Vetting
 from umbel_server.flower import messages as flower_messages
@@ -50,10 +51,10 @@ class _Loop:
         self._weights = start.weights
         strategies.restore(self._strategy, start.strategy, list(start.weights))
         specs = [WeightSpec(name, weight.shape, weight.dtype.name) for name, weight in start.weights.items()]
-        self._aggregator = aggregator_of(self._strategy, specs, self._port.threads)
-        deltas = [replace_spec(spec, dtype=self._port.delta_dtype or spec.dtype) for spec in specs]
+        pipeline = Pipeline([replace_spec(spec, dtype=self._port.delta_dtype or spec.dtype) for spec in specs])
+        self._aggregator = aggregator_of(self._strategy, pipeline, self._port.threads)
         policy = settings.policy
-        self._vetting = Vetting(deltas, policy.max_norm, policy.norm_multiple, self._port.threads)
+        self._vetting = Vetting(pipeline, policy.max_norm, policy.norm_multiple, self._port.threads)
         record = replace(start.record, done=self._reached(start.metrics))
         self._state, effects = engine.recover(record, self._port.now)
         self._effects = deque(effects)

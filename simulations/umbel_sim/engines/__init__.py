@@ -1,16 +1,13 @@
 """What trains virtual devices: jobs in, updates out, as many at once as there are workers."""
 
-from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Protocol
 
 from umbel.messages import Train
 from umbel.metrics import Sums
 from umbel.tensors import Tensors
+from umbel.updates import Pipeline, Training
 from umbel_server.aggregation.vetting import squares_of
 
 
@@ -26,7 +23,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Done:
-    """What a device would send: the weight delta by name, `per_example` sums of loss and metrics, its examples.
+    """The update of a virtual device: the weight delta as the server decodes it, `per_example` sums of metrics, its examples.
 
     `squares` is the sum of the delta's squares, which a worker computes while the delta is in its cache.
     """
@@ -37,28 +34,18 @@ class Done:
     squares: float
 
 
-def done(delta: Tensors, metrics: Sums, examples: int) -> Done:
-    """What a worker makes of a trained device."""
-    return Done(delta, metrics, examples, squares_of(delta, 1))
+def done(
+    pipeline: Pipeline, job: Job, delta: Tensors, metrics: Sums, examples: int, squares: float | None = None
+) -> Done:
+    """The update of a job's device, whose delta went through both halves of `pipeline`; nothing is copied without steps.
 
-
-def empty_delta(weights: Tensors) -> Tensors:
-    """Tensors like `weights`, one after the other in memory as in a file, which is read fastest; not set."""
-    file = np.empty(sum(weight.nbytes for weight in weights.values()), np.uint8)
-    delta, end = {}, 0
-    for name in sorted(weights):
-        weight = weights[name]
-        delta[name] = file[end : end + weight.nbytes].view(weight.dtype).reshape(weight.shape)
-        end += weight.nbytes
-    return delta
-
-
-def delta_of(after: Mapping[str, NDArray[Any]], before: Tensors) -> Tensors:
-    """What a device sends: after - before."""
-    delta = empty_delta(before)
-    for name, difference in delta.items():
-        np.subtract(after[name], before[name], out=difference)
-    return delta
+    `squares` is the sum of squares of `delta` where training computed it.
+    """
+    training = Training(job.weights, examples, f"{job.how.seed}/{job.name}")
+    decoded = pipeline.undo(pipeline.apply(delta, training))
+    if squares is None or not pipeline.is_plain:
+        squares = squares_of(decoded, 1)
+    return Done(decoded, metrics, examples, squares)
 
 
 class Engine(Protocol):

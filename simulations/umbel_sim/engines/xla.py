@@ -15,9 +15,10 @@ from umbel.messages import Train
 from umbel.metrics import per_example
 from umbel.plan import Plan
 from umbel.task import Task
+from umbel.updates import Pipeline, difference
 from umbel_edge.training.example_order import next_order, shuffles
 from umbel_server.compiler.cohort import Cohort
-from umbel_sim.engines import Done, Job, delta_of, done
+from umbel_sim.engines import Done, Job, done
 from umbel_sim.fleet_data import Fleet, examples_of
 
 CLIENTS = 16
@@ -33,7 +34,7 @@ class XLAEngine:
     def __init__(self, task: Task, plan: Plan, fleet: Fleet) -> None:
         self._plan, self._fleet = plan, fleet
         self._specs = {**plan.manifest.inputs, **plan.manifest.targets}
-        self._cohort = Cohort(task, CLIENTS)
+        self._cohort, self._pipeline = Cohort(task, CLIENTS), Pipeline(plan.manifest.weights)
         self._jobs: queue.SimpleQueue[tuple[Job, Future[Done]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="umbel-xla", daemon=True)
         self._thread.start()
@@ -99,9 +100,10 @@ class XLAEngine:
         made = [*counts, *[0] * (CLIENTS - len(jobs))]
         trained = self._cohort.train(base, given, rows, made, seeds, how.learning_rate, how.proximal_mu)
         found = []
-        for (_, _, _, count), (after, sums) in zip(courses, trained, strict=False):
+        for job, (_, _, _, count), (after, sums) in zip(jobs, courses, trained, strict=False):
             # What training does not change stays as it came.
-            found.append(done(delta_of({**base, **after}, base), per_example(sums), count))
+            delta = difference({**base, **after}, base)
+            found.append(done(self._pipeline, job, delta, per_example(sums), count))
         return found
 
     def _course(self, job: Job) -> tuple[dict[str, Any], Any, list[int], int]:

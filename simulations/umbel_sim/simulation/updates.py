@@ -2,63 +2,40 @@
 
 import shutil
 import tempfile
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from umbel.tensors import Tensors
-from umbel_server.aggregation import Update
+from umbel_server.aggregation import DeltaPieces, Update
 
 
-class DeltaPieces:
-    """A weight delta, as umbel_server.aggregation.Pieces."""
-
-    def __init__(self, delta: Mapping[str, NDArray[Any]]) -> None:
-        self._delta = {name: tensor.reshape(-1) for name, tensor in delta.items()}
-
-    def weights(self, name: str, start: int, stop: int, base: NDArray[Any]) -> NDArray[Any]:
-        """As Pieces."""
-        weights: NDArray[Any] = np.add(base, self._delta[name][start:stop], dtype=base.dtype)
-        return weights
-
-    def deltas(self, name: str, index: NDArray[np.intp]) -> NDArray[Any]:
-        """As Pieces."""
-        return self._delta[name][index]
-
-
-class FilePieces:
-    """A weight delta in a file of its own, as umbel_server.aggregation.Pieces; the file is opened when it is read."""
+class DeltaFile:
+    """A weight delta in a file of its own; calling it gives the tensors, which are read from the file when they are used."""
 
     def __init__(self, path: Path, delta: Tensors) -> None:
+        """Write `delta` to `path`. Raises OSError."""
         self._path = path
-        self._places: dict[str, tuple[int, int, np.dtype[Any]]] = {}
+        self._places: dict[str, tuple[int, int, np.dtype[Any], tuple[int, ...]]] = {}
         end = 0
         with path.open("wb") as file:
             for name, tensor in delta.items():
                 tensor.tofile(file)
-                self._places[name] = end, end + tensor.nbytes, tensor.dtype
+                self._places[name] = end, end + tensor.nbytes, tensor.dtype, tensor.shape
                 end += tensor.nbytes
 
-    def weights(self, name: str, start: int, stop: int, base: NDArray[Any]) -> NDArray[Any]:
-        """As Pieces."""
-        weights: NDArray[Any] = np.add(base, self._tensor(name)[start:stop], dtype=base.dtype)
-        return weights
-
-    def deltas(self, name: str, index: NDArray[np.intp]) -> NDArray[Any]:
-        """As Pieces."""
-        return self._tensor(name)[index]
-
-    def _tensor(self, name: str) -> NDArray[Any]:
-        start, stop, dtype = self._places[name]
-        return self._mapped[start:stop].view(dtype)
+    def __call__(self) -> Tensors:
+        return self._tensors
 
     @cached_property
-    def _mapped(self) -> NDArray[np.uint8]:
-        return np.asarray(np.memmap(self._path, np.uint8, "r"))
+    def _tensors(self) -> Tensors:
+        mapped = np.asarray(np.memmap(self._path, np.uint8, "r"))
+        return {
+            name: mapped[start:stop].view(dtype).reshape(shape)
+            for name, (start, stop, dtype, shape) in self._places.items()
+        }
 
 
 class Kept:
@@ -75,11 +52,11 @@ class Kept:
         size = sum(tensor.nbytes for tensor in delta.values())
         if self._held + size <= self._memory:
             self._held, self._sizes[id] = self._held + size, size
-            return Update(delta, DeltaPieces(delta), squares)
+            return Update(delta, DeltaPieces(lambda: delta), squares)
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="umbel-updates-"))
         self._files[id] = path = self._folder / id
-        return Update(delta, FilePieces(path, delta), squares)
+        return Update(delta, DeltaPieces(DeltaFile(path, delta)), squares)
 
     def drop(self, id: str) -> None:
         """Forget an update."""

@@ -15,6 +15,7 @@ from umbel.litert import runtime_name
 from umbel.messages import Blob, Evaluate, Evaluated, Train, Trained
 from umbel.plan import Plan
 from umbel.tensors import digest
+from umbel.updates import Pipeline, Training, difference
 from umbel_edge.commands.handlers.context import HandlerContext
 from umbel_edge.connection.resumable_downloads import IN_MEMORY
 from umbel_edge.training.saved_progress import SavedProgress
@@ -72,7 +73,8 @@ def _train_anew(context: HandlerContext, command: str, body: Train) -> Trained:
     tensors.check(outcome.weights, plan.manifest.weights, "the weights after training")
     seconds = round(progress.seconds, 6)
     write_atomically(context.personal_weights(plan), tensors.dump(outcome.weights))
-    update = tensors.dump({name: outcome.weights[name] - weight for name, weight in weights.items()})
+    training = Training(weights, examples.count, f"{body.seed}/{context.config.device}")
+    update = Pipeline(plan.manifest.weights).encode(difference(outcome.weights, weights), training)
     trained = Trained(body.assignment, Blob.of(update), examples.count, outcome.metrics, seconds)
     context.pending_updates.keep(command, trained, update)
     return trained

@@ -9,8 +9,9 @@ import numpy as np
 from umbel.metrics import Sums
 from umbel.plan import Plan
 from umbel.task import Task
+from umbel.updates import Pipeline, empty_delta
 from umbel_edge.training.example_order import next_order, shuffles
-from umbel_sim.engines import Done, Job, empty_delta
+from umbel_sim.engines import Done, Job, done
 from umbel_sim.engines.native.layers import Chain, chain_of
 from umbel_sim.engines.native.library import WIDEST, Net
 from umbel_sim.engines.threads import ThreadsEngine
@@ -26,7 +27,7 @@ class NativeDevice:
     def __init__(self, chain: Chain, plan: Plan, fleet: Fleet) -> None:
         self._chain, self._fleet, self._batch = chain, fleet, plan.manifest.batch_size
         self._specs = {**plan.manifest.inputs, **plan.manifest.targets}
-        self._net = Net(chain, self._batch, WIDEST)
+        self._net, self._pipeline = Net(chain, self._batch, WIDEST), Pipeline(plan.manifest.weights)
 
     def train(self, job: Job) -> Done:
         """As Device."""
@@ -48,7 +49,7 @@ class NativeDevice:
         metrics: Sums = {"loss": loss / seen}
         if chain.accuracy:
             metrics[chain.accuracy] = right / seen
-        return Done(delta, metrics, examples.count, squares)
+        return done(self._pipeline, job, delta, metrics, examples.count, squares)
 
     def _order(self, job: Job, count: int) -> "np.ndarray[tuple[int, int], np.dtype[np.int64]]":
         """The rows of every epoch that is trained, as a trainer shuffles them."""

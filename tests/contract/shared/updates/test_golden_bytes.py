@@ -13,7 +13,7 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from sqlalchemy import select
 
-from tests.conftest import TASKS
+from tests.compiled_plans import TASKS
 from tests.running_agent import RunningAgent
 from tests.server_harness import POPULATION, RunningServer, config_of
 from tests.waiting import eventually

@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 
 from umbel.errors import TensorError
 from umbel.tensors import Tensors, WeightSpec, dump
-from umbel_server.aggregation import Buffers, Update, from_blob, largest_header
+from umbel.updates import Pipeline
+from umbel_server.aggregation import Buffers, Update, from_blob
 from umbel_server.storage import blobs as blobs_module
 from umbel_server.storage.blobs import BlobError, Blobs, MissingBlob
+
+PIPELINE = Pipeline([WeightSpec("a/kernel", (1000, 3)), WeightSpec("b/none", (0, 2))])
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -26,7 +29,8 @@ def tensors(seed: int, size: int = 1000, dtype: str = "float32") -> Tensors:
 
 
 def read(blobs: Blobs, delta: Tensors, buffers: Buffers) -> Update:
-    return from_blob(blobs, blobs.put(dump(delta)).sha256, buffers)
+    specs = [WeightSpec(name, tensor.shape, tensor.dtype.name) for name, tensor in delta.items()]
+    return from_blob(Pipeline(specs), blobs, blobs.put(dump(delta)).sha256, buffers)
 
 
 def same(one: Tensors, other: Tensors) -> bool:
@@ -94,27 +98,27 @@ def test_a_blob_that_is_gone_or_was_changed_is_said_to_be(tmp_path: Path) -> Non
     for changed in (whole[:-1] + b"x", whole[:-8], b"", b"{}" + whole):
         path.write_bytes(changed)
         with pytest.raises(BlobError, match=r"was changed on the server's disk"):
-            from_blob(store, address, Buffers())
+            from_blob(PIPELINE, store, address, Buffers())
     path.unlink()
     with pytest.raises(MissingBlob, match="is not on this server"):
-        from_blob(store, address, Buffers())
+        from_blob(PIPELINE, store, address, Buffers())
 
 
 @pytest.mark.parametrize("data", [b"", b"abc", b"\xff" * 64, (8).to_bytes(8, "little") + b"{}}}}}}}", bytes(3_000_000)])
 def test_what_is_no_safetensors_is_refused(blobs: Blobs, data: bytes) -> None:
     with pytest.raises(TensorError, match="expected safetensors bytes"):
-        from_blob(blobs, blobs.put(data).sha256, Buffers())
+        from_blob(PIPELINE, blobs, blobs.put(data).sha256, Buffers())
 
 
 def test_an_update_has_no_more_header_than_its_weights_need(blobs: Blobs) -> None:
     """A header is parsed into objects, which take twenty times its bytes: of an update as large as a model it must not be most."""
-    specs = [WeightSpec("w", (100_000,))]
+    pipeline = Pipeline([WeightSpec("w", (100_000,))])
     bomb = b'{"w":[' + b",".join([b"[]"] * 100_000) + b"]}"
     blob = blobs.put(len(bomb).to_bytes(8, "little") + bomb)
     with pytest.raises(TensorError, match=r"a header of at most 66566 bytes, it has 300007"):
-        from_blob(blobs, blob.sha256, Buffers(), largest_header(specs))
+        from_blob(pipeline, blobs, blob.sha256, Buffers())
     blob = blobs.put(dump({"w": np.ones(100_000, np.float32)}))
-    assert from_blob(blobs, blob.sha256, Buffers(), largest_header(specs)).squares == pytest.approx(100_000)
+    assert from_blob(pipeline, blobs, blob.sha256, Buffers()).squares == pytest.approx(100_000)
 
 
 @pytest.mark.parametrize(
@@ -129,5 +133,5 @@ def test_what_a_device_wrote_does_not_fill_the_log(header: bytes, blobs: Blobs) 
     header = header.replace(b"NAME", b"x" * 50_000).replace(b"SHAPE", b"1000000000000000000" + b",1" * 31)
     data = len(header).to_bytes(8, "little") + header + bytes(5)
     with pytest.raises(TensorError) as error:
-        from_blob(blobs, blobs.put(data).sha256, Buffers())
+        from_blob(PIPELINE, blobs, blobs.put(data).sha256, Buffers())
     assert len(str(error.value)) < 400

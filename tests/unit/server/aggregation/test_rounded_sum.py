@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from umbel.errors import TensorError
 from umbel.tensors import Tensors, WeightSpec, dump
+from umbel.updates import Pipeline
 from umbel_server.aggregation import Buffers, Update, WeightPieces, from_blob, from_weights, passes, rounded_sum
 from umbel_server.aggregation.mean import Mean
 from umbel_server.aggregation.rounded_sum import BLOCK, RoundedSum
@@ -42,7 +43,7 @@ def update_of(rng: np.random.Generator, size: float, base: Tensors) -> Update:
 
 
 def folded(base: Tensors, updates: list[tuple[Update, float]], specs: list[WeightSpec] = SPECS) -> Tensors:
-    mean = Mean(specs)
+    mean = Mean(Pipeline(specs))
     for update, weight in updates:
         mean.add(update, weight)
     return mean.moved(base)
@@ -182,7 +183,9 @@ def test_blobs_are_read_again_where_it_matters(count: int, tmp_path: Path) -> No
     for _ in range(count):
         delta = {name: np.asarray(normal(rng, weight.size), np.float32) for name, weight in base.items()}
         delta["w"][[0, 7, size - 1]] = [0.0, 2.0**-60, -(2.0**-70)]
-        updates.append((from_blob(blobs, blobs.put(dump(delta)).sha256, Buffers()), rng.uniform(0.1, 90)))
+        updates.append(
+            (from_blob(Pipeline(specs), blobs, blobs.put(dump(delta)).sha256, Buffers()), rng.uniform(0.1, 90))
+        )
     ours = folded(base, updates, specs)
     assert same(ours, folded(base, updates[::-1], specs))
     assert ours["w"][[0, 7, size - 1]].tolist() == pytest.approx([0.0, 2.0**-60, -(2.0**-70)], rel=1e-6, abs=0)
@@ -221,7 +224,7 @@ def test_what_is_read_before_the_end_changes_nothing() -> None:
     rng = np.random.default_rng(7)
     base = {s.name: np.zeros(s.shape, np.float32) for s in SPECS}
     updates = [(update_of(rng, 1.0, base), 1.0 + k) for k in range(150)]
-    mean = Mean(SPECS)
+    mean = Mean(Pipeline(SPECS))
     for update, weight in updates:
         mean.add(update, weight)
         mean.moved(base)

@@ -10,9 +10,11 @@ from flwr.app import ConfigRecord, Message
 from flwr.serverapp.strategy import FedAvg
 
 from tests.memory_grid import MemoryGrid, update, weights
+from tests.unit.shared.updates.sample_steps import Int8, Largest
 from umbel import UmbelError
 from umbel.metrics import Sums
 from umbel.tensors import Tensors, WeightSpec, dump
+from umbel.updates import Pipeline, Training
 from umbel_server.aggregation import Buffers, Update, from_blob, from_weights, robust
 from umbel_server.flower import internals
 from umbel_server.flower import messages as flower_messages
@@ -35,8 +37,8 @@ ROBUST = ("fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan")
 ROUNDS = 3
 
 
-def specs() -> list[WeightSpec]:
-    return [WeightSpec(name, weight.shape, weight.dtype.name) for name, weight in weights().items()]
+def pipeline() -> Pipeline:
+    return Pipeline([WeightSpec(name, weight.shape, weight.dtype.name) for name, weight in weights().items()])
 
 
 def metrics_of(node: int) -> Sums:
@@ -90,7 +92,7 @@ Load = Callable[[Tensors, Tensors], Update]
 
 def by_umbel(name: str, load: Load, seed: int) -> tuple[list[Tensors], list[Sums], FedAvg]:
     strategy, base, history, averages = strategy_of(name), weights(), [], []
-    aggregator = aggregator_of(strategy, specs())
+    aggregator = aggregator_of(strategy, pipeline())
     for number in range(1, ROUNDS + 1):
         configured(strategy, number, base)
         aggregator.clear()
@@ -106,7 +108,7 @@ def by_umbel(name: str, load: Load, seed: int) -> tuple[list[Tensors], list[Sums
 
 
 def stored(blobs: Blobs) -> Load:
-    return lambda base, delta: from_blob(blobs, blobs.put(dump(delta)).sha256, Buffers())
+    return lambda base, delta: from_blob(pipeline(), blobs, blobs.put(dump(delta)).sha256, Buffers())
 
 
 def in_memory(base: Tensors, delta: Tensors) -> Update:
@@ -138,6 +140,26 @@ def test_three_rounds_equal_flowers(name: str, source: str, tmp_path: Path, monk
         np.testing.assert_allclose(state[key], other_state[key], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["fedavg", "qfedavg", "fedmedian", "bulyan"])
+def test_updates_that_travelled_compressed_are_those_that_they_are_decoded_to(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(robust, "TILES", 4 * len(NODES) * 5 * 8)
+    blobs, steps = Blobs(tmp_path.as_uri()), Pipeline(pipeline().specs, [Largest(40), Int8()])
+
+    def sent(base: Tensors, delta: Tensors) -> bytes:
+        return steps.encode(delta, Training(base, 1, "seed"))
+
+    def compressed(base: Tensors, delta: Tensors) -> Update:
+        return from_blob(steps, blobs, blobs.put(sent(base, delta)).sha256, Buffers())
+
+    def decoded(base: Tensors, delta: Tensors) -> Update:
+        return stored(blobs)(base, steps.decode_again(sent(base, delta)))
+
+    first, second = by_umbel(name, compressed, seed=1), by_umbel(name, decoded, seed=2)
+    assert [dump(tensors) for tensors in first[0]] == [dump(tensors) for tensors in second[0]]
+
+
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_no_order_of_updates_shows(name: str) -> None:
     first, first_metrics, _ = by_umbel(name, in_memory, seed=1)
@@ -149,7 +171,7 @@ def test_no_order_of_updates_shows(name: str) -> None:
 def folded(name: str, count: int) -> Aggregator:
     strategy, base = strategy_of(name), weights()
     configured(strategy, 1, base)
-    aggregator = aggregator_of(strategy, specs())
+    aggregator = aggregator_of(strategy, pipeline())
     for node in range(1, count + 1):
         aggregator.fold(str(node), in_memory(base, delta_of(base, node, 1)), 0.5 * node, metrics_of(node))
     return aggregator
