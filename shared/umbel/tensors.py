@@ -60,7 +60,7 @@ def check_specs(tensors: Mapping[str, NDArray[Any]], specs: Sequence[WeightSpec]
     for name, spec in expected.items():
         tensor = tensors[name]
         # A dtype's name is slow to make: 10 microseconds, for each tensor of each update.
-        if tensor.shape != spec.shape or (tensor.dtype != spec.dtype and tensor.dtype.name != spec.dtype):
+        if tensor.shape != spec.shape or (tensor.dtype != spec.dtype and tensor.dtype.name != spec.dtype):  # noqa: PLR1714
             raise TensorError(
                 f"{what}: tensor {name!r} should be {spec.dtype}{list(spec.shape)}, "
                 f"got {tensor.dtype.name}{list(tensor.shape)}"

@@ -1,8 +1,6 @@
 """What a device encodes the server decodes, within the size that it was told beforehand."""
 
 import math
-import subprocess
-import sys
 from itertools import pairwise
 
 import numpy as np
@@ -253,10 +251,3 @@ def test_on_flowers_grid_whole_weights_travel() -> None:
     assert math.sqrt(sum_of_squares(moved, squares)) == pytest.approx(0.5, rel=1e-3)
     with pytest.raises(UmbelError, match="Flower's own grid cannot carry"):
         Pipeline(specs, [Int8()]).whole_weights(after, training(before))
-
-
-def test_updates_need_neither_tensorflow_nor_flower_nor_an_interpreter() -> None:
-    heavy = ("tensorflow", "keras", "flwr", "ai_edge_litert", "paho", "umbel_server", "umbel_edge")
-    program = f"import sys, umbel.updates; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
