@@ -21,6 +21,7 @@ from umbel.messages import Blob, Train
 from umbel.plan import Plan
 from umbel.tensors import Tensors, digest, dump
 from umbel_edge.flower_app import app
+from umbel_server.flower import internals
 from umbel_server.flower import messages as flower_messages
 from umbel_server.rounds.policy import RoundPolicy
 from umbel_server.runs.settings import RunSettings
@@ -73,12 +74,12 @@ def test_of_the_agent(trainer: str, running: RunningServer, plan: Plan, start: T
 
 def test_of_the_flower_app(plan: Plan, start: Tensors, tmp_path: Path) -> None:
     np.savez(tmp_path / "points.npz", allow_pickle=False, **EXAMPLES)
-    flower_messages.set_identity()
+    internals.set_identity()
     config = ConfigRecord({"learning-rate": RATE, "epochs": 1})
     message = Message(
         RecordDict({"arrays": flower_messages.array_record(start), "config": config}), 7, MessageType.TRAIN
     )
-    flower_messages.give_id(message)
+    internals.give_id(message)
     node = {"plan": str(plan.path), "examples": str(tmp_path / "points.npz")}
     reply = app(message, Context(1, 7, node, RecordDict(), {}))
     after = flower_messages.tensors_of(reply.content.array_records["arrays"])
