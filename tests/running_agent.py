@@ -1,4 +1,4 @@
-"""A real agent in this process, for tests that look into it."""
+"""A real agent in the process of the test, for tests that read its state."""
 
 import threading
 import time

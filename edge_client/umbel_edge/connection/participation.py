@@ -30,10 +30,10 @@ class Participation:
         self._news = threading.Event()
         self._random = random.Random(seed)
 
-    def hear(self, standing: messages.Standing) -> None:
+    def hear(self, news: messages.Standing) -> None:
         """Take in news over MQTT."""
-        if standing.state != "active" and not self.reason:
-            self.reason = f"the device was {standing.state}" + (f": {standing.reason}" if standing.reason else "")
+        if news.state != "active" and not self.reason:
+            self.reason = f"the device was {news.state}" + (f": {news.reason}" if news.reason else "")
         self._news.set()
         self._changed()
 

@@ -1,4 +1,4 @@
-"""The real agent against a real server and broker: what it does, and what it refuses."""
+"""The real agent with a real server and broker: the commands that it executes, and those that it refuses."""
 
 import secrets
 import time
@@ -29,7 +29,7 @@ PlanOf = Callable[[str], Plan]
 
 @dataclass
 class Bench:
-    """A server, one agent with the six points of y = 2x - 1, and an ear on what the device says."""
+    """A server, one agent with the six points of y = 2x - 1, and a listener to the device's answers."""
 
     running: RunningServer
     config: AgentConfig

@@ -1,4 +1,4 @@
-"""The agent's configuration file: the example works, and what makes no sense is refused with what to correct."""
+"""The agent's configuration file: the example is valid, and an invalid file is refused with advice."""
 
 from pathlib import Path
 

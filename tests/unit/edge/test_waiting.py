@@ -1,4 +1,4 @@
-"""How long is waited before what failed is tried again."""
+"""The pauses between failed attempts."""
 
 import random
 

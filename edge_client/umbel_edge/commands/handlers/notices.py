@@ -12,7 +12,7 @@ def cancel(context: HandlerContext, body: Cancel, done: Callable[[], None]) -> N
     done()
 
 
-def standing(context: HandlerContext, body: Standing, done: Callable[[], None]) -> None:
+def check_participation(context: HandlerContext, body: Standing, done: Callable[[], None]) -> None:
     """Ask the server over HTTP whether it still works with this device."""
     done()  # first: a device that learns that it is revoked ends
     context.participation.hear(body)

@@ -23,7 +23,7 @@ from umbel.messages import (
 )
 from umbel_edge.commands.handlers.context import HandlerContext
 from umbel_edge.commands.handlers.models import export, infer, install
-from umbel_edge.commands.handlers.notices import cancel, rekey, standing
+from umbel_edge.commands.handlers.notices import cancel, check_participation, rekey
 from umbel_edge.commands.handlers.report import report
 from umbel_edge.commands.handlers.train import clean_after_training, evaluate, may_evaluate, may_train, train
 
@@ -72,7 +72,7 @@ _ROWS = (
     Queued(Export, export),
     Queued(Report, report),
     Immediate(Cancel, cancel),
-    Immediate(Standing, standing),
+    Immediate(Standing, check_participation),
     Immediate(Rekey, rekey),
 )
 HANDLERS: Handlers = {row.body: row for row in _ROWS}

@@ -1,4 +1,4 @@
-"""The agent's HTTP on a bad link: a real socket that breaks, stalls half-way and lies."""
+"""Downloads over a bad link: a real socket that breaks, stalls half-way and sends wrong bytes."""
 
 import threading
 from collections.abc import Iterator

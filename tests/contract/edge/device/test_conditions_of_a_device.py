@@ -1,4 +1,4 @@
-"""What a real agent does when conditions break, by readings from a file, and what of it the server knows."""
+"""A real agent whose conditions break, by readings from a file, and the reasons that the server knows."""
 
 import os
 import time

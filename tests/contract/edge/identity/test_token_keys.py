@@ -1,4 +1,4 @@
-"""Keys on real PKCS#11 tokens: made there, never taken out, and waited for when the token is away."""
+"""Keys on real PKCS#11 tokens: they are made there, never leave it, and the agent waits while the token is away."""
 
 import copy
 import logging
@@ -49,7 +49,7 @@ def store(config: KeyConfig, patient: bool = False) -> TokenStore:
 
 @contextmanager
 def logged_in(token: SoftHsm) -> Iterator[pkcs11.types.Session]:
-    """A session of ours, after everybody else's ended."""
+    """A session of the test's own, opened after every other session ended."""
     library = store(token.config()).library()
     library.reinitialize()
     with library.get_token(token_label=token.label).open(rw=True, user_pin=PIN) as session:
@@ -113,7 +113,7 @@ def test_a_key_that_can_be_taken_out_is_not_used(token: SoftHsm) -> None:
 
 
 def test_a_token_signs_in_a_process_that_has_tensorflow(token: SoftHsm) -> None:
-    """Which shows the process a libcrypto of its own."""
+    """TensorFlow exports a libcrypto of its own to the whole process."""
     words = (SOFTHSM, token.label, token.config().pin_file)
     done = subprocess.run(
         [sys.executable, "-c", BESIDE_TENSORFLOW, *map(str, words)],
@@ -168,7 +168,7 @@ def test_a_wrong_pin_is_tried_once(token: SoftHsm, caplog: pytest.LogCaptureFixt
     [("USER_PIN_LOCKED", "is locked after wrong PINs"), ("USER_PIN_FINAL_TRY", "which the agent does not take")],
 )
 def test_a_token_that_is_locked_or_soon_will_be_is_not_tried(token: SoftHsm, flag: str, sentence: str) -> None:
-    """SoftHSM counts no tries."""
+    """The test gives the flags, because SoftHSM does not count tries."""
     with pytest.raises(Unusable, match=sentence):
         store(token.config()).check(pkcs11.TokenFlag[flag] | pkcs11.TokenFlag.LOGIN_REQUIRED)
 

@@ -1,4 +1,4 @@
-"""Training that is cut off at any batch and goes on in another process gives the same bytes as if nothing had happened."""
+"""Training that is interrupted at any batch and goes on in another process gives the same bytes as undisturbed training."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -54,7 +54,7 @@ def examples() -> Examples:
 
 
 class Device:
-    """Trains with a saved state in `folder`; its clock goes on by one second a batch, and it may be killed before any."""
+    """Trains with saved progress in `folder`; its clock advances one second a batch, and it may be killed before any batch."""
 
     def __init__(self, plan: Plan, examples: Examples, folder: Path) -> None:
         self.plan, self.examples, self.folder = plan, examples, folder

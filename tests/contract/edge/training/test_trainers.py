@@ -70,7 +70,7 @@ task = Task("frozen", model, "mse", TensorSpec((3,)), TensorSpec((1,)), batch_si
 
 
 def test_frozen_weights_stay_where_they_are_in_both_trainers(tmp_path: Path) -> None:
-    """They are drawn anew where the task file is loaded: a Keras device takes those of the plan."""
+    """Loading the task file draws frozen weights anew, so a Keras device must take those of the plan."""
     (tmp_path / "frozen.py").write_text(FROZEN_TASK)
     trainers = LiteRTTrainer("phone"), KerasTrainer("phone", tmp_path / "frozen.py")
     plan = compile_task(load_task(tmp_path / "frozen.py"), tmp_path / "frozen.plan", check=False)

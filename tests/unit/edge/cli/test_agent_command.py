@@ -1,4 +1,4 @@
-"""`umbel-agent`: what it writes."""
+"""The output of `umbel-agent`."""
 
 import logging
 from pathlib import Path

@@ -8,7 +8,7 @@ from umbel_edge.connection.server_time import DAY, ServerTime
 
 
 class Clocks:
-    """A clock that somebody sets, and one that nobody does."""
+    """A wall clock that can be set, and a steady clock that cannot."""
 
     def __init__(self) -> None:
         self.wall, self.steady = 5_000.0, 10.0

@@ -7,7 +7,7 @@ from umbel_edge.device.change_watch import ChangeWatch
 
 def test_a_watch_that_sees_change_after_change_looks_more_seldom() -> None:
     class Passing(threading.Event):
-        """Lets pauses pass at once, and writes them down; is set at the ninth."""
+        """Records pauses and ends each at once; is set at the ninth."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""What an agent remembers: across restarts, across versions, and when the storage is full."""
+"""The agent's state: after a restart, after an upgrade, and when the storage is full."""
 
 import sqlite3
 import time

@@ -1,4 +1,4 @@
-"""The number of examples in a file that is not read."""
+"""Counting the examples in a file without reading them."""
 
 import time
 from pathlib import Path
