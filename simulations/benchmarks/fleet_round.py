@@ -82,7 +82,7 @@ def measure(folder: Path, devices: int, rounds: int, megabytes: float) -> dict[s
             "rounds": rounds,
             "policy": {"quorum": devices, "over_selection": 1.0, "deadline": ROUND_SECONDS},
         }
-        body = {"population": "swarm", "plan": client.add_plan(plan.path)["plan"], "settings": settings}
+        body = {"population": "swarm", "plan": client.add_plan(plan.path).plan, "settings": settings}
         id = client.post("/v1/runs", body)["id"]
         run: dict[str, Any] = {}
 

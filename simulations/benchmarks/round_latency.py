@@ -77,7 +77,7 @@ def umbel_rounds(folder: Path, rounds: int) -> list[float]:
         client = open_client(state.folder)
         processes.until(lambda: _online(client) == NODES, START_SECONDS, "starting two agents", "server")
         settings = {"rounds": rounds, "policy": {"quorum": NODES, "deadline": ROUND_SECONDS}}
-        body = {"population": "benchmark", "plan": client.add_plan(plan.path)["plan"], "settings": settings}
+        body = {"population": "benchmark", "plan": client.add_plan(plan.path).plan, "settings": settings}
         id = client.post("/v1/runs", body)["id"]
         run: dict[str, Any] = {}
 

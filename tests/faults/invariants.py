@@ -14,6 +14,7 @@ import numpy as np
 from tests.faults.agent_host import Line
 from tests.faults.fleet import POPULATION, Fleet
 from tests.faults.oracle import Update, difference, oracle
+from tests.settled_commands import settled
 from umbel import tensors
 from umbel.tensors import Tensors
 
@@ -196,10 +197,10 @@ def everybody_answers(fleet: Fleet) -> list[str]:
     """Every device that was not taken away is there, and answers a command: nothing hangs that nobody saw."""
     here = [device for host in fleet.hosts for device in host.devices if device not in fleet.gone]
     asked = {"population": POPULATION, "kind": "report", "devices": here, "ttl": ANSWER_SECONDS}
-    settled = fleet.client.settle(fleet.client.post("/v1/commands", asked), ANSWER_SECONDS + 2)
+    answered = settled(fleet.client, fleet.client.post("/v1/commands", asked), ANSWER_SECONDS + 2)
     return [
         f"{command['device']} does not answer: {command['state']}, {command['reason']}"
-        for command in settled
+        for command in answered
         if command["state"] != "done"
     ]
 

@@ -17,6 +17,7 @@ from tests.security.served import (
     head_of,
 )
 from tests.server_harness import RunningServer, ScriptedDevice, reports, serving
+from tests.settled_commands import settled
 from tests.waiting import eventually
 from umbel import signing, topics
 from umbel.enrolment import ENROL_PATH
@@ -83,7 +84,7 @@ def test_others_are_served_while_one_floods_the_broker(
         thief.link.publish(topic, garbage[number % 4])
     for _ in range(5):
         sent = running.client.post("/v1/commands", {"population": POPULATION, "kind": "report", "devices": ["honest"]})
-        assert running.client.settle(sent, 30)[0]["state"] == "done"
+        assert settled(running.client, sent, 30)[0]["state"] == "done"
     assert "refused" in caplog.text
     assert running.server.devices.get(POPULATION, "honest").online
     honest.stop()

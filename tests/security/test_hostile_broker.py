@@ -13,6 +13,7 @@ from tests.brokers import EmbeddedProcess
 from tests.faults.mqtt_proxy import DisturbingProxy
 from tests.running_agent import RunningAgent
 from tests.server_harness import POPULATION, RunningServer, config_of
+from tests.settled_commands import settled
 from tests.waiting import eventually
 from umbel import messages, signing, topics
 from umbel.messages import Ack, Cancel, Command, Result, Status, Trained
@@ -65,7 +66,7 @@ class Attacked:
 
     def report(self) -> dict[str, Any]:
         wanted = {"population": POPULATION, "kind": "report", "devices": ["phone"]}
-        done = self.running.client.settle(self.running.client.post("/v1/commands", wanted), 40)[0]
+        done = settled(self.running.client, self.running.client.post("/v1/commands", wanted), 40)[0]
         assert done["state"] == "done", done
         return dict(done["outcome"])
 
@@ -203,7 +204,7 @@ def test_commands_that_it_held_back_until_they_expired_are_not_executed(attacked
     attacked.proxy.stall()
     wanted = {"population": POPULATION, "kind": "report", "devices": ["phone"], "ttl": 1.5}
     sent = attacked.running.client.post("/v1/commands", wanted)
-    assert attacked.running.client.settle(sent, 20)[0]["state"] == "expired"
+    assert settled(attacked.running.client, sent, 20)[0]["state"] == "expired"
     attacked.proxy.restore()
     attacked.report()
     assert attacked.running.client.get(f"/v1/commands/{sent[0]['id']}")["state"] == "expired"

@@ -23,6 +23,7 @@ from tests.security.served import (
     sentence_of,
 )
 from tests.server_harness import RunningServer, ScriptedDevice, reports
+from tests.settled_commands import settled
 from tests.waiting import eventually
 from umbel import signing, tensors, topics
 from umbel.enrolment import ENROL_PATH, Access, EnrolmentRequest, sign_request
@@ -338,7 +339,7 @@ def test_a_device_speaks_for_no_other(running: RunningServer, caplog: pytest.Log
     thief.link.publish(topics.topic(POPULATION, "victim", "status"), forged, retain=True)  # ours on its topic
     eventually(lambda: caplog.text.count("refused") >= 2)
     victim.result(stolen, msgspec.structs.replace(outcome, trainer="victim"))
-    answer = running.client.settle(sent, 20)[0]
+    answer = settled(running.client, sent, 20)[0]
     assert (answer["state"], answer["outcome"]["trainer"]) == ("done", "victim")
     assert running.server.devices.get(POPULATION, "victim").online
     victim.stop()
@@ -381,5 +382,5 @@ def test_a_link_speaks_with_nobody_elses_client_id(running: RunningServer) -> No
     eventually(lambda: running.server.exchange.is_up and victim.link.is_up)
     running.wait_online(1)
     sent = running.client.post("/v1/commands", {"population": POPULATION, "kind": "report", "devices": ["victim"]})
-    assert running.client.settle(sent, 30)[0]["state"] == "done"
+    assert settled(running.client, sent, 30)[0]["state"] == "done"
     victim.stop()

@@ -11,6 +11,7 @@ from tests.brokers import EmbeddedProcess, Mosquitto
 from tests.contract.edge.test_agent import PlanOf
 from tests.security.wire import Wire, readable, wired
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice
+from tests.settled_commands import settled
 from tests.waiting import eventually
 from umbel import sealing, signing, topics
 from umbel.errors import UmbelError
@@ -68,7 +69,7 @@ def test_a_command_that_waited_is_sealed_for_the_process_that_takes_it(wire: Wir
     old = eventually(lambda: wire.said_on("command"))[-1]
     wire.restart()
     wire.start_agent()
-    (command,) = wire.running.client.settle(sent, 20)
+    (command,) = settled(wire.running.client, sent, 20)
     assert command["state"] == "done"
     assert b'"report"' in readable(sealing.unseal(old, before))
     assert wire.agent.agent.messages.agreement.as_dict() != before.as_dict()

@@ -13,6 +13,7 @@ import pytest
 from tests.brokers import EmbeddedProcess
 from tests.security.served import Enrolled
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice, config_of, reports
+from tests.settled_commands import settled
 from tests.waiting import eventually
 from umbel import signing
 from umbel.enrolment import CONNECTION_PATH, ENROL_PATH, EnrolmentRequest, sign_request
@@ -51,7 +52,7 @@ def test_a_stolen_key_is_worth_nothing_once_its_device_is_revoked(
     device = ScriptedDevice(running, "phone", reports)
     running.wait_online(1)
     sent = running.client.post("/v1/commands", {"population": POPULATION, "kind": "report"})
-    assert running.client.settle(sent, 20)[0]["state"] == "done"
+    assert settled(running.client, sent, 20)[0]["state"] == "done"
     running.client.post(f"/v1/devices/{POPULATION}/phone/revoke", {"reason": "stolen"})
     device.epoch += 1
     device.say(device.status(True), "status")

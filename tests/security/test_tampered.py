@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice, config_of, reports
+from tests.settled_commands import settled
 from tests.waiting import eventually
 from umbel import signing, tensors
 from umbel.errors import UmbelError
@@ -68,7 +69,7 @@ def write(running: RunningServer, statement: str, *values: Any) -> None:
 
 def report(running: RunningServer, device: str = "phone") -> dict[str, Any]:
     sent = running.client.post("/v1/commands", {"population": POPULATION, "kind": "report", "devices": [device]})
-    return dict(running.client.settle(sent, 20)[0])
+    return dict(settled(running.client, sent, 20)[0])
 
 
 # --- blobs -------------------------------------------------------------------------------------------------------------
@@ -175,7 +176,7 @@ def test_a_changed_release_is_not_installed(running: RunningServer, plan_of: Pla
 
     def install() -> dict[str, Any]:
         wanted = {"population": POPULATION, "kind": "install", "devices": ["phone"], "release": release}
-        return dict(running.client.settle(running.client.post("/v1/commands", wanted), 20)[0])
+        return dict(settled(running.client, running.client.post("/v1/commands", wanted), 20)[0])
 
     write(running, "UPDATE releases SET files = ? WHERE id = ?", pointed.decode(), release)
     assert "not installed" in install()["reason"]

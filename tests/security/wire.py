@@ -10,6 +10,7 @@ import pytest
 
 from tests.running_agent import RunningAgent
 from tests.server_harness import POPULATION, RunningServer, config_of
+from tests.settled_commands import settled
 from tests.waiting import eventually
 from umbel import topics
 from umbel.mqtt import Link
@@ -84,7 +85,7 @@ class Wire:
 
     def ask(self, kind: str, **wanted: object) -> dict[str, object]:
         client = self.running.client
-        return client.settle(client.post("/v1/commands", {"population": POPULATION, "kind": kind, **wanted}), 20)[0]
+        return settled(client, client.post("/v1/commands", {"population": POPULATION, "kind": kind, **wanted}), 20)[0]
 
     def train(self, plan: Plan, rounds: int = 2, encrypt_commands: bool = False) -> dict[str, object]:
         settings = RunSettings(rounds=rounds, encrypt_commands=encrypt_commands)

@@ -11,6 +11,7 @@ import tomli_w
 
 from tests.brokers import EmbeddedProcess, Mosquitto
 from tests.server_harness import POPULATION, RunningServer
+from tests.settled_commands import settled
 from tests.waiting import eventually
 from umbel.plan import Plan
 from umbel_server.runs.settings import RunSettings
@@ -53,7 +54,7 @@ def test_an_agent_is_light_after_training_and_has_loaded_neither_tensorflow_nor_
     id = running.server.runs.start(POPULATION, plan.sha256, RunSettings(rounds=5, epochs=2)).id
     eventually(lambda: running.server.runs.get(id).state == "finished", 60)
     commands = running.client.post("/v1/commands", {"population": POPULATION, "kind": "report"})
-    (command,) = running.client.settle(commands, 20)
+    (command,) = settled(running.client, commands, 20)
     assert command["outcome"]["imports"] == []
     assert command["outcome"]["rounds"] == 5
     mapped = {m.path for m in psutil.Process(agent.pid).memory_maps()}

@@ -15,6 +15,7 @@ import tomli_w
 
 from tests.brokers import EmbeddedProcess
 from tests.server_harness import POPULATION, RunningServer
+from tests.settled_commands import settled
 from tests.tcp_proxy import TcpProxy
 from tests.waiting import eventually
 from umbel import tensors
@@ -253,5 +254,5 @@ def test_an_agent_that_is_killed_at_any_instant_does_every_command_once(phone: P
         phone.proxy.cut_after(rng.randrange(400_000))
     assert all(phone.is_right(phone.update_of(command), body) for command, body in zip(commands, bodies, strict=True))
     report = phone.running.client.post("/v1/commands", {"population": POPULATION, "kind": "report"})
-    assert phone.running.client.settle(report, 20)[0]["outcome"]["rounds"] == 3
+    assert settled(phone.running.client, report, 20)[0]["outcome"]["rounds"] == 3
     eventually(lambda: phone.leftovers() == [])

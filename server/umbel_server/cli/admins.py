@@ -2,15 +2,16 @@
 
 import time
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+from msgspec.structs import asdict
 
+from umbel_server import answers
 from umbel_server.cli.open_client import open_client
 from umbel_server.cli.options import DEFAULT_STATE, JsonOption, StateOption
 from umbel_server.cli.output import ago, console, plain, print_json, print_table, span_text
 from umbel_server.cli.values import seconds_of
-from umbel_server.client import at
 
 
 class RoleName(StrEnum):
@@ -50,19 +51,15 @@ def add(
     json: JsonOption = False,
 ) -> None:
     """Add an admin, and print its token: this once, as the server keeps only a hash of it."""
-    body: dict[str, Any] = {"name": name, "role": role.value, "populations": population or []}
-    if expires:
-        body["expires_in"] = seconds_of(expires, "--expires")
+    seconds = seconds_of(expires, "--expires") if expires else 0.0
     client = open_client(state)
-    row = client.post("/v1/admins", body)
+    row = client.admins.add(name, role.value, population or [], seconds)
     if json:
-        print_json({**row, "server": client.url})
+        print_json({**asdict(row), "server": client.url})
         return
-    console.print(
-        f"[bold]{plain(row['name'])}[/] is {row['role']} for {_scope(row)}, {_until(row)}. On another machine:"
-    )
+    console.print(f"[bold]{plain(row.name)}[/] is {row.role} for {_scope(row)}, {_until(row)}. On another machine:")
     console.print(f"  export UMBEL_URL={client.url}", highlight=False, soft_wrap=True)
-    console.print(f"  export UMBEL_TOKEN={row['token']}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"  export UMBEL_TOKEN={row.token}", highlight=False, soft_wrap=True, markup=False)
     if client.url.startswith("https:"):
         console.print("  export UMBEL_CA=ca.pem        # a copy of the state folder's", highlight=False)
     console.print("The token is shown this once; if it is lost, revoke the admin and add it again.")
@@ -70,38 +67,38 @@ def add(
 
 def list_admins(state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
     """List the admins, also those who are revoked or expired."""
-    rows = open_client(state).get("/v1/admins")
+    rows = open_client(state).admins.list()
     if json:
         print_json(rows)
         return
     print_table(
         ("admin", "role", "populations", "state", "added", "token"),
-        ((plain(row["name"]), row["role"], _scope(row), _state(row), ago(row["created"]), row["id"]) for row in rows),
+        ((plain(row.name), row.role, _scope(row), _state(row), ago(row.created), row.id) for row in rows),
         "No admins but the one on the server's own machine; add one with 'umbel admin add NAME --role ROLE'.",
     )
 
 
 def revoke(name: NameArgument, state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
     """End an admin's token at once."""
-    row = open_client(state).post(at("/v1/admins/{}/revoke", name))
+    row = open_client(state).admins.revoke(name)
     if json:
         print_json(row)
     else:
-        console.print(f"the token of {plain(row['name'])} ({row['id']}) is refused from now on", highlight=False)
+        console.print(f"the token of {plain(row.name)} ({row.id}) is refused from now on", highlight=False)
 
 
-def _scope(row: dict[str, Any]) -> str:
-    return plain(", ".join(row["populations"])) or "all populations"
+def _scope(row: answers.Admin) -> str:
+    return plain(", ".join(row.populations)) or "all populations"
 
 
-def _until(row: dict[str, Any]) -> str:
-    return f"for {span_text(row['expires'] - row['created'])}" if row["expires"] else "for ever"
+def _until(row: answers.Admin) -> str:
+    return f"for {span_text(row.expires - row.created)}" if row.expires else "for ever"
 
 
-def _state(row: dict[str, Any]) -> str:
-    if row["revoked"]:
-        return f"[red]revoked {ago(row['revoked'])}[/]"
-    if not row["expires"]:
+def _state(row: answers.Admin) -> str:
+    if row.revoked:
+        return f"[red]revoked {ago(row.revoked)}[/]"
+    if not row.expires:
         return "[green]good[/]"
-    left = row["expires"] - time.time()
-    return f"[green]good for {span_text(left)}[/]" if left > 0 else f"[red]expired {ago(row['expires'])}[/]"
+    left = row.expires - time.time()
+    return f"[green]good for {span_text(left)}[/]" if left > 0 else f"[red]expired {ago(row.expires)}[/]"

@@ -33,7 +33,7 @@ def list_entries(
 ) -> None:
     """List the entries of the audit log, newest first."""
     within = seconds_of(since, "--since") if since else None
-    rows = open_client(state).get("/v1/audit", within=within, who=who or None, limit=limit)
+    rows = open_client(state).audit.list(within, who or None, limit)
     if json:
         print_json(rows)
         return
@@ -41,14 +41,14 @@ def list_entries(
         ("entry", "when", "who", "action", "subject", "population", "outcome", "detail"),
         (
             (
-                str(row["sequence"]),
-                f"{datetime.fromtimestamp(row['at']):%Y-%m-%d %H:%M:%S}",
-                plain(row["who"]),
-                plain(row["action"]),
-                plain(row["subject"]),
-                plain(row["population"]),
-                "[green]done[/]" if row["outcome"] == "done" else f"[red]{plain(row['outcome'])}[/]",
-                plain(_detail(row["detail"])),
+                str(row.sequence),
+                f"{datetime.fromtimestamp(row.at):%Y-%m-%d %H:%M:%S}",
+                plain(row.who),
+                plain(row.action),
+                plain(row.subject),
+                plain(row.population),
+                "[green]done[/]" if row.outcome == "done" else f"[red]{plain(row.outcome)}[/]",
+                plain(_detail(row.detail)),
             )
             for row in rows
         ),
@@ -58,14 +58,14 @@ def list_entries(
 
 def verify(state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
     """Check that no entry of the audit log was changed or removed; fails when one was."""
-    found = open_client(state).get("/v1/audit/verify", timeout=VERIFY_SECONDS)
+    found = open_client(state).audit.verify(VERIFY_SECONDS)
     if json:
         print_json(found)
-    elif found["fault"]:
-        console.print(f"[red]{plain(found['fault'])}[/]; {_count(found['entries'])} before it, whole", highlight=False)
+    elif found.fault:
+        console.print(f"[red]{plain(found.fault)}[/]; {_count(found.entries)} before it, whole", highlight=False)
     else:
-        console.print(f"{_count(found['entries'])}, whole; the newest hash is {found['hash']}", highlight=False)
-    if found["fault"]:
+        console.print(f"{_count(found.entries)}, whole; the newest hash is {found.hash}", highlight=False)
+    if found.fault:
         raise typer.Exit(1)
 
 

@@ -15,10 +15,11 @@ import typer
 from umbel import tensors
 from umbel.errors import UmbelError
 from umbel.messages import blobs_of
+from umbel_server import answers
 from umbel_server.cli.open_client import open_client
 from umbel_server.cli.options import DEFAULT_STATE, JsonOption, StateOption
 from umbel_server.cli.output import plain, print_json, print_table
-from umbel_server.client import FINAL, Client, at
+from umbel_server.client import FINAL, Client
 from umbel_server.commands.kinds import SENDABLE, RequestField, named
 
 _WITH_FILES = ", ".join(kind.name for kind in SENDABLE.values() if kind.upload is not None)
@@ -55,17 +56,18 @@ def send(
         if not (math.isfinite(seconds) and seconds >= least):
             raise typer.BadParameter(f"expected a number of seconds, got {seconds}", param_hint=option)
     client = open_client(state)
-    body: dict[str, Any] = {"population": population, "kind": kind, "devices": device or [], "ttl": ttl}
-    for field in SENDABLE[kind].request_fields:
-        body[field.name] = _value(client, population, field, given[field.option_name])
-    commands = client.settle(client.post("/v1/commands", body), wait)
+    about = {
+        field.name: _value(client, population, field, given[field.option_name])
+        for field in SENDABLE[kind].request_fields
+    }
+    commands = client.commands.settle(client.commands.send(population, kind, device or [], ttl, **about), wait)
     if save is not None:
         _save(client, commands, save)
     if json:
         print_json(commands)
     else:
         print_commands(commands)
-    if any(command["state"] != "done" for command in commands):
+    if any(command.state != "done" for command in commands):
         raise typer.Exit(1)
 
 
@@ -109,7 +111,7 @@ def _value(client: Client, population: str, field: RequestField, given: Any) -> 
         case "arrays":
             return _upload_arrays(client, given, population)
         case "plan":
-            return client.get(at("/v1/runs/{}", given))["plan"]
+            return client.runs.show(given).plan
 
 
 def _upload_arrays(client: Client, path: Path, population: str) -> str:
@@ -121,32 +123,32 @@ def _upload_arrays(client: Client, path: Path, population: str) -> str:
     return client.put_blob(tensors.dump(arrays), population)
 
 
-def _save(client: Client, commands: list[dict[str, Any]], folder: Path) -> None:
+def _save(client: Client, commands: list[answers.Command], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for command in commands:
-        kind = named(command["kind"])
-        if kind.outcome is None or kind.upload is None or not command["outcome"]:
+        kind = named(command.kind)
+        if kind.outcome is None or kind.upload is None or not command.outcome:
             continue
-        for blob in blobs_of(msgspec.convert(command["outcome"], kind.outcome)):
-            path, data = folder / f"{command['device']}{kind.upload.file}", client.get_blob(blob.sha256)
+        for blob in blobs_of(msgspec.convert(command.outcome, kind.outcome)):
+            path, data = folder / f"{command.device}{kind.upload.file}", client.get_blob(blob.sha256)
             if kind.upload.file == ".npz":
                 np.savez(path, allow_pickle=False, **tensors.load(data))
             else:
                 path.write_bytes(data)
 
 
-def print_commands(commands: list[dict[str, Any]]) -> None:
+def print_commands(commands: list[answers.Command]) -> None:
     """Print commands as a table."""
     colours = {"done": "green", "pending": "yellow", "accepted": "yellow"}
     print_table(
         ("command", "device", "kind", "state", "reason"),
         (
             (
-                command["id"],
-                plain(command["device"]),
-                plain(command["kind"]),
-                f"[{colours.get(command['state'], 'red')}]{plain(command['state'])}[/]",
-                plain(command["reason"]) or ("not answered yet" if command["state"] not in FINAL else ""),
+                command.id,
+                plain(command.device),
+                plain(command.kind),
+                f"[{colours.get(command.state, 'red')}]{plain(command.state)}[/]",
+                plain(command.reason) or ("not answered yet" if command.state not in FINAL else ""),
             )
             for command in commands
         ),

@@ -1,10 +1,11 @@
 """Commands about the server's signing keys: keys list|rotate."""
 
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from umbel_server import answers
 from umbel_server.cli.open_client import open_client
 from umbel_server.cli.options import DEFAULT_STATE, JsonOption, StateOption
 from umbel_server.cli.output import ago, console, print_json, print_table, span_text
@@ -23,7 +24,7 @@ def add_commands(app: typer.Typer) -> None:
 
 def list_keys(state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
     """List the server's signing keys, oldest first."""
-    rows = open_client(state).get("/v1/keys")
+    rows = open_client(state).keys.list()
     if json:
         print_json(rows)
     else:
@@ -43,7 +44,7 @@ def rotate(
 ) -> None:
     """Make a new signing key, which devices trust because the old one vouches for it."""
     span = 0.0 if now else seconds_of(overlap, "--overlap")
-    rows = open_client(state).post("/v1/keys/rotate", {"overlap": span})
+    rows = open_client(state).keys.rotate(span)
     if json:
         print_json(rows)
         return
@@ -57,26 +58,26 @@ def rotate(
         )
 
 
-def _print(rows: list[dict[str, Any]]) -> None:
+def _print(rows: list[answers.Key]) -> None:
     print_table(
         ("key", "state", "made", "confirmed"),
-        ((row["key"], _state(row), ago(row["made"]) if row["made"] else "at first", _confirmed(row)) for row in rows),
+        ((row.key, _state(row), ago(row.made) if row.made else "at first", _confirmed(row)) for row in rows),
         "No keys.",
     )
 
 
-def _state(row: dict[str, Any]) -> str:
-    now = time.time()
-    match row["state"]:
+def _state(row: answers.Key) -> str:
+    now, until = time.time(), row.until or 0.0
+    match row.state:
         case "signing":
             return "[green]signs[/]"
         case "announced":
-            return f"[yellow]signs in {span_text(row['signs_at'] - now)}[/]"
+            return f"[yellow]signs in {span_text((row.signs_at or 0.0) - now)}[/]"
         case "accepted":
-            return f"accepted for {span_text(row['until'] - now)}"
-        case _:
-            return f"[dim]retired {ago(row['until'])}[/]"
+            return f"accepted for {span_text(until - now)}"
+        case "retired":
+            return f"[dim]retired {ago(until)}[/]"
 
 
-def _confirmed(row: dict[str, Any]) -> str:
-    return f"{row['confirmed']} of {row['devices']} devices" if row["devices"] else ""
+def _confirmed(row: answers.Key) -> str:
+    return f"{row.confirmed} of {row.devices} devices" if row.devices else ""

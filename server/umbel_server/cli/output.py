@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -37,8 +38,8 @@ def plain(text: str) -> str:
 
 
 def print_json(value: Any) -> None:
-    """Print `value` as indented JSON."""
-    print(json.dumps(value, indent=2, sort_keys=True))
+    """Print `value`, which may hold structs, as indented JSON."""
+    print(json.dumps(msgspec.to_builtins(value), indent=2, sort_keys=True))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> None:

@@ -5,11 +5,11 @@ from typing import Annotated, Any
 import typer
 
 from umbel.errors import UmbelError
+from umbel_server import answers
 from umbel_server.cli.open_client import open_client
 from umbel_server.cli.options import DEFAULT_STATE, JsonOption, StateOption
 from umbel_server.cli.output import plain, print_json, print_table, size_text
 from umbel_server.cli.values import size, written
-from umbel_server.client import at
 
 NONE = "none"
 HELP = f"a number such as 10GB, or {NONE} for no limit"
@@ -45,7 +45,7 @@ def set_quota(
     }
     if not body:
         raise typer.BadParameter("name what to limit: --devices, --storage or --bytes-per-day")
-    row = open_client(state).post(at("/v1/quotas/{}", population), body)
+    row = open_client(state).quotas.set(population, body)
     if json:
         print_json(row)
     else:
@@ -59,7 +59,7 @@ def show_quota(
 ) -> None:
     """Show what populations use, beside what they may."""
     client = open_client(state)
-    rows = [client.get(at("/v1/quotas/{}", population))] if population else client.get("/v1/quotas")
+    rows = [client.quotas.show(population)] if population else client.quotas.list()
     if json:
         print_json(rows)
     else:
@@ -80,16 +80,16 @@ def limit(text: str, option: str) -> int | None:
     return value
 
 
-def _print(rows: list[dict[str, Any]]) -> None:
+def _print(rows: list[answers.Quota]) -> None:
     print_table(
         ("population", "devices", "stored", "moved today (UTC)", "refused"),
         (
             (
-                plain(row["population"]),
-                _of(f"{row['devices']:,}", row["devices_limit"], lambda value: f"{value:,}"),
-                _of(size_text(row["storage"]), row["storage_limit"], size_text),
-                _of(size_text(row["bytes_down_today"] + row["bytes_up_today"]), row["bytes_per_day_limit"], size_text),
-                ", ".join(f"{count:,} {plain(what)}" for what, count in sorted(row["refused"].items())) or "-",
+                plain(row.population),
+                _of(f"{row.devices:,}", row.devices_limit, lambda value: f"{value:,}"),
+                _of(size_text(row.storage), row.storage_limit, size_text),
+                _of(size_text(row.bytes_down_today + row.bytes_up_today), row.bytes_per_day_limit, size_text),
+                ", ".join(f"{count:,} {plain(what)}" for what, count in sorted(row.refused.items())) or "-",
             )
             for row in rows
         ),

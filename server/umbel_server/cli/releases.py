@@ -13,10 +13,11 @@ from umbel.keras_import import import_keras
 from umbel.plan import Plan
 from umbel.task import load_task
 from umbel.tensors import load
+from umbel_server import answers
 from umbel_server.cli.open_client import open_client
 from umbel_server.cli.options import DEFAULT_STATE, JsonOption, RunArgument, StateOption
 from umbel_server.cli.output import ago, console, duration_text, plain, print_json, print_table, size_text
-from umbel_server.client import Client, at
+from umbel_server.client import Client
 from umbel_server.models.variants import VARIANTS, WITHOUT_EXAMPLES, check_variants
 
 EXPORT_SECONDS = 600.0
@@ -33,13 +34,13 @@ def add_commands(app: typer.Typer) -> None:
 
 def list_releases(state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
     """List the releases, newest first."""
-    rows = open_client(state).get("/v1/releases")
+    rows = open_client(state).releases.list()
     if json:
         print_json(rows)
         return
     print_table(
         ("release", "run", "round", "files", "made"),
-        ((row["id"], row["run"], str(row["round"]), _files_text(row), ago(row["created"])) for row in rows),
+        ((row.id, row.run, str(row.round), _files_text(row), ago(row.created)) for row in rows),
         "No releases yet; make one with 'umbel releases export RUN'.",
     )
 
@@ -50,11 +51,11 @@ def show_release(
     json: JsonOption = False,
 ) -> None:
     """Show a release: its files, and how they compare with the plan and Keras."""
-    row = open_client(state).get(at("/v1/releases/{}", release))
+    row = open_client(state).releases.show(release)
     if json:
         print_json(row)
         return
-    console.print(f"release [bold]{row['id']}[/] of {plain(row['task'])}, run {row['run']}, round {row['round']}")
+    console.print(f"release [bold]{row.id}[/] of {plain(row.task)}, run {row.run}, round {row.round}")
     _print_files(row)
 
 
@@ -89,22 +90,22 @@ def export(
     body: dict[str, Any] = {"round": round, "variants": variants}
     population = ""
     if representative is not None or examples is not None:
-        population = client.get(at("/v1/runs/{}", run))["population"]
+        population = client.runs.show(run).population
     if representative is not None:
         body["representative"] = client.put_blob(_read(representative, "a representative set"), population)
     if examples is not None:
         body["examples"] = client.put_blob(_read(examples, "examples"), population)
     if task is not None:
-        body |= _ask_keras(client, client.get(at("/v1/runs/{}", run)), round, task, examples)
-    row = client.post(at("/v1/runs/{}/releases", run), body, EXPORT_SECONDS)
+        body |= _ask_keras(client, client.runs.show(run), round, task, examples)
+    row = client.releases.export(run, EXPORT_SECONDS, **body)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
-        for name, file in row["files"].items():
-            (output / f"{row['id']}.{name}.tflite").write_bytes(client.get_blob(file["sha256"]))
+        for name, file in row.files.items():
+            (output / f"{row.id}.{name}.tflite").write_bytes(client.get_blob(file.sha256))
     if json:
         print_json(row)
         return
-    console.print(f"release [bold]{row['id']}[/]")
+    console.print(f"release [bold]{row.id}[/]")
     _print_files(row)
 
 
@@ -115,13 +116,13 @@ def _read(path: Path, what: str) -> bytes:
 
 
 def _ask_keras(
-    client: Client, run: dict[str, Any], round: int | None, file: Path, examples: Path | None
+    client: Client, run: answers.RunDetails, round: int | None, file: Path, examples: Path | None
 ) -> dict[str, Any]:
     """The checkpoint's round, and Keras's metrics for it; Keras runs in this process, not in the server's."""
-    found = [c for c in run["checkpoints"] if round is None or c["round"] == round]
+    found = [c for c in run.checkpoints if round is None or c.round == round]
     if not found:
-        raise UmbelError(f"run {run['id']} has no checkpoint of round {round if round is not None else 'any'} yet")
-    checkpoint, held_out = found[-1], run["settings"].get("held_out")
+        raise UmbelError(f"run {run.id} has no checkpoint of round {round if round is not None else 'any'} yet")
+    checkpoint, held_out = found[-1], run.settings.get("held_out")
     if examples is None and not held_out:
         raise UmbelError(
             "--task compares with Keras on held-out examples, and the run has none: give --examples FILE.npz"
@@ -131,53 +132,55 @@ def _ask_keras(
     task = load_task(file)
     with tempfile.TemporaryDirectory() as name:
         bundle, rows = Path(name) / "run.plan", examples or Path(name) / "held-out.npz"
-        bundle.write_bytes(client.get_blob(run["plan"]))
+        bundle.write_bytes(client.get_blob(run.plan))
         plan = Plan.open(bundle)
         if task.name != plan.manifest.task:
             raise UmbelError(f"{file}: the run trains task {plan.manifest.task}, this file defines task {task.name}")
         if examples is None:
-            rows.write_bytes(client.get_blob(held_out))
+            rows.write_bytes(client.get_blob(str(held_out)))
         from umbel_server.compiler.keras_eval import evaluate
 
-        weights = {**plan.frozen_weights(), **load(client.get_blob(checkpoint["weights"]))}
+        weights = {**plan.frozen_weights(), **load(client.get_blob(checkpoint.weights))}
         what = str(examples or "the run's held-out examples")
         return {
-            "round": checkpoint["round"],
+            "round": checkpoint.round,
             "keras": evaluate(task, weights, load_examples(rows, plan.manifest, what)),
         }
 
 
-def _files_text(row: dict[str, Any]) -> str:
-    files = row["files"]
-    return ", ".join(f"{variant} {size_text(files[variant]['size'])}" for variant in VARIANTS if variant in files)
+def _files_text(row: answers.Release) -> str:
+    files = row.files
+    return ", ".join(f"{variant} {size_text(files[variant].size)}" for variant in VARIANTS if variant in files)
 
 
-def _print_files(row: dict[str, Any]) -> None:
-    parity = row["parity"] or {}
-    known = [parity.get("plan", {}), parity.get("keras", {}), *(file["metrics"] for file in row["files"].values())]
+def _print_files(row: answers.Release) -> None:
+    parity = row.parity
+    measured = [parity.plan, parity.keras] if parity is not None else []
+    known = [*measured, *(file.metrics for file in row.files.values())]
     names = list(dict.fromkeys(name for metrics in known for name in metrics))
     print_table(
         ("model", "size", *map(plain, names), "difference", "one row", "sha256"), _rows(row, parity, names), "No files."
     )
-    if parity:
+    if parity is not None:
         console.print(
-            f"[dim]Measured on {parity['rows']} rows. difference: the largest of an output from float32's; one row: the "
-            f"median time on the server ({plain(parity['machine'])}, one thread).[/]",
+            f"[dim]Measured on {parity.rows} rows. difference: the largest of an output from float32's; one row: the "
+            f"median time on the server ({plain(parity.machine)}, one thread).[/]",
             highlight=False,
         )
 
 
-def _rows(row: dict[str, Any], parity: dict[str, Any], names: list[str]) -> Iterator[tuple[str, ...]]:
-    for model, metrics in (("Keras", parity.get("keras")), ("plan", parity.get("plan"))):
+def _rows(row: answers.Release, parity: answers.Parity | None, names: list[str]) -> Iterator[tuple[str, ...]]:
+    for model, metrics in (("Keras", parity.keras), ("plan", parity.plan)) if parity is not None else ():
         if metrics:
             yield model, "", *_values(metrics, names), "", "", ""
-    for variant in (variant for variant in VARIANTS if variant in row["files"]):
-        file = row["files"][variant]
-        measured = "-" if file.get("difference") is None else f"{file['difference']:.1e}"
-        latency = "-" if file.get("latency_ms") is None else duration_text(file["latency_ms"])
-        values = _values(file["metrics"], names)
-        yield variant, size_text(file["size"]), *values, measured, latency, file["sha256"][:12]
+    for variant in (variant for variant in VARIANTS if variant in row.files):
+        file = row.files[variant]
+        measured = "-" if file.difference is None else f"{file.difference:.1e}"
+        latency = "-" if file.latency_ms is None else duration_text(file.latency_ms)
+        values = _values(file.metrics, names)
+        yield variant, size_text(file.size), *values, measured, latency, file.sha256[:12]
 
 
-def _values(metrics: dict[str, float], names: list[str]) -> list[str]:
-    return [f"{metrics[name]:.4f}" if name in metrics else "-" for name in names]
+def _values(metrics: dict[str, float | None], names: list[str]) -> list[str]:
+    values = [metrics.get(name) for name in names]
+    return ["-" if value is None else f"{value:.4f}" for value in values]

@@ -4,7 +4,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from umbel.keras_import import import_keras
 from umbel.litert import Predictor
 from umbel.plan import Plan
 from umbel.task import Task, load_task
+from umbel_server.answers import Command, Release, RunDetails
 from umbel_server.cli.open_client import open_client
 from umbel_server.client import Client
 from umbel_server.state_folder import Config, Http, Mqtt, State, init_state
@@ -54,7 +55,7 @@ FLEET = (
 )
 
 
-INVITATIONS = {"population": POPULATION, "count": len(FLEET), "ttl": 600.0, "labels": {"demo": "digits"}}
+INVITED_SECONDS, COMMAND_TTL = 600.0, 600.0
 
 
 @dataclass
@@ -85,10 +86,10 @@ class Story:
             with self._phase("train", "federated rounds"):
                 run = self._train(client, plan, held_out)
             with self._phase("release", "float32, float16 and int8 TFLite files"):
-                weights = tensors.load(client.get_blob(run["checkpoints"][-1]["weights"]))
+                weights = tensors.load(client.get_blob(run.checkpoints[-1].weights))
                 release = self._release(client, run, task, weights, held_out)
             with self._phase("install", "the release on every device"):
-                self._install(client, release["id"])
+                self._install(client, release.id)
             with self._phase("infer", "real digits on every device"):
                 self._infer(client, task, weights, held_out)
             with self._phase("export", "every device's personalised model"):
@@ -115,7 +116,9 @@ class Story:
         self.processes.start("server", 1, program("umbel"), "serve", "--state", str(state.folder))
         client = open_client(state.folder)
         self.processes.until(lambda: _answers(client), START_SECONDS, "starting the server", "server")
-        tokens = iter([one["token"] for one in client.post("/v1/invitations", INVITATIONS)])
+        tokens = iter(
+            [one.token for one in client.invitations.add(POPULATION, len(FLEET), INVITED_SECONDS, {"demo": "digits"})]
+        )
         shares = of_labels(train.y, len(FLEET), ALPHA, rng, LEAST_EXAMPLES)
         for device, member in enumerate(FLEET):
             folder = self.folder / member.id
@@ -130,14 +133,14 @@ class Story:
     def _await_fleet(self, client: Client) -> None:
         def ready() -> bool:
             try:
-                online = [row for row in client.get("/v1/devices") if row["online"]]
+                online = [row for row in client.devices.list() if row.online]
             except UmbelError:
                 return False
             return len(online) == len(FLEET)
 
         self.processes.until(ready, START_SECONDS, "starting the fleet", "server")
 
-    def _train(self, client: Client, plan: Plan, held_out: Digits) -> dict[str, Any]:
+    def _train(self, client: Client, plan: Plan, held_out: Digits) -> RunDetails:
         path = self.folder / "held-out.npz"
         np.savez(path, allow_pickle=False, x=held_out.x, y=held_out.y)
         settings = {
@@ -148,45 +151,43 @@ class Story:
             "policy": {"quorum": len(FLEET), "deadline": ROUND_SECONDS},
             "held_out": client.put_blob(path.read_bytes(), POPULATION),
         }
-        body = {"population": POPULATION, "plan": client.add_plan(plan.path, POPULATION)["plan"], "settings": settings}
-        id = client.post("/v1/runs", body)["id"]
-        row: dict[str, Any] = {}
+        id = client.runs.start(POPULATION, client.add_plan(plan.path, POPULATION).plan, settings).id
 
         def ended() -> bool:
-            nonlocal row
-            row = client.get(f"/v1/runs/{id}")
-            self.report.accuracy = [round(c["metrics"]["accuracy"], 4) for c in row["checkpoints"] if c["round"] > 0]
-            self.screen.round(row["round"], self.rounds, self.report.accuracy)
-            return bool(row["state"] != "running")
+            row = client.runs.show(id)
+            self.report.accuracy = [round(c.metrics["accuracy"], 4) for c in row.checkpoints if c.round > 0]
+            self.screen.round(row.round, self.rounds, self.report.accuracy)
+            return row.state != "running"
 
         self.processes.until(ended, START_SECONDS + ROUND_SECONDS * self.rounds, "training", "server")
-        if row["state"] != "finished":
-            raise UmbelError(f"the run {row['state']}: {row['reason']}; read {self.processes.log('server')}")
+        row = client.runs.show(id)
+        if row.state != "finished":
+            raise UmbelError(f"the run {row.state}: {row.reason}; read {self.processes.log('server')}")
         return row
 
     def _release(
-        self, client: Client, run: dict[str, Any], task: Task, weights: tensors.Tensors, held_out: Digits
-    ) -> dict[str, Any]:
+        self, client: Client, run: RunDetails, task: Task, weights: tensors.Tensors, held_out: Digits
+    ) -> Release:
         from umbel_server.compiler.keras_eval import evaluate
 
         examples = Examples({"x": held_out.x, "y": held_out.y}, len(held_out.y))
         keras = evaluate(task, weights, examples)
         self.report.keras_accuracy = round(keras["accuracy"], 4)
-        release = dict(client.post(f"/v1/runs/{run['id']}/releases", {"keras": keras}))
+        release = client.releases.export(run.id, keras=keras)
         self.report.release = {
             variant: {
-                "bytes": file["size"],
-                "accuracy": round(file["metrics"]["accuracy"], 4),
-                "difference": file["difference"],
-                "latency_ms": file["latency_ms"],
+                "bytes": file.size,
+                "accuracy": round(file.metrics["accuracy"] or 0.0, 4),
+                "difference": file.difference or 0.0,
+                "latency_ms": file.latency_ms or 0.0,
             }
-            for variant, file in release["files"].items()
+            for variant, file in release.files.items()
         }
         return release
 
     def _install(self, client: Client, release: str) -> None:
-        for command in self._command(client, {"kind": "install", "release": release, "variant": "float32"}):
-            self._device(command["device"]).installed = release
+        for command in self._command(client, "install", release=release, variant="float32"):
+            self._device(command.device).installed = release
 
     def _infer(self, client: Client, task: Task, weights: tensors.Tensors, held_out: Digits) -> None:
         from umbel_server.compiler.keras_eval import predict
@@ -195,35 +196,36 @@ class Story:
         for number, member in enumerate(FLEET):
             rows = slice(number * QUESTIONS, (number + 1) * QUESTIONS)
             inputs = client.put_blob(tensors.dump({"x": held_out.x[rows]}), POPULATION)
-            (command,) = self._command(client, {"kind": "infer", "inputs": inputs, "devices": [member.id]})
-            answers = tensors.load(client.get_blob(command["outcome"]["outputs"]["sha256"]))
+            (command,) = self._command(client, "infer", [member.id], inputs=inputs)
+            answers = tensors.load(client.get_blob(_outcome(command)["outputs"]["sha256"]))
             right = next(iter(answers.values())).argmax(axis=1) == expected[rows]
             device = self._device(member.id)
             device.answers_right, device.answers_total = int(right.sum()), len(right)
 
-    def _export(self, client: Client, run: dict[str, Any], held_out: Digits) -> None:
-        for command in self._command(client, {"kind": "export", "plan": run["plan"]}):
-            model = client.get_blob(command["outcome"]["model"]["sha256"])
-            (self.folder / f"{command['device']}.tflite").write_bytes(model)
+    def _export(self, client: Client, run: RunDetails, held_out: Digits) -> None:
+        for command in self._command(client, "export", plan=run.plan):
+            model = client.get_blob(_outcome(command)["model"]["sha256"])
+            (self.folder / f"{command.device}.tflite").write_bytes(model)
             outputs = next(iter(Predictor(model)({"x": held_out.x}).values()))
             accuracy = float(np.mean(outputs.argmax(axis=1) == held_out.y))
-            self._device(command["device"]).personal_accuracy = round(accuracy, 4)
+            self._device(command.device).personal_accuracy = round(accuracy, 4)
 
     def _ask(self, client: Client) -> None:
-        for command in self._command(client, {"kind": "report"}):
-            outcome, device = command["outcome"], self._device(command["device"])
+        for command in self._command(client, "report"):
+            outcome, device = _outcome(command), self._device(command.device)
             device.examples, device.rounds = outcome["examples"], outcome["rounds"]
             device.rss_mb, device.imports = round(outcome["rss_mb"], 1), outcome["imports"]
             if device.installed != outcome.get("installed"):
                 raise UmbelError(f"{device.id} reports release {outcome.get('installed') or 'none'} as installed")
 
-    def _command(self, client: Client, wanted: dict[str, Any]) -> list[dict[str, Any]]:
-        commands = client.settle(client.post("/v1/commands", {"population": POPULATION, **wanted}), COMMAND_SECONDS)
+    def _command(self, client: Client, kind: str, devices: Sequence[str] = (), **about: str) -> list[Command]:
+        sent = client.commands.send(POPULATION, kind, devices, COMMAND_TTL, **about)
+        commands = client.commands.settle(sent, COMMAND_SECONDS)
         for command in commands:
-            if command["state"] != "done":
+            if command.state != "done":
                 raise UmbelError(
-                    f"{command['device']} did not {command['kind']} ({command['state']}: {command['reason'] or 'no answer'}); "
-                    f"read {self.processes.log(command['device'])}"
+                    f"{command.device} did not {command.kind} ({command.state}: {command.reason or 'no answer'}); "
+                    f"read {self.processes.log(command.device)}"
                 )
         return commands
 
@@ -249,9 +251,13 @@ class Story:
         self.report.ok = True
 
 
+def _outcome(command: Command) -> dict[str, Any]:
+    return command.outcome or {}
+
+
 def _answers(client: Client) -> bool:
     try:
-        return bool(client.get("/v1/health")["broker"])
+        return client.health().broker
     except UmbelError:
         return False
 

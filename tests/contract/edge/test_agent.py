@@ -13,6 +13,7 @@ import pytest
 from tests.brokers import EmbeddedProcess, Mosquitto
 from tests.running_agent import RunningAgent
 from tests.server_harness import POPULATION, RunningServer, X, config_of
+from tests.settled_commands import settled
 from tests.waiting import eventually
 from umbel import messages, signing, tensors, topics
 from umbel.errors import UmbelError
@@ -60,7 +61,7 @@ class Bench:
     def ask(self, kind: str, **wanted: object) -> dict[str, object]:
         client = self.running.client
         commands = client.post("/v1/commands", {"population": POPULATION, "kind": kind, **wanted})
-        return client.settle(commands, 20)[0]
+        return settled(client, commands, 20)[0]
 
     def train(self, plan: Plan, **settings: object) -> dict[str, object]:
         wanted = msgspec.convert({"rounds": 2, "policy": {"deadline": 30.0, "attempts": 1}, **settings}, RunSettings)
@@ -254,7 +255,7 @@ def test_an_agent_remembers_across_restarts_and_catches_up(bench: Bench, plan_of
     bench.running.wait_online(0)
     commands = bench.running.client.post("/v1/commands", {"population": POPULATION, "kind": "report"})
     bench.agent = RunningAgent(bench.config)
-    (command,) = bench.running.client.settle(commands, 20)
+    (command,) = settled(bench.running.client, commands, 20)
     assert command["state"] == "done"
     assert (command["outcome"]["rounds"], command["outcome"]["installed"]) == (2, release)
     assert bench.running.server.devices.get(POPULATION, "phone").epoch > epoch

@@ -31,7 +31,7 @@ def print_config(
         "population": population,
         "kind": kind,
         "server": client.url,
-        "enrolment_token": made["token"],
+        "enrolment_token": made.token,
         "examples": examples,
         "state": "state",
     }

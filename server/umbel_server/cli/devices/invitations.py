@@ -2,16 +2,17 @@
 
 import sys
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from umbel_server import answers
 from umbel_server.cli.open_client import open_client
 from umbel_server.cli.options import DEFAULT_STATE, JsonOption, StateOption
 from umbel_server.cli.output import console, plain, print_json, print_table
 from umbel_server.cli.values import pair, seconds_of
-from umbel_server.client import Client, at
+from umbel_server.client import Client
 
 _COLOURS = {"open": "green", "used": "dim", "expired": "yellow", "revoked": "red"}
 
@@ -37,10 +38,10 @@ def invite(
         print_json(made)
         return
     for one in made:
-        print(one["token"], flush=True)
+        print(one.token, flush=True)
     if len(made) == 1 and sys.stdout.isatty():
-        _print_code(f"umbel:{client.url}#{made[0]['token']}")
-    until = datetime.fromtimestamp(made[0]["expires"]).strftime("%Y-%m-%d %H:%M")
+        _print_code(f"umbel:{client.url}#{made[0].token}")
+    until = datetime.fromtimestamp(made[0].expires).strftime("%Y-%m-%d %H:%M")
     each = "Each is" if len(made) > 1 else "It is"
     aside.print(f"{each} good for one device, until {until}. On the device:")
     aside.print(f"  umbel-agent enrol {client.url} TOKEN")
@@ -49,17 +50,10 @@ def invite(
 
 def ask_for(
     client: Client, population: str, count: int, expires: str, labels: list[str], kind: str
-) -> list[dict[str, Any]]:
+) -> list[answers.NewInvitation]:
     """Invitations with their tokens, as the API makes them."""
-    body = {
-        "population": population,
-        "count": count,
-        "ttl": seconds_of(expires, "--expires"),
-        "labels": dict(pair(text, "--label") for text in labels),
-        "kind": kind,
-    }
-    made: list[dict[str, Any]] = client.post("/v1/invitations", body)
-    return made
+    pairs = dict(pair(text, "--label") for text in labels)
+    return client.invitations.add(population, count, seconds_of(expires, "--expires"), pairs, kind)
 
 
 def _print_code(text: str) -> None:
@@ -68,14 +62,14 @@ def _print_code(text: str) -> None:
     segno.make(text, error="m", micro=False).terminal(compact=True)
 
 
-def _take_back(made: list[dict[str, Any]]) -> str:
-    which = made[0]["id"] if len(made) == 1 else "ID"
+def _take_back(made: list[answers.NewInvitation]) -> str:
+    which = made[0].id if len(made) == 1 else "ID"
     return f"'umbel devices uninvite {which}' takes {'it' if len(made) == 1 else 'one'} back."
 
 
 def list_invitations(state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
     """List the invitations: which are open, and which were used by whom, expired, or taken back."""
-    rows = open_client(state).get("/v1/invitations")
+    rows = open_client(state).invitations.list()
     if json:
         print_json(rows)
         return
@@ -83,14 +77,14 @@ def list_invitations(state: StateOption = DEFAULT_STATE, json: JsonOption = Fals
         ("invitation", "population", "kind", "labels", "state", "device", "made", "expires"),
         (
             (
-                row["id"],
-                plain(row["population"]),
-                plain(row["kind"]) or "any",
-                plain(", ".join(f"{name}={value}" for name, value in row["labels"].items())) or "-",
-                f"[{_COLOURS[row['state']]}]{row['state']}[/]",
-                plain(row["device"]) or "-",
-                _moment(row["created"]),
-                _moment(row["expires"]),
+                row.id,
+                plain(row.population),
+                plain(row.kind) or "any",
+                plain(", ".join(f"{name}={value}" for name, value in row.labels.items())) or "-",
+                f"[{_COLOURS[row.state]}]{row.state}[/]",
+                plain(row.device) or "-",
+                _moment(row.created),
+                _moment(row.expires),
             )
             for row in rows
         ),
@@ -108,10 +102,8 @@ def uninvite(
     json: JsonOption = False,
 ) -> None:
     """Take an invitation back that nobody has used."""
-    row = open_client(state).post(at("/v1/invitations/{}/revoke", id))
+    row = open_client(state).invitations.revoke(id)
     if json:
         print_json(row)
     else:
-        console.print(
-            f"invitation {row['id']} into {plain(row['population'])} lets nobody in any more", highlight=False
-        )
+        console.print(f"invitation {row.id} into {plain(row.population)} lets nobody in any more", highlight=False)

@@ -1,14 +1,14 @@
 """Decide about a device: suspend, resume, revoke, readmit, rename, label, delete."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from umbel_server import answers
 from umbel_server.cli.open_client import open_client
 from umbel_server.cli.options import DEFAULT_STATE, DeviceArgument, JsonOption, PopulationOption, StateOption
 from umbel_server.cli.output import console, plain, print_json
 from umbel_server.cli.values import pair
-from umbel_server.client import at
 
 ReasonOption = Annotated[str, typer.Option(help="why, for people; the device is told")]
 
@@ -20,11 +20,11 @@ def readmit(
     json: JsonOption = False,
 ) -> None:
     """End a device's quarantine: it gets assignments again, and its rejected updates are counted from 0."""
-    row = open_client(state).post(at("/v1/devices/{}/{}/readmit", population, device))
+    row = open_client(state).devices.readmit(population, device)
     if json:
         print_json(row)
     else:
-        console.print(f"{plain(row['id'])} of {plain(row['population'])} gets assignments again", highlight=False)
+        console.print(f"{plain(row.id)} of {plain(row.population)} gets assignments again", highlight=False)
 
 
 def suspend(
@@ -35,7 +35,7 @@ def suspend(
     json: JsonOption = False,
 ) -> None:
     """Let a device take part in nothing from now on, until it is resumed; its work at hand is cancelled."""
-    row = _decide(state, population, device, "suspend", {"reason": reason})
+    row = open_client(state).devices.suspend(population, device, reason)
     _say(row, json, "is suspended: its work is cancelled, and it waits until 'umbel devices resume'")
 
 
@@ -46,7 +46,7 @@ def resume(
     json: JsonOption = False,
 ) -> None:
     """Let a suspended device take part again."""
-    _say(_decide(state, population, device, "resume", {}), json, "takes part again")
+    _say(open_client(state).devices.resume(population, device), json, "takes part again")
 
 
 def revoke(
@@ -57,7 +57,7 @@ def revoke(
     json: JsonOption = False,
 ) -> None:
     """Bar a device and its key for good; its work at hand is cancelled."""
-    row = _decide(state, population, device, "revoke", {"reason": reason})
+    row = open_client(state).devices.revoke(population, device, reason)
     _say(row, json, "is revoked for good: its work is cancelled, and its key is refused")
 
 
@@ -69,9 +69,9 @@ def rename(
     json: JsonOption = False,
 ) -> None:
     """Give a device a name for people; its id, which its key and its topics hold, stays as it is."""
-    row = _decide(state, population, device, "rename", {"name": name})
+    row = open_client(state).devices.rename(population, device, name)
     shown = f"is shown as {plain(repr(name))}" if name else "has no name"
-    _say(row, json, f"{shown}; its id stays {plain(row['id'])}, as commands and topics name it")
+    _say(row, json, f"{shown}; its id stays {plain(row.id)}, as commands and topics name it")
 
 
 def label(
@@ -86,8 +86,8 @@ def label(
     if not labels and not remove:
         raise typer.BadParameter("this command needs NAME=VALUE, or --remove NAME")
     pairs = dict(pair(text, "LABELS") for text in labels or [])
-    row = _decide(state, population, device, "label", {"labels": pairs, "remove": remove or []})
-    now = ", ".join(f"{name}={value}" for name, value in row["labels"].items()) or "none"
+    row = open_client(state).devices.label(population, device, pairs, remove or [])
+    now = ", ".join(f"{name}={value}" for name, value in row.labels.items()) or "none"
     _say(row, json, f"has the labels {plain(now)}")
 
 
@@ -98,16 +98,12 @@ def delete(
     json: JsonOption = False,
 ) -> None:
     """Remove a device that is revoked, or was never online; its key comes back only with a new invitation, a revoked one never."""
-    row = _decide(state, population, device, "delete", {})
+    row = open_client(state).devices.delete(population, device)
     _say(row, json, "is deleted; its key comes back only with a new invitation, a revoked one never")
 
 
-def _decide(state: StateOption, population: str, device: str, what: str, body: dict[str, Any]) -> dict[str, Any]:
-    return dict(open_client(state).post(at("/v1/devices/{}/{}/{}", population, device, what), body))
-
-
-def _say(row: dict[str, Any], json: bool, sentence: str) -> None:
+def _say(row: answers.Device | answers.DeletedDevice, json: bool, sentence: str) -> None:
     if json:
         print_json(row)
     else:
-        console.print(f"{plain(row['id'])} of {plain(row['population'])} {sentence}", highlight=False, soft_wrap=True)
+        console.print(f"{plain(row.id)} of {plain(row.population)} {sentence}", highlight=False, soft_wrap=True)

@@ -1,10 +1,11 @@
 """Devices: list and show them."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from umbel.skew import is_wrong, sentence
+from umbel_server import answers
 from umbel_server.cli.commands import print_commands
 from umbel_server.cli.open_client import open_client
 from umbel_server.cli.options import (
@@ -13,7 +14,6 @@ from umbel_server.cli.options import (
     StateOption,
 )
 from umbel_server.cli.output import ago, console, plain, print_json, print_table
-from umbel_server.client import at
 
 
 def list_devices(
@@ -22,11 +22,11 @@ def list_devices(
     json: JsonOption = False,
 ) -> None:
     """List the enrolled devices."""
-    rows = open_client(state).get("/v1/devices", population=population)
+    rows = open_client(state).devices.list(population)
     if json:
         print_json(rows)
         return
-    named = any(row["name"] for row in rows)
+    named = any(row.name for row in rows)
     print_table(
         (
             "device",
@@ -43,17 +43,17 @@ def list_devices(
         ),
         (
             (
-                plain(row["id"]),
-                *([plain(row["name"]) or "-"] if named else []),
-                plain(row["population"]),
-                plain(row["kind"]),
+                plain(row.id),
+                *([plain(row.name) or "-"] if named else []),
+                plain(row.population),
+                plain(row.kind),
                 _state(row),
                 _eligible(row),
-                plain(row["trainer"]) or "-",
-                str(row["examples"]),
-                f"{row['rss_mb']:.0f} MB",
-                plain(row["installed"]) or "-",
-                ago(row["last_seen"]),
+                plain(row.trainer) or "-",
+                str(row.examples),
+                f"{row.rss_mb:.0f} MB",
+                plain(row.installed) or "-",
+                ago(row.last_seen),
             )
             for row in rows
         ),
@@ -68,7 +68,7 @@ def show_device(
     json: JsonOption = False,
 ) -> None:
     """Show one device and its latest commands."""
-    row = open_client(state).get(at("/v1/devices/{}/{}", population, device))
+    row = open_client(state).devices.show(population, device)
     if json:
         print_json(row)
         return
@@ -86,31 +86,31 @@ def show_device(
         "installed",
         "labels",
     ):
-        console.print(f"{name:12} {plain(str(row[name]))}", highlight=False)
-    if row["set_labels"]:
-        console.print(f"{'set here':12} {plain(str(row['set_labels']))}", highlight=False)
-    if row["state"] != "active":
-        console.print(f"{row['state']:12} [red]{ago(row['state_since'])}: {_why(row)}[/]", highlight=False)
+        console.print(f"{name:12} {plain(str(getattr(row, name)))}", highlight=False)
+    if row.set_labels:
+        console.print(f"{'set here':12} {plain(str(row.set_labels))}", highlight=False)
+    if row.state != "active":
+        console.print(f"{row.state:12} [red]{ago(row.state_since)}: {_why(row)}[/]", highlight=False)
     console.print(f"{'conditions':12} {_eligible(row)}", highlight=False)
-    if row["quarantined"]:
-        console.print(f"{'quarantined':12} [red]{plain(row['quarantined'])}[/]", highlight=False)
-    if abs(row["skew"]) >= 1:
-        colour = "red" if is_wrong(row["skew"]) else "default"
-        console.print(f"{'clock':12} [{colour}]{sentence(row['skew'])}[/]", highlight=False)
-    if row["refused"]:
-        console.print(f"{'refused':12} [yellow]{_refused(row['refused'])}[/]", highlight=False)
-    console.print(f"{'last heard':12} {ago(row['last_seen'])}\n", highlight=False)
-    print_commands(row["commands"])
+    if row.quarantined:
+        console.print(f"{'quarantined':12} [red]{plain(row.quarantined)}[/]", highlight=False)
+    if abs(row.skew) >= 1:
+        colour = "red" if is_wrong(row.skew) else "default"
+        console.print(f"{'clock':12} [{colour}]{sentence(row.skew)}[/]", highlight=False)
+    if row.refused:
+        console.print(f"{'refused':12} [yellow]{_refused(row.refused)}[/]", highlight=False)
+    console.print(f"{'last heard':12} {ago(row.last_seen)}\n", highlight=False)
+    print_commands(row.commands)
 
 
-def _state(row: dict[str, Any]) -> str:
-    if row["state"] != "active":
-        return f"[red]{plain(row['state'])}[/]"
-    return "[green]online[/]" if row["online"] else "[dim]offline[/]"
+def _state(row: answers.Device) -> str:
+    if row.state != "active":
+        return f"[red]{plain(row.state)}[/]"
+    return "[green]online[/]" if row.online else "[dim]offline[/]"
 
 
-def _why(row: dict[str, Any]) -> str:
-    return plain(row["state_reason"]) or "no reason was given"
+def _why(row: answers.Device) -> str:
+    return plain(row.state_reason) or "no reason was given"
 
 
 def _refused(counts: dict[str, int]) -> str:
@@ -118,12 +118,12 @@ def _refused(counts: dict[str, int]) -> str:
     return plain(", ".join(f"{count:,} {what}" for what, count in sorted(counts.items())))
 
 
-def _eligible(row: dict[str, Any]) -> str:
-    if row["state"] != "active":
+def _eligible(row: answers.Device) -> str:
+    if row.state != "active":
         return f"[red]{_why(row)}[/]"
-    if row["quarantined"]:
+    if row.quarantined:
         return "[red]quarantined[/]"
-    reasons = ", ".join(row["reasons"])
-    if not reasons and is_wrong(row["skew"]):
-        reasons = f"the device's clock is {sentence(row['skew'])}"
+    reasons = ", ".join(row.reasons)
+    if not reasons and is_wrong(row.skew):
+        reasons = f"the device's clock is {sentence(row.skew)}"
     return f"[yellow]{plain(reasons)}[/]" if reasons else "[green]eligible[/]"

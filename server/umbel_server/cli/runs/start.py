@@ -6,13 +6,14 @@ from typing import Annotated, Any
 import typer
 
 from umbel.errors import UmbelError
+from umbel_server import answers
 from umbel_server.cli.open_client import open_client
 from umbel_server.cli.options import DEFAULT_STATE, JsonOption, RunArgument, StateOption
 from umbel_server.cli.output import console, plain, print_json
 from umbel_server.cli.runs.settings import END, takes_settings
 from umbel_server.cli.runs.watch import follow as watch_run
 from umbel_server.cli.values import checkpoint
-from umbel_server.client import Client, at
+from umbel_server.client import Client
 
 FromOption = Annotated[
     str,
@@ -43,9 +44,9 @@ def start(
     """Start a run: train a plan on a population."""
     source = checkpoint(from_checkpoint)
     client = open_client(state)
-    body = {"population": population, "plan": client.add_plan(plan, population)["plan"], **source}
-    body["settings"] = settings | _held_out(client, held_out, population)
-    _announce(client, client.post("/v1/runs", body), follow, json)
+    added = client.add_plan(plan, population)
+    row = client.runs.start(population, added.plan, settings | _held_out(client, held_out, population), **source)
+    _announce(client, row, follow, json)
 
 
 @takes_settings(changes=True)
@@ -63,9 +64,9 @@ def clone(
         settings = {"options": {}, **settings}  # another strategy does not know the options of the first
     source = checkpoint(from_checkpoint)
     client = open_client(state)
-    population = client.get(at("/v1/runs/{}", run))["population"] if held_out is not None else ""
-    body = {"settings": settings | _held_out(client, held_out, population), **source}
-    _announce(client, client.post(at("/v1/runs/{}/clone", run), body), follow, json)
+    population = client.runs.show(run).population if held_out is not None else ""
+    row = client.runs.clone(run, settings | _held_out(client, held_out, population), **source)
+    _announce(client, row, follow, json)
 
 
 def _held_out(client: Client, file: Path | None, population: str) -> dict[str, Any]:
@@ -76,19 +77,19 @@ def _held_out(client: Client, file: Path | None, population: str) -> dict[str, A
     return {"held_out": client.put_blob(file.read_bytes(), population)}
 
 
-def _announce(client: Client, row: dict[str, Any], follow: bool, json: bool) -> None:
+def _announce(client: Client, row: answers.Run, follow: bool, json: bool) -> None:
     if json and follow:
         try:
-            watch_run(client, row["id"], quiet=True)
+            watch_run(client, row.id, quiet=True)
         finally:
-            print_json(client.get(f"/v1/runs/{row['id']}"))
+            print_json(client.runs.show(row.id))
         return
     if json:
         print_json(row)
     else:
-        more = "" if follow else f"; see 'umbel runs watch {row['id']}'"
+        more = "" if follow else f"; see 'umbel runs watch {row.id}'"
         console.print(
-            f"run [bold]{row['id']}[/] trains {plain(row['task'])} on {plain(row['population'])}{more}", highlight=False
+            f"run [bold]{row.id}[/] trains {plain(row.task)} on {plain(row.population)}{more}", highlight=False
         )
     if follow:
-        watch_run(client, row["id"])
+        watch_run(client, row.id)

@@ -2,31 +2,32 @@
 
 from typing import Any
 
+from umbel_server import answers
 from umbel_server.cli.output import console, plain, size_text, state_text
 
 
-def head(row: dict[str, Any]) -> str:
+def head(row: answers.Run) -> str:
     """What a run is and how far it came, as markup; of a paused run also how it goes on."""
-    reason = f": {plain(row['reason'])}" if row["reason"] else ""
+    reason = f": {plain(row.reason)}" if row.reason else ""
     text = (
-        f"run [bold]{row['id']}[/] ({plain(row['task'])}, {plain(row['strategy'])}): {state_text(row['state'])} after "
-        f"{row['round']} of {row['rounds']} rounds{reason}"
+        f"run [bold]{row.id}[/] ({plain(row.task)}, {plain(row.strategy)}): {state_text(row.state)} after "
+        f"{row.round} of {row.rounds} rounds{reason}"
     )
     return f"{text}\n{hint(row)}" if hint(row) else text
 
 
-def print_head(row: dict[str, Any]) -> None:
+def print_head(row: answers.Run) -> None:
     """Print `head`, wrapped only where somebody reads it."""
     console.print(head(row), highlight=False, soft_wrap=not console.is_terminal)
 
 
-def hint(row: dict[str, Any]) -> str:
+def hint(row: answers.Run) -> str:
     """What to do about a run that waits for somebody; empty when it waits for nobody."""
-    match row["state"]:
+    match row.state:
         case "paused":
-            return f"go on with it: umbel runs resume {row['id']}"
+            return f"go on with it: umbel runs resume {row.id}"
         case "failed":
-            return f"try again from its newest checkpoint: umbel runs clone {row['id']} --from-checkpoint {row['id']}"
+            return f"try again from its newest checkpoint: umbel runs clone {row.id} --from-checkpoint {row.id}"
     return ""
 
 

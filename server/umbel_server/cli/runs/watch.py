@@ -2,17 +2,17 @@
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import typer
 from rich.live import Live
 
+from umbel_server import answers
 from umbel_server.cli.open_client import open_client
 from umbel_server.cli.options import DEFAULT_STATE, RunArgument, StateOption
 from umbel_server.cli.output import console, span_text
 from umbel_server.cli.runs.text import print_head
 from umbel_server.cli.runs.watch_screen import abandoned_line, line, screen
-from umbel_server.client import Client, NoAnswer, at
+from umbel_server.client import Client, NoAnswer
 
 WATCH_SECONDS = 0.25
 PATIENCE = 60.0
@@ -29,60 +29,61 @@ def watch(run: RunArgument, state: StateOption = DEFAULT_STATE) -> None:
 
 def follow(client: Client, run: str, quiet: bool = False) -> None:
     """Show a run until it ends or pauses, or with `quiet` wait for that; raises Exit(1) when it failed or paused."""
-    id = client.get(at("/v1/runs/{}/live", run))["id"]  # "latest" is another run as soon as one is started
-    path = f"/v1/runs/{id}/live"
+    id = client.runs.live(run).id  # "latest" is another run as soon as one is started
     try:
         if quiet:
-            row = _last(_looks(lambda: client.get(path)))
+            row = _last(_looks(lambda: client.runs.live(id)))
         elif console.is_terminal:
-            row = _on_terminal(client, path)
+            row = _on_terminal(client, id)
         else:
-            row = _as_lines(client, path)
+            row = _as_lines(client, id)
     except KeyboardInterrupt:
         console.print(f"the run goes on; see it with 'umbel runs watch {id}'", highlight=False)
         raise typer.Exit(130) from None
     if not quiet:
         print_head(row)
-    if row["state"] in ("failed", "paused"):
+    if row.state in ("failed", "paused"):
         raise typer.Exit(1)
 
 
-def _on_terminal(client: Client, path: str) -> dict[str, Any]:
-    row: dict[str, Any] = {}
+def _on_terminal(client: Client, id: str) -> answers.LiveRun:
     with Live(console=console, auto_refresh=False) as live:
-        for row, trouble in _looks(lambda: client.get(path)):
+        for row, trouble in _looks(lambda: client.runs.live(id)):
             live.update(screen(row, console.width, trouble), refresh=True)
     return row
 
 
-def _as_lines(client: Client, path: str) -> dict[str, Any]:
-    row: dict[str, Any] = {}
-    seen: dict[str, Any] = {}
+def _as_lines(client: Client, id: str) -> answers.LiveRun:
+    seen: list[answers.Checkpoint] = []
     told: set[tuple[int, int]] = set()
-    for row, _ in _looks(lambda: client.get(path, after=seen.get("round"))):
-        for attempt in reversed(row["abandoned"]["latest"]):
-            key = attempt["round"], attempt["attempt"]
+
+    def ask() -> answers.LiveRun:
+        return client.runs.live(id, seen[-1].round if seen else None)
+
+    for row, _ in _looks(ask):
+        for attempt in reversed(row.abandoned.latest):
+            key = attempt.round, attempt.attempt
             if key not in told:
                 told.add(key)
                 print(abandoned_line(attempt), flush=True)
-        for checkpoint in row["checkpoints"]:
-            if checkpoint["round"]:
-                print(line(checkpoint, seen or None, row["rounds"]), flush=True)
-            seen.update(checkpoint)
+        for checkpoint in row.checkpoints:
+            if checkpoint.round:
+                print(line(checkpoint, seen[-1] if seen else None, row.rounds), flush=True)
+            seen[:] = [checkpoint]
     return row
 
 
-def _last(looks: Iterator[tuple[dict[str, Any], str]]) -> dict[str, Any]:
+def _last(looks: Iterator[tuple[answers.LiveRun, str]]) -> answers.LiveRun:
     *_, (row, _) = looks
     return row
 
 
-def _looks(ask: Callable[[], dict[str, Any]]) -> Iterator[tuple[dict[str, Any], str]]:
+def _looks(ask: Callable[[], answers.LiveRun]) -> Iterator[tuple[answers.LiveRun, str]]:
     """The run again and again until it has ended, each time with what is wrong with looking, or nothing.
 
     Raises NoAnswer when the server has not answered for a while.
     """
-    row: dict[str, Any] = {}
+    row: answers.LiveRun | None = None
     heard = time.monotonic()
     while True:
         trouble = ""
@@ -91,10 +92,10 @@ def _looks(ask: Callable[[], dict[str, Any]]) -> Iterator[tuple[dict[str, Any], 
             heard = time.monotonic()
         except NoAnswer:
             silent = time.monotonic() - heard
-            if not row or silent > PATIENCE:
+            if row is None or silent > PATIENCE:
                 raise
             trouble = f"no answer from the server for {span_text(silent)}; trying again"
         yield row, trouble
-        if row["state"] != "running":
+        if row.state != "running":
             return
         time.sleep(WATCH_SECONDS)

@@ -145,7 +145,7 @@ def test_a_list_of_no_population_is_none_of_all(running: RunningServer) -> None:
 def test_settings_that_cannot_be_used_are_refused(
     running: RunningServer, plan_of: Callable[[str], Plan], settings: dict[str, object], sentence: str
 ) -> None:
-    plan = running.client.add_plan(plan_of("line").path)["plan"]
+    plan = running.client.add_plan(plan_of("line").path).plan
     before = len(running.client.get("/v1/runs"))
     with pytest.raises(UmbelError, match=sentence):
         running.client.post("/v1/runs", {"population": POPULATION, "plan": plan, "settings": settings})
@@ -175,7 +175,7 @@ def test_a_parameter_that_is_no_round_is_refused(running: RunningServer, path: s
 def test_whole_numbers_that_no_database_holds_are_refused(
     running: RunningServer, plan_of: Callable[[str], Plan], wanted: dict[str, object]
 ) -> None:
-    plan = running.client.add_plan(plan_of("line").path)["plan"]
+    plan = running.client.add_plan(plan_of("line").path).plan
     with pytest.raises(UmbelError, match=r"at most|<= "):
         running.client.post("/v1/runs", {"population": POPULATION, "plan": plan, **wanted})
     with pytest.raises(UmbelError, match=r"at most|<= |no run"):

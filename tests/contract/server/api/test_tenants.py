@@ -72,7 +72,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory, plan_of: Callable[[str], Pla
     for population, of in ((OURS, key), (THEIRS, signing.generate_key())):
         asked = EnrolmentRequest("phone", "phone", signing.public_key(of), secret, population)
         running.server.invitations.enrol(asked)
-    plan = str(client.add_plan(plan_of("line").path, THEIRS)["plan"])
+    plan = client.add_plan(plan_of("line").path, THEIRS).plan
     blob = client.put_blob(LARGE, THEIRS)
     run = str(client.post("/v1/runs", {"population": THEIRS, "plan": plan})["id"])
     eventually(lambda: client.get(f"/v1/runs/{run}")["checkpoints"])

@@ -12,6 +12,7 @@ from joserfc.jwk import ECKey
 
 from tests.running_agent import RunningAgent
 from tests.server_harness import POPULATION, RunningServer, config_of
+from tests.settled_commands import settled
 from tests.waiting import eventually
 from umbel import messages, signing, topics
 from umbel.enrolment import EnrolmentRequest, Trust
@@ -95,7 +96,7 @@ class Fleet:
     def report(self, device: str = "phone") -> dict[str, object]:
         client = self.running.client
         asked = {"population": POPULATION, "kind": "report", "devices": [device]}
-        return dict(client.settle(client.post("/v1/commands", asked), 30)[0])
+        return dict(settled(client, client.post("/v1/commands", asked), 30)[0])
 
     def stop(self) -> None:
         for agent in self.agents:
@@ -158,7 +159,7 @@ def test_a_fleet_at_work_goes_over_to_the_new_key(fleet: Fleet, plan_of: PlanOf)
     running.wait_online(1)
     assert running.client.get("/v1/audit/verify")["fault"] == ""
     asked = {"population": POPULATION, "kind": "install", "release": release, "variant": "float32"}
-    (done,) = running.client.settle(running.client.post("/v1/commands", asked), 30)
+    (done,) = settled(running.client, running.client.post("/v1/commands", asked), 30)
     assert done["state"] == "done", done
     agent.stop()
     fleet.agents.clear()
@@ -328,7 +329,7 @@ def test_commands_that_wait_are_signed_by_the_key_of_the_day(fleet: Fleet) -> No
     waiting = fleet.running.client.post("/v1/commands", asked)
     fleet.rotate(0.0)
     fleet.agent(config)
-    (done,) = fleet.running.client.settle(waiting, 30)
+    (done,) = settled(fleet.running.client, waiting, 30)
     assert done["state"] == "done"
 
 

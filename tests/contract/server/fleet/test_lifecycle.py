@@ -17,6 +17,7 @@ from tests.brokers import EmbeddedProcess, Mosquitto
 from tests.contract.server.runs.test_fleet_grid import start, trained
 from tests.running_agent import RunningAgent
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice, config_of
+from tests.settled_commands import settled
 from tests.signed_requests import signed
 from tests.waiting import eventually
 from umbel import signing
@@ -346,7 +347,7 @@ def test_an_agent_waits_while_it_is_suspended_and_works_when_it_is_resumed(
     decide(running, "phone", "resume")
     running.wait_online(1)
     (report,) = running.client.post("/v1/commands", {"population": POPULATION, "kind": "report"})
-    (done,) = running.client.settle([report], 20)
+    (done,) = settled(running.client, [report], 20)
     assert done["state"] == "done"
     agent.stop()
     decide(running, "phone", "suspend", reason="again")

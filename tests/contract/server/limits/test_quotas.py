@@ -18,6 +18,7 @@ import pytest
 from tests.contract.server.fleet.test_lifecycle import quick
 from tests.running_agent import RunningAgent
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice, config_of
+from tests.settled_commands import settled
 from tests.signed_requests import signed
 from tests.waiting import eventually
 from umbel import signing, topics
@@ -322,7 +323,7 @@ def test_who_floods_keeps_no_other_from_the_server(running: RunningServer) -> No
 
     def done(name: str) -> bool:
         asked = running.client.post("/v1/commands", {"population": POPULATION, "kind": "report", "devices": [name]})
-        return bool(running.client.settle(asked, 30)[0]["state"] == "done")
+        return bool(settled(running.client, asked, 30)[0]["state"] == "done")
 
     flooding = threading.Thread(target=flood)
     flooding.start()

@@ -14,6 +14,7 @@ from tests.brokers import EmbeddedProcess
 from tests.compiled_plans import TASKS
 from tests.running_agent import RunningAgent
 from tests.server_harness import POPULATION, RunningServer, config_of
+from tests.settled_commands import settled
 from tests.waiting import eventually
 from umbel import release, tensors
 from umbel.errors import UmbelError
@@ -54,7 +55,7 @@ class Trained:
 
     def ask(self, kind: str, **wanted: Any) -> dict[str, Any]:
         commands = self.client.post("/v1/commands", {"population": POPULATION, "kind": kind, **wanted})
-        return dict(self.client.settle(commands, 20)[0])
+        return dict(settled(self.client, commands, 20)[0])
 
     def kept(self) -> tuple[int, int]:
         """How many releases and blobs the server holds."""

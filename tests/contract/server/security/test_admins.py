@@ -49,7 +49,7 @@ def few_refusals_yet(running: RunningServer) -> None:
 
 @pytest.fixture(scope="module")
 def plan(running: RunningServer, plan_of: Callable[[str], Plan]) -> str:
-    return str(running.client.add_plan(plan_of("line").path)["plan"])
+    return running.client.add_plan(plan_of("line").path).plan
 
 
 def enrol(running: RunningServer, population: str, device: str, secret: str = "") -> httpx.Response:

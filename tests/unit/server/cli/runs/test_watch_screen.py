@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from umbel_server.answers import Attempt, Checkpoint, LiveRun
 from umbel_server.cli.output import span_text
 from umbel_server.cli.runs.watch_screen import abandoned_line, line, screen, seconds_left
 from umbel_server.rounds.policy import RoundPolicy
@@ -17,7 +18,7 @@ NOW = 1_700_000_000.0
 
 def text_of(live: dict[str, Any], width: int = 80, trouble: str = "") -> str:
     out = io.StringIO()
-    Console(file=out, width=width, color_system=None).print(screen(live, width, trouble))
+    Console(file=out, width=width, color_system=None).print(screen(msgspec.convert(live, LiveRun), width, trouble))
     lines = [line.rstrip() for line in out.getvalue().splitlines()]
     assert all(len(line) <= width for line in lines)
     return "\n".join(lines)
@@ -26,6 +27,7 @@ def text_of(live: dict[str, Any], width: int = 80, trouble: str = "") -> str:
 def checkpoint(round: int, committed: float, **metrics: float) -> dict[str, Any]:
     return {
         "round": round,
+        "weights": "0" * 64,
         "metrics": metrics,
         "fleet_metrics": {"loss": 1.5},
         "contributors": 14,
@@ -36,7 +38,11 @@ def checkpoint(round: int, committed: float, **metrics: float) -> dict[str, Any]
 
 def attempt(state: str = "open", round: int = 3, number: int = 0, **more: Any) -> dict[str, Any]:
     times = {"opened": NOW - 42, "closes": NOW + 78, "closed": 0.0}
-    return {"round": round, "attempt": number, "state": state, "reason": "", "wanted": 20, "quorum": 12} | times | more
+    return (
+        {"round": round, "attempt": number, "state": state, "reason": "", "wanted": 20, "quorum": 12, "seconds": {}}
+        | times
+        | more
+    )
 
 
 def a_run(settings: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
@@ -44,6 +50,7 @@ def a_run(settings: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]
     run: dict[str, Any] = {
         "id": "a1b2c3d4e5f6",
         "task": "digits",
+        "plan": "0" * 64,
         "population": "home",
         "strategy": "fedavg",
         "state": "running",
@@ -65,6 +72,14 @@ def a_run(settings: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]
         "devices": None,
     }
     return run | more
+
+
+def live_run(**more: Any) -> LiveRun:
+    return msgspec.convert(a_run(**more), LiveRun)
+
+
+def of(row: dict[str, Any]) -> Checkpoint:
+    return msgspec.convert(row, Checkpoint)
 
 
 def waiting(device: str, state: str, since: float, online: bool = True, round: int = 3) -> dict[str, Any]:
@@ -186,17 +201,18 @@ def test_a_metric_that_is_not_finite_breaks_nothing() -> None:
 
 def test_the_time_that_is_left_follows_the_pace_of_the_newest_rounds() -> None:
     # 10 s a round; the third has been under way for 42 s already, so nothing of its pace is left.
-    assert seconds_left(a_run()) == 70
-    assert seconds_left(a_run(now=NOW - 40)) == 78
-    assert seconds_left(a_run(checkpoints=[checkpoint(0, NOW)])) is None
-    assert seconds_left(a_run(round=10)) == 0
+    assert seconds_left(live_run()) == 70
+    assert seconds_left(live_run(now=NOW - 40)) == 78
+    assert seconds_left(live_run(checkpoints=[checkpoint(0, NOW)])) is None
+    assert seconds_left(live_run(round=10)) == 0
 
 
 def test_lines_for_logs() -> None:
     first, second = checkpoint(1, NOW, accuracy=0.5), checkpoint(2, NOW, accuracy=0.625, loss=2.0)
-    assert line(first, None, 10) == "round 1/10  accuracy 0.5  14 updates  2.5 s"
-    assert line(second, first, 10) == "round 2/10  accuracy 0.625 (+0.125)  loss 2  14 updates  2.5 s"
-    assert abandoned_line(attempt("abandoned", 7, 1, reason="why")) == "round 7, attempt 2 abandoned: why"
+    assert line(of(first), None, 10) == "round 1/10  accuracy 0.5  14 updates  2.5 s"
+    assert line(of(second), of(first), 10) == "round 2/10  accuracy 0.625 (+0.125)  loss 2  14 updates  2.5 s"
+    gone = msgspec.convert(attempt("abandoned", 7, 1, reason="why"), Attempt)
+    assert abandoned_line(gone) == "round 7, attempt 2 abandoned: why"
 
 
 def test_spans() -> None:
