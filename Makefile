@@ -7,7 +7,12 @@ SIM := $(VENV)/.sim
 DEV := $(VENV)/.dev
 C := $(wildcard server/umbel_server/aggregation/*.c simulations/umbel_sim/engines/native/*.[ch])
 # Without --no-compile a tenth of the folder is bytecode that nothing runs; Python writes what it needs.
-INSTALL := $(BIN)/pip install --disable-pip-version-check --no-compile -c constraints.txt
+# A line every ten seconds, since pip says nothing while it unpacks.
+define install
+@( while sleep 10 && kill -0 $$$$ 2>/dev/null; do echo "... $$(du -sm $(VENV) | cut -f1) MB of about $(2) are in $(VENV)"; done ) & \
+	trap "kill $$! 2>/dev/null" EXIT; \
+	$(BIN)/pip install --disable-pip-version-check --no-compile -c constraints.txt -e '.[$(1)]'
+endef
 
 .DEFAULT_GOAL := help
 # A target with a sentence behind ## is in `make help`, and is no file.
@@ -24,14 +29,13 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(SIM): $(VENV)/bin/python pyproject.toml constraints.txt $(C)
-	@echo "Installing Umbel, TensorFlow and Flower into $(VENV): 0.6 GB to download, 1.9 GB on disk."
-	@echo "pip names each package; its last step unpacks them all and takes a minute or two."
-	$(INSTALL) -e '.[sim]'
+	@echo "Installing Umbel, TensorFlow and Flower into $(VENV): 0.6 GB to download, 1.8 GB on disk."
+	$(call install,sim,1800)
 	@touch $@
 
 $(DEV): $(SIM)
 	@echo "Installing what the tests need besides: 0.2 GB to download, 0.7 GB on disk."
-	$(INSTALL) -e '.[dev]'
+	$(call install,dev,2500)
 	@touch $@
 
 demo: $(SIM) ## train, ship and use a model on eight real agents, on this machine

@@ -22,7 +22,7 @@ except OSError:
     print("not compiled", end=" ")
 print(passes.squares(np.ones(1000, np.float32)))
 """
-"""Needs NumPy only: the sum of squares in C where the wheel has it, in NumPy elsewhere."""
+"""The sum of squares: in C where the wheel has it, in NumPy elsewhere."""
 TRAIN = """
 import sys
 from pathlib import Path
@@ -101,13 +101,16 @@ def _pure_wheel(source: Path, folder: Path) -> None:
 
 
 def try_whole(environment: Environment, file: Path, _plan: Path) -> None:
-    """umbel without extras has a help and a version, and folds; in C unless it is the pure wheel."""
+    """umbel without extras has a help and a version; with the extra `server` it makes a state, and folds as its wheel says."""
     environment.pip_install(file)
     environment.run("umbel", "--version", says=f"umbel {__version__}")
     environment.run("umbel", "--help", says="pip install 'umbel[server]'")
     environment.run("umbel", "serve", code=1, says="pip install 'umbel[server]'")
     environment.run("umbel-agent", "--version", says=f"umbel-agent {__version__}")
     environment.run("umbel-agent", "enrol", "x", code=1, says="pip install 'umbel[edge]'")
+    environment.uv_install(f"umbel[server] @ {file.as_uri()}")
+    environment.run("umbel", "init", "state", says="umbel serve")
+    environment.run("umbel", "demo", code=1, says="pip install 'umbel[sim]'")
     how = "not compiled" if "none-any" in file.name else "compiled"
     if not environment.run("python", "-c", FOLD).startswith(f"{how} 1000.0"):
         raise Failed(f"{file.name}: expected a library that is {how}")

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-_CLEAN = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+TOOLS = Path(sys.executable).parent
+_CLEAN = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")} | {
+    "PATH": f"{TOOLS}{os.pathsep}{os.environ['PATH']}"  # auditwheel looks for patchelf there
+}
 
 
 class Failed(Exception):
@@ -46,7 +49,7 @@ class Environment:
 
 def tool(program: str, *words: str | Path) -> str:
     """Run a program of the environment in which this runs; raises Failed when it fails."""
-    return checked([Path(sys.executable).with_name(program), *words], 0, "", ROOT)
+    return checked([TOOLS / program, *words], 0, "", ROOT)
 
 
 def checked(command: Sequence[str | Path], code: int, says: str, cwd: Path) -> str:
