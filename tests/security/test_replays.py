@@ -175,5 +175,5 @@ def test_an_accepted_command_that_is_accepted_again_is_no_news(wire: Wire) -> No
     ):
         with server.database.transaction() as session:
             ack = Ack(id, POPULATION, "phone", state, 0.0)  # type: ignore[arg-type]
-            assert server.outbox.acknowledge(session, ack) == news
+            assert (server.outbox.acknowledge(session, ack) is not None) == news
     assert server.outbox.get(id).state == "failed"

@@ -40,7 +40,7 @@ class Wire:
     def _look_at_all(self) -> None:
         """Let the server look at every message, however many are forged, and log each that it refuses."""
         every = Limits(messages_per_second=1e6, forgeries_per_second=1e6)
-        self.running.server.exchange._limits = MessageLimits(
+        self.running.server.exchange.intake.limits = MessageLimits(
             every, Refusals(itertools.count(0, QUIET_SECONDS).__next__)
         )
 

@@ -232,6 +232,9 @@ KINDS: tuple[CommandKind[Any], ...] = (
 SENDABLE = {kind.name: kind for kind in KINDS if kind.request is not None}
 """The kinds that administrators send, by name."""
 
+ASSIGNED = frozenset(kind.name for kind in KINDS if kind.has_assignment)
+"""The names of the kinds whose commands have an assignment."""
+
 _BY_NAME = {kind.name: kind for kind in KINDS}
 
 

@@ -169,27 +169,27 @@ class Outbox:
             return None
         return str(row.kind)
 
-    def acknowledge(self, session: Session, ack: Ack) -> bool:
-        """Note an acknowledgement; returns False when the command is not open, not that device's, or this is no news."""
+    def acknowledge(self, session: Session, ack: Ack) -> str | None:
+        """Note an acknowledgement; returns the command's kind, or None when it is not open, not that device's, or no news."""
         return self._note(session, ack, {})
 
-    def complete(self, session: Session, result: Result) -> bool:
-        """Note an outcome; returns False when the command is not open or not that device's."""
+    def complete(self, session: Session, result: Result) -> str | None:
+        """Note an outcome; returns the command's kind, or None when it is not open or not that device's."""
         ack = Ack(result.command, result.population, result.device, "done", result.at, sequence=result.sequence)
         return self._note(session, ack, {"outcome": msgspec.to_builtins(result.outcome)})
 
-    def _note(self, session: Session, ack: Ack, more: dict[str, Any]) -> bool:
+    def _note(self, session: Session, ack: Ack, more: dict[str, Any]) -> str | None:
         row = session.execute(_ONE, {"of": ack.command}).one_or_none()
         if row is None or (row.population, row.device) != (ack.population, ack.device):
-            return False
+            return None
         if row.state not in OPEN or row.state == ack.state:
-            return False
+            return None
         if ack.state != "accepted":
             who = {"of_population": ack.population, "of_device": ack.device, "before": ack.sequence}
             session.execute(_ANSWERED, {**who, "answered": ack.sequence})
         note = {"state": ack.state, "reason": ack.reason, "updated": self._clock(), **more}
         noted = cast(CursorResult[Any], session.execute(_ANSWER, {"of": ack.command, **note}))
-        return noted.rowcount == 1  # or an administrator closed it since
+        return str(row.kind) if noted.rowcount == 1 else None  # an administrator closed it since
 
     def expire(self, session: Session) -> list[Command]:
         """Close every open command whose time is over; returns them."""

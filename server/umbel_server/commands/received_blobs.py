@@ -80,6 +80,10 @@ class ReceivedBlobs:
         self.ownership.check([population], sha256)
         return self._blobs
 
+    def size(self, population: str, command: str, sha256: str) -> int:
+        """The bytes of a blob that answers a command; raises MissingBlob."""
+        return self.find(population, command, sha256).size(sha256)
+
     def unanswered_bytes(self, population: str) -> int:
         """The bytes received for a population's open commands, before any answer refers to them."""
         return self._sums.get(population, 0)

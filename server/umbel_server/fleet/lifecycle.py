@@ -11,7 +11,8 @@ from umbel import signing
 from umbel.errors import SignatureError, UmbelError
 from umbel.messages import Standing
 from umbel.sizes import SENTENCE, WORD, check_labels, cut
-from umbel_server.commands.assignment_transitions import Moved, move_assignment
+from umbel_server.commands.assignment_transitions import move_assignment
+from umbel_server.commands.listeners import Transition
 from umbel_server.commands.outbox import OPEN
 from umbel_server.devices.register import ACTIVE, DELETED, REVOKED, SUSPENDED, key_of
 from umbel_server.fleet.parts import Fleet
@@ -46,8 +47,8 @@ class Lifecycle:
             self._set_state(row, state, reason)
             if state == REVOKED:
                 self._refuse_key(session, row)
-            ended, moved = self._end_work(session, row)
-        self._forget(row, ended, moved)
+            ended = self._end_work(session, row)
+        self._forget(row, ended)
         self._tell(row)
         return row
 
@@ -59,7 +60,7 @@ class Lifecycle:
                 never = "; a revoked one never takes part again" if row.state == REVOKED else ""
                 raise UmbelError(f"device {device} of {population} is {row.state}, only a suspended one resumes{never}")
             self._set_state(row, ACTIVE, "")
-        self._forget(row, (), ())
+        self._forget(row, ())
         self._tell(row)
         return row
 
@@ -79,8 +80,8 @@ class Lifecycle:
             self._refuse_key(session, row)
             row.name, row.labels, row.set_labels, row.reasons = "", {}, {}, []
             row.rejections, row.quarantined, row.fingerprint = 0, "", None
-            ended, moved = self._end_work(session, row)
-        self._forget(row, ended, moved)
+            ended = self._end_work(session, row)
+        self._forget(row, ended)
         self._fleet.exchange.clear_status(population, device)
 
     def rename(self, population: str, device: str, name: str) -> Device:
@@ -130,22 +131,23 @@ class Lifecycle:
             )
         )
 
-    def _end_work(self, session: Session, row: Device) -> tuple[list[str], list[Moved]]:
-        """Cancel the device's open commands and their assignments; returns both."""
+    def _end_work(self, session: Session, row: Device) -> list[Transition]:
+        """Cancel the device's open commands and their assignments."""
         why = f"the device was {row.state}" + (f": {row.state_reason}" if row.state_reason else "")
         open = (Command.population == row.population, Command.device == row.id, Command.state.in_(OPEN))
         commands = session.scalars(select(Command).where(*open).with_for_update()).all()
-        moved = []
+        ended = []
         for command in commands:
             command.state, command.reason, command.updated = "cancelled", why, row.state_since
-            if (one := move_assignment(session, command.id, "cancelled", why, row.state_since)) is not None:
-                moved.append(one)
-        return [command.id for command in commands], moved
+            moved = move_assignment(session, command.id, "cancelled", why, row.state_since)
+            of = command.id, command.population, command.device, command.kind
+            ended.append(Transition(*of, command.state, why, command.updated, assignment=moved))
+        return ended
 
-    def _forget(self, row: Device, ended: Sequence[str], moved: Sequence[Moved]) -> None:
+    def _forget(self, row: Device, ended: Sequence[Transition]) -> None:
         self._fleet.devices.forget(row.population, row.id)
-        self._fleet.exchange.tell(row.population, row.id, moved)
-        self._fleet.received_blobs.remove_soon(ended)
+        self._fleet.exchange.tell(row.population, row.id, ended)
+        self._fleet.received_blobs.remove_soon([transition.command for transition in ended])
         log.warning("device %s/%s is %s (%s)", row.population, row.id, row.state, row.state_reason or "no reason given")
 
     def _tell(self, row: Device) -> None:

@@ -89,7 +89,6 @@ class RunDriver:
             log.exception("run %s failed", id)
             state, reason = "failed", f"{type(error).__name__}: {error}; the server's log has the details"
         finally:
-            self._fleet.exchange.unlisten(id)
             self._port = None  # before it is noted how the run ended: it may be resumed then
         while not self._leaving.is_set():
             try:

@@ -3,7 +3,7 @@
 import queue
 from contextlib import suppress
 
-from umbel_server.commands.assignment_transitions import Moved
+from umbel_server.commands.listeners import End, Transition
 from umbel_server.rounds.events import Accepted, Ended, Event, Uploaded
 from umbel_server.runs.fleet_run import FleetRun
 
@@ -18,6 +18,7 @@ class EventQueue:
         self._run = run
         self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._left = False
+        self._ends: list[End] = []
 
     def put(self, event: Event) -> None:
         """Put an event in."""
@@ -28,12 +29,11 @@ class EventQueue:
         self._left = True
         self._queue.put(None)
 
-    def heard(self, moved: Moved | None) -> None:
-        """Put in that a device moved an assignment on, or (None) that the presence of devices changed."""
-        now = self._run.now
-        if moved is None:
-            self._queue.put(None)
-        elif moved.state == "accepted":
+    def _hear(self, transition: Transition) -> None:
+        """Put in that a device moved an assignment on."""
+        now, moved = self._run.now, transition.assignment
+        assert moved is not None, "listeners of a run are told of its assignments alone"
+        if moved.state == "accepted":
             self._queue.put(Accepted(now, moved.id))
         elif moved.state == "uploaded":
             self._queue.put(Uploaded(now, moved.id, moved.examples))
@@ -42,7 +42,19 @@ class EventQueue:
 
     def listen(self) -> None:
         """Begin to take events from the exchange; a second call changes nothing."""
-        self._run.fleet.exchange.listen(self._run.id, self._run.population, self.heard)
+        if not self._ends:
+            listeners = self._run.fleet.exchange.listeners
+            self._ends.append(listeners.to_run(self._run.id, self._hear))
+            self._ends.append(listeners.to_presence(self._run.population, self._wake))
+
+    def close(self) -> None:
+        """Take no more events from the exchange."""
+        for end in self._ends:
+            end()
+
+    def _wake(self) -> None:
+        """Make `wait` look again: the presence of devices changed."""
+        self._queue.put(None)
 
     def wait(self, until: float) -> list[Event] | None:
         """The events so far, or those that come until `until`; None after `leave`."""
@@ -58,7 +70,7 @@ class EventQueue:
             if self._run.now < until or self._left:
                 return None if self._left else events
         # A deadline may act now. Messages that came before it, while the database was locked, count as in time.
-        self._run.fleet.exchange.catch_up()
+        self._run.fleet.exchange.intake.catch_up()
         with suppress(queue.Empty):
             while True:
                 if (event := self._queue.get_nowait()) is not None:

@@ -66,7 +66,8 @@ class FleetPort:
         self._events.leave()
 
     def close(self) -> None:
-        """Free the memory that updates were read into, once nothing drives the run through this port any more."""
+        """Take no more events, and free the memory that updates were read into, once nothing drives the run through this port any more."""
+        self._events.close()
         self._arrivals.close()
 
     def listen(self) -> None:

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from umbel.conditions import Rules
 from umbel.messages import Blob, Cancel
 from umbel_server.commands.assignment_transitions import move_assignment
+from umbel_server.commands.listeners import Transition
 from umbel_server.commands.outbox import OPEN, Addressed
 from umbel_server.commands.quarantine import count_rejection
 from umbel_server.devices import register as devices
@@ -172,12 +173,16 @@ def finish_assignment(fleet: Fleet, finish: Finish, now: float) -> None:
         if not may_follow(row.state, finish.state):
             return
         row.state, row.reason, row.updated = finish.state, finish.reason, now
-        if command.state in OPEN:
+        was_open = command.state in OPEN
+        if was_open:
             command.state, command.reason, command.updated = finish.state, finish.reason, now
+        of = command.id, command.population, command.device, command.kind
         if finish.state == "rejected":
             count_rejection(session, row.run, row.population, row.device, row.reason)
         if at_work and finish.tell:
             ttl = max(LEAST_CANCEL_SECONDS, row.closes - now)
             cancel.append(fleet.outbox.add(session, row.population, row.device, Cancel(row.id), ttl))
+    if was_open:  # the run itself knows
+        fleet.exchange.listeners.tell(Transition(*of, finish.state, finish.reason, now))
     fleet.exchange.send(cancel)
     fleet.received_blobs.remove_soon([command.id])

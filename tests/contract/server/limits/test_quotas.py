@@ -287,7 +287,7 @@ def test_names_that_there_are_not_keep_no_device_from_the_server_after_its_start
     device = ScriptedDevice(running, "phone", lambda command: None)
     running.wait_online(1)
     running.restart()
-    limits = running.server.exchange._limits
+    limits = running.server.exchange.intake.limits
     while limits.admit("test/nobody", False):
         limits.forged(STRANGERS, "it is not enrolled")
     device.say(device.status(True), "status", retain=True)
@@ -301,7 +301,7 @@ def test_names_that_there_are_not_keep_no_device_from_the_server_after_its_start
 def test_who_floods_keeps_no_other_from_the_server(running: RunningServer) -> None:
     """One sends without pause what it signed, and a stranger sends on another's topics what that one did not."""
     limits = Limits(messages_per_second=2, forgeries_per_second=2)
-    running.server.exchange._limits = MessageLimits(limits, running.server.refusals)
+    running.server.exchange.intake.limits = MessageLimits(limits, running.server.refusals)
 
     def report(command: Command) -> Ack:
         return Ack(command.id, POPULATION, command.device, "done", 0.0)
