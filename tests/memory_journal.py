@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from umbel.metrics import Sums
 from umbel.tensors import Tensors
-from umbel_server.runs.port import Checkpointing
+from umbel_server.runs.port import NewCheckpoint
 
 
 class MemoryJournal:
@@ -13,11 +13,11 @@ class MemoryJournal:
     def __init__(
         self,
         weights: Tensors,
-        evaluate: Callable[[Checkpointing], dict[str, float]] = lambda checkpoint: {},
+        evaluate: Callable[[NewCheckpoint], dict[str, float]] = lambda checkpoint: {},
         newest: int = 0,
         strategy: Tensors | None = None,
     ) -> None:
-        self.commits: list[Checkpointing] = []
+        self.commits: list[NewCheckpoint] = []
         self.reasons: list[str] = []
         self.evaluations: list[tuple[int, str, Sums]] = []
         self._weights, self._newest, self._strategy, self._evaluate = weights, newest, strategy or {}, evaluate
@@ -28,7 +28,7 @@ class MemoryJournal:
     def abandoned(self, round: int, reason: str) -> None:
         self.reasons.append(f"{round}: {reason}")
 
-    def committed(self, checkpoint: Checkpointing) -> dict[str, float]:
+    def committed(self, checkpoint: NewCheckpoint) -> dict[str, float]:
         self.commits.append(checkpoint)
         return self._evaluate(checkpoint)
 

@@ -112,9 +112,9 @@ class VirtualRun:
 
     @property
     def weights(self) -> Tensors:
-        standing = self.journal.standing()
-        assert standing is not None
-        return standing.weights
+        snapshot = self.journal.snapshot()
+        assert snapshot is not None
+        return snapshot.weights
 
 
 def made(device: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from umbel_server.limits.rates import MessageLimits, RequestLimits
 from umbel_server.limits.refusals import Refusals
 from umbel_server.models.plans import Plans
 from umbel_server.models.releases import Releases
-from umbel_server.runs.live import Live
+from umbel_server.runs.run_progress import RunProgress
 from umbel_server.runs.runs import Runs
 from umbel_server.security import pki
 from umbel_server.security.admins import Admins
@@ -107,7 +107,7 @@ class Server:
         self.lifecycle = Lifecycle(fleet, clock)
         self.rotation = Rotation(state.keys, fleet, self.audit, clock)
         self.runs = Runs(fleet, self.plans, clock)
-        self.live = Live(self.database, clock)
+        self.run_progress = RunProgress(self.database, clock)
 
     def _unseal(self, token: bytes) -> bytes:
         return sealing.unseal(token, self.state.agreement_key)

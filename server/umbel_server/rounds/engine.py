@@ -12,9 +12,9 @@ from typing import Literal
 from umbel_server.rounds import events
 from umbel_server.rounds.assignments import WITH_DEVICE, FinalState
 from umbel_server.rounds.events import Effect, Event, Offer
+from umbel_server.rounds.open_assignments import OpenAssignment, OpenAssignments
 from umbel_server.rounds.policy import RoundPolicy
 from umbel_server.rounds.selection import Candidate, available, choose
-from umbel_server.rounds.works import Work, Works
 
 Phase = Literal["selecting", "collecting", "committing", "resting", "ended"]
 
@@ -45,7 +45,7 @@ class Record:
     rounds: int
     version: int
     open: OpenRound | None = None
-    work: tuple[Work, ...] = ()
+    work: tuple[OpenAssignment, ...] = ()
     failures: int = 0
     attempts: int = 0
     made: int = 0
@@ -72,7 +72,7 @@ class State:
     opened: float
     closes: float
     wanted: int = 0
-    work: Works = field(default_factory=Works)
+    work: OpenAssignments = field(default_factory=OpenAssignments)
     trouble: str = ""
     again: bool = False
 
@@ -120,7 +120,7 @@ def recover(record: Record, now: float) -> tuple[State, tuple[Effect, ...]]:
         opened=opened.opened if opened else now,
         closes=opened.closes if opened else now + record.policy.deadline,
         wanted=opened.wanted if opened else 0,
-        work=Works(record.work),
+        work=OpenAssignments(record.work),
         again=opened is not None and opened.resumed,
     )
     turn = _Turn(state, now)
@@ -239,7 +239,7 @@ class _Turn:
         for device in devices:
             id = hashlib.sha256(f"{state.run}/{state.made + len(offers)}".encode()).hexdigest()[:16]
             offers.append(Offer(id, device, state.version, closes))
-        work = state.work.put(*(Work(offer.id, offer.device, offer.base, offer.closes) for offer in offers))
+        work = state.work.put(*(OpenAssignment(offer.id, offer.device, offer.base, offer.closes) for offer in offers))
         self.state = replace(state, made=state.made + len(offers), work=work)
         return tuple(offers)
 
@@ -261,7 +261,7 @@ class _Turn:
             return
         for work in self.state.work.overdue(self.now):
             self.finish(work.id, "expired", "not finished by the deadline")
-        self.state = replace(self.state, work=Works(self.state.work.values()))
+        self.state = replace(self.state, work=OpenAssignments(self.state.work.values()))
 
     def decide(self) -> None:
         """Commit, abandon or wait."""
@@ -288,7 +288,7 @@ class _Turn:
 
     def committed(self, done: str) -> None:
         state = self.state
-        kept = Works(work for work in state.work.values() if work.state != "folded")
+        kept = OpenAssignments(work for work in state.work.values() if work.state != "folded")
         self.state = replace(state, version=state.number, attempt=0, failures=0, work=kept, again=False)
         if state.policy.evaluate:
             self.effects.append(events.Evaluate(self.state.version))
@@ -355,7 +355,7 @@ class _Turn:
     def _is(self, id: str, *states: str) -> bool:
         return id in self.state.work and self.state.work[id].state in states
 
-    def _put(self, work: Work) -> None:
+    def _put(self, work: OpenAssignment) -> None:
         self.state = replace(self.state, work=self.state.work.put(work))
 
     def _drop(self, id: str) -> None:

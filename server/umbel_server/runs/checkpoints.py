@@ -15,7 +15,7 @@ from umbel_server import moments
 from umbel_server.rounds.assignments import may_follow
 from umbel_server.rounds.events import Abandon
 from umbel_server.runs.fleet_run import FleetRun
-from umbel_server.runs.port import Checkpointing
+from umbel_server.runs.port import NewCheckpoint
 from umbel_server.storage.database import ASSIGNMENTS, Checkpoint, Round, Run, batches
 
 log = logging.getLogger("umbel.runs")
@@ -29,7 +29,7 @@ class Checkpoints:
     def __init__(self, run: FleetRun, evaluate: Callable[[Tensors], dict[str, float]] | None) -> None:
         self._run, self._evaluate = run, evaluate
 
-    def commit(self, checkpoint: Checkpointing) -> tuple[Blob, dict[str, float]]:
+    def commit(self, checkpoint: NewCheckpoint) -> tuple[Blob, dict[str, float]]:
         """Store the weights and evaluate them; commit checkpoint, contributors, round and the run's progress at once.
 
         Returns the weights as devices get them, and the held-out metrics.
@@ -74,7 +74,7 @@ class Checkpoints:
         log.info("run %s round %d committed: %s", self._run.id, checkpoint.number, metrics or fleet)
         return Blob.of(data), metrics
 
-    def _mark_contributors(self, session: Session, checkpoint: Checkpointing, now: float) -> list[str]:
+    def _mark_contributors(self, session: Session, checkpoint: NewCheckpoint, now: float) -> list[str]:
         """Give the assignments that a checkpoint is made of their final state; returns their commands."""
         commands = []
         for some in batches([id for id, _ in checkpoint.contributors]):

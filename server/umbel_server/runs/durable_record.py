@@ -5,9 +5,9 @@ from sqlalchemy.orm import Session
 
 from umbel_server.rounds.assignments import LIVE
 from umbel_server.rounds.engine import OpenRound, Record
-from umbel_server.rounds.works import Work
+from umbel_server.rounds.open_assignments import OpenAssignment
 from umbel_server.runs.fleet_run import FleetRun
-from umbel_server.runs.port import Spent
+from umbel_server.runs.port import Cost
 from umbel_server.runs.settings import RunSettings
 from umbel_server.storage.database import Assignment, Checkpoint, Round, Run
 
@@ -59,25 +59,25 @@ class DurableRecord:
             made=made or 0,
         )
 
-    def spent(self) -> Spent:
+    def cost(self) -> Cost:
         """Hours since the run was started, and the bytes of weights and updates that travelled for it."""
         total = func.coalesce(func.sum(Assignment.bytes_down + Assignment.bytes_up), 0)
         with self._run.fleet.database.transaction() as session:
             created = session.get_one(Run, self._run.id).created
             travelled = session.scalar(select(total).where(Assignment.run == self._run.id))
-        return Spent((self._run.now - created) / 3600, int(travelled or 0))
+        return Cost((self._run.now - created) / 3600, int(travelled or 0))
 
 
 def _open_round(row: Round, resumed: float) -> OpenRound:
     return OpenRound(row.number, row.attempt, row.opened, row.closes, row.wanted, row.opened <= resumed)
 
 
-def _work(row: Assignment) -> Work:
+def _work(row: Assignment) -> OpenAssignment:
     base, examples = row.round - 1, row.examples
     match row.state:
         case "uploaded":
-            return Work(row.id, row.device, base, row.closes, "arrived", examples)
+            return OpenAssignment(row.id, row.device, base, row.closes, "arrived", examples)
         case "accepted":
-            return Work(row.id, row.device, base, row.closes, "accepted")
+            return OpenAssignment(row.id, row.device, base, row.closes, "accepted")
         case _:
-            return Work(row.id, row.device, base, row.closes)
+            return OpenAssignment(row.id, row.device, base, row.closes)

@@ -19,7 +19,7 @@ from umbel_server.runs.durable_record import DurableRecord
 from umbel_server.runs.event_queue import EventQueue
 from umbel_server.runs.fleet_run import FleetRun
 from umbel_server.runs.offers import Offers, finish_assignment
-from umbel_server.runs.port import LOOK_SECONDS, Arrival, Checkpointing, Spent, Start
+from umbel_server.runs.port import LOOK_SECONDS, Arrival, Cost, NewCheckpoint, Start
 from umbel_server.runs.settings import RunSettings
 from umbel_server.storage.database import Assignment, Device
 
@@ -103,7 +103,7 @@ class FleetPort:
         address = self._record.first_weights()
         weights = load(self.run.fleet.blobs.get(address)) if address else self.run.plan.initial_weights()
         check(weights, self.run.plan.manifest.weights, "the weights that the run starts from")
-        self.commit(Checkpointing(0, 0, weights, {}, {}, (), self.now))
+        self.commit(NewCheckpoint(0, 0, weights, {}, {}, (), self.now))
 
     def node(self, device: str) -> int:
         """The Flower node id of a device."""
@@ -154,14 +154,14 @@ class FleetPort:
         """As Port."""
         self._checkpoints.abandon(abandon, self._policy.quorum)
 
-    def commit(self, checkpoint: Checkpointing) -> dict[str, float]:
+    def commit(self, checkpoint: NewCheckpoint) -> dict[str, float]:
         """As Port: checkpoint, contributors, round and the run's progress in one transaction."""
         self._weights, metrics = self._checkpoints.commit(checkpoint)
         return metrics
 
-    def spent(self) -> Spent:
+    def cost(self) -> Cost:
         """Hours since the run was started, and the bytes of weights and updates that travelled for it."""
-        return self._record.spent()
+        return self._record.cost()
 
 
 def candidate(device: Device) -> Candidate:

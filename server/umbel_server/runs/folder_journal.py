@@ -9,7 +9,7 @@ from umbel.errors import UmbelError
 from umbel.metrics import Sums, finite, results
 from umbel.plan import Plan
 from umbel.tensors import Tensors, check, dump, load
-from umbel_server.runs.port import Checkpointing
+from umbel_server.runs.port import NewCheckpoint
 
 ROUNDS = "rounds.json"
 
@@ -36,7 +36,7 @@ class FolderJournal:
     def abandoned(self, round: int, reason: str) -> None:
         """Nothing to keep: a checkpoint is written only for a round that is committed."""
 
-    def committed(self, checkpoint: Checkpointing) -> dict[str, float]:
+    def committed(self, checkpoint: NewCheckpoint) -> dict[str, float]:
         """Write the checkpoint, then name it in `rounds.json`."""
         write_atomically(self._path(checkpoint.number, "safetensors"), dump(checkpoint.weights))
         strategy = self._path(checkpoint.number, "strategy")

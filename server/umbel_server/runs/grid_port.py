@@ -17,7 +17,7 @@ from umbel_server.flower import messages as flower_messages
 from umbel_server.rounds.engine import Record
 from umbel_server.rounds.events import Abandon, Ended, Event, Finish, Offer, Open, Uploaded
 from umbel_server.rounds.selection import Candidate
-from umbel_server.runs.port import LOOK_SECONDS, Arrival, Checkpointing, Spent, Start
+from umbel_server.runs.port import LOOK_SECONDS, Arrival, Cost, NewCheckpoint, Start
 from umbel_server.runs.settings import RunSettings
 
 log = logging.getLogger("umbel.rounds")
@@ -34,7 +34,7 @@ class Journal(Protocol):
     def abandoned(self, round: int, reason: str) -> None:
         """Note that an attempt at a round ended without a checkpoint."""
 
-    def committed(self, checkpoint: Checkpointing) -> dict[str, float]:
+    def committed(self, checkpoint: NewCheckpoint) -> dict[str, float]:
         """Remember a checkpoint, durably; returns the held-out metrics, empty when nothing is held out."""
 
     def evaluated(self, round: int, device: str, metrics: Sums) -> None:
@@ -185,16 +185,16 @@ class GridPort:
         """Note it in the journal."""
         self._journal.abandoned(abandon.number, abandon.reason)
 
-    def commit(self, checkpoint: Checkpointing) -> dict[str, float]:
+    def commit(self, checkpoint: NewCheckpoint) -> dict[str, float]:
         """Remember the checkpoint in the journal."""
         metrics = self._journal.committed(checkpoint)
         for id, _ in checkpoint.contributors:
             self._arrived.pop(id, None)
         return metrics
 
-    def spent(self) -> Spent:
+    def cost(self) -> Cost:
         """Since this process began."""
-        return Spent((self._clock() - self._began) / 3600, self._bytes)
+        return Cost((self._clock() - self._began) / 3600, self._bytes)
 
 
 def _examples(reply: Message) -> int:

@@ -26,7 +26,7 @@ from umbel_server.rounds import engine, events
 from umbel_server.rounds.events import End, Event, Offer
 from umbel_server.rounds.selection import available, in_turn
 from umbel_server.runs.aggregator import aggregator_of
-from umbel_server.runs.port import LOOK_SECONDS, Checkpointing
+from umbel_server.runs.port import LOOK_SECONDS, NewCheckpoint
 from umbel_server.runs.run_inputs import RunInputs
 
 log = logging.getLogger("umbel.rounds")
@@ -188,7 +188,7 @@ class _Loop:
             return
         self._weights = weights
         metrics = self._port.commit(
-            Checkpointing(
+            NewCheckpoint(
                 commit.number,
                 commit.attempt,
                 weights,
@@ -211,7 +211,7 @@ class _Loop:
             return f"{settings.until} is {metrics[settings.until]:.4g}, the goal of {settings.at_least:g} is reached"
         if not (settings.budget_hours or settings.budget_bytes):
             return ""
-        spent = self._port.spent()
+        spent = self._port.cost()
         if settings.budget_hours and spent.hours >= settings.budget_hours:
             return f"the budget of {settings.budget_hours:g} hours is spent"
         if settings.budget_bytes and spent.bytes >= settings.budget_bytes:

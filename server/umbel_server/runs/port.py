@@ -19,7 +19,7 @@ LOOK_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
-class Spent:
+class Cost:
     """What a run has cost: hours since it was started, bytes of weights and updates that travelled."""
 
     hours: float
@@ -51,7 +51,7 @@ class Arrival:
 
 
 @dataclass(frozen=True)
-class Checkpointing:
+class NewCheckpoint:
     """A checkpoint to remember. `fleet_sums` are the devices' `per_example` sums, averaged by weight.
 
     `seconds` is what the server spent on it so far, by what it did: publish, read, vet, fold, aggregate.
@@ -106,13 +106,13 @@ class Port(Protocol):
     def abandon(self, abandon: Abandon) -> None:
         """Note that an attempt was abandoned."""
 
-    def commit(self, checkpoint: Checkpointing) -> dict[str, float]:
+    def commit(self, checkpoint: NewCheckpoint) -> dict[str, float]:
         """Remember a checkpoint and its contributors; returns the held-out metrics, empty when nothing is held out."""
 
     def evaluate(self, number: int, messages: Mapping[str, Message]) -> None:
         """Let devices evaluate checkpoint `number`; what they answer is remembered when it comes."""
 
-    def spent(self) -> Spent:
+    def cost(self) -> Cost:
         """What the run has cost so far."""
 
     def next_look(self, now: float) -> float:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from umbel.atomic import write_atomically
 from umbel.errors import UmbelError
 from umbel.tensors import Tensors, dump, load
+from umbel_sim.simulation.snapshot import GivenAssignment, Snapshot
 from umbel_sim.simulation.tally import Tally
-from umbel_sim.simulation.work import Given, Standing
 
 FILE = "checkpoint.umbel"
 SAVE_SECONDS = 3.0
@@ -35,7 +35,7 @@ class _Saved(msgspec.Struct):
     weights: bytes
     strategy: bytes
     bases: dict[int, bytes]
-    work: list[Given]
+    work: list[GivenAssignment]
     assigned: list[tuple[int, float]]
     participation: bytes
     rows: list[Row]
@@ -62,7 +62,7 @@ class Journal:
     ) -> None:
         self._identity, self._tally, self._evaluate, self._on_devices = identity, tally, evaluate, on_devices
         self._path, self._told = folder / FILE if folder is not None else None, told
-        self._newest: tuple[Standing, int, NDArray[np.int32]] | None = None
+        self._newest: tuple[Snapshot, int, NDArray[np.int32]] | None = None
         self._saved_at, self._earlier, self._began = time.monotonic(), 0.0, time.monotonic()
         self._is_saved = True
         self.engine = ""
@@ -75,7 +75,7 @@ class Journal:
         """Seconds that the simulation has taken, interruptions left out."""
         return self._earlier + time.monotonic() - self._began
 
-    def standing(self) -> Standing | None:
+    def snapshot(self) -> Snapshot | None:
         """What to go on from; None when there is nothing."""
         return None if self._newest is None else self._newest[0]
 
@@ -83,20 +83,20 @@ class Journal:
         """The newest checkpoint's held-out metrics."""
         return {name.removeprefix("test_"): value for name, value in self.rows[-1].items() if name.startswith("test_")}
 
-    def begin(self, standing: Standing) -> None:
+    def begin(self, snapshot: Snapshot) -> None:
         """Note the weights that a simulation begins with."""
-        self._take(standing, {"round": 0, "virtual_hours": 0.0})
+        self._take(snapshot, {"round": 0, "virtual_hours": 0.0})
         self.save()  # a folder that cannot be written is found before anything is trained
 
-    def committed(self, standing: Standing, row: Row) -> dict[str, float]:
+    def committed(self, snapshot: Snapshot, row: Row) -> dict[str, float]:
         """Note a checkpoint; returns its held-out metrics."""
-        return self._take(standing, row)
+        return self._take(snapshot, row)
 
-    def _take(self, standing: Standing, row: Row) -> dict[str, float]:
-        metrics = self._evaluate(standing.weights)
+    def _take(self, snapshot: Snapshot, row: Row) -> dict[str, float]:
+        metrics = self._evaluate(snapshot.weights)
         self.rows.append(row | {f"test_{name}": value for name, value in metrics.items()})
         # One assignment: whenever this is interrupted, what is saved then belongs to one checkpoint.
-        self._newest = standing, len(self.rows), self._tally.participation.copy()
+        self._newest = snapshot, len(self.rows), self._tally.participation.copy()
         self._is_saved = False
         self._told(self.rows[-1])
         return metrics
@@ -120,18 +120,18 @@ class Journal:
         self._saved_at = time.monotonic()
         if self._path is None or self._newest is None or self._is_saved:
             return
-        standing, rows, participation = self._newest
+        snapshot, rows, participation = self._newest
         saved = _Saved(
             self._identity,
             self.engine,
-            standing.version,
-            standing.now,
-            standing.made,
-            dump(standing.weights),
-            dump(standing.strategy) if standing.strategy else b"",
-            {base: dump(weights) for base, weights in standing.bases.items()},
-            list(standing.work),
-            list(standing.assigned),
+            snapshot.version,
+            snapshot.now,
+            snapshot.made,
+            dump(snapshot.weights),
+            dump(snapshot.strategy) if snapshot.strategy else b"",
+            {base: dump(weights) for base, weights in snapshot.bases.items()},
+            list(snapshot.work),
+            list(snapshot.assigned),
             participation.astype("<i4").tobytes(),
             self.rows[:rows],
             self.wall_seconds,
@@ -159,7 +159,7 @@ class Journal:
                 f"{path.parent} holds another simulation (another task, data, settings or Umbel); name another output folder, "
                 "or remove it"
             )
-        standing = Standing(
+        snapshot = Snapshot(
             saved.version,
             saved.now,
             saved.made,
@@ -171,4 +171,4 @@ class Journal:
         )
         self.engine, self.rows, self._earlier = saved.engine, saved.rows, saved.wall
         self._tally.restore(saved.rows, saved.made, np.frombuffer(saved.participation, "<i4"))
-        self._newest = standing, len(saved.rows), self._tally.participation.copy()
+        self._newest = snapshot, len(saved.rows), self._tally.participation.copy()

@@ -19,16 +19,16 @@ from umbel_server.rounds.events import Abandon, Ended, Event, Finish, Offer, Ope
 from umbel_server.rounds.policy import RoundPolicy
 from umbel_server.rounds.selection import Candidate, available
 from umbel_server.runs.instructions import instruction
-from umbel_server.runs.port import Arrival, Checkpointing, Spent, Start
+from umbel_server.runs.port import Arrival, Cost, NewCheckpoint, Start
 from umbel_server.runs.settings import RunSettings
 from umbel_sim.engines import Done, Engine, Job
 from umbel_sim.fleet_data import Fleet, examples_of
 from umbel_sim.simulation.journal import Journal
+from umbel_sim.simulation.kept_updates import KeptUpdates
 from umbel_sim.simulation.settings import NO_RULES
+from umbel_sim.simulation.snapshot import GivenAssignment, Snapshot
 from umbel_sim.simulation.tally import Tally
-from umbel_sim.simulation.updates import Kept
-from umbel_sim.simulation.work import Given, Standing
-from umbel_sim.simulation.world import Load, Story, World
+from umbel_sim.simulation.world import Course, Load, World
 from umbel_sim.virtual.seeds import generator
 
 NOWHERE = Blob("0" * 64, 1)
@@ -57,9 +57,9 @@ class Untrained(Exception):
 class _Work:
     """An assignment under way; `future` is its training, once that is begun."""
 
-    given: Given
+    given: GivenAssignment
     weights: Tensors
-    story: Story
+    course: Course
     future: "Future[Done] | None" = field(default=None, repr=False)
 
 
@@ -70,13 +70,13 @@ class _Examination:
     device: int
     name: str
     weights: Tensors
-    story: Story
+    course: Course
 
 
 class SimulationPort:
     """See umbel_server.runs.port.Port. Time passes only in `wait`, from one event to the next.
 
-    An assignment's course is known when it is offered (`World.story`); its training is computed when its update is about
+    An assignment's course is known when it is offered (`World.course`); its training is computed when its update is about
     to come, by `engine`, so what over-selected, late and vanished devices would have trained costs virtual time only.
     """
 
@@ -91,7 +91,7 @@ class SimulationPort:
         self._examiner = LiteRTTrainer("")
         self._events: list[tuple[float, int, str, str]] = []
         self._order = 0
-        self._kept = Kept()
+        self._kept = KeptUpdates()
         self._policy = RoundPolicy()
         self._version, self._weights = 0, plan.initial_weights()
         self._wanted, self._came = math.inf, 0
@@ -119,19 +119,19 @@ class SimulationPort:
     def start(self, settings: RunSettings) -> Start:
         """Where the journal's newest checkpoint left off; a new simulation evaluates the initial weights."""
         self._policy = settings.policy
-        standing = self._journal.standing()
-        if standing is None:
-            standing = Standing(0, 0.0, 0, self._weights, {}, {}, ())
-            self._journal.begin(standing)
-        self._version, self._weights, self.now = standing.version, standing.weights, standing.now
-        self._assigned = dict(standing.assigned)
-        for given in standing.work:
-            self._put(given, standing.bases[given.base])
+        snapshot = self._journal.snapshot()
+        if snapshot is None:
+            snapshot = Snapshot(0, 0.0, 0, self._weights, {}, {}, ())
+            self._journal.begin(snapshot)
+        self._version, self._weights, self.now = snapshot.version, snapshot.weights, snapshot.now
+        self._assigned = dict(snapshot.assigned)
+        for given in snapshot.work:
+            self._put(given, snapshot.bases[given.base])
         work = tuple(one.given.work for one in self._work.values())
         record = Record(
-            RUN, settings.seed, settings.policy, settings.rounds, standing.version, work=work, made=standing.made
+            RUN, settings.seed, settings.policy, settings.rounds, snapshot.version, work=work, made=snapshot.made
         )
-        return Start(record, self._weights, standing.strategy, self._journal.metrics())
+        return Start(record, self._weights, snapshot.strategy, self._journal.metrics())
 
     def node(self, device: str) -> int:
         """Node ids are device numbers from 1 on."""
@@ -218,9 +218,11 @@ class SimulationPort:
         rate = self.plan.manifest.learning_rate
         how = instruction(message, offer.id, RUN, NOWHERE, NOWHERE, offer.closes, rate, self._policy.requires)
         assert isinstance(how, Train)
-        given = Given(offer.id, self._world.number(offer.device), offer.device, offer.base, offer.closes, self.now, how)
+        given = GivenAssignment(
+            offer.id, self._world.number(offer.device), offer.device, offer.base, offer.closes, self.now, how
+        )
         self._put(given, weights)
-        declines = self._work[given.id].story.outcome == "declined"
+        declines = self._work[given.id].course.outcome == "declined"
         if self._policy.select == "least-recent" or self._policy.minimum_gap:
             self._assigned[given.device] = self.now
             self._seen.pop(given.device, None)
@@ -231,10 +233,10 @@ class SimulationPort:
         number = self._world.number(device)
         size = self.fleet.size(number)
         load = replace(self._load, up=0, operations=self._load.operations / 3)
-        story = self._world.story(number, id, self.now, load, -(-size // self._batch), size, NO_RULES)
-        self._examinations[id] = _Examination(number, device, weights, story)
-        if story.ends < math.inf:
-            self._push(story.ends, story.outcome, id)
+        course = self._world.course(number, id, self.now, load, -(-size // self._batch), size, NO_RULES)
+        self._examinations[id] = _Examination(number, device, weights, course)
+        if course.ends < math.inf:
+            self._push(course.ends, course.outcome, id)
 
     def examined(self, id: str) -> tuple[int, Sums]:
         """The examples of an evaluation that is done, and the sums that a device would send; raises Untrained."""
@@ -246,14 +248,14 @@ class SimulationPort:
         except UmbelError as error:
             raise Untrained(f"{asked.name} cannot evaluate: {error}") from error
 
-    def _put(self, given: Given, weights: Tensors) -> None:
+    def _put(self, given: GivenAssignment, weights: Tensors) -> None:
         size = self.fleet.size(given.device)
         batches = -(-size // self._batch) * given.how.epochs
         steps = min(batches, given.how.max_steps) if given.how.max_steps else batches
-        story = self._world.story(given.device, given.id, given.offered, self._load, steps, size, given.how.requires)
-        self._work[given.id] = _Work(given, weights, story)
-        if story.ends < math.inf:
-            self._push(story.ends, story.outcome, given.id)
+        course = self._world.course(given.device, given.id, given.offered, self._load, steps, size, given.how.requires)
+        self._work[given.id] = _Work(given, weights, course)
+        if course.ends < math.inf:
+            self._push(course.ends, course.outcome, given.id)
 
     def _push(self, time: float, what: str, id: str) -> None:
         heapq.heappush(self._events, (time, self._order, what, id))
@@ -276,7 +278,7 @@ class SimulationPort:
             if what == "uploaded":
                 return [Uploaded(self.now, id, self.fleet.size(asked.device))]
             del self._examinations[id]
-            return [Ended(self.now, id, f"{asked.name} {what}: {asked.story.reason}")]
+            return [Ended(self.now, id, f"{asked.name} {what}: {asked.course.reason}")]
         work = self._work[id]
         if what == "uploaded":
             self._came += 1
@@ -284,7 +286,7 @@ class SimulationPort:
             self._ahead()
             return [Uploaded(self.now, id, self.fleet.size(work.given.device))]
         self._settle(id, what)
-        return [Ended(self.now, id, f"{work.given.name} {what}: {work.story.reason}")]
+        return [Ended(self.now, id, f"{work.given.name} {what}: {work.course.reason}")]
 
     def _begin(self, work: _Work) -> None:
         if work.future is None:
@@ -326,7 +328,7 @@ class SimulationPort:
         """An assignment has its final state."""
         self._examinations.pop(finish.id, None)
         if finish.id in self._work:
-            vanished = finish.state == "expired" and self._work[finish.id].story.outcome == "vanished"
+            vanished = finish.state == "expired" and self._work[finish.id].course.outcome == "vanished"
             self._settle(finish.id, "vanished" if vanished else finish.state)
 
     def _settle(self, id: str, state: str) -> None:
@@ -335,8 +337,8 @@ class SimulationPort:
             work.future.cancel()
         self._kept.drop(id)
         kind = self._world.kind(work.given.device)
-        trained = work.story.trained(self.now)
-        sent = self._load.up if self.now >= work.story.ends and work.story.outcome == "uploaded" else 0
+        trained = work.course.trained(self.now)
+        sent = self._load.up if self.now >= work.course.ends and work.course.outcome == "uploaded" else 0
         watts = kind.training_watts, kind.network_watts
         fetched = 0 if state == "declined" else self._load.down
         network = fetched / kind.download + sent / kind.upload
@@ -347,14 +349,14 @@ class SimulationPort:
         self._attempt = abandon.attempt + 1
         self._tally.abandoned(abandon.number, abandon.attempt, abandon.reason, self.now)
 
-    def commit(self, checkpoint: Checkpointing) -> dict[str, float]:
+    def commit(self, checkpoint: NewCheckpoint) -> dict[str, float]:
         """Settle the contributors, evaluate, and remember."""
         for id, _ in checkpoint.contributors:
             self._settle(id, "folded")
         self._version, self._weights, self._attempt = checkpoint.number, checkpoint.weights, 0
         row = self._tally.row(checkpoint, self.now)
         bases = {work.given.base: work.weights for work in self._work.values()}
-        standing = Standing(
+        snapshot = Snapshot(
             checkpoint.number,
             self.now,
             self._tally.made,
@@ -364,15 +366,15 @@ class SimulationPort:
             tuple(work.given for work in self._work.values()),
             tuple(self._assigned.items()),
         )
-        return self._journal.committed(standing, row)
+        return self._journal.committed(snapshot, row)
 
     def evaluate(self, number: int, messages: Mapping[str, Message]) -> None:
         """Devices evaluate in no virtual time: what they find is in the round's row."""
         self._journal.evaluated(number, [self._world.number(name) for name in messages], self._weights)
 
-    def spent(self) -> Spent:
+    def cost(self) -> Cost:
         """In virtual hours."""
-        return Spent(self.now / 3600, self._tally.bytes)
+        return Cost(self.now / 3600, self._tally.bytes)
 
     def close(self) -> None:
         """Let go of what is kept outside memory."""

@@ -200,11 +200,11 @@ def train(
         if held_out is not None:
             held_out.close()
         journal.save()
-    standing = journal.standing()
-    assert standing is not None
+    snapshot = journal.snapshot()
+    assert snapshot is not None
     sampled = np.unique(np.linspace(0, settings.devices - 1, min(settings.devices, SPREAD_DEVICES)).astype(int))
     try:
-        spread = on_devices(standing.weights, sampled)
+        spread = on_devices(snapshot.weights, sampled)
     except UmbelError:
         if state != "failed":
             raise
@@ -216,7 +216,7 @@ def train(
         state=state,
         reason=reason,
         rows=tuple(journal.rows),
-        weights=standing.weights,
+        weights=snapshot.weights,
         participation=tally.participation,
         statistics=fleet.statistics(),
         on_devices=tuple({"device": int(device), **own} for device, own in zip(sampled, spread, strict=True)),

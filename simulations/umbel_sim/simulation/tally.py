@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umbel.metrics import MetricSpec, finite, results
-from umbel_server.runs.port import Checkpointing
+from umbel_server.runs.port import NewCheckpoint
 
 ENDS = ("folded", "declined", "failed", "vanished", "expired", "rejected", "cancelled")
 
@@ -65,7 +65,7 @@ class Tally:
         else:
             self._wasted += seconds
 
-    def row(self, checkpoint: Checkpointing, now: float) -> dict[str, Any]:
+    def row(self, checkpoint: NewCheckpoint, now: float) -> dict[str, Any]:
         """The round's row; the next one begins."""
         fleet = finite(results(self._metrics, checkpoint.fleet_sums)) if checkpoint.fleet_sums else {}
         wall = time.perf_counter()

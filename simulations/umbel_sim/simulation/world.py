@@ -18,7 +18,7 @@ CENTURY = 3.2e9
 
 
 @dataclass(frozen=True)
-class Story:
+class Course:
     """The course of an assignment in virtual seconds: `ends` is infinite when the device is never heard of again.
 
     `outcome` is `uploaded`, or `declined`, `failed` or `vanished` with a `reason`. `computes` is when its training would
@@ -101,33 +101,33 @@ class World:
         )
         return tuple(violation.phrase for violation in violations(rules, readings))
 
-    def story(
+    def course(
         self, device: int, assignment: str, start: float, load: Load, steps: int, examples: int, requires: Rules
-    ) -> Story:
+    ) -> Course:
         """The course of an assignment that is offered at `start`, for training that takes `steps`."""
         kind, rules = self.kind(device), self.conditions.merge(requires)
         accepts = start + kind.latency
         broken = self.why_not(device, accepts, rules, examples)
         if broken:
-            return Story(accepts, accepts, accepts, accepts, "declined", "; ".join(broken))
+            return Course(accepts, accepts, accepts, accepts, "declined", "; ".join(broken))
         trains = accepts + load.down / kind.download
         computes = trains + steps * self.seconds_per_step(device, load)
         ends = computes + load.up / kind.upload + kind.latency
         if not ends - start < CENTURY:
-            return Story(accepts, trains, computes, math.inf, "vanished", "the device would take a century")
+            return Course(accepts, trains, computes, math.inf, "vanished", "the device would take a century")
         chance = generator(self.seed, "fate", assignment) if kind.drop_out else None
         if chance is not None and chance.random() < kind.drop_out:
             gone = accepts + chance.random() * (ends - accepts)
-            return Story(accepts, trains, min(computes, gone), math.inf, "vanished", "the device vanished")
+            return Course(accepts, trains, min(computes, gone), math.inf, "vanished", "the device vanished")
         time = accepts
         for _ in range(LONGEST_LOOK):
             now = self.availability.at(device, time)
             if time < computes and (broken := self.broken(device, now, time, rules, examples)):
-                return Story(accepts, trains, computes, time, "failed", "; ".join(broken))
+                return Course(accepts, trains, computes, time, "failed", "; ".join(broken))
             if time >= computes and now.online and not (rules.unmetered and now.metered):
                 # What is trained is sent as soon as the device is connected again, and unmetered if it must be.
                 ends = max(ends, time + load.up / kind.upload + kind.latency)
-                return Story(accepts, trains, computes, ends, "uploaded")
+                return Course(accepts, trains, computes, ends, "uploaded")
             until = self.changes(now, time, rules)
             if until >= computes and time < computes:
                 time = computes
@@ -135,4 +135,4 @@ class World:
                 break
             else:
                 time = until
-        return Story(accepts, trains, computes, math.inf, "vanished", "the device was not connected again")
+        return Course(accepts, trains, computes, math.inf, "vanished", "the device was not connected again")

@@ -8,7 +8,7 @@ from tests.faults.schedules.store import AssignmentRow
 from umbel_server.rounds import events
 from umbel_server.rounds.assignments import FINAL, LIVE, WITH_DEVICE
 from umbel_server.rounds.engine import Record, State
-from umbel_server.rounds.works import Work
+from umbel_server.rounds.open_assignments import OpenAssignment
 
 if TYPE_CHECKING:
     from tests.faults.schedules.world import World
@@ -145,7 +145,12 @@ class Invariants:
                     pass
 
     def _may_finish(
-        self, work: Work, finish: events.Finish, after: State, event: events.Event, effects: tuple[events.Effect, ...]
+        self,
+        work: OpenAssignment,
+        finish: events.Finish,
+        after: State,
+        event: events.Event,
+        effects: tuple[events.Effect, ...],
     ) -> None:
         """No device is stopped and no update thrown away without a reason."""
         policy = self._policy

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from umbel_server.rounds.assignments import LIVE, WITH_DEVICE, may_follow
 from umbel_server.rounds.engine import OpenRound, Record
 from umbel_server.rounds.events import Abandon, Commit, Finish, Offer, Open
+from umbel_server.rounds.open_assignments import OpenAssignment
 from umbel_server.rounds.policy import RoundPolicy
 from umbel_server.rounds.selection import Candidate
-from umbel_server.rounds.works import Work
 
 OPEN = ("pending", "accepted")
 
@@ -239,11 +239,11 @@ def _open_round(row: RoundRow, resumed: float) -> OpenRound:
     return OpenRound(row.number, row.attempt, row.opened, row.closes, row.wanted, row.opened <= resumed)
 
 
-def _work(row: AssignmentRow) -> Work:
+def _work(row: AssignmentRow) -> OpenAssignment:
     match row.state:
         case "uploaded":
-            return Work(row.id, row.device, row.base, row.closes, "arrived", row.examples)
+            return OpenAssignment(row.id, row.device, row.base, row.closes, "arrived", row.examples)
         case "accepted":
-            return Work(row.id, row.device, row.base, row.closes, "accepted")
+            return OpenAssignment(row.id, row.device, row.base, row.closes, "accepted")
         case _:
-            return Work(row.id, row.device, row.base, row.closes)
+            return OpenAssignment(row.id, row.device, row.base, row.closes)

@@ -83,7 +83,7 @@ def show_run(request: Request, id: str, round: RoundAsked = None) -> answers.Run
 @router.get("/v1/runs/{id}/live", dependencies=by(viewer()))
 def watch_run(request: Request, id: str, after: RoundAsked = None) -> answers.LiveRun:
     """What is going on in a run now, for those who ask often; its checkpoints are those after round `after`, or the newest."""
-    return server_of(request).live.look(run_in_scope(request, id), after)
+    return server_of(request).run_progress.look(run_in_scope(request, id), after)
 
 
 @router.post("/v1/runs/{id}/stop", dependencies=by(operator("run.stop")))

@@ -11,9 +11,9 @@ from umbel_server.rounds import engine, events
 from umbel_server.rounds.assignments import WITH_DEVICE
 from umbel_server.rounds.engine import OpenRound, Record, State
 from umbel_server.rounds.events import Effect, End, Event, Finish, Look, Offer
+from umbel_server.rounds.open_assignments import OpenAssignment
 from umbel_server.rounds.policy import RoundPolicy
 from umbel_server.rounds.selection import Candidate
-from umbel_server.rounds.works import Work
 
 POLICY = RoundPolicy(over_selection=1.0, quorum=2, deadline=10.0, attempts=3, backoff=1.0)
 ABC = ("a", "b", "c")
@@ -343,7 +343,7 @@ def test_a_stop_keeps_nothing() -> None:
 
 def paused(policy: RoundPolicy = POLICY, now: float = 100.0, arrived: int = 1, wanted: int = 3) -> Play:
     """A play of a round that was paused at `arrived` updates and is resumed at `now`."""
-    work = tuple(Work(f"kept-{device}", device, 0, 10.0, "arrived", 10) for device in ABC[:arrived])
+    work = tuple(OpenAssignment(f"kept-{device}", device, 0, 10.0, "arrived", 10) for device in ABC[:arrived])
     opened = OpenRound(1, 0, 0.0, 10.0, wanted, resumed=True)
     return Play(policy, now=now, open=opened, work=work, attempts=1, made=3)
 
@@ -355,7 +355,7 @@ def fold_all(play: Play) -> Play:
 
 
 def test_a_crash_loses_nothing() -> None:
-    work = (Work("there", "a", 0, 10.0, "arrived", 10), Work("coming", "b", 0, 10.0, "accepted"))
+    work = (OpenAssignment("there", "a", 0, 10.0, "arrived", 10), OpenAssignment("coming", "b", 0, 10.0, "accepted"))
     play = Play(now=5.0, open=OpenRound(1, 0, 0.0, 10.0, 2), work=work, attempts=1, made=2)
     assert play.effects == (events.Fold("there", 10.0),)
     fold_all(play)
@@ -364,7 +364,7 @@ def test_a_crash_loses_nothing() -> None:
 
 
 def test_a_round_whose_deadline_passed_in_a_crash_makes_do_or_is_abandoned() -> None:
-    work = tuple(Work(f"there-{device}", device, 0, 10.0, "arrived", 10) for device in ABC)
+    work = tuple(OpenAssignment(f"there-{device}", device, 0, 10.0, "arrived", 10) for device in ABC)
     for count, kind in ((2, events.Commit), (1, events.Abandon)):
         play = Play(now=50.0, open=OpenRound(1, 0, 0.0, 10.0, 3), work=work[:count], attempts=1, made=3)
         fold_all(play)
@@ -467,7 +467,7 @@ def test_in_any_order_of_events_an_assignment_ends_once_and_the_engine_wakes(
 def test_what_came_is_folded_at_recovery_whenever_that_is(
     policy: RoundPolicy, arrived: int, resumed: bool, now: float
 ) -> None:
-    work = tuple(Work(f"kept-{i}", f"kept-{i}", 0, 10.0, "arrived", 10) for i in range(arrived))
+    work = tuple(OpenAssignment(f"kept-{i}", f"kept-{i}", 0, 10.0, "arrived", 10) for i in range(arrived))
     play = Play(policy, now=now, open=OpenRound(1, 0, 0.0, 10.0, 2, resumed), work=work, attempts=1, made=arrived)
     room = policy.buffer if policy.mode == "async" else arrived
     assert sum(isinstance(effect, events.Fold) for effect in play.effects) == min(arrived, room)

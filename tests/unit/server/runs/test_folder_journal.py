@@ -10,7 +10,7 @@ from umbel import UmbelError
 from umbel.plan import Plan
 from umbel.tensors import Tensors, dump
 from umbel_server.runs.folder_journal import FolderJournal
-from umbel_server.runs.port import Checkpointing
+from umbel_server.runs.port import NewCheckpoint
 
 
 @pytest.fixture
@@ -18,10 +18,10 @@ def plan(tmp_path: Path) -> Plan:
     return bare_plan(tmp_path / "bare.plan")
 
 
-def commit(round: int, strategy: Tensors) -> Checkpointing:
+def commit(round: int, strategy: Tensors) -> NewCheckpoint:
     changed = {name: weight + np.float32(round) for name, weight in weights().items()}
     sums = {"loss": 1.0 / round, "accuracy": 0.5}
-    return Checkpointing(round, 0, changed, strategy, sums, [("a", 1.0), ("b", 2.0)], 1000.0)
+    return NewCheckpoint(round, 0, changed, strategy, sums, [("a", 1.0), ("b", 2.0)], 1000.0)
 
 
 def assert_equal(ours: Tensors, expected: Tensors) -> None:

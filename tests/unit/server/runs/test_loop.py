@@ -15,7 +15,7 @@ from umbel_server.rounds.events import End
 from umbel_server.rounds.policy import RoundPolicy
 from umbel_server.runs.grid_port import GridPort
 from umbel_server.runs.loop import run_rounds
-from umbel_server.runs.port import Checkpointing
+from umbel_server.runs.port import NewCheckpoint
 from umbel_server.runs.run_inputs import RunInputs
 from umbel_server.runs.settings import RunSettings
 
@@ -199,7 +199,7 @@ POISONED = {"fedadam": 1e25, "fedyogi": 1e25, "fedadagrad": 1e25, "fedavgm": 3.4
 def test_a_poisoned_attempt_leaves_no_trace(name: str) -> None:
     options = {"server_momentum": 0.9, "server_learning_rate": 2.0} if name == "fedavgm" else {}
 
-    def commits(poisoned: int) -> tuple[list[Checkpointing], list[str]]:
+    def commits(poisoned: int) -> tuple[list[NewCheckpoint], list[str]]:
         asked = count(1)
 
         def answer(message: Message) -> Message | None:

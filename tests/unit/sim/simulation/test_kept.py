@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from umbel.tensors import Tensors
-from umbel_sim.simulation.updates import Kept
+from umbel_sim.simulation.kept_updates import KeptUpdates
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def files(folder: Path) -> int:
 
 @pytest.mark.parametrize("memory", [0, 10 * SIZE])
 def test_an_update_reads_the_same_from_memory_and_from_files(folder: Path, memory: int) -> None:
-    kept, given = Kept(memory), delta(1)
+    kept, given = KeptUpdates(memory), delta(1)
     pieces = kept.update("x", given, 1.5).pieces
     assert (files(folder) > 0) == (memory == 0)
     base = np.arange(7, dtype=np.float32)
@@ -43,7 +43,7 @@ def test_an_update_reads_the_same_from_memory_and_from_files(folder: Path, memor
 
 
 def test_memory_is_used_first_and_given_back(folder: Path) -> None:
-    kept = Kept(2 * SIZE)
+    kept = KeptUpdates(2 * SIZE)
     for id in "abc":
         kept.update(id, delta(ord(id)), 1.5)
     assert files(folder) == 1  # c's
@@ -58,7 +58,7 @@ def test_memory_is_used_first_and_given_back(folder: Path) -> None:
 
 
 def test_closing_removes_every_file(folder: Path) -> None:
-    kept = Kept(0)
+    kept = KeptUpdates(0)
     for number in range(5):
         kept.update(str(number), delta(number), 1.5)
     assert files(folder) == 5

@@ -27,9 +27,9 @@ def test_what_is_offered_ends_once(tmp_path: Path, policy: RoundPolicy) -> None:
     rows = run.rows[1:]
     offered = sum(row["offered"] for row in rows)
     ended = sum(row[state] for row in rows for state in ENDS)
-    standing = run.journal.standing()
-    assert standing is not None
-    assert offered == standing.made == ended + len(standing.work)
+    snapshot = run.journal.snapshot()
+    assert snapshot is not None
+    assert offered == snapshot.made == ended + len(snapshot.work)
     assert run.tally.participation.sum() == sum(row["folded"] for row in rows)
     assert sum(row["trained_seconds"] for row in rows) >= sum(row["wasted_seconds"] for row in rows)
 
@@ -46,8 +46,8 @@ def test_a_rows_figures_are_those_of_its_devices(tmp_path: Path) -> None:
         assert row["joules"] == pytest.approx(5 * (10 * 3.0 + (size / 1e4 + size / 1e3) * 2.0))
         assert row["round_seconds"] == pytest.approx(11.0 + size / 1e4 + size / 1e3)
         assert row["train_loss"] == pytest.approx(1.0)
-    assert run.port.spent().bytes == 20 * size
-    assert run.port.spent().hours == pytest.approx(run.rows[-1]["virtual_hours"])
+    assert run.port.cost().bytes == 20 * size
+    assert run.port.cost().hours == pytest.approx(run.rows[-1]["virtual_hours"])
 
 
 def test_attempts_without_a_checkpoint_are_told_in_the_rounds_row(tmp_path: Path) -> None:

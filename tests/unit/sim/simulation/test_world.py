@@ -35,67 +35,67 @@ def world(
 
 
 def test_an_assignment_is_accepted_fetched_trained_and_sent() -> None:
-    story = world().story(0, "a", 100.0, LOAD, 7, 10, Rules())
-    assert (story.accepts, story.trains, story.computes, story.ends) == (100.5, 110.5, 117.5, 128.0)
-    assert (story.outcome, story.reason) == ("uploaded", "")
-    assert [story.trained(time) for time in (0, 110.5, 112.5, 117.5, 1000)] == [0, 0, 2, 7, 7]
+    course = world().course(0, "a", 100.0, LOAD, 7, 10, Rules())
+    assert (course.accepts, course.trains, course.computes, course.ends) == (100.5, 110.5, 117.5, 128.0)
+    assert (course.outcome, course.reason) == ("uploaded", "")
+    assert [course.trained(time) for time in (0, 110.5, 112.5, 117.5, 1000)] == [0, 0, 2, 7, 7]
 
 
 def test_a_device_declines_what_it_may_not_do_when_it_is_asked() -> None:
-    story = world(Scripted(Condition(charging=False))).story(0, "a", 0.0, LOAD, 7, 10, Rules(charging=True))
-    assert (story.outcome, story.ends, story.reason) == ("declined", 0.5, "not charging")
-    assert story.trained(math.inf) == 0
+    course = world(Scripted(Condition(charging=False))).course(0, "a", 0.0, LOAD, 7, 10, Rules(charging=True))
+    assert (course.outcome, course.ends, course.reason) == ("declined", 0.5, "not charging")
+    assert course.trained(math.inf) == 0
     own = world(Scripted(Condition(metered=True)), conditions=Rules(unmetered=True))
-    assert own.story(0, "a", 0.0, LOAD, 7, 10, Rules()).reason == "metered network"
-    assert world().story(0, "a", 0.0, LOAD, 7, 10, Rules(min_examples=11)).outcome == "declined"
+    assert own.course(0, "a", 0.0, LOAD, 7, 10, Rules()).reason == "metered network"
+    assert world().course(0, "a", 0.0, LOAD, 7, 10, Rules(min_examples=11)).outcome == "declined"
 
 
 def test_training_fails_at_the_second_at_which_a_condition_ends() -> None:
     away = Scripted(Condition(until=13.0), Condition(charging=False))
-    story = world(away).story(0, "a", 0.0, LOAD, 7, 10, Rules(charging=True))
-    assert (story.outcome, story.ends, story.reason) == ("failed", 13.0, "not charging")
-    assert story.trained(math.inf) == 2.5
+    course = world(away).course(0, "a", 0.0, LOAD, 7, 10, Rules(charging=True))
+    assert (course.outcome, course.ends, course.reason) == ("failed", 13.0, "not charging")
+    assert course.trained(math.inf) == 2.5
     late = Scripted(Condition(until=17.5), Condition(charging=False))
-    assert world(late).story(0, "a", 0.0, LOAD, 7, 10, Rules(charging=True)).outcome == "uploaded"
-    assert world(away).story(0, "a", 0.0, LOAD, 7, 10, Rules()).outcome == "uploaded"
+    assert world(late).course(0, "a", 0.0, LOAD, 7, 10, Rules(charging=True)).outcome == "uploaded"
+    assert world(away).course(0, "a", 0.0, LOAD, 7, 10, Rules()).outcome == "uploaded"
 
 
 def test_training_fails_when_its_hours_end_however_long_conditions_hold() -> None:
-    story = world().story(0, "a", 8 * HOUR - 13, LOAD, 7, 10, Rules(hours="6-8"))
-    assert (story.outcome, story.ends) == ("failed", 8 * HOUR)
-    assert world().story(0, "a", 8 * HOUR, LOAD, 7, 10, Rules(hours="6-8")).outcome == "declined"
+    course = world().course(0, "a", 8 * HOUR - 13, LOAD, 7, 10, Rules(hours="6-8"))
+    assert (course.outcome, course.ends) == ("failed", 8 * HOUR)
+    assert world().course(0, "a", 8 * HOUR, LOAD, 7, 10, Rules(hours="6-8")).outcome == "declined"
 
 
 def test_a_device_that_is_offline_sends_when_it_is_back() -> None:
     back = Scripted(Condition(until=15.0), Condition(online=False, until=500.0), Condition())
-    story = world(back).story(0, "a", 0.0, LOAD, 7, 10, Rules())
-    assert (story.outcome, story.computes, story.ends) == ("uploaded", 17.5, 510.5)
-    assert story.trained(math.inf) == 7
+    course = world(back).course(0, "a", 0.0, LOAD, 7, 10, Rules())
+    assert (course.outcome, course.computes, course.ends) == ("uploaded", 17.5, 510.5)
+    assert course.trained(math.inf) == 7
 
 
 def test_an_update_waits_for_an_unmetered_network_when_it_must() -> None:
     """As the agent: rules are looked at before each batch, and an unmetered network before sending."""
     metered = Scripted(Condition(until=17.5), Condition(metered=True, until=500.0), Condition())
-    story = world(metered).story(0, "a", 0.0, LOAD, 7, 10, Rules(unmetered=True))
-    assert (story.outcome, story.ends) == ("uploaded", 510.5)
+    course = world(metered).course(0, "a", 0.0, LOAD, 7, 10, Rules(unmetered=True))
+    assert (course.outcome, course.ends) == ("uploaded", 510.5)
 
 
 def test_a_device_that_never_comes_back_has_vanished() -> None:
     gone = Scripted(Condition(until=15.0), Condition(online=False))
-    story = world(gone).story(0, "a", 0.0, LOAD, 7, 10, Rules())
-    assert (story.outcome, story.ends, story.trained(math.inf)) == ("vanished", math.inf, 7)
-    endless = world(kind=replace(EVEN, upload=1e-300)).story(0, "a", 0.0, LOAD, 7, 10, Rules())
+    course = world(gone).course(0, "a", 0.0, LOAD, 7, 10, Rules())
+    assert (course.outcome, course.ends, course.trained(math.inf)) == ("vanished", math.inf, 7)
+    endless = world(kind=replace(EVEN, upload=1e-300)).course(0, "a", 0.0, LOAD, 7, 10, Rules())
     assert (endless.outcome, endless.ends) == ("vanished", math.inf)
 
 
 def test_devices_vanish_as_often_as_their_class_says() -> None:
     there = world(kind=replace(SLOW, drop_out=0.2))
-    stories = [there.story(0, str(number), 0.0, LOAD, 7, 10, Rules()) for number in range(2000)]
-    vanished = [story for story in stories if story.outcome == "vanished"]
+    stories = [there.course(0, str(number), 0.0, LOAD, 7, 10, Rules()) for number in range(2000)]
+    vanished = [course for course in stories if course.outcome == "vanished"]
     assert len(vanished) == pytest.approx(400, abs=72)  # 4 sigma
-    assert all(story.ends == math.inf and 0 <= story.trained(1e9) <= 7 for story in vanished)
-    assert len({story.trained(1e9) for story in vanished}) > 50
-    assert stories[7] == there.story(0, "7", 0.0, LOAD, 7, 10, Rules())
+    assert all(course.ends == math.inf and 0 <= course.trained(1e9) <= 7 for course in vanished)
+    assert len({course.trained(1e9) for course in vanished}) > 50
+    assert stories[7] == there.course(0, "7", 0.0, LOAD, 7, 10, Rules())
 
 
 RULES = st.sampled_from(
@@ -110,20 +110,20 @@ def test_a_story_goes_forward_in_time(
     seed: int, kind: DeviceClass, own: Rules, requires: Rules, start: float, steps: int, size: int
 ) -> None:
     there = World(seed, 5, Mix((kind,), (1.0,)), Diurnal(seed), own)
-    story = there.story(3, "a", start, Load(size, size, 24.0 * size), steps, 10, requires)
-    assert start <= story.accepts <= story.ends
-    assert story.accepts <= story.trains <= story.computes or story.outcome == "vanished"
-    assert (story.ends == math.inf) == (story.outcome == "vanished")
-    assert bool(story.reason) == (story.outcome != "uploaded")
-    if story.outcome == "uploaded":
-        assert story.computes <= story.ends
-        assert there.availability.at(3, story.computes).until > story.computes
+    course = there.course(3, "a", start, Load(size, size, 24.0 * size), steps, 10, requires)
+    assert start <= course.accepts <= course.ends
+    assert course.accepts <= course.trains <= course.computes or course.outcome == "vanished"
+    assert (course.ends == math.inf) == (course.outcome == "vanished")
+    assert bool(course.reason) == (course.outcome != "uploaded")
+    if course.outcome == "uploaded":
+        assert course.computes <= course.ends
+        assert there.availability.at(3, course.computes).until > course.computes
     times = [start + step * 3600.0 for step in range(48)] + [math.inf]
-    trained = [story.trained(time) for time in times]
+    trained = [course.trained(time) for time in times]
     assert trained == sorted(trained)
     assert trained[0] >= 0
-    assert trained[-1] <= max(0.0, story.computes - story.trains)
-    assert story == there.story(3, "a", start, Load(size, size, 24.0 * size), steps, 10, requires)
+    assert trained[-1] <= max(0.0, course.computes - course.trains)
+    assert course == there.course(3, "a", start, Load(size, size, 24.0 * size), steps, 10, requires)
 
 
 def test_names_are_in_the_order_of_numbers() -> None:

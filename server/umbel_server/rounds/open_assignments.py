@@ -10,7 +10,7 @@ from umbel_server.rounds.assignments import WITH_DEVICE
 
 
 @dataclass(frozen=True)
-class Work:
+class OpenAssignment:
     """An assignment that has no final state yet.
 
     It trains from checkpoint `base` until `closes`. `offered` and `accepted` ones are with their device; `arrived` ones
@@ -26,18 +26,18 @@ class Work:
     weight: float = 0.0
 
 
-class Works(Mapping[str, Work]):
+class OpenAssignments(Mapping[str, OpenAssignment]):
     """Assignments by id. A round of thousands asks for their numbers at every event, so they are counted as they change."""
 
     __slots__ = ("_arrived", "_by_id", "_counts", "_soonest")
 
-    def __init__(self, works: Iterable[Work] = ()) -> None:
+    def __init__(self, works: Iterable[OpenAssignment] = ()) -> None:
         self._by_id = {work.id: work for work in works}
         self._arrived = {work.id: work for work in self._by_id.values() if work.state == "arrived"}
         self._counts: Counter[tuple[str, int]] = Counter((work.state, work.base) for work in self._by_id.values())
         self._soonest = min((w.closes for w in self._by_id.values() if w.state in WITH_DEVICE), default=math.inf)
 
-    def __getitem__(self, id: str) -> Work:
+    def __getitem__(self, id: str) -> OpenAssignment:
         return self._by_id[id]
 
     def __iter__(self) -> Iterator[str]:
@@ -46,16 +46,16 @@ class Works(Mapping[str, Work]):
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def values(self) -> ValuesView[Work]:
+    def values(self) -> ValuesView[OpenAssignment]:
         """As of a dictionary, whose own are faster than a Mapping's."""
         return self._by_id.values()
 
     @property
-    def arrived(self) -> tuple[Work, ...]:
+    def arrived(self) -> tuple[OpenAssignment, ...]:
         """Those in that state, in the order in which they came to it."""
         return tuple(self._arrived.values())
 
-    def put(self, *works: Work) -> "Works":
+    def put(self, *works: OpenAssignment) -> "OpenAssignments":
         """These with `works`, in place of those of the same ids."""
         made = self._copy()
         for work in works:
@@ -70,7 +70,7 @@ class Works(Mapping[str, Work]):
                 made._soonest = min(made._soonest, work.closes)
         return made
 
-    def without(self, *ids: str) -> "Works":
+    def without(self, *ids: str) -> "OpenAssignments":
         """These but for those of `ids`."""
         made = self._copy()
         for id in ids:
@@ -92,14 +92,14 @@ class Works(Mapping[str, Work]):
         """No device's work closes before this."""
         return self._soonest
 
-    def overdue(self, now: float) -> list[Work]:
+    def overdue(self, now: float) -> list[OpenAssignment]:
         """Those with devices that close at `now` or before."""
         if now < self._soonest:
             return []
         return [work for work in self._by_id.values() if work.state in WITH_DEVICE and work.closes <= now]
 
-    def _copy(self) -> "Works":
-        made = Works.__new__(Works)
+    def _copy(self) -> "OpenAssignments":
+        made = OpenAssignments.__new__(OpenAssignments)
         made._by_id, made._arrived = self._by_id.copy(), self._arrived.copy()
         made._counts, made._soonest = self._counts.copy(), self._soonest
         return made

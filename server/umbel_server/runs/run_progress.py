@@ -24,7 +24,7 @@ SHARE = 0.05
 """Of the time that may go into adding up all that travelled for a run."""
 
 
-class Live:
+class RunProgress:
     """Looks at runs; what takes longer the longer a run is, is remembered for a while."""
 
     def __init__(self, database: Database, clock: Callable[[], float]) -> None:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from umbel.messages import Train
 from umbel.tensors import Tensors
-from umbel_server.rounds.works import Work
+from umbel_server.rounds.open_assignments import OpenAssignment
 
 
 @dataclass(frozen=True)
-class Given:
+class GivenAssignment:
     """An assignment as it was offered, at virtual second `offered`, to device number `device` called `name`."""
 
     id: str
@@ -21,13 +21,13 @@ class Given:
     how: Train
 
     @property
-    def work(self) -> Work:
+    def work(self) -> OpenAssignment:
         """As the round engine knows it."""
-        return Work(self.id, self.name, self.base, self.closes)
+        return OpenAssignment(self.id, self.name, self.base, self.closes)
 
 
 @dataclass(frozen=True)
-class Standing:
+class Snapshot:
     """Checkpoint number `version`, made at virtual second `now`, after `made` assignments in all.
 
     `bases` are the weights of the checkpoints that assignments under way train from; `assigned` is when devices were last
@@ -40,5 +40,5 @@ class Standing:
     weights: Tensors
     strategy: Tensors
     bases: Mapping[int, Tensors]
-    work: tuple[Given, ...]
+    work: tuple[GivenAssignment, ...]
     assigned: tuple[tuple[int, float], ...] = ()

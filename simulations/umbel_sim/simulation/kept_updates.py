@@ -38,7 +38,7 @@ class DeltaFile:
         }
 
 
-class Kept:
+class KeptUpdates:
     """The updates of the rounds under way: up to `memory` bytes of them in memory, the others in files."""
 
     def __init__(self, memory: int = 1 << 29) -> None:
