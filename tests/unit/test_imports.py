@@ -31,7 +31,9 @@ def test_no_module_imports_itself_through_others(graph: grimp.ImportGraph) -> No
 
 def test_a_circle_through_a_package_and_its_module_is_found(graph: grimp.ImportGraph) -> None:
     graph.add_import(importer="umbel_server.compiler.stages", imported="umbel_server.compiler")
-    assert {"umbel_server.compiler", "umbel_server.compiler.stages"} <= set(cycle_in(graph))  # the longer way round counts
+    assert {"umbel_server.compiler", "umbel_server.compiler.stages"} <= set(
+        cycle_in(graph)
+    )  # the longer way round counts
 
 
 def test_one_module_goes_below_flowers_public_api(graph: grimp.ImportGraph) -> None:
