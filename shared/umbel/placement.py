@@ -10,6 +10,8 @@ from umbel.errors import TensorError
 from umbel.plan import Placement
 
 _ROWS_AT_ONCE = 64
+_SMALLEST_NORMAL = float(np.finfo(np.float32).smallest_normal)
+_SMALLEST_SUBNORMAL = float(np.finfo(np.float32).smallest_subnormal)
 
 
 def place(model: bytes, weights: Mapping[str, NDArray[Any]], placements: Iterable[Placement]) -> bytes:
@@ -38,13 +40,18 @@ def quantise(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], 
     others = tuple(i for i in range(weight.ndim) if i != axis)
     peak = np.max(np.abs(weight), axis=None if axis < 0 else others)
     steps = np.atleast_1d(np.asarray(peak, np.float32) / np.float32(127))
-    scales = np.where(steps > 0, steps, np.float32(1)).astype(np.float32)  # also where a tiny peak underflows
     # The converter divides in float64 by the scale before it is rounded to float32.
     exact = np.atleast_1d(np.asarray(peak, np.float64) / 127)
+    # A subnormal scale has few digits, so it is far from the exact one: its values are those of the scale in the file. It
+    # is rounded up, or the peak would be more than 127 steps, and a tiny one has a scale too.
+    subnormal = (exact > 0) & (exact < _SMALLEST_NORMAL)
+    exact = np.where(subnormal, np.ceil(exact / _SMALLEST_SUBNORMAL) * _SMALLEST_SUBNORMAL, exact)
+    exact[exact == 0] = 1.0
+    scales = np.where(subnormal | (steps == 0), exact, steps).astype(np.float32)
     shape = [1] * weight.ndim
     if axis >= 0:
         shape[axis] = weight.shape[axis]
-    exact = np.broadcast_to(np.where(steps > 0, exact, 1.0).reshape(shape), weight.shape)
+    exact = np.broadcast_to(exact.reshape(shape), weight.shape)
     values = np.empty(weight.shape, np.int8)
     for start in range(0, len(weight), _ROWS_AT_ONCE):  # float64 takes eight times the memory of int8
         rows = slice(start, start + _ROWS_AT_ONCE)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -62,6 +62,46 @@ def test_quantised_values_are_within_half_a_step(weight: np.ndarray, axis: int) 
     assert quantised.dtype == np.int8
     assert np.abs(quantised).max(initial=0) <= 127
     assert np.all(np.abs(quantised * steps - weight) <= steps * 0.5001)
+
+
+SMALLEST = 2.0**-149
+"""The smallest float32 above 0: all subnormal ones are multiples of it."""
+
+
+def test_a_scale_that_is_subnormal_was_rounded_far_from_the_exact_one() -> None:
+    """The weights that the test above found by chance: 190 / 127 smallest numbers is 1, and 190 is not 127 times 1."""
+    weight = (np.array([[190, -100, 63]]) * SMALLEST).astype(np.float32)
+    quantised, scales = quantise(weight, -1)
+    assert scales.tolist() == [2 * SMALLEST]
+    assert quantised.tolist() == [[95, -50, 32]]
+    quantised, scales = quantise((np.array([[63, 1, 0], [0, 0, 0]]) * SMALLEST).astype(np.float32), 0)
+    assert scales.tolist() == [SMALLEST, 1.0]
+    assert quantised.tolist() == [[63, 1, 0], [0, 0, 0]]
+
+
+@given(
+    arrays.arrays(
+        np.int64, arrays.array_shapes(min_dims=2, max_dims=3, max_side=5), elements=st.integers(-(2**31), 2**31)
+    ),
+    st.integers(0, 31),
+    st.integers(-1, 1),
+)
+def test_tiny_weights_are_quantised_within_half_a_step(multiples: np.ndarray, bits: int, axis: int) -> None:
+    """Weights whose scales are subnormal, or just not."""
+    weight = ((multiples >> bits) * SMALLEST).astype(np.float32)
+    quantised, scales = quantise(weight, axis)
+    shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
+    steps = scales.reshape(shape).astype(np.float64)
+    assert np.all(np.abs(quantised * steps - weight) <= steps * 0.5001)
+
+
+@given(arrays.arrays(np.float32, (3, 4), elements=st.floats(-100, 100, width=32)))
+def test_weights_of_ordinary_size_are_quantised_as_the_converter_does(weight: np.ndarray) -> None:
+    peak = float(np.abs(weight).max())
+    assume(peak > 1e-30)
+    quantised, scales = quantise(weight, -1)
+    assert scales.tolist() == [np.float32(peak) / np.float32(127)]
+    assert quantised.tolist() == np.round(weight / (peak / 127)).tolist()
 
 
 @pytest.mark.parametrize("placement", [Placement("w", 0, 8), Placement("w", 99, 16), Placement("w", -4, 16)])
