@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import keras
 import tensorflow as tf
 from keras.src.backend.tensorflow import core
+
+from umbel_server.compiler.replacing import replacing
 
 
 @contextmanager
@@ -45,11 +46,7 @@ def unrolled_loops() -> Iterator[None]:
         return carry, _stacked(made[::-1] if reverse else made)
 
     looped, mapped, scanned = core.fori_loop, core.map, core.scan
-    with (
-        patch.object(core, "fori_loop", fori_loop),
-        patch.object(core, "map", map_),
-        patch.object(core, "scan", scan),
-    ):
+    with replacing(core, fori_loop=fori_loop, map=map_, scan=scan):
         yield
 
 

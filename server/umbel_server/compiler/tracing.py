@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import keras
 import tensorflow as tf
@@ -14,6 +13,7 @@ from keras.src.backend.tensorflow import random as keras_random
 from umbel_server.compiler.errors import CompileError
 from umbel_server.compiler.loops import unrolled_loops
 from umbel_server.compiler.noise import Noise
+from umbel_server.compiler.replacing import replacing
 
 _UNSUPPORTED_RANDOM = ("categorical", "randint", "shuffle", "gamma", "binomial", "beta", "truncated_normal")
 
@@ -38,10 +38,7 @@ def device_noise(noise: Noise) -> Iterator[None]:
         return inputs * (kept * (1.0 / (1.0 - rate)))
 
     refused: dict[str, Any] = {name: _refusal(name) for name in _UNSUPPORTED_RANDOM}
-    with (
-        patch.multiple(keras_random, uniform=uniform, normal=normal, dropout=dropout),
-        patch.multiple(keras_random, **refused),
-    ):
+    with replacing(keras_random, uniform=uniform, normal=normal, dropout=dropout, **refused):
         yield
 
 
@@ -78,7 +75,7 @@ def padded_rows(model: Any, sample_weight: Any) -> Iterator[None]:
                     "batch; use L1, L2 or L1L2"
                 )
             layer.activity_regularizer = penalty(regularizer)
-        with patch.object(keras.layers.BatchNormalization, "_moments", moments):
+        with replacing(keras.layers.BatchNormalization, _moments=moments):
             yield
     finally:
         for layer, regularizer in kept:
@@ -152,8 +149,8 @@ def device_forms(model: Any) -> Iterator[None]:
         for layer, _ in recurrent:
             layer.unroll = True
         with (
-            patch.multiple(keras_numpy, argmax=searching(tf.argmax), argmin=searching(tf.argmin), divide=divide),
-            patch.object(keras.src.backend, "rnn", rnn),
+            replacing(keras_numpy, argmax=searching(tf.argmax), argmin=searching(tf.argmin), divide=divide),
+            replacing(keras.src.backend, rnn=rnn),
             unrolled_loops(),
         ):
             yield
