@@ -1,4 +1,4 @@
-"""Who may ask: devices by a signed token, administrators by theirs or, on the server's machine, the one in its state folder."""
+"""Access: devices use signed tokens; administrators use their token, or on the server's machine the one in its state folder."""
 
 from dataclasses import dataclass
 from typing import Annotated, cast
@@ -55,7 +55,9 @@ class Guard:
         elif self.enrols:
             wait = server_of(request).request_limits.enrolment(address_of(request))
             if wait:
-                raise _too_many(request, address_of(request), "enrolments", "too many devices enrol from there", wait)
+                raise _too_many(
+                    request, address_of(request), "enrolments", "too many enrolments from this address", wait
+                )
 
     def _check(self, request: Request, role: Role) -> None:
         token = bearer_of(request)
@@ -71,17 +73,17 @@ class Guard:
 
 
 def viewer() -> Guard:
-    """For those who look."""
+    """A guard that admits viewers and higher roles."""
     return Guard("viewer")
 
 
 def operator(action: str) -> Guard:
-    """For those who train, send and ship."""
+    """A guard that admits operators and owners."""
     return Guard("operator", action)
 
 
 def owner(action: str = "") -> Guard:
-    """For those who decide who may do what."""
+    """A guard that admits owners."""
     return Guard("owner", action)
 
 
@@ -91,12 +93,12 @@ def device_or(role: Role, action: str = "") -> Guard:
 
 
 def everybody(action: str = "") -> Guard:
-    """For whoever reaches the server."""
+    """A guard that admits every request."""
     return Guard(None, action)
 
 
 def everybody_who_enrols(action: str = "") -> Guard:
-    """For whoever reaches the server, not too often from one address."""
+    """A guard that admits every request, up to a rate for each address."""
     return Guard(None, action, enrols=True)
 
 
@@ -153,7 +155,7 @@ def _device(request: Request, token: str) -> Access:
         known = server.devices.remembered(claimed.population, claimed.device)
         if known is None:
             if wait := server.request_limits.suspect(address):
-                raise _too_many(request, address, "tokens", "too many wrong tokens come from there", wait)
+                raise _too_many(request, address, "tokens", "too many wrong tokens from this address", wait)
             known = server.devices.known(claimed.population, claimed.device)
         access = msgspec.json.decode(signing.verify_as(ACCESS, token.encode(), known.key), type=Access)
     except Refused:

@@ -22,12 +22,12 @@ class RoleName(StrEnum):
     owner = "owner"
 
 
-NameArgument = Annotated[str, typer.Argument(help="the admin's name, as the audit log will have it")]
+NameArgument = Annotated[str, typer.Argument(help="the admin's name, as the audit log shows it")]
 
 
 def add_commands(app: typer.Typer) -> None:
     """Add the group admin."""
-    admin = typer.Typer(no_args_is_help=True, help="Say who may do what.")
+    admin = typer.Typer(no_args_is_help=True, help="Add, list and revoke administrators.")
     admin.command("add")(add)
     admin.command("list")(list_admins)
     admin.command("revoke")(revoke)
@@ -38,19 +38,19 @@ def add(
     name: NameArgument,
     role: Annotated[
         RoleName,
-        typer.Option(help="viewer: look; operator: also train, send, ship; owner: also say who may do what"),
+        typer.Option(help="viewer: read; operator: also train, send and ship; owner: also manage administrators"),
     ],
     population: Annotated[
         list[str] | None,
-        typer.Option("--population", "-p", help="a population to see and act on; may be repeated (default: all)"),
+        typer.Option("--population", "-p", help="a population to see and act on; repeatable (default: all)"),
     ] = None,
     expires: Annotated[
-        str, typer.Option(metavar="SPAN", help="how long the token is good, as 90d (default: for ever)")
+        str, typer.Option(metavar="SPAN", help="how long the token is valid, such as 90d (default: for ever)")
     ] = "",
     state: StateOption = DEFAULT_STATE,
     json: JsonOption = False,
 ) -> None:
-    """Add an admin, and print its token: this once, as the server keeps only a hash of it."""
+    """Add an admin and print its token, which the server does not show again."""
     seconds = seconds_of(expires, "--expires") if expires else 0.0
     client = open_client(state)
     row = client.admins.add(name, role.value, population or [], seconds)
@@ -66,7 +66,7 @@ def add(
 
 
 def list_admins(state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
-    """List the admins, also those who are revoked or expired."""
+    """List the admins, the revoked and expired ones included."""
     rows = open_client(state).admins.list()
     if json:
         print_json(rows)

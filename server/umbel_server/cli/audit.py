@@ -16,16 +16,16 @@ VERIFY_SECONDS = 600.0
 
 def add_commands(app: typer.Typer) -> None:
     """Add the group audit."""
-    audit = typer.Typer(no_args_is_help=True, help="See who did what.")
+    audit = typer.Typer(no_args_is_help=True, help="List and verify the audit log.")
     audit.command("list")(list_entries)
     audit.command("verify")(verify)
     app.add_typer(audit, name="audit")
 
 
 def list_entries(
-    since: Annotated[str, typer.Option(metavar="SPAN", help="only what is younger, as 24h")] = "",
+    since: Annotated[str, typer.Option(metavar="SPAN", help="only entries of this last span, such as 24h")] = "",
     who: Annotated[
-        str, typer.Option(metavar="NAME", help="only what this admin did, or this device as POPULATION/ID")
+        str, typer.Option(metavar="NAME", help="only entries of this admin, or of this device (POPULATION/ID)")
     ] = "",
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="how many entries to show at most")] = 100,
     state: StateOption = DEFAULT_STATE,
@@ -57,7 +57,7 @@ def list_entries(
 
 
 def verify(state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
-    """Check that no entry of the audit log was changed or removed; fails when one was."""
+    """Verify that no entry of the audit log was changed or removed; exit 1 if one was."""
     found = open_client(state).audit.verify(VERIFY_SECONDS)
     if json:
         print_json(found)

@@ -29,7 +29,7 @@ def run(
     port: Annotated[int, typer.Option(min=0, max=MOST_PORT, help="port to listen on; 0 picks a free one")] = 1883,
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     state: StateOption = DEFAULT_STATE,
-    insecure: Annotated[bool, typer.Option("--insecure", help="no TLS, and no state folder needed")] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", help="without TLS; needs no state folder")] = False,
 ) -> None:
     """Run the embedded MQTT 5 broker on its own until it is interrupted, with the certificate of a state folder."""
     from umbel_server import serve as process
@@ -57,13 +57,13 @@ def config(
     port: Annotated[int, typer.Option(min=1, max=MOST_PORT, help="port to listen on")] = 8883,
     host: Annotated[str, typer.Option(help="address to listen on")] = "0.0.0.0",  # noqa: S104
     hostname: Annotated[
-        list[str] | None, typer.Option(help="a name or address at which devices reach it; may be repeated")
+        list[str] | None, typer.Option(help="a name or address at which devices reach it; repeatable")
     ] = None,
-    user: Annotated[str, typer.Option(help="whom it runs as when root starts it (default: mosquitto)")] = "",
+    user: Annotated[str, typer.Option(help="user to run as when root starts it (default: mosquitto)")] = "",
     state: StateOption = DEFAULT_STATE,
     json: JsonOption = False,
 ) -> None:
-    """Write a ready configuration: TLS, device certificates, and for each device its own four topics alone."""
+    """Write a broker's configuration: TLS, device certificates, and only its own topics for each device."""
     if (broker := CONFIGURED.get(kind)) is None:
         raise typer.BadParameter(f"a configuration can be written for {' or '.join(CONFIGURED)}, not for {kind!r}")
     opened = open_state(state)

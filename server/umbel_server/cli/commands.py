@@ -27,14 +27,14 @@ _WITH_FILES = ", ".join(kind.name for kind in SENDABLE.values() if kind.upload i
 
 def add_commands(app: typer.Typer) -> None:
     """Add the group command."""
-    command = typer.Typer(no_args_is_help=True, help="Tell devices to do something.")
+    command = typer.Typer(no_args_is_help=True, help="Send commands to devices.")
     command.command("send")(_with_options(send))
     command.callback()(_group)
     app.add_typer(command, name="command")
 
 
 def _group() -> None:
-    """Tell devices to do something."""
+    """Send commands to devices."""
 
 
 def send(
@@ -51,7 +51,7 @@ def send(
     json: JsonOption = False,
     **given: Any,
 ) -> None:
-    """Send a command to devices and show how they answer; fails when one does not do it."""
+    """Send a command to devices and show their answers; exit 1 if a device fails."""
     for option, seconds, least in (("--ttl", ttl, 1e-3), ("--wait", wait, 0.0)):
         if not (math.isfinite(seconds) and seconds >= least):
             raise typer.BadParameter(f"expected a number of seconds, got {seconds}", param_hint=option)

@@ -16,7 +16,7 @@ OVERLAP = "7d"
 
 def add_commands(app: typer.Typer) -> None:
     """Add the group keys."""
-    keys = typer.Typer(no_args_is_help=True, help="See and change the keys with which the server signs.")
+    keys = typer.Typer(no_args_is_help=True, help="List and rotate the server's signing keys.")
     keys.command("list")(list_keys)
     keys.command("rotate")(rotate)
     app.add_typer(keys, name="keys")
@@ -42,7 +42,7 @@ def rotate(
     state: StateOption = DEFAULT_STATE,
     json: JsonOption = False,
 ) -> None:
-    """Make a new signing key, which devices trust because the old one vouches for it."""
+    """Make a new signing key, which the old key vouches for."""
     span = 0.0 if now else seconds_of(overlap, "--overlap")
     rows = open_client(state).keys.rotate(span)
     if json:

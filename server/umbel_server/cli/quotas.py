@@ -17,7 +17,7 @@ HELP = f"a number such as 10GB, or {NONE} for no limit"
 
 def add_commands(app: typer.Typer) -> None:
     """Add the group quota."""
-    quota = typer.Typer(no_args_is_help=True, help="Say how much a population may use, and see how much it does.")
+    quota = typer.Typer(no_args_is_help=True, help="Set and show quotas of populations.")
     quota.command("set")(set_quota)
     quota.command("show")(show_quota)
     app.add_typer(quota, name="quota")
@@ -33,7 +33,7 @@ def set_quota(
     state: StateOption = DEFAULT_STATE,
     json: JsonOption = False,
 ) -> None:
-    """Set quotas of a population, which hold from now on; what is not named stays."""
+    """Set quotas of a population; the ones that are not named stay."""
     body = {
         name: limit(text, option)
         for name, text, option in (
@@ -57,7 +57,7 @@ def show_quota(
     state: StateOption = DEFAULT_STATE,
     json: JsonOption = False,
 ) -> None:
-    """Show what populations use, beside what they may."""
+    """Show the usage and the quotas of populations."""
     client = open_client(state)
     rows = [client.quotas.show(population)] if population else client.quotas.list()
     if json:

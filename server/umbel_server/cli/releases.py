@@ -64,7 +64,7 @@ def export(
     variant: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"a file to make: {', '.join(VARIANTS)}; may be repeated (default: {', '.join(WITHOUT_EXAMPLES)})"
+            help=f"a file to make: {', '.join(VARIANTS)}; repeatable (default: {', '.join(WITHOUT_EXAMPLES)})"
         ),
     ] = None,
     representative: Annotated[

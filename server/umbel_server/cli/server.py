@@ -22,9 +22,9 @@ def init(
     port: Annotated[int, typer.Option(min=1, max=MOST_PORT, help="port of the API and the blobs")] = 8470,
     mqtt_host: Annotated[str, typer.Option(help="the broker's address")] = "127.0.0.1",
     mqtt_port: Annotated[int, typer.Option(min=1, max=MOST_PORT, help="the broker's port")] = 1883,
-    external_broker: Annotated[bool, typer.Option(help="use a broker that runs already; start none")] = False,
+    external_broker: Annotated[bool, typer.Option(help="use a broker that already runs")] = False,
     hostname: Annotated[
-        list[str] | None, typer.Option(help="a name or address at which devices reach this server; may be repeated")
+        list[str] | None, typer.Option(help="a name or address at which devices reach this server; repeatable")
     ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="no TLS: for trying things out on one machine")] = False,
     insecure_broker: Annotated[

@@ -45,7 +45,7 @@ async def add_admin(request: Request, who: Asking) -> answers.NewAdmin:
 
 @router.get("/v1/admins", dependencies=by(owner()))
 def list_admins(request: Request, who: Asking) -> list[answers.Admin]:
-    """Every administrator, also those who are revoked or whose time is over, by name."""
+    """List the administrators by name, the revoked and expired ones included."""
     return [admins.describe(row) for row in server_of(request).admins.list(who)]
 
 

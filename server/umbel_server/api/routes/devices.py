@@ -21,7 +21,7 @@ router = guarded("devices")
 
 
 class Because(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Why something is decided, for people; the device is told."""
+    """The reason for a decision; the device is told."""
 
     reason: str = ""
 
@@ -69,7 +69,7 @@ def readmit_device(request: Request, population: str, device: str) -> answers.De
 
 @router.post(f"{DEVICE}/suspend", dependencies=by(operator("device.suspend")), openapi_extra=takes(Because, False))
 async def suspend(request: Request, population: str, device: str) -> answers.Device:
-    """Let a device take part in nothing until it is resumed."""
+    """Suspend a device: it gets no work until it is resumed."""
     await run_in_threadpool(device_in_scope, request, population, device)
     asked = msgspec.json.decode(await body_of(request) or b"{}", type=Because)
     lifecycle = server_of(request).lifecycle
@@ -78,14 +78,14 @@ async def suspend(request: Request, population: str, device: str) -> answers.Dev
 
 @router.post(f"{DEVICE}/resume", dependencies=by(operator("device.resume")))
 def resume(request: Request, population: str, device: str) -> answers.Device:
-    """Let a suspended device take part again."""
+    """Resume a suspended device."""
     device_in_scope(request, population, device)
     return devices.describe(server_of(request).lifecycle.resume(population, device))
 
 
 @router.post(f"{DEVICE}/revoke", dependencies=by(owner("device.revoke")), openapi_extra=takes(Because, False))
 async def revoke(request: Request, population: str, device: str) -> answers.Device:
-    """Bar a device and its key for good."""
+    """Revoke a device and its key for good."""
     await run_in_threadpool(device_in_scope, request, population, device)
     asked = msgspec.json.decode(await body_of(request) or b"{}", type=Because)
     lifecycle = server_of(request).lifecycle
@@ -94,7 +94,7 @@ async def revoke(request: Request, population: str, device: str) -> answers.Devi
 
 @router.post(f"{DEVICE}/rename", dependencies=by(operator("device.rename")), openapi_extra=takes(Name))
 async def rename(request: Request, population: str, device: str) -> answers.Device:
-    """Give a device a name for people."""
+    """Set the name that people see."""
     await run_in_threadpool(device_in_scope, request, population, device)
     asked = msgspec.json.decode(await body_of(request), type=Name)
     return devices.describe(

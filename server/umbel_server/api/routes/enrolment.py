@@ -34,7 +34,7 @@ PEM = "application/pem-certificate-chain"
 
 @router.get(TRUST_PATH, dependencies=by(everybody_who_enrols()))
 async def show_trust(request: Request) -> Trust:
-    """Whom to trust, for devices that check it against their enrolment token."""
+    """Show the server's key and certificate authority; a device checks them against its enrolment token."""
     return server_of(request).state.trust
 
 
@@ -53,7 +53,7 @@ async def enrol(request: Request) -> EnrolmentReply:
 
 @router.get(CONNECTION_PATH, dependencies=by(device_or("viewer")))
 def connection(request: Request, who: Who) -> EnrolmentReply:
-    """What the device was told when it enrolled, as it is now."""
+    """Show the current connection settings, as at enrolment."""
     if who is None:
         raise UmbelError("a device asks for its connection with a token that it signed, not an administrator")
     server = server_of(request)

@@ -11,5 +11,5 @@ router = guarded("server")
 
 @router.get("/v1/health", dependencies=by(everybody()))
 async def health(request: Request) -> answers.Health:
-    """Whether the server answers, and whether it has its broker: at once, also when every thread waits for the database."""
+    """Show whether the server is connected to its broker; it answers even while the database is locked."""
     return answers.Health(True, server_of(request).exchange.is_up)

@@ -31,7 +31,7 @@ class InvitationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
 @router.post("/v1/invitations", dependencies=by(owner("invitation.add")), openapi_extra=takes(InvitationRequest))
 async def invite(request: Request, who: Asking) -> list[answers.NewInvitation]:
-    """Make invitations; only this answer ever holds their tokens."""
+    """Make invitations; only this answer holds their tokens."""
     server = server_of(request)
     asked = msgspec.json.decode(await body_of(request), type=InvitationRequest)
     note(request, population=asked.population, count=asked.count, ttl=asked.ttl)
@@ -49,14 +49,14 @@ async def invite(request: Request, who: Asking) -> list[answers.NewInvitation]:
 
 @router.get("/v1/invitations", dependencies=by(viewer()))
 def list_invitations(request: Request, who: Asking) -> list[answers.Invitation]:
-    """Every invitation, newest first; the tokens are nowhere."""
+    """List the invitations, newest first, without their tokens."""
     invitations = server_of(request).invitations
     return [invitations.describe(row) for row in invitations.list() if who.sees(row.population)]
 
 
 @router.post("/v1/invitations/{id}/revoke", dependencies=by(owner("invitation.revoke")))
 def revoke_invitation(request: Request, who: Asking, id: str) -> answers.Invitation:
-    """Take back an invitation that nobody has used."""
+    """Revoke an unused invitation."""
     invitations = server_of(request).invitations
     invitation = invitations.get(id)
     if not who.sees(invitation.population):

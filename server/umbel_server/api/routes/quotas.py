@@ -17,21 +17,21 @@ router = guarded("quotas")
 
 @router.get("/v1/quotas", dependencies=by(viewer()))
 def list_quotas(request: Request, who: Asking) -> list[answers.Quota]:
-    """What every population uses and may use, by name."""
+    """List the usage and the quotas of every population, by name."""
     quotas = server_of(request).quotas
     return [quotas.describe(name) for name in quotas.populations() if who.sees(name)]
 
 
 @router.get("/v1/quotas/{population}", dependencies=by(viewer()))
 def show_quota(request: Request, who: Asking, population: str) -> answers.Quota:
-    """What one population uses and may use."""
+    """Show the usage and the quotas of one population."""
     check_population(who, population)
     return server_of(request).quotas.describe(population)
 
 
 @router.post("/v1/quotas/{population}", dependencies=by(owner("quota.set")), openapi_extra=takes(QuotaChange))
 async def set_quota(request: Request, who: Asking, population: str) -> answers.Quota:
-    """Change what a population may use, from the next request on; for owners of all populations."""
+    """Change quotas of a population from the next request on; for owners of all populations."""
     asked = msgspec.json.decode(await body_of(request), type=QuotaChange)
     note(request, population, population, **msgspec.to_builtins(asked))
     check_population(who, population)

@@ -82,7 +82,7 @@ def show_run(request: Request, id: str, round: RoundAsked = None) -> answers.Run
 
 @router.get("/v1/runs/{id}/live", dependencies=by(viewer()))
 def watch_run(request: Request, id: str, after: RoundAsked = None) -> answers.LiveRun:
-    """What is going on in a run now, for those who ask often; its checkpoints are those after round `after`, or the newest."""
+    """Show a run's progress; cheap enough to poll. Its checkpoints are those after round `after`, or the newest."""
     return server_of(request).run_progress.look(run_in_scope(request, id), after)
 
 
@@ -94,19 +94,19 @@ def stop_run(request: Request, id: str) -> answers.Run:
 
 @router.post("/v1/runs/{id}/pause", dependencies=by(operator("run.pause")))
 def pause_run(request: Request, id: str) -> answers.Run:
-    """Pause a run until it is resumed; updates that came are kept."""
+    """Pause a run; received updates are kept."""
     return run_views.describe(server_of(request).runs.pause(run_in_scope(request, id).id))
 
 
 @router.post("/v1/runs/{id}/resume", dependencies=by(operator("run.resume")))
 def resume_run(request: Request, id: str) -> answers.Run:
-    """Go on with a paused run."""
+    """Resume a paused run."""
     return run_views.describe(server_of(request).runs.resume(run_in_scope(request, id).id))
 
 
 @router.post("/v1/runs/{id}/clone", dependencies=by(operator("run.clone")), openapi_extra=takes(CloneRequest, False))
 async def clone_run(request: Request, who: Asking, id: str) -> answers.Run:
-    """Start a run with the settings of another, with some of them changed."""
+    """Start a run with the settings of another run and some changes."""
     wanted = msgspec.json.decode(await body_of(request) or b"{}", type=CloneRequest)
     run = await run_in_threadpool(run_in_scope, request, id)
     row = await run_in_threadpool(_clone_run, server_of(request), who, run.id, wanted)

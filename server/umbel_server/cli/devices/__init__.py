@@ -7,7 +7,7 @@ from umbel_server.cli.devices import config, invitations, lifecycle, show
 
 def add_commands(app: typer.Typer) -> None:
     """Add the group devices."""
-    devices = typer.Typer(no_args_is_help=True, help="Invite devices, see them, and decide about them.")
+    devices = typer.Typer(no_args_is_help=True, help="Invite, list and manage devices.")
     devices.command("list")(show.list_devices)
     devices.command("show")(show.show_device)
     devices.command("readmit")(lifecycle.readmit)

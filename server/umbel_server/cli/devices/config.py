@@ -22,7 +22,7 @@ def print_config(
     expires: Annotated[str, typer.Option(help="how long it may enrol: 90s, 30m, 24h, 7d")] = "24h",
     state: StateOption = DEFAULT_STATE,
 ) -> None:
-    """Print the configuration file of a new device, with an invitation for it; 'umbel-agent enrol' makes one there."""
+    """Print a configuration file with an invitation for a new device."""
     client = open_client(state)
     check_name(device, "a device id")
     (made,) = invitations.ask_for(client, population, 1, expires, [], kind)

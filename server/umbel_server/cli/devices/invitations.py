@@ -23,15 +23,15 @@ aside = Console(stderr=True, soft_wrap=True, highlight=False)
 def invite(
     population: Annotated[str, typer.Option("--population", "-p", help="the population that they may join")],
     count: Annotated[int, typer.Option(min=1, help="how many devices")] = 1,
-    expires: Annotated[str, typer.Option(help="how long each may be used: 90s, 30m, 24h, 7d")] = "24h",
+    expires: Annotated[str, typer.Option(help="how long each is valid: 90s, 30m, 24h, 7d")] = "24h",
     label: Annotated[
-        list[str] | None, typer.Option("--label", help="NAME=VALUE that the devices get; may be repeated")
+        list[str] | None, typer.Option("--label", help="a label NAME=VALUE for the devices; repeatable")
     ] = None,
     kind: Annotated[str, typer.Option(help="phone, vehicle or gateway (default: what the device says)")] = "",
     state: StateOption = DEFAULT_STATE,
     json: JsonOption = False,
 ) -> None:
-    """Make tokens, each of which lets one device enrol once; they are shown now and never again."""
+    """Make enrolment tokens, one for each device; they are shown only now."""
     client = open_client(state)
     made = ask_for(client, population, count, expires, label or [], kind)
     if json:
@@ -68,7 +68,7 @@ def _take_back(made: list[answers.NewInvitation]) -> str:
 
 
 def list_invitations(state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
-    """List the invitations: which are open, and which were used by whom, expired, or taken back."""
+    """List the invitations and their states."""
     rows = open_client(state).invitations.list()
     if json:
         print_json(rows)
@@ -101,7 +101,7 @@ def uninvite(
     state: StateOption = DEFAULT_STATE,
     json: JsonOption = False,
 ) -> None:
-    """Take an invitation back that nobody has used."""
+    """Revoke an unused invitation."""
     row = open_client(state).invitations.revoke(id)
     if json:
         print_json(row)

@@ -10,7 +10,7 @@ from umbel_server.cli.options import DEFAULT_STATE, DeviceArgument, JsonOption, 
 from umbel_server.cli.output import console, plain, print_json
 from umbel_server.cli.values import pair
 
-ReasonOption = Annotated[str, typer.Option(help="why, for people; the device is told")]
+ReasonOption = Annotated[str, typer.Option(help="the reason; it is shown, and the device is told")]
 
 
 def readmit(
@@ -19,7 +19,7 @@ def readmit(
     state: StateOption = DEFAULT_STATE,
     json: JsonOption = False,
 ) -> None:
-    """End a device's quarantine: it gets assignments again, and its rejected updates are counted from 0."""
+    """End a device's quarantine, and count its rejected updates from 0."""
     row = open_client(state).devices.readmit(population, device)
     if json:
         print_json(row)
@@ -34,7 +34,7 @@ def suspend(
     state: StateOption = DEFAULT_STATE,
     json: JsonOption = False,
 ) -> None:
-    """Let a device take part in nothing from now on, until it is resumed; its work at hand is cancelled."""
+    """Stop a device's work and give it no more until it is resumed."""
     row = open_client(state).devices.suspend(population, device, reason)
     _say(row, json, "is suspended: its work is cancelled, and it waits until 'umbel devices resume'")
 
@@ -45,7 +45,7 @@ def resume(
     state: StateOption = DEFAULT_STATE,
     json: JsonOption = False,
 ) -> None:
-    """Let a suspended device take part again."""
+    """Give a suspended device work again."""
     _say(open_client(state).devices.resume(population, device), json, "takes part again")
 
 
@@ -56,7 +56,7 @@ def revoke(
     state: StateOption = DEFAULT_STATE,
     json: JsonOption = False,
 ) -> None:
-    """Bar a device and its key for good; its work at hand is cancelled."""
+    """Refuse a device and its key for good; its work is cancelled."""
     row = open_client(state).devices.revoke(population, device, reason)
     _say(row, json, "is revoked for good: its work is cancelled, and its key is refused")
 
@@ -68,7 +68,7 @@ def rename(
     state: StateOption = DEFAULT_STATE,
     json: JsonOption = False,
 ) -> None:
-    """Give a device a name for people; its id, which its key and its topics hold, stays as it is."""
+    """Set the name that people see; the device's id stays."""
     row = open_client(state).devices.rename(population, device, name)
     shown = f"is shown as {plain(repr(name))}" if name else "has no name"
     _say(row, json, f"{shown}; its id stays {plain(row.id)}, as commands and topics name it")
@@ -78,11 +78,11 @@ def label(
     device: DeviceArgument,
     population: PopulationOption,
     labels: Annotated[list[str] | None, typer.Argument(help="NAME=VALUE to set")] = None,
-    remove: Annotated[list[str] | None, typer.Option(help="a label set here before; may be repeated")] = None,
+    remove: Annotated[list[str] | None, typer.Option(help="a label that was set here; repeatable")] = None,
     state: StateOption = DEFAULT_STATE,
     json: JsonOption = False,
 ) -> None:
-    """Set labels of a device that win over what it says itself, or remove them again."""
+    """Set or remove labels, which win over the device's own."""
     if not labels and not remove:
         raise typer.BadParameter("this command needs NAME=VALUE, or --remove NAME")
     pairs = dict(pair(text, "LABELS") for text in labels or [])
@@ -97,7 +97,7 @@ def delete(
     state: StateOption = DEFAULT_STATE,
     json: JsonOption = False,
 ) -> None:
-    """Remove a device that is revoked, or was never online; its key comes back only with a new invitation, a revoked one never."""
+    """Remove a device that is revoked or was never online."""
     row = open_client(state).devices.delete(population, device)
     _say(row, json, "is deleted; its key comes back only with a new invitation, a revoked one never")
 

@@ -26,16 +26,16 @@ FIELDS: dict[str, tuple[str, str]] = {
     "target": (ROUND, "updates a round wants (0: by --fraction)"),
     "fraction": (ROUND, "share of the devices that can train, when there is no --target"),
     "over_selection": (ROUND, "offer X times as many assignments as updates are wanted"),
-    "quorum": (ROUND, "updates that a round makes do with at its deadline"),
+    "quorum": (ROUND, "fewest updates that a round needs at its deadline"),
     "deadline": (ROUND, "seconds a round may take"),
     "select": (DEVICES, "random, least-recent (longest without an assignment) or most-examples"),
-    "labels": (DEVICES, "a label that a device must have; may be repeated"),
-    "requires": (DEVICES, "what must hold there, such as min_battery=0.3 or charging=true; may be repeated"),
+    "labels": (DEVICES, "a label that a device must have; repeatable"),
+    "requires": (DEVICES, "a rule for the device, such as min_battery=0.3; repeatable"),
     "minimum_gap": (DEVICES, "seconds a device rests after an assignment"),
     "attempts": (AGAIN, "abandoned attempts in a row after which the run pauses"),
     "backoff": (AGAIN, "seconds until the next attempt, twice as long each time"),
     "late": (LATE, "drop or fold: what happens to an update that comes after its round"),
-    "staleness_exponent": (LATE, "a stale update's weight is times (1 + staleness)^-X"),
+    "staleness_exponent": (LATE, "multiply a stale update's weight by (1 + staleness)^-X"),
     "max_staleness": (LATE, "checkpoints after which an update is too old"),
     "mode": (LATE, "sync (in rounds) or async (devices train all the time)"),
     "buffer": (LATE, "async: updates that make a checkpoint"),
@@ -54,7 +54,7 @@ _METAVARS = {int: "N", float: "X"}
 
 def parameters(changes: bool, defaults: RoundPolicy = RoundPolicy()) -> list[Parameter]:  # noqa: B008 (it is frozen)
     """The options as a command's parameters; without `defaults` when they are `changes` to another policy."""
-    help = "all of it: its fields in a TOML or JSON file; options win"
+    help = "read the policy from a TOML or JSON file; options win"
     made = [parameter(FILE, Path, help, ROUND, names=("--policy",), metavar="FILE")]
     fields = {field.name: field for field in msgspec.structs.fields(RoundPolicy)}
     for name, (panel, help) in FIELDS.items():

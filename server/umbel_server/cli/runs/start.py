@@ -59,7 +59,7 @@ def clone(
     from_checkpoint: FromOption = "",
     held_out: HeldOutOption = None,
 ) -> None:
-    """Start another run like one, with what the options change."""
+    """Start a run with the settings of another; options change them."""
     if "strategy" in settings:
         settings = {"options": {}, **settings}  # another strategy does not know the options of the first
     source = checkpoint(from_checkpoint)

@@ -20,7 +20,7 @@ PATIENCE = 60.0
 
 
 def watch(run: RunArgument, state: StateOption = DEFAULT_STATE) -> None:
-    """Watch a run live until it ends or pauses; fails when it fails or pauses.
+    """Watch a run until it ends or pauses; exit 1 if it fails or pauses.
 
     On a terminal this is a screen; elsewhere it is one line a committed round.
     """
