@@ -86,7 +86,7 @@ class RunningServer:
         self._thread.join(10)
         self.server.stop()
         self._listener.close()
-        assert self._answers.wrong == []
+        assert not self._answers.wrong, "\n".join(self._answers.wrong[:5])
 
     def restart(self) -> None:
         """As when the process ends and another one opens the same state folder."""
