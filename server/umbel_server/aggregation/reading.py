@@ -22,6 +22,11 @@ class Buffers:
         self._most = most
         self._free: list[NDArray[np.uint8]] = []
 
+    @property
+    def free_bytes(self) -> int:
+        """Bytes of memory that wait to be used again."""
+        return sum(own.size for own in list(self._free))
+
     def take(self, size: int) -> NDArray[np.uint8]:
         """`size` bytes of any content; they come back by themselves when nothing refers to them any more."""
         # Memory comes back in any thread and at any moment, but at the end: what was counted before stays in its place.
@@ -37,7 +42,7 @@ class Buffers:
         self._most, self._free = 0, []
 
     def _give_back(self, memory: NDArray[np.uint8]) -> None:
-        if sum(own.size for own in self._free) + memory.size <= self._most:
+        if self.free_bytes + memory.size <= self._most:
             self._free.append(memory)
 
 

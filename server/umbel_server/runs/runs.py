@@ -70,7 +70,7 @@ class Runs(StoredRuns):
             with self._fleet.database.transaction() as session:
                 session.add(run)
                 self._fleet.ownership.claim_stored(session, population, plan, weights, settings.held_out)
-            self._launch(run.id)
+            self.launch(run.id)
         return run
 
     def clone(self, id: str, changes: dict[str, Any], weights: str = "") -> Run:
@@ -94,11 +94,11 @@ class Runs(StoredRuns):
             ids = list(session.scalars(select(Run.id).where(Run.state == "running")))
         for id in ids:
             log.info("run %s goes on", id)
-            self._launch(id)
+            self.launch(id)
 
     def stop(self, id: str) -> Run:
         """Stop a run for good after telling its devices; returns it once its thread has ended (at most 10 s)."""
-        run = self._order(self.get(id), "stop")
+        run = self.order(self.get(id), "stop")
         if self.change(run.id, "paused", "stopped", "stopped by an administrator"):  # it may have paused meanwhile
             self.cancel_all(run.id, "the run was stopped")
         return self.get(run.id)
@@ -110,7 +110,7 @@ class Runs(StoredRuns):
             raise UmbelError(
                 f"run {run.id} has ended ({run.state}); 'umbel runs clone {run.id}' starts another like it"
             )
-        return self._order(run, "pause")
+        return self.order(run, "pause")
 
     def resume(self, id: str) -> Run:
         """Go on with a paused run; raises UmbelError when it is not paused."""
@@ -118,7 +118,7 @@ class Runs(StoredRuns):
         with self._launching:
             if not self.change(run.id, "paused", "running"):
                 raise UmbelError(f"run {run.id} is {self.get(run.id).state}, only a paused run can be resumed")
-            self._launch(run.id)
+            self.launch(run.id)
         return self.get(run.id)
 
     @property
@@ -126,7 +126,8 @@ class Runs(StoredRuns):
         """The ids of the runs that a thread drives at this moment."""
         return tuple(id for id, driver in list(self._drivers.items()) if driver.is_alive)
 
-    def _order(self, run: Run, what: OrderKind) -> Run:
+    def order(self, run: Run, what: OrderKind) -> Run:
+        """Give a run's thread an order, if it has one; returns the run once the thread has ended (at most 10 s)."""
         with self._launching:
             driver = self._drivers.get(run.id)
             if driver is None or not driver.is_alive:
@@ -144,6 +145,7 @@ class Runs(StoredRuns):
         for driver in drivers:
             driver.join(10)
 
-    def _launch(self, id: str) -> None:
+    def launch(self, id: str) -> None:
+        """Start the thread that drives a run; the caller has noted the run as running."""
         self._drivers[id] = RunDriver(id, self, self._fleet, self._plans, self._clock, self._leaving)
         self._drivers[id].start()

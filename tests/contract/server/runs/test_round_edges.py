@@ -109,14 +109,14 @@ def test_an_order_that_comes_while_a_run_is_resumed_is_followed(
     id = start(running, plan, {"deadline": 60.0})
     runs.pause(id)
     noted, go_on = threading.Event(), threading.Event()
-    launch = runs._launch
+    launch = runs.launch
 
     def slowly(run: str) -> None:
         noted.set()
         assert go_on.wait(10)
         launch(run)
 
-    monkeypatch.setattr(runs, "_launch", slowly)
+    monkeypatch.setattr(runs, "launch", slowly)
     resuming, pausing = (
         threading.Thread(target=runs.resume, args=(id,)),
         threading.Thread(target=runs.pause, args=(id,)),
@@ -138,13 +138,13 @@ def test_a_run_that_pauses_by_itself_while_it_is_stopped_is_stopped(
     plan = running.server.plans.add(plan_of("line").path)
     runs = running.server.runs
     id = start(running, plan, {"deadline": 0.3, "attempts": 1})
-    order = runs._order
+    order = runs.order
 
     def late(run: Run, what: Literal["pause", "stop"]) -> Run:
         eventually(lambda: runs.get(id).state == "paused" and id not in runs.driven)
         return order(run, what)
 
-    monkeypatch.setattr(runs, "_order", late)
+    monkeypatch.setattr(runs, "order", late)
     assert runs.stop(id).state == "stopped"
 
 
@@ -290,7 +290,7 @@ def test_a_run_that_has_ended_holds_no_memory_for_updates(running: RunningServer
     assert ended(running, start(running, plan, {}))["state"] == "finished"
     # Without a collection: a server at rest has none for long, and a run's port lies in a circle.
     buffers = [found for found in gc.get_objects() if isinstance(found, Buffers)]
-    assert sum(memory.size for own in buffers for memory in own._free) == 0
+    assert sum(own.free_bytes for own in buffers) == 0
     eventually(lambda: running.server.runs.driven == ())
     device.stop()
 
