@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from umbel_server.commands.outbox import OPEN
 from umbel_server.rounds.assignments import LIVE
 from umbel_server.storage.blob_ownership import BlobOwnership
-from umbel_server.storage.blobs import Blobs
+from umbel_server.storage.blobs import Blobs, MissingBlob
 from umbel_server.storage.database import ASSIGNMENTS, COMMANDS, Database, batches
 
 log = logging.getLogger("umbel.exchange")
@@ -82,7 +82,11 @@ class ReceivedBlobs:
 
     def size(self, population: str, command: str, sha256: str) -> int:
         """The bytes of a blob that answers a command; raises MissingBlob."""
-        return self.find(population, command, sha256).size(sha256)
+        try:
+            return self.of(command).size(sha256)
+        except MissingBlob:
+            self.ownership.check([population], sha256)
+            return self._blobs.size(sha256)
 
     def unanswered_bytes(self, population: str) -> int:
         """The bytes received for a population's open commands, before any answer refers to them."""
@@ -125,8 +129,10 @@ class ReceivedBlobs:
 
     def publish(self, population: str, command: str, sha256: str) -> None:
         """Copy a command's blob to the server's own, for its population to claim; raises MissingBlob."""
-        if (found := self.find(population, command, sha256)) is not self._blobs:
-            self._blobs.copy_from(found, sha256)
+        try:
+            self._blobs.copy_from(self.of(command), sha256)
+        except MissingBlob:
+            self.ownership.check([population], sha256)
 
     def remove_soon(self, commands: Iterable[str]) -> None:
         """Remove soon the blobs of those of `commands` that are over and whose updates are not needed.
