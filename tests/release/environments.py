@@ -53,14 +53,14 @@ def tool(program: str, *words: str | Path) -> str:
 
 
 def checked(command: Sequence[str | Path], code: int, says: str, cwd: Path) -> str:
-    """Standard output and error of a command; raises Failed unless it ends with `code` and `says` is in them."""
+    """Standard output of a command; raises Failed unless it ends with `code` and `says` is in what it printed."""
     ended = subprocess.run(command, cwd=cwd, env=_CLEAN, capture_output=True, text=True, check=False)
     said = ended.stdout + ended.stderr
     if ended.returncode != code or says not in said:
         words = " ".join(map(str, command))
         wanted = f"{code} and {says!r}" if says else str(code)
         raise Failed(f"{words}\nended with {ended.returncode}, expected {wanted}:\n{said[-4000:]}")
-    return said
+    return ended.stdout
 
 
 class Steps:
