@@ -23,11 +23,14 @@ def split(
     task: Annotated[Path | None, typer.Option(metavar="FILE", help="check that the examples fit this task")] = None,
 ) -> None:
     """Split a data set into one file of examples for each device or each of Flower's simulated nodes."""
+    from umbel.keras_import import import_keras
     from umbel.task import load_task
     from umbel_sim import data as sources
     from umbel_sim.example_files import write_examples
     from umbel_sim.partitions import partition as split_by
 
+    if task is not None:
+        import_keras()  # before the task's file does, whose TensorFlow would not be silent
     dataset = sources.load(data, None if task is None else load_task(task))
     fleet = split_by(partition, dataset, devices, seed, min_examples)
     written = write_examples(fleet, output)
