@@ -1,6 +1,6 @@
-"""Adds pages to the site when MkDocs builds it: the reference, and copies of files that lie at the top of the repository.
+"""What MkDocs calls while it builds the site: it adds generated pages, and the dark form of each picture.
 
-None of them is in the repository, so none can be out of date.
+No generated page is in the repository, so none can be out of date.
 """
 
 import sys
@@ -12,7 +12,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from docs.hooks import generated  # noqa: E402  (its folder is on the path only now)
+from docs.hooks import generated, pictures  # noqa: E402  (its folder is on the path only now)
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -20,3 +20,8 @@ def on_files(files: Files, config: Any) -> Files:
     for path, text in generated.pages(ROOT).items():
         files.append(File.generated(config, path, content=text))
     return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Show each picture in the colours of the theme."""
+    return pictures.themed(markdown)
