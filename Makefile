@@ -96,6 +96,9 @@ format: install ## format the code and mend what the linter can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: install ## build the documentation as a site in build/site
+	$(BIN)/python -m mkdocs build --strict $(ARGS)
+
 build: install ## make the distributions in dist/, install each in a fresh environment, and try it
 	$(BIN)/python -m tests.release.build $(ARGS)
 

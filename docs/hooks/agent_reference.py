@@ -23,9 +23,7 @@ def command_page() -> str:
         actions = [action for action in parser._actions if not isinstance(action, argparse._HelpAction)]
         arguments = [action for action in actions if not action.option_strings]
         options = [action for action in actions if action.option_strings]
-        lines += table(
-            ("argument", "meaning"), [(code(one.dest.upper()), one.help or "") for one in arguments]
-        )
+        lines += table(("argument", "meaning"), [(code(one.dest.upper()), one.help or "") for one in arguments])
         lines += table(("option", "meaning"), [(_names(one), one.help or "") for one in options])
     return "\n".join(lines)
 

@@ -48,9 +48,7 @@ def _guards() -> dict[tuple[str, str], Guard]:
     }
 
 
-def _operation(
-    method: str, path: str, operation: dict[str, Any], document: dict[str, Any], guard: Guard
-) -> list[str]:
+def _operation(method: str, path: str, operation: dict[str, Any], document: dict[str, Any], guard: Guard) -> list[str]:
     lines = [f"### `{method.upper()} {path}`", "", sentence(operation.get("description", "")), "", _needs(guard), ""]
     lines += table(
         ("parameter", "in", "type"),

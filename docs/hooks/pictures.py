@@ -33,9 +33,7 @@ def darkened(svg: str) -> str:
 
 def themed(markdown: str) -> str:
     """A page on which each light picture is followed by its dark one; the theme shows one of them."""
-    return _IMAGE.sub(
-        r"![\g<alt>](\g<path>-light.svg#only-light)![\g<alt>](\g<path>-dark.svg#only-dark)", markdown
-    )
+    return _IMAGE.sub(r"![\g<alt>](\g<path>-light.svg#only-light)![\g<alt>](\g<path>-dark.svg#only-dark)", markdown)
 
 
 def main() -> None:
