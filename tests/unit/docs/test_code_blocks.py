@@ -75,7 +75,7 @@ def check_command(words: list[str], block: Block) -> None:
                 agent_parser().parse_args(arguments)
         case "make":
             targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-            assert [word for word in arguments if "=" not in word][0] in targets, words
+            assert next(word for word in arguments if "=" not in word) in targets, words
         case "pip":
             (extras,) = re.findall(r"umbel(?:-edge$|\[([a-z0-9,]+)\])", arguments[-1])
             known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
