@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,9 +64,10 @@ class Result(Outcome):
         return plots.duration(self)
 
     def save(self, folder: Path) -> None:
-        """Write result.json, rounds.parquet, devices.parquet, weights.safetensors, plots and report.html.
+        """Write result.json, weights.safetensors, the tables `rounds` and `devices`, the pictures and report.html.
 
-        Raises UmbelError when the folder cannot be written.
+        The tables are Parquet files, or CSV files where pyarrow is not installed. Raises UmbelError when the folder
+        cannot be written.
         """
         from umbel_sim.report import page, plots
 
@@ -74,14 +76,21 @@ class Result(Outcome):
             write_atomically(folder / "result.json", (json.dumps(found, indent=1) + "\n").encode())
             write_atomically(folder / "weights.safetensors", dump(self.weights))
             for name, frame in (("rounds", self.rounds), ("devices", self.devices)):
-                with open_atomically(folder / f"{name}.parquet") as file:
-                    frame.to_parquet(file)
+                _save_table(frame, folder, name)
             drawn = {name: plots.png(draw(self)) for name, draw in plots.ALL.items()}
             for name, data in drawn.items():
                 write_atomically(folder / f"{name}.png", data)
             write_atomically(folder / "report.html", page.page(self, drawn).encode())
         except OSError as error:
             raise UmbelError(f"{folder}: the result cannot be written: {error.strerror or error}") from error
+
+
+def _save_table(frame: Any, folder: Path, name: str) -> None:
+    if find_spec("pyarrow") is None:
+        write_atomically(folder / f"{name}.csv", frame.to_csv(index=False).encode())
+        return
+    with open_atomically(folder / f"{name}.parquet") as file:
+        frame.to_parquet(file)
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,16 @@ def test_a_saved_result_is_complete_and_readable(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load((folder / "weights.safetensors").read_bytes())["dense/kernel"], np.ones((3, 2)))
 
 
+def test_tables_are_csv_files_where_pyarrow_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pandas as pd
+
+    monkeypatch.setattr("umbel_sim.report.result.find_spec", lambda name: None)
+    result(3, metrics=("accuracy",)).save(tmp_path)
+    assert pd.read_csv(tmp_path / "rounds.csv")["test_accuracy"].tolist() == pytest.approx([0, 0.3, 0.6, 0.9])
+    assert len(pd.read_csv(tmp_path / "devices.csv")) == 20
+    assert not list(tmp_path.glob("*.parquet"))
+
+
 def test_a_goal_is_found_in_the_rows() -> None:
     given = result(4, best=0.8, settings={"until": "accuracy", "at_least": 0.39})
     assert given.rounds_to(0.39) == 2
