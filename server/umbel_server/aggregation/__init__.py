@@ -1,4 +1,4 @@
-"""Updates made into new weights: vetted one by one, folded as they come, in memory of a model and in any order."""
+"""From updates to new weights: each is vetted and folded as it arrives, in the memory of one model, in any order."""
 
 from umbel.updates import largest_update
 from umbel_server.aggregation.reading import Buffers, from_blob

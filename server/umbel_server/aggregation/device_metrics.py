@@ -1,4 +1,4 @@
-"""What devices report of their examples: checked, and averaged over devices."""
+"""The metrics that devices report: checked, and averaged over devices."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +8,7 @@ from umbel.errors import UmbelError
 from umbel.metrics import MetricSpec, Sums, add, finite, per_example, results, sum_shapes
 
 LARGEST = 1e100
-"""What a device may report at most: larger numbers would overflow once they are weighted and added up."""
+"""The largest number that a device may report: larger ones would overflow when they are weighted and added up."""
 
 
 def check_metrics(who: str, metrics: Mapping[str, object], specs: Sequence[MetricSpec]) -> None:

@@ -1,4 +1,4 @@
-"""Sums of floats without rounding until they are read, so that no order of the addends shows."""
+"""Exact sums of floats: they are rounded only when they are read, so the result does not depend on the order of the addends."""
 
 import math
 

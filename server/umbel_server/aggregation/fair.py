@@ -1,4 +1,4 @@
-"""q-FedAvg's sums as updates come: devices that do badly count more (Li et al., Fair Resource Allocation, arXiv 1905.10497)."""
+"""The sums of q-FedAvg: devices with a high loss count more (Li et al., Fair Resource Allocation, arXiv 1905.10497)."""
 
 import math
 from typing import Any
@@ -14,7 +14,7 @@ from umbel_server.aggregation.mean import Mean
 from umbel_server.aggregation.updates import Update
 
 _OFFSET = 1e-10
-"""What Flower adds to a loss, so that a loss of 0 can be raised to a negative power."""
+"""Flower adds this to a loss, so that a loss of 0 can be raised to a negative power."""
 
 _LARGEST = 1e100
 """Weights beyond this, or its inverse, are refused: their sums would overflow, or leave nothing of the others."""
@@ -25,7 +25,7 @@ _BLOCK = 1 << 16
 class FairSum:
     """sum(L F^q x) / sum(h) over updates x with losses F; h = q F^(q-1) |L x|^2 + L F^q and L = 1 / `learning_rate`.
 
-    `count` is how many updates it holds. The order of updates does not show.
+    `count` is how many updates it holds. The result does not depend on the order of updates.
     """
 
     def __init__(self, pipeline: Pipeline, threads: int, q: float, learning_rate: float) -> None:

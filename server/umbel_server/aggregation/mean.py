@@ -1,26 +1,26 @@
-"""The weighted mean of updates as they come, in memory of one model (FedAvg: McMahan et al., arXiv 1602.05629)."""
+"""The weighted mean of updates as they arrive, in the memory of one model (FedAvg: McMahan et al., arXiv 1602.05629)."""
 
 from umbel.errors import UmbelError
 from umbel.tensors import Tensors
 from umbel.updates import Pipeline
 from umbel_server.aggregation.exact_float import ExactFloat
+from umbel_server.aggregation.order_free_sum import MOST_ROWS, OrderFreeSum
 from umbel_server.aggregation.passes import CORES
-from umbel_server.aggregation.rounded_sum import MOST_ROWS, RoundedSum
 from umbel_server.aggregation.updates import Pieces, Update
 
 NEARBY, FEW = 1 << 26, 4
-"""Bytes of updates that wait to be folded together; of large ones there are FEW."""
+"""Updates wait until they have NEARBY bytes and are at least FEW, and are then folded together."""
 
 
 class Mean:
     """base + sum(weight * update) / sum(weight), the same bytes whatever the order of the updates.
 
-    `count` is how many updates it holds. Of each it keeps where it can be read again.
+    `count` is how many updates it holds. For each it keeps the pieces to read it again.
     """
 
     def __init__(self, pipeline: Pipeline, threads: int = CORES) -> None:
         self._pipeline = pipeline
-        self._sum = RoundedSum(pipeline.size, threads)
+        self._sum = OrderFreeSum(pipeline.size, threads)
         self.clear()
 
     def clear(self) -> None:
@@ -40,7 +40,7 @@ class Mean:
     def add(self, update: Update, weight: float) -> None:
         """Fold one vetted update of the pipeline's shapes, all finite; `weight` is positive, examples or a fraction of them.
 
-        The tensors are kept until MOST_ROWS of them, or NEARBY bytes, are there or the result is asked for. Raises TensorError, after
+        The tensors are kept until MOST_ROWS updates, or NEARBY bytes, wait or the result is asked for. Raises TensorError, after
         which only `clear` helps, when they do not fit.
         """
         self._waiting.append((update, weight))

@@ -1,4 +1,4 @@
-"""Devices' metrics averaged by weight, in no order: sums are rounded once, when they are read."""
+"""Metrics of devices, averaged by weight. Sums are rounded once, so the result does not depend on the order of devices."""
 
 from collections.abc import Mapping
 

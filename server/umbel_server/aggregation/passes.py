@@ -1,8 +1,8 @@
 """The passes over updates in which aggregation spends its time: sums of squares, and weighted sums of a few updates.
 
 Both are bound by memory: an update of the MNIST CNN is 6.6 MB. NumPy makes a pass for every operation; `passes.c` makes
-one for all of them, on two cores. It is compiled when Umbel is installed where there is a C compiler, and what it does
-not know (or where it is not) is done by NumPy. Their results differ in their last bits, which nobody sees: `RoundedSum`
+one for all of them, on two cores. It is compiled when Umbel is installed on a machine with a C compiler. Without it, and for
+other dtypes or strides, NumPy does the work. Their results differ in their last bits, which does not show: `OrderFreeSum`
 knows how far each can be off.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 1 << 14
-"""Elements that are summed at once, so that what lies between stays in the processor's cache."""
+"""Elements that are summed at once, so that the intermediate results stay in the processor's cache."""
 
 ROWS = 8
 """Updates that are summed together, so that a block of the sums comes to the cache once for all of them."""
@@ -25,7 +25,7 @@ ROWS = 8
 LIBRARY = Path(__file__).with_name("libpasses.so")
 
 CORES = min(2, os.cpu_count() or 1)
-"""Threads that a pass over much makes."""
+"""Threads of a pass over many elements."""
 
 _WORTH_A_THREAD = 1 << 17
 _TINY = 2.0**-90

@@ -1,4 +1,4 @@
-"""Reading an update's blob, once: its digest and its sum of squares are taken of each piece while that is in the cache."""
+"""Reading the blob of an update once: the digest and the sum of squares of each piece are computed while it is in the cache."""
 
 import weakref
 
@@ -15,7 +15,7 @@ from umbel_server.storage.blobs import Blobs
 class Buffers:
     """Memory for updates that is used again: a page fault for every 4 kB of fresh memory costs as much as folding them.
 
-    What waits to be used has at most `most` bytes. One thread takes.
+    At most `most` bytes wait to be used again. Only one thread may call `take`.
     """
 
     def __init__(self, most: int = NEARBY) -> None:
@@ -28,7 +28,7 @@ class Buffers:
         return sum(own.size for own in list(self._free))
 
     def take(self, size: int) -> NDArray[np.uint8]:
-        """`size` bytes of any content; they come back by themselves when nothing refers to them any more."""
+        """`size` bytes of any content; they are used again when nothing refers to them any more."""
         # Memory comes back in any thread and at any moment, but at the end: what was counted before stays in its place.
         place = next((place for place, own in enumerate(self._free) if own.size >= size), None)
         memory = np.empty(max(1, size), np.uint8) if place is None else self._free.pop(place)
@@ -38,7 +38,7 @@ class Buffers:
         return file[:size]
 
     def close(self) -> None:
-        """Let go of what waits to be used, and keep nothing that comes back from now on."""
+        """Free the memory that waits to be used, and keep none from now on."""
         self._most, self._free = 0, []
 
     def _give_back(self, memory: NDArray[np.uint8]) -> None:

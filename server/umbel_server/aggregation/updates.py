@@ -1,4 +1,4 @@
-"""One device's update, as tensors to fold now and as pieces to read again when a strategy wants all updates at once."""
+"""One device's update: its tensors to fold now, and its pieces to read again when a strategy compares all updates."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from umbel.updates.safetensors_layout import PREFIX, Place, header_length, parse
 from umbel_server.storage.blobs import Blobs
 
 NEAR = 1 << 12
-"""Elements apart from each other that are read in one go: a read costs more than the bytes between."""
+"""Elements closer than this are read together, because a read costs more than the bytes between them."""
 
 
 class Pieces(Protocol):
-    """An update that is read piece by piece, as often as need be."""
+    """An update that can be read piece by piece, any number of times."""
 
     def weights(self, name: str, start: int, stop: int, base: NDArray[Any]) -> NDArray[Any]:
         """The device's weights, elements `start` to before `stop` of tensor `name`, flattened, in the dtype of `base`.
@@ -31,9 +31,9 @@ class Pieces(Protocol):
 
 @dataclass(frozen=True)
 class Update:
-    """What a device sent: `delta` by name, and the same to be read in pieces later; a fold keeps one or the other.
+    """What a device sent: `delta` by name, and `pieces` to read it again later. A fold keeps one of the two.
 
-    `squares` is the sum of squares of the delta's elements, where that was computed already.
+    `squares` is the sum of squares of the delta's elements, if it was computed before.
     """
 
     delta: Tensors
@@ -45,7 +45,7 @@ class BlobPieces:
     """A weight delta in a safetensors blob, read by byte ranges; its digest was checked when it was vetted."""
 
     def __init__(self, blobs: Blobs, sha256: str, places: Mapping[str, Place] | None = None) -> None:
-        """`places` are where its tensors lie, if that is known."""
+        """`places` says where its tensors lie, if that is known."""
         self._blobs, self._sha256 = blobs, sha256
         self._places = places or {}
 
@@ -58,7 +58,7 @@ class BlobPieces:
         return weights
 
     def deltas(self, name: str, index: NDArray[np.intp]) -> NDArray[Any]:
-        """As `Pieces`; neighbours are read together. Raises MissingBlob and TensorError."""
+        """As `Pieces`; elements near each other are read together. Raises MissingBlob and TensorError."""
         place = self._place(name)
         cuts = np.flatnonzero(np.diff(index) > NEAR) + 1
         near = [own for own in np.split(index, cuts) if own.size]
@@ -96,14 +96,14 @@ class DeltaPieces:
 
 
 class WeightPieces:
-    """Whole weights in memory, as replies on Flower's own grid hold them, and the `base` that the device was given."""
+    """Whole weights in memory, from a reply on Flower's own grid, and the weights `base` that the device was given."""
 
     def __init__(self, weights: Mapping[str, NDArray[Any]], base: Mapping[str, NDArray[Any]]) -> None:
         self._weights = {name: weight.reshape(-1) for name, weight in weights.items()}
         self._base = {name: weight.reshape(-1) for name, weight in base.items()}
 
     def weights(self, name: str, start: int, stop: int, base: NDArray[Any]) -> NDArray[Any]:
-        """As `Pieces`: what the device sent, whatever the base."""
+        """As `Pieces`: the weights that the device sent; `base` is not used."""
         return self._weights[name][start:stop]
 
     def deltas(self, name: str, index: NDArray[np.intp]) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Looking at one update before it is folded: what fits neither the plan nor the other updates is refused."""
+"""Vetting of one update before it is folded: an update that does not fit the plan, or the other updates, is refused."""
 
 import bisect
 import math
@@ -12,16 +12,16 @@ from umbel.updates import Pipeline, RefusedUpdate, sum_of_squares
 from umbel_server.aggregation import passes
 
 ENOUGH = 5
-"""Accepted updates whose median norm says what is usual."""
+"""Updates that must be accepted before their median norm bounds the others."""
 
 
 class Vetting:
-    """The rule of one run, and the norms accepted in one round.
+    """The vetting rule of one run, with the norms of the updates accepted in this round.
 
-    `max_norm` bounds the L2 norm over all tensors of an update (0: it does not). `norm_multiple` bounds it by that many
-    medians of the norms accepted before in this round, once there are ENOUGH (0: it does not). The median follows the
-    order in which updates come, so of two runs with the same updates one may refuse what the other accepts;
-    `max_norm` does not depend on order. `threads` look at an update.
+    `max_norm` bounds the L2 norm over all tensors of an update (0: no bound). `norm_multiple` bounds it by that many
+    medians of the norms accepted before in this round, once there are ENOUGH (0: no bound). The median follows the
+    order in which updates arrive, so of two runs with the same updates one may refuse what the other accepts;
+    `max_norm` does not depend on order. `threads` read an update.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class Vetting:
     ) -> float:
         """The L2 norm of an update that may be folded, which counts among the accepted from now on.
 
-        `update` is a weight delta by name, `examples` what the device says it trained on, `reported` what it said
-        before to have (0: nothing); `squares` is the sum of the delta's squares, if that was computed. Raises
+        `update` is a weight delta by name, `examples` is the count that the device says it trained on, `reported` the
+        count that it reported before (0: none); `squares` is the sum of the delta's squares, if it was computed before. Raises
         RefusedUpdate on other names, shapes or dtypes than the pipeline's, numbers that are not finite, examples outside
         1..reported, or a norm above the bound.
         """

@@ -1,4 +1,4 @@
-"""What trains virtual devices: jobs in, updates out, as many at once as there are workers."""
+"""Engines train virtual devices: they take jobs and give updates, as many at once as they have workers."""
 
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ def done(
 
 
 class Engine(Protocol):
-    """Workers that make of a job the update that a real device makes of it."""
+    """Workers that compute the update of a job as a real device computes it."""
 
     name: str
     workers: int
@@ -58,4 +58,4 @@ class Engine(Protocol):
         """Begin a job as soon as a worker is free; jobs are begun in the order in which they came."""
 
     def close(self) -> None:
-        """End the workers; jobs that were not begun are dropped."""
+        """End the workers; jobs that did not begin are dropped."""

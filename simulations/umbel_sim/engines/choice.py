@@ -1,4 +1,4 @@
-"""Which engine trains virtual devices, and why."""
+"""The choice of the engine that trains virtual devices, with its reason."""
 
 import time
 from collections.abc import Callable
@@ -50,13 +50,13 @@ def make_engine(
     """The engine `name` with `workers` (0: as many as there are processor cores), to train about `updates` updates.
 
     "auto" measures: the interpreters, compiled code where the task is a chain of layers that it knows, and when the whole
-    would take long, XLA too. Which it is shows in the last bits of weights. `address` is that of Ray, see
+    would take long, XLA too. The choice shows in the last bits of the weights. `address` is that of Ray, see
     umbel_sim.engines.ray_cluster; "" is one on this machine. Raises UmbelError on an unknown engine, one that does not
     train this task, or when Ray cannot be had.
     """
     check_engine(name)
     if address and name != "ray":
-        raise UmbelError(f"the address {address} is that of a Ray; say --engine ray as well")
+        raise UmbelError(f"an address ({address}) is for Ray only; add --engine ray")
     match name:
         case "native":
             return Chosen(_native(task, plan, fleet, workers or cores()), "asked for")
@@ -103,11 +103,11 @@ def _faster(
         return Chosen(best, f"{told}; all is done before XLA had compiled")
     stage("measuring XLA")
     try:
-        cohorts = _xla(task, plan, fleet)
-        took = _seconds(cohorts, plan, fleet)
+        xla = _xla(task, plan, fleet)
+        took = _seconds(xla, plan, fleet)
     except Exception as error:
         return Chosen(best, f"{told}; XLA cannot train this plan: {_reason(error)}")
-    best, other = (cohorts, best) if took < least else (best, cohorts)
+    best, other = (xla, best) if took < least else (best, xla)
     other.close()
     return Chosen(best, f"{told}, {took * 1e3:.3g} ms with XLA")
 

@@ -1,4 +1,4 @@
-"""Many devices in one compiled program: TensorFlow's XLA trains a cohort as one batch of small models.
+"""Many devices in one compiled program: TensorFlow's XLA trains devices together, as one batch of small models.
 
 It wins where a device's own arithmetic is too small to keep a core busy; a plan's interpreters win where it is not.
 """
@@ -17,7 +17,7 @@ from umbel.plan import Plan
 from umbel.task import Task
 from umbel.updates import Pipeline, difference
 from umbel_edge.training.example_order import next_order, shuffles
-from umbel_server.compiler.cohort import Cohort
+from umbel_server.compiler.device_batch import DeviceBatch
 from umbel_sim.engines import Done, Job, done
 from umbel_sim.fleet_data import Fleet, examples_of
 
@@ -34,7 +34,7 @@ class XLAEngine:
     def __init__(self, task: Task, plan: Plan, fleet: Fleet) -> None:
         self._plan, self._fleet = plan, fleet
         self._specs = {**plan.manifest.inputs, **plan.manifest.targets}
-        self._cohort, self._pipeline = Cohort(task, CLIENTS), Pipeline(plan.manifest.weights)
+        self._batch, self._pipeline = DeviceBatch(task, CLIENTS), Pipeline(plan.manifest.weights)
         self._jobs: queue.SimpleQueue[tuple[Job, Future[Done]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="umbel-xla", daemon=True)
         self._thread.start()
@@ -98,10 +98,10 @@ class XLAEngine:
             rows[client, : counts[client]] = weights
             seeds[client, : counts[client]] = own_seeds
         made = [*counts, *[0] * (CLIENTS - len(jobs))]
-        trained = self._cohort.train(base, given, rows, made, seeds, how.learning_rate, how.proximal_mu)
+        trained = self._batch.train(base, given, rows, made, seeds, how.learning_rate, how.proximal_mu)
         found = []
         for job, (_, _, _, count), (after, sums) in zip(jobs, courses, trained, strict=False):
-            # What training does not change stays as it came.
+            # A weight that training does not change keeps its value.
             delta = difference({**base, **after}, base)
             found.append(done(self._pipeline, job, delta, per_example(sums), count))
         return found

@@ -22,5 +22,5 @@ def test_a_machine_without_ray_is_told_what_to_install(monkeypatch: pytest.Monke
 
 
 def test_an_address_belongs_to_ray() -> None:
-    with pytest.raises(UmbelError, match="say --engine ray as well"):
+    with pytest.raises(UmbelError, match="is for Ray only; add --engine ray"):
         make_engine("litert", None, None, None, 1, 1, lambda text: None, "auto")  # type: ignore[arg-type]

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from umbel.errors import TensorError
 from umbel.tensors import Tensors, WeightSpec, dump
 from umbel.updates import Pipeline
-from umbel_server.aggregation import Buffers, Update, WeightPieces, from_blob, from_weights, passes, rounded_sum
+from umbel_server.aggregation import Buffers, Update, WeightPieces, from_blob, from_weights, order_free_sum, passes
 from umbel_server.aggregation.mean import Mean
-from umbel_server.aggregation.rounded_sum import BLOCK, RoundedSum
+from umbel_server.aggregation.order_free_sum import BLOCK, OrderFreeSum
 from umbel_server.aggregation.updates import NEAR
 from umbel_server.storage.blobs import Blobs
 
@@ -81,11 +81,11 @@ def test_any_order_gives_the_bytes_of_the_exact_sum(
     base = {s.name: np.asarray(rng.normal(0, 2.0**level, s.shape), np.float32) for s in SPECS}
     updates = [(update_of(rng, 2.0**size, base), weight) for size, weight in sizes]
     shuffled = random.Random(seed).sample(updates, len(updates))
-    before, rounded_sum.CAUTION = rounded_sum.CAUTION, caution
+    before, order_free_sum.CAUTION = order_free_sum.CAUTION, caution
     try:
         first, second = folded(base, updates), folded(base, shuffled)
     finally:
-        rounded_sum.CAUTION = before
+        order_free_sum.CAUTION = before
     assert same(first, second)
     assert same(first, exactly(base, updates))
 
@@ -117,19 +117,19 @@ def test_many_updates_of_a_tensor_of_several_blocks() -> None:
 
 def test_an_addend_of_another_size_is_refused() -> None:
     with pytest.raises(TensorError, match=r"3 elements was expected, got \[4\]"):
-        RoundedSum(3).add_all([np.zeros(4, np.float32)], [1.0])
+        OrderFreeSum(3).add_all([np.zeros(4, np.float32)], [1.0])
 
 
-CAUTIONS = [rounded_sum.CAUTION, 2.0**20, 2.0**60]
+CAUTIONS = [order_free_sum.CAUTION, 2.0**20, 2.0**60]
 
 
 @contextmanager
 def caution(value: float) -> Iterator[None]:
-    before, rounded_sum.CAUTION = rounded_sum.CAUTION, value
+    before, order_free_sum.CAUTION = order_free_sum.CAUTION, value
     try:
         yield
     finally:
-        rounded_sum.CAUTION = before
+        order_free_sum.CAUTION = before
 
 
 def in_every_way(specs: list[WeightSpec], base: Tensors, updates: list[tuple[Update, float]]) -> Tensors:
@@ -238,7 +238,7 @@ def test_what_is_read_before_the_end_changes_nothing() -> None:
 def test_the_bound_holds() -> None:
     rng, size = np.random.default_rng(8), BLOCK + 5
     for scale in (1e-30, 1e-3, 1e15):
-        total, addends = RoundedSum(size), []
+        total, addends = OrderFreeSum(size), []
         for _ in range(50):
             group = [(rng.normal(0, scale, size).astype(np.float32), float(rng.uniform(0.1, 900))) for _ in range(4)]
             total.add_all([values for values, _ in group], [weight for _, weight in group])
@@ -255,10 +255,10 @@ def test_what_is_not_finite_and_weights_out_of_range_are_refused(broken: float) 
     values = np.zeros(5, np.float32)
     values[3] = broken
     with pytest.raises(TensorError, match="NaN, infinity"):
-        RoundedSum(5).add_all([values], [1.0])
+        OrderFreeSum(5).add_all([values], [1.0])
     for weight in (0.0, -1.0, broken):
         with pytest.raises(TensorError, match="weight"):
-            RoundedSum(2).add_all([np.ones(2)], [weight])
+            OrderFreeSum(2).add_all([np.ones(2)], [weight])
 
 
 class Counted(WeightPieces):

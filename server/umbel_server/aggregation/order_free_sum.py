@@ -1,7 +1,7 @@
 """Weighted sums of updates whose rounded results do not depend on the order in which the updates came.
 
-Weights have few digits, so that weight deltas are multiples of some power of two, and float64 often sums them without any
-rounding: that is seen, and then there is no order. Elsewhere float64 sums depend on their order in their last bits only,
+Weights have few digits, so weight deltas are multiples of some power of two, and float64 often sums them without any
+rounding. Such sums are recognised, and their order cannot matter. Elsewhere float64 sums depend on their order in their last bits only,
 and weights are float32: almost always every order rounds to the same one. How far a sum can be from the exact one is
 known (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed. 2002, sections 3.1 and 4.2); where that leaves two
 results possible - a few elements in a million, more where weights are near 0 - the sum is made again from the updates: in
@@ -51,7 +51,7 @@ _SQUARES = {np.dtype(np.float32): (2.0**-90, 2.0**120), np.dtype(np.float64): (2
 _HALF = 134217729.0  # 2^27 + 1
 
 
-class RoundedSum:
+class OrderFreeSum:
     """The sum of weighted vectors of `size` elements, to be scaled and added to weights.
 
     It holds two float64 vectors of that size: the sum, and what is not yet carried to it. `threads` add to them.

@@ -16,8 +16,8 @@ from umbel_server.compiler.step import trace
 from umbel_server.compiler.training_file import slots
 
 
-class Cohort:
-    """Trains `clients` devices at once, each as a plan of `task` does: batches, padding, seeds, slots and metrics alike.
+class DeviceBatch:
+    """Trains `clients` devices at once, each as a plan of `task` trains it: with the same batches, padding, seeds, slots and metrics.
 
     Arithmetic is TensorFlow's: results equal a plan's to rounding. Raises CompileError as the compiler does, and what
     TensorFlow raises on a step that it cannot vectorise.
