@@ -8,7 +8,7 @@ from tests.unit.docs.pages import ROOT, Page, written
 
 PACKAGES = {"umbel": "shared", "umbel_server": "server", "umbel_edge": "edge_client", "umbel_sim": "simulations"}
 _PACKAGE = re.compile(r"(umbel|umbel_server|umbel_edge|umbel_sim)(/(?!1/)[\w./-]+)?")
-_PLACE = re.compile(r"(tests|simulations|shared|server|edge_client|docs)/[\w./-]*")
+_PLACE = re.compile(r"(tests|simulations|shared|server|edge_client|docs|findings)/[\w./-]*")
 _OBJECT = re.compile(r"(umbel_server|umbel_edge|umbel_sim)((?:\.[a-z_]\w*)+)(?:[.:]\w+)?")
 
 
