@@ -39,7 +39,7 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
 
 
 def remove_interrupted(folder: Path) -> None:
-    """Remove what writes into `folder` and its subfolders left that a killed process did not finish."""
+    """Remove the temporary files that a killed process left in `folder` and its subfolders."""
     for path in folder.rglob(".*"):
         if path.is_file():
             path.unlink()

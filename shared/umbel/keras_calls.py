@@ -8,7 +8,7 @@ from umbel.task import Task
 
 
 def model_arguments(model: Any, inputs: Mapping[str, Any]) -> Any:
-    """What `model` is called with: the one input, a mapping by its own input names, or a list in their order."""
+    """The argument that `model` is called with: its one input, a mapping by its input names, or a list in their order."""
     if len(inputs) == 1:
         return next(iter(inputs.values()))
     names = [tensor.name for tensor in getattr(model, "inputs", None) or []]

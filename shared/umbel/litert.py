@@ -102,11 +102,11 @@ class Trainable:
 
     @property
     def scores(self) -> bool:
-        """Whether `score` can be asked: not where loss or metrics depend on masks or losses inside the model."""
+        """Whether the plan has `score`; it has none where loss or metrics depend on masks or losses inside the model."""
         return "score" in self._signatures
 
     def score(self, batches: Iterable[Batch]) -> Sums:
-        """What `evaluate` gives, for outputs that another file of the model computed.
+        """The sums of `evaluate`, for outputs that another file of the model computed.
 
         Batches hold the targets by name, and the outputs as `o0`, `o1`, ... in the manifest's order.
         """

@@ -17,7 +17,7 @@ _SMALLEST_SUBNORMAL = float(np.finfo(np.float32).smallest_subnormal)
 def place(model: bytes, weights: Mapping[str, NDArray[Any]], placements: Iterable[Placement]) -> bytes:
     """`model` with the bytes of every placed weight overwritten.
 
-    Weights that are not float32 where the file holds int8 are quantised as TFLite's dynamic-range quantisation does:
+    Where the file holds int8, float32 weights are quantised as TFLite's dynamic-range quantisation does:
     symmetric, narrow range [-127, 127], one scale a channel. Raises TensorError when a weight does not fit its place.
     """
     file = bytearray(model)

@@ -1,4 +1,4 @@
-"""Numbers that ascend from one message of a sender to its next."""
+"""Sequence numbers: each message of a sender has a larger one than the message before."""
 
 import threading
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""How much a device may say: what is for people is cut, on both sides alike; what counts for something is refused."""
+"""Bounds on what a device may say. Both sides cut text for people to them, and refuse other values beyond them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -55,7 +55,7 @@ def check_labels(labels: Mapping[str, str], what: str) -> None:
 
 
 def check_metrics(metrics: Mapping[str, float | Sequence[float]]) -> None:
-    """Raise MessageError when there is more of them than any task has."""
+    """Raise MessageError when there are more metrics than any task has."""
     numbers = sum(len(value) if isinstance(value, list) else 1 for value in metrics.values())
     longest = max(map(len, metrics), default=0)
     if len(metrics) > METRICS or numbers > NUMBERS or longest > WORD:

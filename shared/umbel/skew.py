@@ -1,10 +1,10 @@
-"""How far a device's clock is ahead of the server's, in seconds: what is tolerated, and how to say it."""
+"""The skew of a device's clock: seconds that it is ahead of the server's, the tolerance, and a sentence that says it."""
 
 from umbel.enrolment import CLOCK_TOLERANCE
 
 
 def is_wrong(skew: float) -> bool:
-    """Whether a clock is further off than is tolerated."""
+    """Whether the skew is larger than the tolerance."""
     return abs(skew) > CLOCK_TOLERANCE
 
 
