@@ -24,7 +24,7 @@ def pages(root: Path) -> dict[str, str]:
         "findings.md": findings_page(root / "findings"),
     }
     for name, path in COPIES.items():
-        made[path] = _moved((root / name).read_text(), path)
+        made[path] = moved((root / name).read_text(), path)
     return made
 
 
@@ -54,7 +54,7 @@ def _head(script: Path) -> str:
     return "\n".join(comment).strip()
 
 
-def _moved(text: str, path: str) -> str:
+def moved(text: str, path: str) -> str:
     """A file of the top folder as a page at `path`: links into `docs` follow it, other links are their text alone."""
     up = "../" * path.count("/")
 

@@ -20,7 +20,7 @@ from umbel.messages import Ack, Cancel, Command, Result, Status, Trained
 from umbel.mqtt import Link
 from umbel.plan import Plan
 from umbel_edge.config import AgentConfig, Mqtt
-from umbel_server.commands import exchange
+from umbel_server.commands import delivery
 from umbel_server.runs.settings import RunSettings
 
 PlanOf = Callable[[str], Plan]
@@ -73,8 +73,8 @@ class Attacked:
 
 @pytest.fixture
 def attacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Attacked]:
-    monkeypatch.setattr(exchange, "RESEND_SECONDS", 0.5)
-    monkeypatch.setattr(exchange, "UNFINISHED_SECONDS", 2.0)
+    monkeypatch.setattr(delivery, "RESEND_SECONDS", 0.5)
+    monkeypatch.setattr(delivery, "UNFINISHED_SECONDS", 2.0)
     broker = EmbeddedProcess()
     broker.start()
     running = RunningServer(tmp_path / "server", broker.port)

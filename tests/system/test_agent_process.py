@@ -1,6 +1,7 @@
 """A live agent process: what it weighs, and that it stops when it is told to."""
 
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -59,7 +60,17 @@ def test_an_agent_is_light_after_training_and_has_loaded_neither_tensorflow_nor_
     assert command["outcome"]["rounds"] == 5
     mapped = {m.path for m in psutil.Process(agent.pid).memory_maps()}
     assert not any("/tensorflow/" in path or "/flwr/" in path or "/grpc/" in path for path in mapped)
-    assert psutil.Process(agent.pid).memory_info().rss / 1e6 <= 80
+    assert resident_mb(agent.pid) - resident_mb_of_litert() <= 80 - 33
+
+
+def resident_mb(process: int) -> float:
+    return psutil.Process(process).memory_info().rss / 1e6
+
+
+def resident_mb_of_litert() -> float:
+    """What LiteRT and NumPy alone hold here: 33 MB where the kernel maps few pages around one that is used, more elsewhere."""
+    code = "import ai_edge_litert.interpreter, psutil; print(psutil.Process().memory_info().rss / 1e6)"
+    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
 
 
 @pytest.mark.parametrize("broker", ["embedded"], indirect=True)

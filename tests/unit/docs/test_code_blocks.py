@@ -103,8 +103,7 @@ def options_of(command: click.Command) -> Iterator[str]:
 
 def agent_options() -> Iterator[str]:
     for parser in (agent_parser(), enrol.make_parser()):
-        for action in parser._actions:
-            yield from action.option_strings
+        yield from re.findall(r"(?<!\S)--?[a-z][a-z-]*", parser.format_help())
 
 
 @pytest.mark.parametrize("page", written(), ids=lambda page: page.name)

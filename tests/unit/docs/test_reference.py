@@ -68,9 +68,7 @@ def test_every_page_of_the_site_is_in_its_menu() -> None:
 
 
 def test_a_copied_page_has_links_that_hold_in_the_site() -> None:
-    made = generated._moved(
-        "[a](docs/how-to/task.md#x) [b](CHANGELOG.md) [c](server/x.py) [d](https://e.org)", "a/b.md"
-    )
+    made = generated.moved("[a](docs/how-to/task.md#x) [b](CHANGELOG.md) [c](server/x.py) [d](https://e.org)", "a/b.md")
     assert made == "[a](../how-to/task.md#x) [b](../changelog.md) `c` [d](https://e.org)"
 
 
