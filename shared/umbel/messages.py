@@ -227,7 +227,7 @@ class Answered(Struct, frozen=True, tag="answered"):
 
 
 class Exported(Struct, frozen=True, tag="exported", omit_defaults=True):
-    """The personalised TFLite file, uploaded."""
+    """The device has uploaded its personalised TFLite file `model`, made after training in `rounds` rounds."""
 
     model: Blob
     rounds: int

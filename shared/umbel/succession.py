@@ -53,16 +53,19 @@ _SUCCESSOR = msgspec.json.Decoder(Successor)
 
 @dataclass(frozen=True)
 class Lineage:
-    """Keys of the server in their order, and until when each is accepted (Unix seconds; the newest for ever)."""
+    """The server's signing keys, oldest first, each with the time until which devices accept it.
+
+    Times are Unix seconds. The newest key has no end.
+    """
 
     keys: tuple[ECKey, ...]
     until: tuple[float, ...]
     made: tuple[float, ...]
-    """When each was made; the first one's is not known, and 0."""
+    """The time at which each key was made; 0 for the first key, whose time is unknown."""
 
     @property
     def newest(self) -> ECKey:
-        """The last of them."""
+        """The newest key."""
         return self.keys[-1]
 
     @cached_property

@@ -31,7 +31,7 @@ def test_an_owner_says_who_may_do_what_and_sees_who_did_what(running: RunningSer
     def data(*words: str, code: int = 0, **environment: str) -> Any:
         return json.loads(umbel(*words, "--json", code=code, **environment).stdout)
 
-    assert "No admins but the one" in umbel("admin", "list").stdout
+    assert "No admins besides the local one" in umbel("admin", "list").stdout
     shown = umbel("admin", "add", "olga", "--role", "operator", "-p", "home", "--expires", "90d").stdout
     assert "olga is operator for home, for 90.0 days" in shown
     exported = dict(re.findall(r"export (UMBEL_\w+)=(\S+)", shown))
@@ -74,7 +74,7 @@ def test_an_owner_says_who_may_do_what_and_sees_who_did_what(running: RunningSer
     ]
     assert [entry["who"] for entry in data("audit", "list", "--who", "vera", "--limit", "5")] == ["vera"]
     assert "this needs the role operator" in umbel("audit", "list").stdout
-    assert "7 entries, whole; the newest hash is" in umbel("audit", "verify").stdout.replace("\n", " ")
+    assert "7 entries verified; the newest hash is" in umbel("audit", "verify").stdout.replace("\n", " ")
     with closing(sqlite3.connect(tmp_path / "server" / "umbel.sqlite")) as connection:
         connection.execute("DROP TRIGGER audit_no_update")
         connection.execute("UPDATE audit SET who = 'nobody' WHERE sequence = 4")

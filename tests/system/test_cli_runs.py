@@ -239,6 +239,6 @@ def test_help_explains_arguments_and_keeps_options_in_panels() -> None:
     )
     assert "a plan made by 'umbel compile'" in done.stdout
     panels = re.findall(r"╭─ (.+?) ─", done.stdout)
-    assert panels[:4] == ["Arguments", "Options", "Training", "Where it starts and ends"]
+    assert panels[:4] == ["Arguments", "Options", "Training", "Start and end"]
     assert all(panel.startswith("Round policy: ") for panel in panels[4:])
     assert "[default: 120]" in done.stdout

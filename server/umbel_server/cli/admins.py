@@ -1,4 +1,4 @@
-"""Commands about who may do what: admin add|list|revoke."""
+"""Commands about administrators: admin add|list|revoke."""
 
 import time
 from enum import StrEnum
@@ -15,7 +15,7 @@ from umbel_server.cli.values import seconds_of
 
 
 class RoleName(StrEnum):
-    """What an admin may do."""
+    """The roles of an admin, lowest first."""
 
     viewer = "viewer"
     operator = "operator"
@@ -74,7 +74,7 @@ def list_admins(state: StateOption = DEFAULT_STATE, json: JsonOption = False) ->
     print_table(
         ("admin", "role", "populations", "state", "added", "token"),
         ((plain(row.name), row.role, _scope(row), _state(row), ago(row.created), row.id) for row in rows),
-        "No admins but the one on the server's own machine; add one with 'umbel admin add NAME --role ROLE'.",
+        "No admins besides the local one on the server's machine; add one with 'umbel admin add NAME --role ROLE'.",
     )
 
 

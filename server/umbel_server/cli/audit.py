@@ -1,4 +1,4 @@
-"""Commands about who did what: audit list|verify."""
+"""Commands about the audit log: audit list|verify."""
 
 import json as json_text
 from datetime import datetime
@@ -38,7 +38,7 @@ def list_entries(
         print_json(rows)
         return
     print_table(
-        ("entry", "when", "who", "action", "subject", "population", "outcome", "detail"),
+        ("entry", "time", "actor", "action", "subject", "population", "outcome", "detail"),
         (
             (
                 str(row.sequence),
@@ -62,9 +62,9 @@ def verify(state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None
     if json:
         print_json(found)
     elif found.fault:
-        console.print(f"[red]{plain(found.fault)}[/]; {_count(found.entries)} before it, whole", highlight=False)
+        console.print(f"[red]{plain(found.fault)}[/]; {_count(found.entries)} before it verified", highlight=False)
     else:
-        console.print(f"{_count(found.entries)}, whole; the newest hash is {found.hash}", highlight=False)
+        console.print(f"{_count(found.entries)} verified; the newest hash is {found.hash}", highlight=False)
     if found.fault:
         raise typer.Exit(1)
 

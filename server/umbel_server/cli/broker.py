@@ -63,7 +63,7 @@ def config(
     state: StateOption = DEFAULT_STATE,
     json: JsonOption = False,
 ) -> None:
-    """Write a broker's configuration: TLS, device certificates, and only its own topics for each device."""
+    """Write a broker's configuration: TLS, device certificates, and access rules that give each device its own topics."""
     if (broker := CONFIGURED.get(kind)) is None:
         raise typer.BadParameter(f"a configuration can be written for {' or '.join(CONFIGURED)}, not for {kind!r}")
     opened = open_state(state)

@@ -1,4 +1,4 @@
-"""How far a compilation is, in a terminal: the stage, a bar that moves with time, and how long it will take."""
+"""The progress of a compilation in a terminal: the stage, a bar that moves with time, and an estimate of the time left."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,14 +14,14 @@ from umbel_server.compiler import Stage
 
 @dataclass(frozen=True)
 class Estimate:
-    """How much of the work is done (0 to 1), and the seconds that remain; None before anything is known."""
+    """The share of the work that is done (0 to 1), and the seconds that remain; None before an estimate is possible."""
 
     done: float
     left: float | None
 
 
 def estimate(stage: Stage, began: float, elapsed: float) -> Estimate:
-    """What `elapsed` seconds of work, `began` of them before this stage, say of the rest."""
+    """Estimate the rest of the work after `elapsed` seconds, of which `began` passed before this stage."""
     if stage.begins <= 0:
         return Estimate(0.0, None)
     whole = began / stage.begins
@@ -44,7 +44,7 @@ class _Left(ProgressColumn):
 
 @contextmanager
 def progress_of(name: str) -> Iterator[Callable[[Stage], None]]:
-    """Show the progress of compiling task `name` on a terminal's stderr, and clear it at the end; elsewhere nothing."""
+    """Show the progress of compiling task `name` on a terminal's stderr, and clear it at the end; without a terminal show nothing."""
     text = TextColumn("[bold]{task.fields[name]}[/] {task.description}")
     columns = (SpinnerColumn(), text, _Bar(bar_width=24), _Left())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:

@@ -33,11 +33,11 @@ def list_keys(state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> N
 
 def rotate(
     overlap: Annotated[
-        str, typer.Option(metavar="SPAN", help="how long the old key goes on signing, while devices learn the new one")
+        str, typer.Option(metavar="SPAN", help="how long the old key still signs, while devices learn the new one")
     ] = OVERLAP,
     now: Annotated[
         bool,
-        typer.Option("--now", help="the old key was stolen: the new one signs at once, the old is accepted no more"),
+        typer.Option("--now", help="the old key was stolen: the new key signs at once, and devices refuse the old one"),
     ] = False,
     state: StateOption = DEFAULT_STATE,
     json: JsonOption = False,
@@ -52,7 +52,7 @@ def rotate(
     console.print("Back up the state folder: it holds the new key.")
     if now:
         console.print(
-            "A device refuses the old key from the moment at which it hears of the new one, which needs the server alone; "
+            "A device refuses the old key as soon as it hears of the new one, which needs only a connection to the server; "
             "'umbel keys list' says how many have.",
             soft_wrap=True,
         )

@@ -10,9 +10,9 @@ from umbel_server.state_folder import open_state
 
 
 def open_client(folder: Path) -> Client:
-    """A client of the server whose state folder this is, or of the one that UMBEL_URL and UMBEL_TOKEN, both set, name.
+    """Open a client of the server that UMBEL_URL and UMBEL_TOKEN name; without these, of the state folder's server.
 
-    UMBEL_CA is the file of the authority that issued that server's certificate (its `ca.pem`), unless a public one did.
+    UMBEL_CA is the path of that server's `ca.pem`; not needed when a public authority issued its certificate.
     Raises UmbelError when a variable or the state folder cannot be used.
     """
     url, token = os.environ.get("UMBEL_URL"), os.environ.get("UMBEL_TOKEN")
@@ -21,7 +21,9 @@ def open_client(folder: Path) -> Client:
         raise UmbelError(f"{given} is set and {other} is not: set both for another server, or neither for this one")
     if url and token:
         if not (token.isascii() and token.isprintable()):
-            raise UmbelError("UMBEL_TOKEN should be the token that was printed, it holds other characters")
+            raise UmbelError(
+                "UMBEL_TOKEN should be the token as 'umbel admin add' printed it; it holds other characters"
+            )
         file = os.environ.get("UMBEL_CA")
         return Client(url, token, client_context(_read(Path(file))) if file else None)
     state = open_state(folder)
@@ -33,4 +35,6 @@ def _read(path: Path) -> str:
     try:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise UmbelError(f"{path}: UMBEL_CA should name the server's ca.pem, it cannot be read: {error}") from error
+        raise UmbelError(
+            f"{path}: UMBEL_CA should name the server's ca.pem; this file cannot be read: {error}"
+        ) from error

@@ -22,9 +22,9 @@ PopulationOption = Annotated[str, typer.Option("--population", "-p", help="its p
 
 
 def parameter(name: str, kind: Any, help: str, panel: str, default: str = "", **more: Any) -> Parameter:
-    """An option of a command, None when it is not given; `default` is what that means, for --help.
+    """An optional option of a command: None when it is not given. --help shows `default` as its meaning then.
 
-    Typer would show such a default on a line of its own; it is part of the sentence here.
+    Typer would show such a default on a line of its own; here it is part of the sentence.
     """
     text = f"{help} [dim]\\[default: {default}][/]" if default else help
     option = typer.Option(*more.pop("names", ()), help=text, rich_help_panel=panel, show_default=False, **more)

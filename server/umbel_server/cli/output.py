@@ -1,4 +1,4 @@
-"""How the CLI shows things: tables for people, JSON for machines."""
+"""The output of the CLI: tables for people, JSON for machines."""
 
 import json
 import time
@@ -27,13 +27,13 @@ STATE_STYLES = {
     "declined": "magenta",
     "cancelled": "dim",
 }
-"""Colours of the states of runs, rounds and assignments; those that are not here went wrong."""
+"""Colours of the states of runs, rounds and assignments; a state without an entry went wrong and is red."""
 
 console = Console()
 
 
 def plain(text: str) -> str:
-    """What devices or people called something, as markup that shows just that."""
+    """A text from devices or people, escaped so that the terminal shows exactly its characters."""
     return escape(printable(text))
 
 
@@ -45,7 +45,7 @@ def print_json(value: Any) -> None:
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> None:
     """Print rows under their columns, or the sentence `empty` when there are none."""
     table = Table(*columns, box=None, header_style="bold", pad_edge=False)
-    table.columns[0].no_wrap = True  # a name that is cut short names nothing
+    table.columns[0].no_wrap = True  # a name that is cut short cannot be typed or copied
     for row in rows:
         table.add_row(*row)
     if table.row_count:
@@ -55,7 +55,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: st
 
 
 def ago(moment: float) -> str:
-    """How long ago a Unix time was, in the largest fitting unit."""
+    """The time since a Unix time, in the largest fitting unit."""
     seconds = max(0.0, time.time() - moment)
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:

@@ -1,4 +1,4 @@
-"""Commands about how much a population may use: quota set|show."""
+"""Commands about quotas of populations: quota set|show."""
 
 from typing import Annotated, Any
 
@@ -33,7 +33,7 @@ def set_quota(
     state: StateOption = DEFAULT_STATE,
     json: JsonOption = False,
 ) -> None:
-    """Set quotas of a population; the ones that are not named stay."""
+    """Set quotas of a population; quotas that are not named stay as they are."""
     body = {
         name: limit(text, option)
         for name, text, option in (
@@ -53,7 +53,7 @@ def set_quota(
 
 
 def show_quota(
-    population: Annotated[str, typer.Option("--population", "-p", help="only this one")] = "",
+    population: Annotated[str, typer.Option("--population", "-p", help="only this population")] = "",
     state: StateOption = DEFAULT_STATE,
     json: JsonOption = False,
 ) -> None:
@@ -67,7 +67,7 @@ def show_quota(
 
 
 def limit(text: str, option: str) -> int | None:
-    """What was given to `option`: a number, a size, or `none` for no limit; raises BadParameter."""
+    """The limit that `option` names: a number, a size, or `none` for no limit; raises BadParameter."""
     if text == NONE:
         return None
     try:
@@ -82,7 +82,7 @@ def limit(text: str, option: str) -> int | None:
 
 def _print(rows: list[answers.Quota]) -> None:
     print_table(
-        ("population", "devices", "stored", "moved today (UTC)", "refused"),
+        ("population", "devices", "stored", "transferred today (UTC)", "refused"),
         (
             (
                 plain(row.population),
@@ -93,7 +93,7 @@ def _print(rows: list[answers.Quota]) -> None:
             )
             for row in rows
         ),
-        "No population has anything yet.",
+        "No population has devices, blobs or quotas yet.",
     )
 
 

@@ -71,7 +71,7 @@ def export(
         Path | None, typer.Option(help="an .npz of a few hundred inputs that calibrates int8-full, and adds it")
     ] = None,
     examples: Annotated[
-        Path | None, typer.Option(help="an .npz to measure the files on (default: what the run held out)")
+        Path | None, typer.Option(help="an .npz to measure the files on (default: the run's held-out examples)")
     ] = None,
     task: Annotated[
         Path | None, typer.Option(help="the run's task file: Keras evaluates the checkpoint here, too")
@@ -163,7 +163,7 @@ def _print_files(row: answers.Release) -> None:
     )
     if parity is not None:
         console.print(
-            f"[dim]Measured on {parity.rows} rows. difference: the largest of an output from float32's; one row: the "
+            f"[dim]Measured on {parity.rows} rows. difference: the largest between an output and float32's; one row: the "
             f"median time on the server ({plain(parity.machine)}, one thread).[/]",
             highlight=False,
         )

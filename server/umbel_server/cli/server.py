@@ -48,12 +48,14 @@ def init(
     console.print(f"The server's state is in [bold]{plain(str(folder))}[/]. Next:")
     console.print(f"  umbel serve --state {plain(str(folder))}", highlight=False)
     if not open_enrolment:
-        console.print("and a token for each device, good once (it proves the server to the device as well):")
+        console.print(
+            "and make a token for each device. It works once, and it proves the server to the device as well:"
+        )
         console.print(f"  umbel devices invite --population NAME --state {plain(str(folder))}", highlight=False)
         return
     console.print("and give each device this enrolment token (it proves the server to the device as well):")
     console.print(f"  {state.enrolment_token}", highlight=False, soft_wrap=True)
-    console.print("[yellow]Whoever has it may enrol as any device, in any population, for ever.[/]")
+    console.print("[yellow]This token lets any device enrol, in any population, for ever.[/]")
 
 
 def serve(

@@ -35,7 +35,7 @@ def size(text: str) -> int:
 
 
 def written(number: str) -> str:
-    """A number as it was typed, for int or float; raises ValueError on what they also read: 1_000, or digits of others."""
+    """Return a number's text for int or float. Raises ValueError on forms that only Python reads: 1_000, or non-ASCII digits."""
     if not number.isascii() or "_" in number:
         raise ValueError(number)
     return number
@@ -59,7 +59,7 @@ def number_pair(text: str, option: str) -> tuple[str, float]:
 
 
 def goal(text: str) -> dict[str, Any]:
-    """The settings of METRIC>=VALUE, or those of no goal when it is empty; raises BadParameter."""
+    """The settings of a goal METRIC>=VALUE; an empty text sets no goal. Raises BadParameter."""
     if not text.strip():
         return {"until": "", "at_least": 0.0}
     metric, sign, value = (part.strip() for part in text.partition(">="))
@@ -99,7 +99,7 @@ def _budget(name: str, value: str) -> tuple[str, float]:
 
 
 def checkpoint(text: str) -> dict[str, Any]:
-    """What a request says of RUN or RUN@ROUND, the checkpoint to start from, or of "", none; raises BadParameter."""
+    """The request fields for RUN or RUN@ROUND, the checkpoint to start from; none for "". Raises BadParameter."""
     if not text:
         return {}
     run, sign, number = (part.strip() for part in text.partition("@"))

@@ -1,4 +1,4 @@
-"""The `umbel` command where the packages of its commands are not installed: its help says what to install."""
+"""The `umbel` command without the packages of its commands: its help says which extra to install."""
 
 import sys
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ The commands are not installed yet. Install what this machine is for:
 
 
 def answer(words: Sequence[str], missing: str) -> int:
-    """Print the help or the version, or why a command is not there; `missing` names the package.
+    """Print the help, the version, or the reason that a command is missing; `missing` names the package.
 
-    Returns the exit code: 0, 1 for a command, 2 where nothing was asked.
+    Returns the exit code: 0 for help and version, 1 for a command, 2 without arguments.
     """
     if "--help" in words or not words:
         print(HELP, end="")

@@ -66,7 +66,7 @@ def full_integer(model: bytes, representative: Tensors, seconds: float = SECONDS
 
 
 def quantise(model: bytes, representative: Tensors) -> bytes:
-    """What `full_integer` does, in this process; raises CompileError."""
+    """Quantise a model as `full_integer` does, but in this process; raises CompileError."""
     import_keras()
     from tensorflow.lite.python.convert import mlir_quantize
     from tensorflow.lite.python.optimize.calibrator import Calibrator, add_intermediate_tensors

@@ -47,7 +47,7 @@ class Rotation:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread."""
+        """Stop the thread that carries out rotations, and wait until it has ended."""
         self._stopping.set()
         self._some.set()
         if self._thread.is_alive():

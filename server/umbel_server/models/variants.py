@@ -1,4 +1,7 @@
-"""The TFLite files of a release, made from weights: by the plan's weight maps, and from the file that they give."""
+"""The TFLite files of a release.
+
+The plan's weight maps place the weights into its own files. Float16 and int8-full are converted from the float32 file.
+"""
 
 from collections.abc import Sequence
 from typing import get_args
@@ -11,11 +14,11 @@ from umbel.tensors import Tensors
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 WITHOUT_EXAMPLES: tuple[Variant, ...] = ("float32", "float16", "int8")
-"""What a release holds unless more is asked for: int8-full needs a representative set."""
+"""The variants of a release by default; int8-full must be asked for, because it needs a representative set."""
 
 
 def check_variants(variants: Sequence[str], representative: bool) -> None:
-    """Raise UmbelError unless the variants exist, are named once, and have what they are made of."""
+    """Raise UmbelError on an unknown or repeated variant, and on int8-full without a representative set or the reverse."""
     if not variants or len(set(variants)) != len(variants) or not set(variants) <= set(VARIANTS):
         raise UmbelError(
             f"a release holds one or more of {', '.join(VARIANTS)}, each once; got {', '.join(variants) or 'none'}"

@@ -94,7 +94,7 @@ class Checkpoints:
         return commands
 
     def abandon(self, abandon: Abandon, quorum: int) -> None:
-        """Close an attempt; one that never got its devices is noted too."""
+        """Note that an attempt at a round is abandoned. An attempt that never found enough devices is added to the table first."""
         now = self._run.now
         with self._run.fleet.database.transaction() as session:
             row = session.get(Round, (self._run.id, abandon.number, abandon.attempt))

@@ -61,7 +61,7 @@ def policy_of(config: UserConfig) -> RoundPolicy:
 
 
 def text_of(config: UserConfig, name: str, default: str) -> str:
-    """The value of `name` as text."""
+    """The value of `name` as text, or `default` when it is not set."""
     return str(config.get(name, default))
 
 

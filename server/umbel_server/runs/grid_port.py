@@ -1,4 +1,4 @@
-"""The rounds' port to any Flower grid: messages are pushed, replies are polled, a folder remembers the checkpoints."""
+"""A port (umbel_server.runs.port) over any Flower grid: it pushes messages, polls replies, and keeps checkpoints in a journal."""
 
 import logging
 import time
@@ -26,7 +26,7 @@ POLL_SECONDS = 0.05
 
 
 class Journal(Protocol):
-    """What outlives the process."""
+    """The durable memory of a run on a Flower grid."""
 
     def start(self) -> tuple[int, Tensors, Tensors]:
         """The newest checkpoint: its round (0: none yet), weights and strategy state."""
@@ -38,7 +38,7 @@ class Journal(Protocol):
         """Remember a checkpoint, durably; returns the held-out metrics, empty when nothing is held out."""
 
     def evaluated(self, round: int, device: str, metrics: Sums) -> None:
-        """Note what a device made of a checkpoint: `per_example` sums and "num-examples"."""
+        """Note a device's evaluation of a checkpoint: `per_example` sums and "num-examples"."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class _Sent:
 class GridPort:
     """A Flower grid that is not ours, and a journal; see umbel_server.runs.port.Port.
 
-    A grid has no cancelling: what comes after an assignment has its final state is dropped.
+    A grid cannot cancel an assignment. A reply that comes after the assignment's final state is dropped.
     """
 
     def __init__(
@@ -80,11 +80,11 @@ class GridPort:
 
     @property
     def delta_dtype(self) -> str:
-        """What is left of a reply's weights when those that were sent are taken off, in float64, so that it is exact."""
+        """float64: an update is the reply's weights minus the weights that were sent, and float64 keeps that difference exact."""
         return "float64"
 
     def start(self, settings: RunSettings) -> Start:
-        """The newest checkpoint in the journal; work that was under way is done again."""
+        """The newest checkpoint in the journal. Assignments that were open are offered anew."""
         version, weights, strategy = self._journal.start()
         record = Record("grid", settings.seed, settings.policy, settings.rounds, version)
         return Start(record, weights, strategy, {})
@@ -121,7 +121,7 @@ class GridPort:
         return now + LOOK_SECONDS
 
     def wait(self, until: float) -> list[Event] | None:
-        """Poll until something came or it is `until`."""
+        """Poll until a reply comes or `until` is reached."""
         while True:
             events = [event for reply in self._pull() if (event := self._take(reply)) is not None]
             left = until - self._clock()
@@ -193,12 +193,12 @@ class GridPort:
         return metrics
 
     def cost(self) -> Cost:
-        """Since this process began."""
+        """The cost since this process began."""
         return Cost((self._clock() - self._began) / 3600, self._bytes)
 
 
 def _examples(reply: Message) -> int:
-    """The number of examples that a reply claims; 1 when it claims none, which vetting refuses."""
+    """The number of examples that a reply claims; 1 when it names none, so that vetting refuses it."""
     for record in reply.content.metric_records.values():
         examples = record.get("num-examples")
         if isinstance(examples, int | float) and 0 < examples < float("inf"):

@@ -25,7 +25,7 @@ MEASURED = 1000
 
 @dataclass(frozen=True)
 class ShiftedFleet:
-    """`fleet`, whose inputs of floats are seen by each device's own sensor.
+    """`fleet` with a feature shift: each device distorts its float inputs as a sensor of its own would.
 
     With m and d the mean and standard deviation of an input over the data, and g1, g2, g3 standard normal draws of the
     device, x becomes m + exp(s g1) (x - m) + s g2 d + 0.25 s |g3| d noise, for the strength s. Nothing is clipped.
@@ -41,7 +41,7 @@ class ShiftedFleet:
 
     @property
     def devices(self) -> int:
-        """How many devices there are."""
+        """The number of devices."""
         return self.fleet.devices
 
     def size(self, device: int) -> int:
@@ -49,7 +49,7 @@ class ShiftedFleet:
         return self.fleet.size(device)
 
     def examples(self, device: int) -> Mapping[str, NDArray[Any]]:
-        """The examples of `device`, as it sees them."""
+        """The examples of `device`, with its distortion."""
         examples = dict(self.fleet.examples(device))
         rng = device_generator(self.seed, STREAM, device)
         for name, (mean, deviation) in self.scales.items():
@@ -60,7 +60,7 @@ class ShiftedFleet:
         return examples
 
     def statistics(self, sampled: int = SAMPLED) -> Statistics:
-        """How examples and labels lie over the devices; a shift changes neither."""
+        """The distribution of examples and labels over devices, which a shift does not change."""
         return self.fleet.statistics(sampled)
 
 

@@ -89,7 +89,7 @@ def learning(outcome: Outcome) -> Figure:
 
 
 def devices(outcome: Outcome) -> Figure:
-    """A histogram of the newest checkpoint's metric on devices' own examples."""
+    """A histogram over devices: the newest checkpoint's metric on each device's own examples."""
     figure, (axes,) = _figure(5, 3.2)
     metric = outcome.metric
     values = np.array([row.get(metric, np.nan) for row in outcome.on_devices])

@@ -70,7 +70,7 @@ class SimulationGrid(RunGrid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The replies that are here, each once; the next thing that happens is waited for when there is none."""
+        """Return the replies to these messages, each once. When there is none yet, virtual time passes until the next event."""
         wanted = [id for id in message_ids if id in self._pending or id in self._ready]
         if not any(id in self._ready for id in wanted) and wanted:
             self._pass(min(self._pending[id][2] for id in wanted))
@@ -87,7 +87,7 @@ class SimulationGrid(RunGrid):
         return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
 
     def _pass(self, until: float) -> None:
-        """Let the next thing happen, at the latest at `until`; what has not come by its time expires."""
+        """Let virtual time pass to the next event, or to `until`. Messages whose time is over expire."""
         happened = self.port.wait(until)
         if happened is None:
             raise UmbelError("the simulation was left")

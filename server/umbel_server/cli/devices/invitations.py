@@ -17,7 +17,7 @@ from umbel_server.client import Client
 _COLOURS = {"open": "green", "used": "dim", "expired": "yellow", "revoked": "red"}
 
 aside = Console(stderr=True, soft_wrap=True, highlight=False)
-"""What is said beside the tokens, so that these can be redirected into a file."""
+"""The console for words beside the tokens: stderr, so that the tokens can be redirected into a file."""
 
 
 def invite(
@@ -88,7 +88,7 @@ def list_invitations(state: StateOption = DEFAULT_STATE, json: JsonOption = Fals
             )
             for row in rows
         ),
-        "No device was invited yet; 'umbel devices invite --population NAME' does that.",
+        "No invitations yet; make one with 'umbel devices invite --population NAME'.",
     )
 
 
@@ -106,4 +106,6 @@ def uninvite(
     if json:
         print_json(row)
     else:
-        console.print(f"invitation {row.id} into {plain(row.population)} lets nobody in any more", highlight=False)
+        console.print(
+            f"invitation {row.id} into {plain(row.population)} is revoked: no device can enrol with it", highlight=False
+        )

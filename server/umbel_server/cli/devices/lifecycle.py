@@ -34,7 +34,7 @@ def suspend(
     state: StateOption = DEFAULT_STATE,
     json: JsonOption = False,
 ) -> None:
-    """Stop a device's work and give it no more until it is resumed."""
+    """Suspend a device: cancel its work, and give it none until it is resumed."""
     row = open_client(state).devices.suspend(population, device, reason)
     _say(row, json, "is suspended: its work is cancelled, and it waits until 'umbel devices resume'")
 

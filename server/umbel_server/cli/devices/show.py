@@ -114,7 +114,7 @@ def _why(row: answers.Device) -> str:
 
 
 def _refused(counts: dict[str, int]) -> str:
-    """What was refused to a device since the server started; its log says why."""
+    """The counts of a device's refused requests and messages since the server started; its log has the reasons."""
     return plain(", ".join(f"{count:,} {what}" for what, count in sorted(counts.items())))
 
 

@@ -8,7 +8,7 @@ from umbel_server.cli.runs.text import print_head
 
 
 def pause(run: RunArgument, state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
-    """Pause a run: its devices stop, updates that came are kept."""
+    """Pause a run: its devices stop, and received updates are kept."""
     _show(open_client(state).runs.pause(run), json)
 
 

@@ -53,7 +53,7 @@ _METAVARS = {int: "N", float: "X"}
 
 
 def parameters(changes: bool, defaults: RoundPolicy = RoundPolicy()) -> list[Parameter]:  # noqa: B008 (it is frozen)
-    """The options as a command's parameters; without `defaults` when they are `changes` to another policy."""
+    """The options as a command's parameters. As `changes` to another policy they show no defaults."""
     help = "read the policy from a TOML or JSON file; options win"
     made = [parameter(FILE, Path, help, ROUND, names=("--policy",), metavar="FILE")]
     fields = {field.name: field for field in msgspec.structs.fields(RoundPolicy)}
@@ -74,9 +74,9 @@ def parameters(changes: bool, defaults: RoundPolicy = RoundPolicy()) -> list[Par
 
 
 def policy_of(file: Path | None, options: Mapping[str, Any], changes: bool = False) -> dict[str, Any]:
-    """The fields that a file and options (None: not given) set together, options first.
+    """The fields of a round policy from a file and from options (None: not given); options win.
 
-    Each field is checked, and with the others unless they are `changes`. Raises BadParameter with one sentence.
+    Each field is checked alone. Unless they are `changes`, the fields are checked together too. Raises BadParameter.
     """
     given = _read(file) if file is not None else {}
     for name, value in options.items():
@@ -111,7 +111,9 @@ def _check(fields: Mapping[str, Any], where: str) -> None:
         msgspec.convert(fields, RoundPolicy)
     except msgspec.ValidationError as error:
         known = ", ".join(field.name for field in msgspec.structs.fields(RoundPolicy))
-        sentence = f"a round policy has no such field; it has {known}" if "unknown field" in str(error) else str(error)
+        sentence = (
+            f"unknown field of a round policy; the fields are {known}" if "unknown field" in str(error) else str(error)
+        )
         raise typer.BadParameter(sentence, param_hint=where) from error
 
 
@@ -123,7 +125,7 @@ def _pairs(name: str, texts: list[str]) -> dict[str, Any]:
         return dict(msgspec.to_builtins(msgspec.convert(pairs, Rules, strict=False)))
     except msgspec.ValidationError as error:
         known = ", ".join(Rules.__struct_fields__)
-        sentence = f"there is no such rule; there are {known}" if "unknown field" in str(error) else str(error)
+        sentence = f"unknown rule; the rules are {known}" if "unknown field" in str(error) else str(error)
         raise typer.BadParameter(sentence, param_hint=_option(name)) from error
 
 

@@ -1,4 +1,4 @@
-"""How a run trains, as options: those of its training, of its end, and of its round policy, for start and clone alike."""
+"""The options of a run's settings, shared by start and clone: training, end, and round policy."""
 
 import functools
 import inspect
@@ -12,19 +12,19 @@ from umbel_server.cli.runs import policy as policy_options
 from umbel_server.cli.values import budget, goal, number_pair
 from umbel_server.rounds import bounds
 
-TRAINING, END = "Training", "Where it starts and ends"
+TRAINING, END = "Training", "Start and end"
 
 DEFAULTS = {"strategy": "fedavg", "epochs": "1", "max_steps": "0", "learning_rate": "0", "seed": "0", "rounds": "10"}
-"""Those of RunSettings, which takes Flower to import."""
+"""The defaults of RunSettings, repeated here because its import takes Flower."""
 
 Command = Callable[..., None]
 
 
 def takes_settings(changes: bool) -> Callable[[Command], Command]:
-    """Replace a command's parameter `settings` by an option a setting.
+    """Replace a command's parameter `settings` by one option for each setting.
 
-    The command gets the settings that were given as the API reads them. With `changes` they change another run's, so no
-    defaults are shown.
+    The command receives the given settings in the form of the API. With `changes` they change another run's settings, so
+    --help shows no defaults.
     """
 
     def replace(command: Command) -> Command:
@@ -90,7 +90,7 @@ def _settings(chosen: dict[str, Any]) -> dict[str, Any]:
     if until is not None:
         settings |= goal(until)
     if "rounds" in settings and "rounds" in spend:
-        raise typer.BadParameter("it says the same as --rounds; give one of them", param_hint="--budget rounds=")
+        raise typer.BadParameter("it sets the same as --rounds; give one of them", param_hint="--budget rounds=")
     for given in (settings, spend):
         for name in given.keys() & bounds.SETTINGS.keys():
             option = "--budget" if given is spend else f"--{name.replace('_', '-')}"

@@ -1,4 +1,4 @@
-"""List runs, and show one: its rounds, and who did what in one of them."""
+"""List runs, and show one: its rounds, and the assignments of one of them."""
 
 import time
 from collections import Counter
@@ -26,9 +26,9 @@ from umbel_server.cli.runs.text import ends_text, print_head
 from umbel_server.rounds.assignments import LIVE
 
 NEWEST, WIDE = 20, 100
-"""Rounds that are listed at most; columns of a terminal from which bytes are shown by device."""
+"""The most rounds to list; the least columns of a terminal to show bytes for each device."""
 ORDER = {"offered": 1, "accepted": 2, "uploaded": 3, "folded": 4, "declined": 5, "cancelled": 6}
-"""How assignments are sorted, after those that went wrong."""
+"""The order of assignments by state, after those that went wrong."""
 
 
 def list_runs(state: StateOption = DEFAULT_STATE, json: JsonOption = False) -> None:
@@ -59,12 +59,12 @@ def show_run(
     run: RunArgument,
     round: Annotated[
         int | None,
-        typer.Option(min=1, help="show this round: its attempts, and which device is in which state and why"),
+        typer.Option(min=1, help="show this round: its attempts, and each device's state and reason"),
     ] = None,
     state: StateOption = DEFAULT_STATE,
     json: JsonOption = False,
 ) -> None:
-    """Show a run: its rounds, and who did what in the newest or another."""
+    """Show a run: its rounds, and the assignments of one round (default: the newest)."""
     row = open_client(state).runs.show(run, round)
     if json:
         print_json(row)
@@ -158,7 +158,7 @@ def _print_attempt(attempt: answers.Attempt, assignments: list[answers.Assignmen
 
 
 def _print_assignments(assignments: list[answers.Assignment], now: float) -> None:
-    """The assignments, those that one may have to look after first; on a narrow terminal the words win over the bytes."""
+    """Print the assignments, those that went wrong first. A narrow terminal has no columns of bytes."""
     travelled = ("down", "up") if console.width >= WIDE else ()
     rows = sorted(assignments, key=lambda a: (ORDER.get(a.state, 0), a.since, a.device))
     print_table(

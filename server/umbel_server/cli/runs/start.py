@@ -1,4 +1,4 @@
-"""Start a run, anew or like another."""
+"""Start a run: a new one, or one with the settings of another."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +20,7 @@ FromOption = Annotated[
     typer.Option(
         "--from-checkpoint",
         metavar="RUN[@ROUND]",
-        help="start from another run's newest checkpoint, or a round's",
+        help="start from a checkpoint of another run: the newest, or a round's",
         rich_help_panel=END,
     ),
 ]
@@ -34,7 +34,7 @@ WatchOption = Annotated[bool, typer.Option("--watch", help="watch the run until 
 def start(
     settings: dict[str, Any],
     plan: Annotated[Path, typer.Argument(help="a plan made by 'umbel compile'")],
-    population: Annotated[str, typer.Option("--population", "-p", help="which devices train")],
+    population: Annotated[str, typer.Option("--population", "-p", help="the population that trains")],
     follow: WatchOption = False,
     state: StateOption = DEFAULT_STATE,
     json: JsonOption = False,

@@ -1,4 +1,4 @@
-"""A run in words: its state, its end, and what one can do about it."""
+"""A run in words: its state, its end, and the command that helps when it waits."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from umbel_server.cli.output import console, plain, size_text, state_text
 
 
 def head(row: answers.Run) -> str:
-    """What a run is and how far it came, as markup; of a paused run also how it goes on."""
+    """A run's id, task, state and rounds, as markup; for a paused or failed run also the command to type next."""
     reason = f": {plain(row.reason)}" if row.reason else ""
     text = (
         f"run [bold]{row.id}[/] ({plain(row.task)}, {plain(row.strategy)}): {state_text(row.state)} after "
@@ -17,12 +17,12 @@ def head(row: answers.Run) -> str:
 
 
 def print_head(row: answers.Run) -> None:
-    """Print `head`, wrapped only where somebody reads it."""
+    """Print `head`; only a terminal wraps it."""
     console.print(head(row), highlight=False, soft_wrap=not console.is_terminal)
 
 
 def hint(row: answers.Run) -> str:
-    """What to do about a run that waits for somebody; empty when it waits for nobody."""
+    """The command that helps a paused or failed run; empty for other states."""
     match row.state:
         case "paused":
             return f"go on with it: umbel runs resume {row.id}"
@@ -32,7 +32,7 @@ def hint(row: answers.Run) -> str:
 
 
 def ends_text(settings: dict[str, Any]) -> str:
-    """When a run ends, besides its last round; empty when by nothing else."""
+    """The conditions that end a run before its last round; empty when it has none."""
     ends = []
     if settings.get("until"):
         ends.append(f"{settings['until']} >= {settings['at_least']:g}")

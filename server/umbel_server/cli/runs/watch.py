@@ -1,4 +1,4 @@
-"""The command that watches a run: a screen that lives until the run ends, or a line a round where nobody looks."""
+"""The command that watches a run: a live screen on a terminal, elsewhere one line for each round."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from umbel_server.client import Client, NoAnswer
 
 WATCH_SECONDS = 0.25
 PATIENCE = 60.0
-"""Seconds without an answer from the server after which watching ends: a server may be started again meanwhile."""
+"""Seconds without an answer from the server after which watching ends; long enough for a restart of the server."""
 
 
 def watch(run: RunArgument, state: StateOption = DEFAULT_STATE) -> None:
@@ -28,7 +28,7 @@ def watch(run: RunArgument, state: StateOption = DEFAULT_STATE) -> None:
 
 
 def follow(client: Client, run: str, quiet: bool = False) -> None:
-    """Show a run until it ends or pauses, or with `quiet` wait for that; raises Exit(1) when it failed or paused."""
+    """Show a run until it ends or pauses; with `quiet` only wait. Raises Exit(1) when it failed or paused."""
     id = client.runs.live(run).id  # "latest" is another run as soon as one is started
     try:
         if quiet:
@@ -79,9 +79,9 @@ def _last(looks: Iterator[tuple[answers.LiveRun, str]]) -> answers.LiveRun:
 
 
 def _looks(ask: Callable[[], answers.LiveRun]) -> Iterator[tuple[answers.LiveRun, str]]:
-    """The run again and again until it has ended, each time with what is wrong with looking, or nothing.
+    """Yield the run repeatedly until it has ended, each time with the trouble of the last request, or "".
 
-    Raises NoAnswer when the server has not answered for a while.
+    Raises NoAnswer when the server has not answered for PATIENCE seconds.
     """
     row: answers.LiveRun | None = None
     heard = time.monotonic()

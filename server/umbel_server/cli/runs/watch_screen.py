@@ -1,4 +1,4 @@
-"""What `umbel runs watch` shows, made of what the API says of a run: a screen for terminals, lines for logs."""
+"""The text of `umbel runs watch`, made from the API's answers: a screen for terminals, lines for logs."""
 
 import math
 import statistics
@@ -17,15 +17,15 @@ LABEL, NOTE, LEAST_BAR, LONGEST_BAR = 12, 36, 10, 60
 """Columns of the labels, of the words after a bar, and of a bar."""
 METRICS, SPARK, REASONS = 4, 24, 3
 PATIENCE = 1.0
-"""Seconds after which a device counts as one that is waited for, and a round that was committed as over."""
+"""Seconds after which a silent device is listed as waited for, and a committed round is no longer shown as open."""
 STATES = ("uploaded", "folded", "accepted", "offered", "declined", "rejected", "failed", "expired", "cancelled")
 SPARKS = "▁▂▃▄▅▆▇"
 ARRIVED, AT_WORK, TO_COME = "━╍─"
-"""What a bar is made of: they differ without colour, too."""
+"""The characters of a bar. They differ, so that a bar can be read without colours."""
 
 
 def screen(live: answers.LiveRun, width: int, trouble: str = "") -> RenderableType:
-    """A run now, for a terminal of `width` columns; `trouble` is the latest error."""
+    """The screen of a run as it is now, for a terminal of `width` columns; `trouble` is the latest error."""
     bar = max(LEAST_BAR, min(LONGEST_BAR, width - LABEL - NOTE))
     body = Table.grid(padding=(0, 2, 0, 0), expand=True)
     body.add_column(width=LABEL - 2, min_width=LABEL - 2, style="dim", no_wrap=True)
@@ -45,7 +45,7 @@ def screen(live: answers.LiveRun, width: int, trouble: str = "") -> RenderableTy
 
 
 def line(checkpoint: answers.Checkpoint, before: answers.Checkpoint | None, rounds: int) -> str:
-    """A committed round in one line, with what its metrics changed since the round `before`."""
+    """A committed round in one line, with the change of its metrics since the round `before`."""
     metrics, _ = _measured(checkpoint)
     known, _ = _measured(before) if before is not None else ({}, "")
     words = [f"round {checkpoint.round}/{rounds}"]
@@ -62,7 +62,7 @@ def abandoned_line(attempt: answers.Attempt) -> str:
 
 
 def seconds_left(live: answers.LiveRun) -> float | None:
-    """Until the last round at the pace of the newest ones; None before there is a pace."""
+    """Seconds until the last round at the pace of the newest rounds; None with fewer than two checkpoints."""
     times = [checkpoint.committed for checkpoint in live.checkpoints][-21:]
     if len(times) < 2:
         return None
@@ -115,7 +115,7 @@ def _metrics(live: answers.LiveRun) -> list[tuple[str, RenderableType]]:
 
 
 def _measured(checkpoint: answers.Checkpoint) -> tuple[Mapping[str, float], str]:
-    """A checkpoint's metrics and where they come from: what was held out, or else the devices' own examples."""
+    """A checkpoint's metrics and their source: the held-out examples, or else the devices' own examples."""
     if checkpoint.metrics:
         return checkpoint.metrics, "held out"
     return checkpoint.fleet_metrics, "devices"

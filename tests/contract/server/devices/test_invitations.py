@@ -181,7 +181,7 @@ def test_a_new_server_says_how_devices_get_in(tmp_path: Path) -> None:
     assert not open_state(Path(closed)).config.enrolment.open
     shown = init(opened, "--open-enrolment")
     assert open_state(Path(opened)).enrolment_token in shown
-    assert "Whoever has it may enrol" in shown
+    assert "This token lets any device enrol" in shown
     assert sorted(json.loads(init(bare, "--json"))) == ["server", "state"]
 
 

@@ -55,7 +55,7 @@ def test_a_policy_that_makes_no_sense_is_refused_by_option(options: dict[str, An
 
 
 def test_a_rule_that_is_none_is_refused_with_those_there_are() -> None:
-    with pytest.raises(typer.BadParameter, match="there is no such rule; there are min_battery, charging"):
+    with pytest.raises(typer.BadParameter, match="unknown rule; the rules are min_battery, charging"):
         policy_of(None, {"requires": ["battery=1"]})
 
 
@@ -69,7 +69,7 @@ def test_changes_are_checked_each_by_itself() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "sentence"),
     [
-        ("p.toml", "minimum = 3", "has no such field; it has target, fraction"),
+        ("p.toml", "minimum = 3", "unknown field of a round policy; the fields are target, fraction"),
         ("p.toml", 'target = "many"', "Expected `int`, got `str`"),
         ("p.toml", "target = ", "expected a round policy in TOML"),
         ("p.json", "[1]", "expected the fields of a round policy, got list"),
