@@ -55,7 +55,7 @@ def fault_of(scope: Scope, status: int, type: str, body: bytes) -> str | None:
     if named is None:
         return "the document does not name this status"
     if method == "head":
-        return None  # an answer to it has no content on its way
+        return None  # it has no content, but the Content-Type that GET's answer would have (RFC 9110, section 9.3.2)
     if not type:  # no content, or nobody is there any more to read it
         return None if not named.get("content") or status == 400 else "the document names a content"
     if type not in named.get("content", {}):

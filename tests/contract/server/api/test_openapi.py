@@ -1,5 +1,6 @@
 """The API against its own OpenAPI document: whatever is asked, and by whom, the answer is one that the document names."""
 
+import socket
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -84,6 +85,24 @@ def test_the_document_says_who_has_to_prove_what(document: dict[str, dict[str, d
         if "security" not in operation
     }
     assert free == {("get", "/v1/health"), ("get", "/v1/trust"), ("post", "/v1/enrol")}
+
+
+def test_an_answer_to_head_has_no_content_and_the_document_names_none(
+    running: RunningServer, document: dict[str, dict[str, dict[str, dict[str, dict[str, object]]]]]
+) -> None:
+    """RFC 9110, section 9.3.2: also a refusal, whose sentence GET would send as JSON."""
+    heads = {path: operations["head"] for path, operations in document["paths"].items() if "head" in operations}
+    assert set(heads) == {"/v1/blobs/{sha256}", "/v1/uploads/{sha256}"}
+    for path, operation in heads.items():
+        assert {"401", "403", "404"} <= operation["responses"].keys()
+        assert not any("content" in answer for answer in operation["responses"].values())
+        asked = f"HEAD {path.format(sha256='0' * 64)} HTTP/1.1\r\nHost: umbel\r\nConnection: close\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", running.state.config.http.port), timeout=20) as connection:
+            connection.sendall(asked.encode())
+            with connection.makefile("rb") as stream:
+                head, _, content = stream.read().partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 401 ")
+        assert content == b""
 
 
 def test_a_path_that_leads_nowhere_gets_a_sentence_too(running: RunningServer) -> None:
