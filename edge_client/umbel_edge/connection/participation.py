@@ -1,4 +1,4 @@
-"""Whether the server works with this device. A suspended device waits; the agent of a revoked device ends."""
+"""Whether this device takes part, as the server decides. A suspended device waits; the agent of a revoked device ends."""
 
 import logging
 import random
@@ -44,7 +44,7 @@ class Participation:
             self._changed()
 
     def wait_out(self, ask: Callable[[], object]) -> None:
-        """Ask the server again and again; return once it works with the device.
+        """Ask the server again and again; return once this device takes part.
 
         `ask` makes one request. Raises Refused when the device is revoked or refused for another reason, and Stopped when
         the agent stops.
@@ -59,9 +59,9 @@ class Participation:
                 if waited == 0:
                     log.warning("%s; asking the server again from time to time", error)
             except (urllib3.exceptions.HTTPError, OSError) as error:
-                log.info("the server could not be asked whether it works with this device: %s", error)
+                log.info("the server could not be asked whether this device takes part: %s", error)
             else:
-                log.info("the server works with this device")
+                log.info("this device takes part again")
                 self.reason = ""
                 return
             self.pause(waited)

@@ -13,7 +13,7 @@ def cancel(context: HandlerContext, body: Cancel, done: Callable[[], None]) -> N
 
 
 def check_participation(context: HandlerContext, body: Standing, done: Callable[[], None]) -> None:
-    """Ask the server over HTTP whether it still works with this device."""
+    """Ask the server over HTTP whether this device still takes part."""
     done()  # first: a device that learns that it is revoked ends
     context.participation.hear(body)
 
