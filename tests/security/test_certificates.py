@@ -220,5 +220,5 @@ def test_a_revoked_device_gets_no_certificate(running: RunningServer, device: En
 
 
 def test_an_administrator_gets_none_either(running: RunningServer) -> None:
-    with pytest.raises(UmbelError, match="a device asks for its certificate"):
+    with pytest.raises(UmbelError, match="only a device can ask for its certificate"):
         running.client.post(CERTIFICATE_PATH)

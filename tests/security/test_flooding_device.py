@@ -146,7 +146,7 @@ def test_who_does_not_take_its_answer_is_let_go(tmp_path: Path, caplog: pytest.L
     path = f"/v1/blobs/{running.client.put_blob(bytes(20_000_000), POPULATION)}"
     with socket.create_connection(("127.0.0.1", running.state.config.http.port), 5) as sock:
         sock.sendall(head_of("GET", path, Authorization=f"Bearer {running.state.admin_token}"))
-        eventually(lambda: "it does not take its answer" in caplog.text)
+        eventually(lambda: "it does not read its answer" in caplog.text)
         sock.settimeout(10)
         assert len(answer_of(sock)) < 20_000_000
     running.stop()

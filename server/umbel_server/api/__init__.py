@@ -32,7 +32,7 @@ NOUNS = (enrolment, invitations, blobs, health, devices, commands, plans, runs, 
 
 
 def make_app(server: Server) -> FastAPI:
-    """The application; every error is JSON with one sentence: {"error": "..."}, and a `code` where a device acts on it."""
+    """Make the application. Every error is JSON with one sentence, {"error": "..."}, and a `code` that a device can act on."""
     app = _routes()
     app.state.server = server
     return app
@@ -44,7 +44,7 @@ def openapi() -> dict[str, Any]:
 
 
 def _routes() -> FastAPI:
-    # A redirect would send whoever asks where its own Host header says.
+    # A redirect would go to the address in the Host header, which the client chooses.
     app = FastAPI(title="Umbel", version=__version__, docs_url="/docs", redoc_url=None, redirect_slashes=False)
     app.openapi = partial(document, app)  # type: ignore[method-assign]
     for noun in NOUNS:

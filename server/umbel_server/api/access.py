@@ -1,4 +1,4 @@
-"""Access: devices use signed tokens; administrators use their token, or on the server's machine the one in its state folder."""
+"""Access: devices sign a token for each request; administrators send theirs, or on the server's machine the state folder's."""
 
 from dataclasses import dataclass
 from typing import Annotated, cast
@@ -22,9 +22,10 @@ OWNER = Identity(LOCAL, "owner")
 
 
 class Refused(UmbelError):
-    """A request that its sender may not make, or not now; `status` is the HTTP status, `code` tells a device what it can act on.
+    """A request that its sender may not make, or not yet.
 
-    After `retry_after` seconds, where there are any, it may.
+    `status` is the HTTP status. `code` tells a device how to react. After `retry_after` seconds (0: never) the sender may
+    ask again.
     """
 
     def __init__(self, sentence: str, status: int = 401, code: str = "", retry_after: float = 0.0) -> None:
@@ -34,10 +35,11 @@ class Refused(UmbelError):
 
 @dataclass(frozen=True)
 class Guard:
-    """Who may use a route, and as which action its use goes into the audit log.
+    """The access rule of a route, and the action that the audit log records for its use.
 
-    `role` is the lowest that may (None: everybody may); enrolled devices may with `devices`. `action` is "" for what
-    changes nothing. What `enrols` is limited by the address that asks. As a dependency it raises Refused for everybody else.
+    `role` is the lowest role that may use the route (None: every request may). `devices` admits enrolled devices too.
+    `action` is "" for a route that changes nothing. `enrols` limits the rate of requests from one address. As a dependency
+    a guard raises Refused for all others.
     """
 
     role: Role | None
@@ -46,7 +48,7 @@ class Guard:
     enrols: bool = False
 
     def is_recorded(self, request: Request) -> bool:
-        """Whether what becomes of a request goes into the audit log: a device's use of a route for both does not."""
+        """Whether the audit log records a request. It does not record a device on a route that administrators use too."""
         return bool(self.action) and not (self.devices and is_signed(bearer_of(request)))
 
     async def __call__(self, request: Request) -> None:
@@ -88,7 +90,7 @@ def owner(action: str = "") -> Guard:
 
 
 def device_or(role: Role, action: str = "") -> Guard:
-    """For enrolled devices, and for administrators of a role or a higher one; only theirs is recorded."""
+    """A guard that admits enrolled devices, and administrators of `role` or higher; only administrators are recorded."""
     return Guard(role, action, devices=True)
 
 
@@ -108,12 +110,12 @@ def server_of(request: Request) -> Server:
 
 
 def identity_of(request: Request) -> Identity:
-    """The administrator who asks, on a route whose guard names a role and no devices."""
+    """The administrator that sent the request; for routes whose guard names a role and no devices."""
     return cast(Identity, request.state.identity)
 
 
 def device_of(request: Request) -> Access | None:
-    """What a device says of its request; None when an administrator asks."""
+    """The verified token of the device that sent the request; None for an administrator."""
     return cast("Access | None", getattr(request.state, "device", None))
 
 
@@ -122,7 +124,7 @@ Who = Annotated[Access | None, Depends(device_of)]
 
 
 def is_signed(token: str) -> bool:
-    """Whether a token has the form of one that a device signed (a compact JWS); no administrator's has."""
+    """Whether a token is a compact JWS, as devices sign them; administrators' tokens never are."""
     return token.count(".") == 2
 
 
@@ -141,11 +143,13 @@ def _identify(request: Request, token: str) -> Identity:
 
 
 def _device(request: Request, token: str) -> Access:
-    """What a device says of its request; raises Refused unless it signed a fresh token for it and is enrolled, Barred.
+    """Verify a device's token for this request and return it.
 
-    A signature is looked at before the device's own limit, as who cannot sign must not use that up. From an address that
-    many wrong ones came from, names that spoke lately are still looked at, as many devices may be behind it; others would
-    cost a look into the register.
+    The signature is checked before the device's rate limit, so that a sender without the key cannot use that limit up.
+    Many devices may share one address. So an address that sent many wrong tokens is refused only for devices that are not
+    remembered: each of those would cost a query of the register.
+
+    Raises Refused unless the token is fresh, for this request and by an enrolled device, Barred for a barred device.
     """
     server, address = server_of(request), address_of(request)
     try:
@@ -178,7 +182,7 @@ def _device(request: Request, token: str) -> Access:
 
 
 def _check_token(request: Request, access: Access) -> None:
-    """Raise Refused unless a device's token is for this request, fresh, and - if that changes something - not used before."""
+    """Raise Refused unless a token is for this request and fresh; if the request changes something, also if it was used before."""
     asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
     if (access.method, access.path) != (request.method, asked):
         raise Refused(f"the token is for {access.method} {access.path[:90]}, not for this request")
@@ -199,7 +203,7 @@ def _check_token(request: Request, access: Access) -> None:
     if access.at < used.since:
         wait = used.since - access.at
         raise Refused(
-            "the token is from before this server's record of used ones; sign the request again", 503, retry_after=wait
+            "the token is older than this server's record of used tokens; sign the request again", 503, retry_after=wait
         )
     if not access.nonce or not used.use(access):
         raise Refused("the token was used before, or has no nonce; sign each request anew")
@@ -219,7 +223,7 @@ def _too_many(request: Request, who: str, what: str, why: str, wait: float) -> R
 
 
 def number_of(text: str) -> int | None:
-    """A number of bytes as a header has it; None when it is not one."""
+    """The number of bytes that a header names; None when it is not a number."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
 
 
@@ -229,7 +233,7 @@ def address_of(request: Request) -> str:
 
 
 def bearer_of(request: Request) -> str:
-    """The token that a request carries, or ""."""
+    """The bearer token of a request, or ""."""
     return request.headers.get("authorization", "").removeprefix("Bearer ").strip()
 
 

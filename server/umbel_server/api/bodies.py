@@ -1,4 +1,4 @@
-"""The bodies of requests: read whole, or counted as they come."""
+"""Request bodies: read into memory, or counted chunk by chunk."""
 
 from collections.abc import AsyncIterator
 
@@ -10,7 +10,7 @@ from umbel_server.limits.daily_bytes import Moving
 
 
 async def body_of(request: Request) -> bytes:
-    """The request's body; raises UmbelError when it has more bytes than [limits] allow, Refused when a device signed another."""
+    """The request's body. Raises UmbelError above the size in [limits], Refused when a device signed another body."""
     limit = server_of(request).state.config.limits.request_kb * 1000
     data = bytearray()
     async for chunk in request.stream():
@@ -23,13 +23,13 @@ async def body_of(request: Request) -> bytes:
 
 
 def announced(request: Request, most: int) -> int:
-    """How many bytes a request's body has; `most` when it does not say."""
+    """The size of a request's body by its Content-Length, in bytes; `most` without that header."""
     length = number_of(request.headers.get("content-length", ""))
     return most if length is None else length
 
 
 async def counted(chunks: AsyncIterator[bytes], moving: Moving | None) -> AsyncIterator[bytes]:
-    """The chunks, each counted as it comes."""
+    """Pass the chunks on, and count the bytes of each."""
     async for chunk in chunks:
         if moving is not None:
             moving.moved(len(chunk))

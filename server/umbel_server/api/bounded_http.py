@@ -1,7 +1,6 @@
-"""HTTP/1.1 from whoever connects: how large and how slow the head of a request may be, how slowly its body may come, and
-how slowly its answer may be taken.
+"""HTTP/1.1 with bounds on a client: size and time of a request's head, least speed of its body, time to read the answer.
 
-uvicorn bounds none of these. What keeps to the bounds is uvicorn's as before.
+uvicorn bounds none of these. Within the bounds uvicorn works as before.
 """
 
 import asyncio
@@ -19,21 +18,21 @@ from umbel_server.limits.bucket import RateLimit
 log = logging.getLogger("umbel.server")
 
 LINES, LINE_SECONDS = 10, 6.0
-"""Connections from one address whose end is logged at once; then one in so many seconds."""
+"""Per address: this many closed connections are logged at once, and after them one in LINE_SECONDS."""
 
 FAREWELL_SECONDS = 0.3
-"""How long the end of an idle connection may take when the server stops: who keeps one reads nothing that comes on it, so
-that TLS would wait for his farewell in vain."""
+"""Seconds that the end of an idle connection may take when the server stops. Its client does not read, so TLS would wait in
+vain for the client's close message."""
 
 
 @dataclass(frozen=True)
 class Patience:
-    """What the server waits for.
+    """The bounds of a connection.
 
-    A request's head - all before its body - may have `head_bytes` and take `head_seconds` from its first byte, and as long
-    is waited for the first byte of a connection. Of a body `body_bytes` come in every `body_seconds` in which the server
-    reads, or all that is left. Who was answered before all had come may send `after_bytes` more for `after_seconds`. An
-    answer is taken on within `answer_seconds`, as far as the buffers are full.
+    A request's head may have `head_bytes`, and take `head_seconds` from its first byte. A new connection may wait as long
+    for that byte. Of a body at least `body_bytes` must come in every `body_seconds` in which the server reads. A client
+    that is answered before its body has come may send `after_bytes` more within `after_seconds`. When the buffers are full
+    the client must read within `answer_seconds`.
     """
 
     head_bytes: int = 1 << 16
@@ -46,7 +45,7 @@ class Patience:
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """One connection; it is closed when what comes is too much or too slow, and why is logged while that happens seldom."""
+    """One connection, closed with a logged reason when it exceeds a bound; the log is limited for each address."""
 
     def __init__(self, patience: Patience, lines: RateLimit, **made_by_uvicorn: Any) -> None:
         super().__init__(**made_by_uvicorn)
@@ -55,21 +54,21 @@ class BoundedHttp(HttpToolsProtocol):
         self._stuck: asyncio.TimerHandle | None = None
         self._in_head, self._in_body, self._answered = True, False, False
         self._came = 0
-        """Bytes of the head, of the body since it was last looked at, or of what comes after the answer."""
+        """Received bytes: of the head, of the body since the last look, or after the answer."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for a request, not for ever."""
+        """Start the time limit for a request's head."""
         super().connection_made(transport)
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait for nothing."""
+        """Cancel every timer."""
         self._expect_nothing()
         self.resume_writing()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Count what comes: a head is kept in memory until it is whole."""
+        """Count the bytes, because uvicorn keeps a head in memory until it is complete."""
         if self._in_head and self._came == 0:
             self._expect_head()
         self._came += len(data)
@@ -77,16 +76,16 @@ class BoundedHttp(HttpToolsProtocol):
         if self._in_head and self._came > self._patience.head_bytes:
             self._refuse(f"the head of a request may have at most {self._patience.head_bytes} bytes")
         elif self._answered and self._came > self._patience.after_bytes:
-            self._end("it goes on sending what was answered already")
+            self._end("it still sends a request that was answered already")
 
     def on_headers_complete(self) -> None:
-        """Look now and then how the body comes on."""
+        """Start the regular look at the body's speed."""
         self._in_head, self._in_body, self._came = False, True, 0
         self._expect(self._patience.body_seconds, self._look)
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """The request has come whole; the next byte begins another."""
+        """The request is complete; the next byte begins another."""
         if self._answered:
             self._expect_head()
         else:
@@ -95,30 +94,30 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Who still sends what was answered already ends soon."""
+        """Give a client that still sends an answered request a short time to end."""
         super().on_response_complete()
         if self._in_body and self.cycle.response_complete and not self.transport.is_closing():
             self._unset_keepalive_if_required()
             self._answered, self._came = True, 0
             self._expect(
-                self._patience.after_seconds, lambda: self._end("it goes on sending what was answered already")
+                self._patience.after_seconds, lambda: self._end("it still sends a request that was answered already")
             )
 
     def shutdown(self) -> None:
-        """The server stops: end the connection, or else its request at hand is the last."""
+        """Close the connection because the server stops, after the request in progress if there is one."""
         super().shutdown()
         if self.transport.is_closing():
             self.loop.call_later(FAREWELL_SECONDS, self.transport.abort)
 
     def pause_writing(self) -> None:
-        """The buffers are full: the answer must be taken on soon."""
+        """Start the time limit for reading, because the buffers are full."""
         super().pause_writing()
         self._stuck = self.loop.call_later(
-            self._patience.answer_seconds, lambda: self._end("it does not take its answer")
+            self._patience.answer_seconds, lambda: self._end("it does not read its answer")
         )
 
     def resume_writing(self) -> None:
-        """The answer is being taken."""
+        """The client reads again: cancel the time limit."""
         if self._stuck is not None:
             self._stuck.cancel()
             self._stuck = None
@@ -164,6 +163,6 @@ class BoundedHttp(HttpToolsProtocol):
 
 
 def bounded(patience: Patience) -> type[asyncio.Protocol]:
-    """What uvicorn makes of every connection."""
+    """The protocol class for uvicorn, with these bounds."""
     lines = RateLimit(LINES, LINE_SECONDS, time.monotonic)
     return cast("type[asyncio.Protocol]", partial(BoundedHttp, patience, lines))

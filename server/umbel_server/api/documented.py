@@ -1,4 +1,4 @@
-"""The OpenAPI document: what FastAPI does not know of a route - its JSON bodies, its answers, and how it refuses.
+"""The OpenAPI document, with what FastAPI cannot see in a route: its JSON bodies, its answers and its refusals.
 
 Bodies and answers are msgspec structs, whose JSON Schema msgspec writes.
 """
@@ -55,7 +55,7 @@ def gives_bytes(media: str = BYTES, *statuses: int) -> dict[int | str, dict[str,
 
 
 def refusals(guard: Guard, methods: set[str]) -> dict[int | str, dict[str, Any]]:
-    """How a route may refuse: always with an Error."""
+    """The `responses` for the refusals of a route, each with an Error."""
     found = {
         400: "The request cannot be carried out as it is",
         404: "Not found, or not visible to the caller",

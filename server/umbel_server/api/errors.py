@@ -1,4 +1,4 @@
-"""What went wrong, as an HTTP status and one sentence: the same in the answer and in the audit log."""
+"""Errors as an HTTP status and one sentence; the answer and the audit log have the same sentence."""
 
 import math
 from collections.abc import Mapping
@@ -27,14 +27,14 @@ from umbel_server.storage.blobs import BlobError, MissingBlob
 from umbel_server.storage.partial_uploads import StoreFull, TooLarge
 
 SHOWN = 100
-"""Characters of a path that an answer repeats."""
+"""The most characters of a path that an answer repeats."""
 
 ANSWERED = (UmbelError, *NOT_DECODED, RequestValidationError, DataError)
-"""Errors that get an answer of one sentence; any other is a mistake of ours."""
+"""Errors that are answered with one sentence; any other error is a bug of the server."""
 
 
 class UnknownPopulation(UmbelError):
-    """A population that is not one of the administrator's."""
+    """The administrator may not see the population."""
 
 
 def refusal(sentence: str, status: int, code: str = "", headers: Mapping[str, str] | None = None) -> Response:
@@ -52,20 +52,22 @@ async def answer(_request: Request, error: Exception) -> Response:
 
 
 async def no_route(request: Request, error: Exception) -> Response:
-    """The answer to a request for which there is no route, or not with its method."""
+    """The answer to a request with an unknown path or method."""
     assert isinstance(error, HTTPException)
     asked = f"{request.method} {cut(request.url.path, SHOWN)}"
-    sentence = {404: f"there is no {asked} here", 405: f"{asked} is not possible"}.get(error.status_code, error.detail)
-    return refusal(f"{sentence}; /docs lists what is", error.status_code, headers=error.headers)
+    sentence = {404: f"no such route: {asked}", 405: f"this route has no such method: {asked}"}.get(
+        error.status_code, error.detail
+    )
+    return refusal(f"{sentence}; /docs lists the routes", error.status_code, headers=error.headers)
 
 
 async def client_gone(_request: Request, _error: Exception) -> Response:
-    """Links break: that is no error of ours, and nobody reads the answer."""
+    """End a request whose client has disconnected. It is no error of the server, and no client reads the answer."""
     return Response(status_code=400)
 
 
 def sentence_of(error: BaseException) -> str:
-    """What went wrong, in one sentence."""
+    """An error in one sentence."""
     match error:
         case UmbelError():
             return str(error)
@@ -76,9 +78,11 @@ def sentence_of(error: BaseException) -> str:
             name, value = wrong["loc"][-1], str(wrong.get("input", ""))[:40]
             return f"{name}: {wrong['msg']}, got {value!r}"
         case DataError():
-            return "the request holds what the database does not take: a NUL character, or a text or number that is too large"
+            return (
+                "the database cannot store the request: it holds a NUL character, or a text or number that is too large"
+            )
         case ClientDisconnect():
-            return "the connection broke before the request had come"
+            return "the connection broke before the whole request had come"
     return f"the server failed ({type(error).__name__}); its log has the details"
 
 

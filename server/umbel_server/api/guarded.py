@@ -1,4 +1,4 @@
-"""Routes that cannot be made without saying who may use them, and whose use, where it changes something, is recorded."""
+"""Guarded routes: each names its guard, and the audit log records each use that changes something."""
 
 import asyncio
 import functools
@@ -22,9 +22,9 @@ from umbel_server.security.audit.log import DONE, UNKNOWN
 
 @dataclass
 class Note:
-    """What the audit log will say of a request; the route fills in what the path does not say.
+    """The audit log's future entry for a request; the route adds what the path does not show.
 
-    One that has not `changed` anything, as it only repeated what was done before, is not recorded.
+    A request that has not `changed` anything, because it repeats an earlier one, is not recorded.
     """
 
     who: str = ""
@@ -35,7 +35,7 @@ class Note:
 
 
 def note(request: Request, subject: str = "", population: str = "", **detail: Any) -> Note:
-    """Add to what the audit log will say of this request; returns all of it. Nothing secret belongs here."""
+    """Add details to this request's future entry in the audit log, and return the note. No secret belongs here."""
     noted = _noted(request)
     noted.subject, noted.population = subject or noted.subject, population or noted.population
     noted.detail |= detail
@@ -45,11 +45,11 @@ def note(request: Request, subject: str = "", population: str = "", **detail: An
 class GuardedRoute(APIRoute):
     """A route with a guard among its dependencies; making it raises TypeError without one.
 
-    Its endpoint returns a Response, or what is documented and encoded as JSON: a struct of umbel_server.answers, or a
-    list of them.
+    Its endpoint returns a Response, or a struct of umbel_server.answers, or a list of these structs. Structs are documented
+    and encoded as JSON.
 
-    If the guard names an action then every use is recorded, before the answer goes out: what was done, what failed, and
-    what was refused. A device's use of a route that it shares with administrators is not.
+    If the guard names an action then every use is recorded before the answer goes out, successful, failed or refused.
+    A device's use of a route that it shares with administrators is not recorded.
     """
 
     guard: Guard
@@ -58,11 +58,13 @@ class GuardedRoute(APIRoute):
         given = [*(options.get("dependencies") or ())]
         guards = [one.dependency for one in given if isinstance(one.dependency, Guard)]
         if len(guards) != 1:
-            raise TypeError(f"{path}: expected one guard that says who may use this route, got {len(guards)}")
+            raise TypeError(f"{path}: expected one guard for this route, got {len(guards)}")
         self.guard = guards[0]
         methods = set(options.get("methods") or ())
         if not methods <= READS and not self.guard.action:
-            raise TypeError(f"{path}: expected the action as which the use of this route is recorded, got none")
+            raise TypeError(
+                f"{path}: expected an action for the audit log, because this route changes something; got none"
+            )
         documented = refusals(self.guard, methods) | (options.get("responses") or {})
         kind = get_type_hints(endpoint).get("return")
         if not (isinstance(kind, type) and issubclass(kind, Response)):
@@ -72,7 +74,7 @@ class GuardedRoute(APIRoute):
         super().__init__(path, endpoint, **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The route's handler, and the record of what became of it."""
+        """The route's handler, followed by the entry in the audit log."""
         handle = super().get_route_handler()
 
         async def recorded(request: Request) -> Response:
@@ -107,7 +109,7 @@ async def _noted_of_device(request: Request, handle: Callable[[Request], Corouti
 
 
 def _encoded(endpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """An endpoint that returns a struct, or a list of them, as one that returns their JSON."""
+    """Wrap an endpoint that returns a struct or a list of structs, so that it returns their JSON."""
 
     def response(answer: Any) -> Response:
         return Response(msgspec.json.encode(answer), media_type=JSON)

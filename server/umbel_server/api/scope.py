@@ -1,4 +1,7 @@
-"""What an administrator may see: devices, commands, runs, releases and blobs of its populations, as if there were no others."""
+"""The scope of an administrator: devices, commands, runs, releases and blobs of its populations.
+
+All others look as if they did not exist.
+"""
 
 from fastapi import Request
 
@@ -43,19 +46,19 @@ def check_population(identity: Identity, population: str) -> None:
     """Raise UnknownPopulation unless the administrator may act on a population."""
     if not identity.sees(population):
         raise UnknownPopulation(
-            f"no population {population[:64]!r} is known to {identity.name}, who sees {identity.scope}"
+            f"population {population[:64]!r} is unknown to {identity.name}, whose token is for {identity.scope}"
         )
 
 
 def check_blobs(server: Server, identity: Identity, *addresses: str) -> None:
-    """Raise MissingBlob when one that is named does not belong to a population of the administrator's."""
+    """Raise MissingBlob unless every named blob belongs to a population of the administrator."""
     for sha256 in addresses:
         if sha256 and identity.populations:
             server.ownership.check(identity.populations, sha256)
 
 
 def blob_in_scope(request: Request, sha256: str) -> str:
-    """The population for which a device or an administrator asks for a blob, "" for one of all; raises MissingBlob."""
+    """The population that owns a requested blob; "" for an administrator of all populations. Raises MissingBlob."""
     ownership = server_of(request).ownership
     if (device := device_of(request)) is not None:
         return ownership.check([device.population], sha256)
@@ -64,14 +67,15 @@ def blob_in_scope(request: Request, sha256: str) -> str:
 
 
 def population_of_upload(request: Request) -> str:
-    """The population that an administrator's upload is for: the query's `population`, or its only one; "" for none.
+    """The population of an administrator's upload: the query's `population`, or the administrator's only one.
 
-    Raises UmbelError when it has several and names none, UnknownPopulation when it names another.
+    It is "" for an administrator of all populations. Raises UmbelError when the administrator has several and the query
+    names none, UnknownPopulation when it names another.
     """
     identity, asked = identity_of(request), request.query_params.get("population", "")
     if asked:
         check_population(identity, check_name(asked, "a population"))
         return asked
     if len(identity.populations) > 1:
-        raise UmbelError(f"say for which population of {identity.scope} this upload is, with ?population=")
+        raise UmbelError(f"this upload needs its population: add ?population= with one of {identity.scope}")
     return next(iter(identity.populations), "")

@@ -18,7 +18,7 @@ from umbel_server.security.admins import Role
 router = guarded("admins")
 
 LONGEST = 10 * 365 * 86_400.0
-"""Seconds that a token may be good for, unless it is for ever."""
+"""The longest lifetime of a token that expires, in seconds."""
 MOST_POPULATIONS = 100
 
 

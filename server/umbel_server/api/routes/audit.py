@@ -21,9 +21,9 @@ def list_audit(
     who: Annotated[str, Query(max_length=160)] = "",
     limit: Annotated[int, Query(ge=1, le=MOST_ENTRIES)] = 100,
 ) -> list[answers.AuditEntry]:
-    """The newest entries of the audit log, newest first: of the last `within` seconds, by `who`.
+    """List entries of the audit log, newest first: of the last `within` seconds, by actor `who`.
 
-    An administrator for some populations sees what was done to these.
+    An administrator of some populations sees the entries of these.
     """
     server = server_of(request)
     since = 0.0 if within is None else server.clock() - within
@@ -32,6 +32,6 @@ def list_audit(
 
 @router.get("/v1/audit/verify", dependencies=by(viewer()))
 def verify_audit(request: Request) -> answers.AuditVerdict:
-    """Whether the audit log is whole: `entries` that are, the last one's `hash`, and the `fault` after it or ""."""
+    """Verify the audit log: the number of intact `entries`, the `hash` of the last, and the `fault` after it or ""."""
     head, fault = server_of(request).audit.verify()
     return answers.AuditVerdict(head.count, head.hash, fault.sentence if fault is not None else "")

@@ -30,7 +30,7 @@ router = guarded("blobs")
 Address = Annotated[str, "64 hex digits"]
 
 ADMIN = "admin"
-TOO_MANY = "the device sends and fetches too many blobs at a time; this, the oldest, is over"
+TOO_MANY = "the device has too many transfers at a time; this one is the oldest and was ended"
 _RANGE = re.compile(r"bytes=([0-9]{1,18})-([0-9]{0,18})")
 
 
@@ -52,7 +52,7 @@ Uploading = Annotated[Sender, Depends(upload_sender)]
 
 
 class Download(StreamingResponse):
-    """A blob's bytes, counted as they go out; it ends when its receiver is barred or fetches too much at once."""
+    """An answer with a blob's bytes, counted as they are sent; it ends when its device is barred or fetches too much at once."""
 
     def __init__(
         self, request: Request, population: str, chunks: Iterator[bytes], size: int, more: dict[str, str]
@@ -80,9 +80,9 @@ class Download(StreamingResponse):
 
 
 def range_of(text: str, size: int) -> tuple[int, int] | None:
-    """The first byte and the one after the last that a Range header asks for of `size` bytes; None for all.
+    """The bytes that a Range header asks for of `size` bytes, as (first, one after the last); None for all.
 
-    What is no single range of bytes is ignored, as RFC 9110 has it. The range is empty when there are no such bytes.
+    A header that is not a single range of bytes is ignored (RFC 9110). The range is empty when it lies beyond the end.
     """
     wanted = _RANGE.fullmatch(text)
     if wanted is None:
@@ -91,7 +91,7 @@ def range_of(text: str, size: int) -> tuple[int, int] | None:
 
 
 def offset_of(text: str) -> int:
-    """The bytes of an upload that have come before, as its header says; raises UmbelError."""
+    """The number of bytes that an upload has sent before, by its header; raises UmbelError."""
     if (offset := number_of(text)) is None:
         raise UmbelError(f"{OFFSET} should be the number of bytes sent before, got {text[:40]!r}")
     return offset
@@ -129,8 +129,8 @@ def head_blob(request: Request, sha256: str) -> Response:
 async def put_blob(request: Request, sha256: Address, who: Who, sender: Uploading) -> answers.StoredBlob:
     """Store a blob sent from its first byte; bytes with another digest are refused and nothing is kept.
 
-    An administrator's belongs to the query's `population` from then on. A device sends the blob that answers an open
-    command. When its connection breaks, what arrived is kept, a day at most, for it to go on with PATCH of the upload.
+    An administrator's blob belongs to the query's `population` from then on. A device sends the blob that answers an open
+    command. When a connection breaks, the received bytes are kept for at most a day; PATCH of the upload continues it.
     """
     blob = await _receive(request, who, sender, sha256, 0)
     note(request, blob.sha256, sender.population, size=blob.size)
@@ -139,7 +139,7 @@ async def put_blob(request: Request, sha256: Address, who: Who, sender: Uploadin
 
 @router.head(UPLOAD_PATH, dependencies=by(device_or("operator")), status_code=204, response_class=Response)
 async def head_upload(request: Request, sha256: Address, sender: Uploading) -> Response:
-    """How far the sender's upload has come: `Upload-Offset` in bytes, `Upload-Complete: ?1` when the blob is stored."""
+    """The progress of the sender's upload: `Upload-Offset` in bytes, `Upload-Complete: ?1` when the blob is stored."""
     offset, complete = await server_of(request).uploads.offset(sender, sha256)
     headers = {OFFSET: str(offset), COMPLETE: "?1" if complete else "?0", "Cache-Control": "no-store"}
     return Response(status_code=204, headers=headers)
@@ -153,9 +153,9 @@ async def head_upload(request: Request, sha256: Address, sender: Uploading) -> R
     response_class=Response,
 )
 async def patch_upload(request: Request, sha256: Address, who: Who, sender: Uploading) -> Response:
-    """Go on with an upload: the body is every byte from `Upload-Offset` on.
+    """Continue an upload: the body is every byte from `Upload-Offset` on.
 
-    409 with the right `Upload-Offset` when the server has another number of bytes; as PUT of the blob otherwise.
+    Answers 409 with the right `Upload-Offset` when the server has another number of bytes; else as PUT of the blob.
     """
     offset = offset_of(request.headers.get(OFFSET, ""))
     try:
@@ -167,7 +167,7 @@ async def patch_upload(request: Request, sha256: Address, who: Who, sender: Uplo
 
 
 async def _receive(request: Request, who: Access | None, sender: Sender, sha256: str, offset: int) -> Blob:
-    """Take in what is sent, within the quota of the sender's population, and count what stays of a device's."""
+    """Receive an upload within the quota of the sender's population, and count the bytes that a device's upload leaves."""
     if who is None:
         return await _receive_within(request, who, sender, sha256, offset)
     received_blobs = server_of(request).received_blobs
@@ -185,7 +185,9 @@ async def _receive_within(request: Request, who: Access | None, sender: Sender, 
     server = server_of(request)
     size = announced(request, max(0, sender.most - offset))
     if offset + size > sender.most:
-        raise TooLarge(f"this upload may have at most {sender.most} bytes, it has {offset + size}; send no more of it")
+        raise TooLarge(
+            f"this upload may have at most {sender.most} bytes, it has {offset + size}; do not send it again"
+        )
     with ExitStack() as stack:
         moving = None
         if sender.population:
@@ -228,7 +230,7 @@ async def _noticed(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 def _sent(server: Server, who: Access | None, moving: Moving | None, chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """The chunks, until their receiver is suspended or revoked; then its connection breaks, as the answer has begun."""
+    """Pass the chunks on until the receiver is barred. Then break the connection, because the answer has begun."""
     for chunk in chunks:
         if who is not None:
             server.devices.known(who.population, who.device).check()
@@ -238,7 +240,7 @@ def _sent(server: Server, who: Access | None, moving: Moving | None, chunks: Ite
 
 
 async def _while_admitted(server: Server, who: Access, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The chunks, until their sender is suspended or revoked; then raises Barred."""
+    """Pass the chunks on; raises Barred once the sender is suspended or revoked."""
     async for chunk in chunks:
         if (known := server.devices.remembered(who.population, who.device)) is None:
             known = await run_in_threadpool(server.devices.known, who.population, who.device)

@@ -36,7 +36,7 @@ class _Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _request_type() -> type[_Request]:
-    """The request for commands: the fields of every kind in one struct, of which a request uses those of its own."""
+    """The struct of a request for commands: it has the fields of every kind, and a request uses those of its kind."""
     kind = ("kind", Literal[tuple(SENDABLE)], msgspec.NODEFAULT)
     fields = {field.name: field for kind in SENDABLE.values() for field in kind.request_fields}
     made = msgspec.defstruct(
@@ -77,7 +77,7 @@ def _send_commands(server: Server, who: Identity, wanted: _Request) -> list[answ
         listed = server.devices.list(wanted.population)
         names = [device.id for device in listed if device.state == devices.ACTIVE]
     if not names:
-        raise UmbelError(f"population {wanted.population} has no devices that take part; see 'umbel devices list'")
+        raise UmbelError(f"population {wanted.population} has no active devices; see 'umbel devices list'")
     with server.database.transaction() as session:
         for name in names:
             device = server.devices.row(session, wanted.population, name)

@@ -1,4 +1,4 @@
-"""Enrolment: what a device asks before, while and after it is enrolled."""
+"""Enrolment: the server's trust, the enrolment itself, connection settings and certificates of devices."""
 
 from datetime import UTC, datetime
 
@@ -55,7 +55,7 @@ async def enrol(request: Request) -> EnrolmentReply:
 def connection(request: Request, who: Who) -> EnrolmentReply:
     """Show the current connection settings, as at enrolment."""
     if who is None:
-        raise UmbelError("a device asks for its connection with a token that it signed, not an administrator")
+        raise UmbelError("only a device can ask for its connection, with a token that it signed")
     server = server_of(request)
     device = server.devices.get(who.population, who.device)
     return _reply(server, device.population, device.id, device.kind)
@@ -69,12 +69,12 @@ def connection(request: Request, who: Who) -> EnrolmentReply:
     response_class=Response,
 )
 async def certify(request: Request, who: Who) -> Response:
-    """A certificate in PEM for the device that asks, with which brokers know it by `<population>/<device>`.
+    """Issue a certificate in PEM to the device that asks; brokers read the name `<population>/<device>` from it.
 
     The body is the signing request, in PEM, in a JWS by the device's key.
     """
     if who is None:
-        raise UmbelError("a device asks for its certificate with a token that it signed, not an administrator")
+        raise UmbelError("only a device can ask for its certificate, with a token that it signed")
     server = server_of(request)
     asked = await body_of(request)
     certificate = await run_in_threadpool(_certify, server, who, asked)

@@ -1,4 +1,4 @@
-"""The server's signing keys: which there are, and a new one."""
+"""The server's signing keys: list them, rotate to a new one."""
 
 from typing import Annotated
 
@@ -23,7 +23,7 @@ class RotationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @router.get("/v1/keys", dependencies=by(viewer()))
 def list_keys(request: Request, who: Asking) -> list[answers.Key]:
-    """The server's signing keys, oldest first, and how many devices of the asking one's populations have confirmed the newest."""
+    """List the server's signing keys, oldest first, with the number of the caller's devices that have confirmed the newest."""
     return server_of(request).rotation.describe(who.populations)
 
 
@@ -33,7 +33,10 @@ async def rotate(request: Request, who: Asking) -> list[answers.Key]:
     asked = msgspec.json.decode(await body_of(request), type=RotationRequest)
     note(request, overlap=round(asked.overlap))
     if who.populations:
-        raise Refused(f"the signing key is every population's; {who.name} is an owner of {who.scope} only", 403)
+        raise Refused(
+            f"all populations share the signing key, so only an owner of all may rotate it; {who.name} is an owner of {who.scope}",
+            403,
+        )
     rotation = server_of(request).rotation
     await run_in_threadpool(rotation.rotate, asked.overlap)
     rows = await run_in_threadpool(rotation.describe)

@@ -1,4 +1,4 @@
-"""How much a population may use, and uses."""
+"""Quotas of populations, and their usage."""
 
 import msgspec
 from fastapi import Request
@@ -36,7 +36,7 @@ async def set_quota(request: Request, who: Asking, population: str) -> answers.Q
     note(request, population, population, **msgspec.to_builtins(asked))
     check_population(who, population)
     if who.populations:
-        raise Refused(f"a quota is set by an owner for all populations, and {who.name} is for {who.scope}", 403)
+        raise Refused(f"only an owner of all populations may set a quota; {who.name} is an owner of {who.scope}", 403)
     quotas = server_of(request).quotas
     await run_in_threadpool(quotas.set, population, asked)
     return await run_in_threadpool(quotas.describe, population)

@@ -31,8 +31,9 @@ router = guarded("releases")
 class ReleaseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The checkpoint to release - of `round`, or the newest - and its files.
 
-    `examples` and `representative` are digests of `.npz` files: what the files are measured on (default: what the run
-    held out), and what int8-full is calibrated on. `keras` are Keras's metrics on the same examples, computed elsewhere.
+    `examples` and `representative` are digests of `.npz` files. The files are measured on `examples` (default: the run's
+    held-out examples), and int8-full is calibrated on `representative`. `keras` are Keras's metrics on the same examples,
+    computed elsewhere.
     """
 
     round: Annotated[int, msgspec.Meta(ge=0, le=MOST_COUNT)] | None = None

@@ -38,7 +38,7 @@ class RunRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CloneRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Changes to the settings of a run that is started again, by their names; those of the round policy in `policy`."""
+    """Changes to the settings of the cloned run, by name; `policy` holds the changes to the round policy."""
 
     settings: dict[str, Any] = {}
     from_run: str = ""
