@@ -52,6 +52,7 @@ class RunningServer:
         clock: Callable[[], float] = time.time,
         encrypt_commands: bool = False,
         database: str = "",
+        blobs: str = "",
     ) -> None:
         config = Config(
             http=Http(port=free_port(), tls=tls),
@@ -60,6 +61,7 @@ class RunningServer:
             keep_updates=keep_updates,
             populations={POPULATION: Population(encrypt_commands)},
             database=database,
+            blobs=blobs,
         )
         self.state: State = open_state(folder) if (folder / CONFIG).exists() else init_state(folder, config)
         port, tls = self.state.config.http.port, self.state.config.http.tls

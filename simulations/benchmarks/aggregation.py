@@ -24,6 +24,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from umbel.messages import Blob
 from umbel.tensors import Tensors, WeightSpec, dump, load
 from umbel.updates import Pipeline
 
@@ -118,7 +119,7 @@ def umbel_half(shapes: dict[str, tuple[int, ...]], updates: int, folder: Path) -
     passes.squares = looking(passes.squares, looks)  # while an update is read
     for number in range(updates):
         with reading:
-            update = from_blob(pipeline, blobs, digests[number], buffers)
+            update = from_blob(pipeline, blobs, Blob(digests[number], blobs.size(digests[number])), buffers)
         with clock:
             vetting.accept(f"device {number}", update.delta, examples(number), squares=update.squares)
             aggregator.fold(str(number), update, examples(number), {"loss": 1.0})

@@ -5,6 +5,7 @@ import weakref
 import numpy as np
 from numpy.typing import NDArray
 
+from umbel.messages import Blob
 from umbel.updates import Pipeline
 from umbel_server.aggregation import passes
 from umbel_server.aggregation.mean import NEARBY
@@ -46,12 +47,12 @@ class Buffers:
             self._free.append(memory)
 
 
-def from_blob(pipeline: Pipeline, blobs: Blobs, sha256: str, buffers: Buffers) -> Update:
+def from_blob(pipeline: Pipeline, blobs: Blobs, blob: Blob, buffers: Buffers) -> Update:
     """The update of a blob that a device sent through `pipeline`.
 
-    Raises MissingBlob, BlobError on changed bytes, TensorError.
+    Raises MissingBlob; BlobError when the bytes were changed, also when they are not `blob.size` bytes; TensorError.
     """
-    file = buffers.take(blobs.size(sha256))
+    file, sha256 = buffers.take(blob.size), blob.sha256
     decoded = pipeline.decode(file, blobs.fill(sha256, file.data), lambda piece: passes.squares(piece, 1))
     pieces: Pieces = BlobPieces(blobs, sha256, decoded.places)
     if not pipeline.is_plain:

@@ -7,13 +7,13 @@ from a device can neither replace nor remove a plan, a checkpoint, a release or 
 import logging
 import shutil
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from obstore.exceptions import BaseError as StoreError
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from umbel_server.commands.outbox import OPEN
@@ -33,6 +33,8 @@ RETRY_SECONDS = 60.0
 
 STOP_SECONDS = 10.0
 """`stop` waits this long for a removal and leaves the rest to the next process: the bucket may not answer."""
+
+_STATE = select(*COMMANDS.c["population", "state"]).where(COMMANDS.c.id == bindparam("of"))
 
 
 class ReceivedBlobs:
@@ -69,14 +71,8 @@ class ReceivedBlobs:
         """The store of one command."""
         return self._blobs.apart(f"{FOLDER}/{command}")
 
-    def find(self, population: str, command: str, sha256: str) -> Blobs:
-        """The store of a blob that answers a command: the command's own, or the server's if its population owns the blob.
-
-        Raises MissingBlob.
-        """
-        own = self.of(command)
-        if own.has(sha256):
-            return own
+    def owned(self, population: str, sha256: str) -> Blobs:
+        """The server's own store, for a blob that a population owns there; raises MissingBlob when it does not."""
         self.ownership.check([population], sha256)
         return self._blobs
 
@@ -85,8 +81,7 @@ class ReceivedBlobs:
         try:
             return self.of(command).size(sha256)
         except MissingBlob:
-            self.ownership.check([population], sha256)
-            return self._blobs.size(sha256)
+            return self.owned(population, sha256).size(sha256)
 
     def unanswered_bytes(self, population: str) -> int:
         """The bytes received for a population's open commands, before any answer refers to them."""
@@ -98,8 +93,32 @@ class ReceivedBlobs:
             if (before := self._unanswered.get(command)) is not None:
                 self._set(command, replace(before, unfinished=0))
 
-    def count_bytes(self, *commands: str) -> None:
-        """Count the bytes received for those of `commands` that are open."""
+    def count_whole(self, population: str, command: str, sizes: Mapping[str, int]) -> None:
+        """Count the bytes of whole blobs of a command, given by address, one of which was stored just now."""
+        with self._lock:
+            before = self._unanswered.get(command, _Unanswered(population, {}, 0))
+            self._set(command, replace(before, whole={**before.whole, **sizes}))
+
+    def count_unfinished(self, command: str) -> None:
+        """Count the bytes of a command's unfinished upload, at the end of a request that continued it."""
+        try:
+            with self._database.transaction() as session:
+                row = session.execute(_STATE, {"of": command}).one_or_none()
+            if row is None:
+                return
+            unfinished = _size_of(self._parts_of(command))
+        except (OSError, SQLAlchemyError) as error:
+            log.warning("received blobs cannot be counted now: %s", _first_line(error))
+            return
+        with self._lock:
+            if row.state in OPEN:
+                before = self._unanswered.get(command, _Unanswered(row.population, {}, 0))
+                self._set(command, replace(before, unfinished=unfinished))
+            elif row.state == "done":
+                self._set(command, None)  # its answer's row counts them
+
+    def _count_stored(self, commands: Collection[str]) -> None:
+        """Count the bytes that the store and the disk hold for those of `commands` that are open."""
         try:
             for some in batches(list(commands)):
                 query = select(*COMMANDS.c["id", "population"]).where(
@@ -108,8 +127,7 @@ class ReceivedBlobs:
                 with self._database.transaction() as session:
                     open = session.execute(query).all()
                 for command, population in open:
-                    whole = sum(self.of(command).sizes().values())
-                    unanswered = _Unanswered(population, whole, _size_of(self._parts_of(command)))
+                    unanswered = _Unanswered(population, self.of(command).sizes(), _size_of(self._parts_of(command)))
                     with self._lock:
                         self._set(command, unanswered)
         except (OSError, StoreError, SQLAlchemyError) as error:
@@ -159,7 +177,7 @@ class ReceivedBlobs:
         parts = {folder.name for folder in self._parts_of("").glob("*")}
         commands = parts | set(self._blobs.names(FOLDER))
         self._remove(commands)
-        self.count_bytes(*commands)
+        self._count_stored(commands)
 
     def _remove(self, commands: Collection[str]) -> set[str]:
         """Remove the blobs of those of `commands` that are over; returns those whose removal failed."""
@@ -212,15 +230,15 @@ class ReceivedBlobs:
 
 @dataclass(frozen=True)
 class _Unanswered:
-    """The bytes received for an open command of a population: of whole blobs, and of an unfinished upload."""
+    """The bytes received for an open command of a population: of `whole` blobs by address, and of an unfinished upload."""
 
     population: str
-    whole: int
+    whole: Mapping[str, int]
     unfinished: int
 
     @property
     def size(self) -> int:
-        return self.whole + self.unfinished
+        return sum(self.whole.values()) + self.unfinished
 
 
 def _size_of(folder: Path) -> int:

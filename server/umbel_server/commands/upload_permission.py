@@ -1,5 +1,7 @@
 """Upload permission: a device may upload the blob that its own open command asks for, up to the largest size of that blob."""
 
+import functools
+
 from sqlalchemy import bindparam, select
 
 from umbel import messages
@@ -40,7 +42,9 @@ class UploadPermission:
                 f"command {command} is over ({row.state}), nothing is uploaded for it any more; drop it and wait for the next"
             )
         most = min(self._sizes.most, self._largest(row.kind, row.token))
-        return Sender(uploads_folder(command), self._received_blobs.of(command), most, population=population)
+        count = functools.partial(self._received_blobs.count_whole, population, command)
+        store = self._received_blobs.of(command)
+        return Sender(uploads_folder(command), store, most, population=population, count=count)
 
     def _largest(self, name: str, token: bytes) -> int:
         body = messages.decode_command(token, self._keys.lineage.all).body

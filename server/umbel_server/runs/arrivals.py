@@ -3,12 +3,14 @@
 from sqlalchemy import and_, bindparam, select
 
 from umbel.errors import TensorError, UmbelError
+from umbel.messages import Blob
 from umbel.updates import Pipeline
 from umbel_server.aggregation import Buffers, Update, WeightPieces, from_blob
 from umbel_server.aggregation.device_metrics import check_metrics
 from umbel_server.devices import register as devices
 from umbel_server.runs.fleet_run import FleetRun
 from umbel_server.runs.port import Arrival
+from umbel_server.storage.blobs import MissingBlob
 from umbel_server.storage.database import ASSIGNMENTS, DEVICES
 
 NO_UPDATE = Update({}, WeightPieces({}, {}))
@@ -49,14 +51,15 @@ class Arrivals:
         if row.bytes_up > most:  # it is read whole, so its size is checked first
             raise UmbelError(f"the update of {row.device} should have at most {most} bytes, it has {row.bytes_up}")
         try:
-            blobs = (
-                self._run.fleet.received_blobs.find(self._run.population, row.command, row.update)
-                if row.update
-                else None
-            )
-            update = NO_UPDATE
-            if blobs and row.update:
-                update = from_blob(self._pipeline, blobs, row.update, self._buffers)
+            update = self._read(row.command, Blob(row.update, row.bytes_up)) if row.update else NO_UPDATE
         except TensorError as error:
             raise UmbelError(f"the update of {row.device}: {error}") from error
         return Arrival(row.device, update, row.examples, row.metrics, row.reported)
+
+    def _read(self, command: str, blob: Blob) -> Update:
+        received = self._run.fleet.received_blobs
+        try:
+            return from_blob(self._pipeline, received.of(command), blob, self._buffers)
+        except MissingBlob:  # the device may have answered with a blob that its population owns
+            owned = received.owned(self._run.population, blob.sha256)
+            return from_blob(self._pipeline, owned, blob, self._buffers)

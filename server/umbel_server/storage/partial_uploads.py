@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -53,7 +53,8 @@ class Sender:
     """The sender of an upload: the `folder` of its unfinished uploads, the store of its blobs, the `most` bytes of a blob.
 
     A `bounded` sender may store BLOBS_OF_ONE blobs. The blobs belong to `population`, unless it is empty. `sees(sha256)`
-    says whether the sender may know that a stored blob exists.
+    says whether the sender may know that a stored blob exists. A bounded sender's `count(sizes)`
+    is told the bytes of each blob in its store, by address, whenever one was added.
     """
 
     folder: str
@@ -62,6 +63,7 @@ class Sender:
     bounded: bool = True
     population: str = ""
     sees: Callable[[str], bool] = lambda sha256: True
+    count: Callable[[Mapping[str, int]], None] = lambda sizes: None
 
     def has(self, sha256: str) -> bool:
         """Whether the sender's store has a blob that the sender may see."""
@@ -176,12 +178,16 @@ class Uploads:
             await asyncio.wait({placing})
 
     def _place(self, sender: Sender, sha256: str, part: Path) -> None:
-        if sender.bounded and len(sender.blobs.sizes().keys() - {sha256}) >= BLOBS_OF_ONE:
+        sizes = sender.blobs.sizes() if sender.bounded else {}
+        if len(sizes.keys() - {sha256}) >= BLOBS_OF_ONE:
             part.unlink(missing_ok=True)
             raise BlobError(f"{BLOBS_OF_ONE} blobs came for this command already; send its answer with one of them")
         with part.open("rb") as file:
             os.fsync(file.fileno())
+            sizes[sha256] = file.seek(0, os.SEEK_END)
         sender.blobs.place(sha256, part)
+        if sender.bounded:
+            sender.count(sizes)
 
     def _part(self, sender: Sender, sha256: str) -> Path:
         return self._folder / sender.folder / f"{check_address(sha256)}.part"

@@ -176,7 +176,7 @@ async def _receive(request: Request, who: Access | None, sender: Sender, sha256:
         return await _receive_within(request, who, sender, sha256, offset)
     finally:
         try:
-            await run_in_threadpool(received_blobs.count_bytes, who.command)
+            await run_in_threadpool(received_blobs.count_unfinished, who.command)
         finally:
             received_blobs.remove_soon([who.command])  # its command may have ended meanwhile
 

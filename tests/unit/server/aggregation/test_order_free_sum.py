@@ -183,9 +183,7 @@ def test_blobs_are_read_again_where_it_matters(count: int, tmp_path: Path) -> No
     for _ in range(count):
         delta = {name: np.asarray(normal(rng, weight.size), np.float32) for name, weight in base.items()}
         delta["w"][[0, 7, size - 1]] = [0.0, 2.0**-60, -(2.0**-70)]
-        updates.append(
-            (from_blob(Pipeline(specs), blobs, blobs.put(dump(delta)).sha256, Buffers()), rng.uniform(0.1, 90))
-        )
+        updates.append((from_blob(Pipeline(specs), blobs, blobs.put(dump(delta)), Buffers()), rng.uniform(0.1, 90)))
     ours = folded(base, updates, specs)
     assert same(ours, folded(base, updates[::-1], specs))
     assert ours["w"][[0, 7, size - 1]].tolist() == pytest.approx([0.0, 2.0**-60, -(2.0**-70)], rel=1e-6, abs=0)

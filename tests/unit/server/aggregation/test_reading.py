@@ -30,7 +30,7 @@ def tensors(seed: int, size: int = 1000, dtype: str = "float32") -> Tensors:
 
 def read(blobs: Blobs, delta: Tensors, buffers: Buffers) -> Update:
     specs = [WeightSpec(name, tensor.shape, tensor.dtype.name) for name, tensor in delta.items()]
-    return from_blob(Pipeline(specs), blobs, blobs.put(dump(delta)).sha256, buffers)
+    return from_blob(Pipeline(specs), blobs, blobs.put(dump(delta)), buffers)
 
 
 def same(one: Tensors, other: Tensors) -> bool:
@@ -92,22 +92,22 @@ def test_memory_of_updates_that_are_gone_is_used_again_up_to_a_bound() -> None:
 
 def test_a_blob_that_is_gone_or_was_changed_is_said_to_be(tmp_path: Path) -> None:
     store = Blobs(tmp_path.as_uri())
-    address = store.put(dump(tensors(1))).sha256
-    path = tmp_path / address[:2] / address
+    blob = store.put(dump(tensors(1)))
+    path = tmp_path / blob.sha256[:2] / blob.sha256
     whole = path.read_bytes()
     for changed in (whole[:-1] + b"x", whole[:-8], b"", b"{}" + whole):
         path.write_bytes(changed)
         with pytest.raises(BlobError, match=r"was changed on the server's disk"):
-            from_blob(PIPELINE, store, address, Buffers())
+            from_blob(PIPELINE, store, blob, Buffers())
     path.unlink()
     with pytest.raises(MissingBlob, match="is not on this server"):
-        from_blob(PIPELINE, store, address, Buffers())
+        from_blob(PIPELINE, store, blob, Buffers())
 
 
 @pytest.mark.parametrize("data", [b"", b"abc", b"\xff" * 64, (8).to_bytes(8, "little") + b"{}}}}}}}", bytes(3_000_000)])
 def test_what_is_no_safetensors_is_refused(blobs: Blobs, data: bytes) -> None:
     with pytest.raises(TensorError, match="expected safetensors bytes"):
-        from_blob(PIPELINE, blobs, blobs.put(data).sha256, Buffers())
+        from_blob(PIPELINE, blobs, blobs.put(data), Buffers())
 
 
 def test_an_update_has_no_more_header_than_its_weights_need(blobs: Blobs) -> None:
@@ -116,9 +116,9 @@ def test_an_update_has_no_more_header_than_its_weights_need(blobs: Blobs) -> Non
     bomb = b'{"w":[' + b",".join([b"[]"] * 100_000) + b"]}"
     blob = blobs.put(len(bomb).to_bytes(8, "little") + bomb)
     with pytest.raises(TensorError, match=r"a header of at most 66566 bytes, it has 300007"):
-        from_blob(pipeline, blobs, blob.sha256, Buffers())
+        from_blob(pipeline, blobs, blob, Buffers())
     blob = blobs.put(dump({"w": np.ones(100_000, np.float32)}))
-    assert from_blob(pipeline, blobs, blob.sha256, Buffers()).squares == pytest.approx(100_000)
+    assert from_blob(pipeline, blobs, blob, Buffers()).squares == pytest.approx(100_000)
 
 
 @pytest.mark.parametrize(
@@ -133,5 +133,5 @@ def test_what_a_device_wrote_does_not_fill_the_log(header: bytes, blobs: Blobs) 
     header = header.replace(b"NAME", b"x" * 50_000).replace(b"SHAPE", b"1000000000000000000" + b",1" * 31)
     data = len(header).to_bytes(8, "little") + header + bytes(5)
     with pytest.raises(TensorError) as error:
-        from_blob(PIPELINE, blobs, blobs.put(data).sha256, Buffers())
+        from_blob(PIPELINE, blobs, blobs.put(data), Buffers())
     assert len(str(error.value)) < 400
