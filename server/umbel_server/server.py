@@ -1,4 +1,22 @@
-"""The server's parts, assembled once for one process."""
+"""The server's parts, assembled once for one process.
+
+Several processes cannot serve one state folder or one database. These things work in one process only:
+
+- `commands`: the listeners that are told of transitions and presence; the connection to the broker, under one client id;
+  the thread that repeats and expires commands; messages that wait for the database; the time before which a barred
+  device is not told its state again; the bytes received for open commands, and the commands whose blobs are to be removed.
+- `Outbox.sequence`: the sequence numbers of commands ascend.
+- `Runs`: one thread for each run, and the orders to it; `RunProgress`: what travelled for a run, added up a moment ago.
+- `Devices`: the names of all devices, the keys and states of those in use, and the errors of their clocks.
+- `BlobOwnership`: the rows read lately. `UploadSizes`: the sizes that follow from a plan.
+- `Uploads`: the request that has each unfinished upload, and the uploads that are moving into the store.
+- `Transfers`: the transfers in progress of each device.
+- `RequestLimits`, `MessageLimits`, `Refusals`: the buckets of all rates, and the counts of what was refused.
+- `Quotas`: the limits, the bytes that are arriving, and sums of stored bytes. `DailyBytes`: the bytes that moved today.
+- `UsedTokens`: the tokens that were used. `Admins`: the tokens verified lately, and the buckets of failures.
+- `Audit`: the head of the chain of entries, and the buckets of refusals. `Keyring`: the keys in the state folder.
+- `Database`: with SQLite, the turn of the one transaction.
+"""
 
 import logging
 import time
