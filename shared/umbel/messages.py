@@ -134,7 +134,7 @@ class Report(Struct, frozen=True, tag="report"):
 
 
 class Standing(Struct, frozen=True, tag="standing", omit_defaults=True):
-    """Whether the server takes part with this device: told when that changes, as news that needs no answer."""
+    """Whether this device takes part: told when that changes, as news that needs no answer."""
 
     state: Literal["active", "suspended", "revoked"]
     reason: str = ""
