@@ -21,7 +21,7 @@ from umbel_server.storage.database import COMMANDS, DEVICES, Command, Database
 
 OPEN = ("pending", "accepted")
 NOTICE_SECONDS = 300.0
-"""How long news may be on its way: a device's clock may differ from the server's by so much."""
+"""Seconds until news expires; a device's clock may differ from the server's by as much."""
 
 
 _ONE = select(*COMMANDS.c["population", "device", "kind", "state"]).where(COMMANDS.c.id == bindparam("of"))

@@ -1,4 +1,4 @@
-"""Presence: what a device says of itself, and what the server tells a barred one."""
+"""Presence: takes in the statuses of devices, and tells a barred device its state."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""Devices whose work is rejected too often get no more, until an administrator readmits them."""
+"""Quarantine: a device whose updates are rejected too often gets no work until an administrator readmits it."""
 
 import logging
 

@@ -33,10 +33,10 @@ class OpenRound:
 
 @dataclass(frozen=True)
 class Record:
-    """What is durable of a run: its newest checkpoint `version`, and what has happened since.
+    """The durable state of a run: its newest checkpoint `version`, and the work since.
 
-    `failures` are the attempts abandoned in a row since the run was last resumed, `attempts` all of the next round's,
-    `made` the assignments ever made; `done` says why the run has reached its end already.
+    `failures` counts the attempts abandoned in a row since the run was last resumed. `attempts` counts those of the next
+    round, and `made` all assignments of the run. `done` is the reason that the run has reached its end, or "".
     """
 
     run: str
@@ -82,19 +82,19 @@ class State:
         return self.version + 1
 
     def count(self, *states: str) -> int:
-        """How many assignments are in one of `states`."""
+        """The number of assignments in one of `states`."""
         return self.work.count(*states)
 
     @property
     def wake(self) -> float:
-        """When to send a Tick if nothing else happens; infinity when time changes nothing."""
+        """The time at which the engine needs a Tick if no other event comes; infinity when it needs none."""
         if self.phase in ("committing", "ended"):
             return math.inf
         return min(self.closes, self.work.soonest)
 
     @property
     def wants_devices(self) -> bool:
-        """Whether devices that come now would be given an assignment."""
+        """Whether a device that comes online now would get an assignment."""
         if self.phase == "selecting":
             return True
         free = self.policy.concurrency - self.count(*WITH_DEVICE)
@@ -143,7 +143,7 @@ def recover(record: Record, now: float) -> tuple[State, tuple[Effect, ...]]:
 
 
 def step(state: State, event: Event) -> tuple[State, tuple[Effect, ...]]:
-    """What follows from an event. An event about an assignment that has its final state changes nothing."""
+    """Apply an event; returns the new state and the effects. An event of an assignment with a final state changes nothing."""
     turn = _Turn(state, event.now)
     if state.phase != "ended":
         turn.take(event)
@@ -244,7 +244,7 @@ class _Turn:
         return tuple(offers)
 
     def fold_arrived(self) -> None:
-        """Fold what has arrived, each with its examples as weight, less the staler it is."""
+        """Fold the arrived updates. An update's weight is its number of examples, discounted by its staleness."""
         if self.state.phase == "committing":
             return  # the sum is being committed; these belong to the next one, or to none
         arrived = self.state.work.arrived
@@ -256,7 +256,7 @@ class _Turn:
             self.effects.append(events.Fold(work.id, weight))
 
     def expire(self) -> None:
-        """End what devices have not finished in time."""
+        """Expire the assignments that devices have not finished in time."""
         if self.now < self.state.work.soonest:
             return
         for work in self.state.work.overdue(self.now):
@@ -328,7 +328,7 @@ class _Turn:
         self.effects.append(events.Look())
 
     def drop_stale(self) -> None:
-        """Cancel what belongs to an older checkpoint, or to one that is too old when late updates are folded."""
+        """Cancel assignments of an older checkpoint; when late updates are folded, only those beyond `max_staleness`."""
         for work in list(self.state.work.values()):
             staleness = self.state.version - work.base
             if not self.state.policy.folds_late and staleness > 0:

@@ -1,4 +1,4 @@
-"""What happens to a round, and what the engine wants done about it. Times are Unix seconds, or a simulation's."""
+"""The events that the round engine takes, and the effects that it asks for. Times are Unix or virtual seconds."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -82,7 +82,7 @@ class Unable(Event):
 
 @dataclass(frozen=True)
 class Order(Event):
-    """An administrator's word."""
+    """An administrator pauses or stops the run."""
 
     what: Literal["pause", "stop"]
 
@@ -99,7 +99,7 @@ class Offer:
 
 @dataclass(frozen=True)
 class Look:
-    """Tell which devices there are, now, and again whenever that changes while the phase is `selecting`."""
+    """Send Candidates now, and again at every change of the devices while the phase is `selecting`."""
 
 
 @dataclass(frozen=True)

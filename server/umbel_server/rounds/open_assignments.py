@@ -47,16 +47,16 @@ class OpenAssignments(Mapping[str, OpenAssignment]):
         return len(self._by_id)
 
     def values(self) -> ValuesView[OpenAssignment]:
-        """As of a dictionary, whose own are faster than a Mapping's."""
+        """The assignments; the dictionary's own view, because it is faster than Mapping's."""
         return self._by_id.values()
 
     @property
     def arrived(self) -> tuple[OpenAssignment, ...]:
-        """Those in that state, in the order in which they came to it."""
+        """The assignments in the state `arrived`, in the order of arrival."""
         return tuple(self._arrived.values())
 
     def put(self, *works: OpenAssignment) -> "OpenAssignments":
-        """These with `works`, in place of those of the same ids."""
+        """A copy with `works` added; they replace assignments with the same ids."""
         made = self._copy()
         for work in works:
             if (before := made._by_id.get(work.id)) is not None:
@@ -71,7 +71,7 @@ class OpenAssignments(Mapping[str, OpenAssignment]):
         return made
 
     def without(self, *ids: str) -> "OpenAssignments":
-        """These but for those of `ids`."""
+        """A copy without the assignments of `ids`."""
         made = self._copy()
         for id in ids:
             gone = made._by_id.pop(id)

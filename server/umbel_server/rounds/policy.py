@@ -1,4 +1,4 @@
-"""RoundPolicy: how many devices a round wants, waits for and makes do with; the same for real and simulated runs."""
+"""RoundPolicy: the target, quorum, deadline and selection of rounds, the same for real and simulated runs."""
 
 import math
 from typing import Any, Literal
@@ -77,7 +77,7 @@ class RoundPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.late == "fold" or self.mode == "async"
 
     def wanted(self, available: int) -> int:
-        """How many updates a round wants when `available` devices can train."""
+        """The number of updates that a round wants when `available` devices can train."""
         if self.mode == "async":
             return self.buffer
         return self.target or max(self.quorum, int(self.fraction * available + 0.5))

@@ -1,4 +1,4 @@
-"""Which devices a round asks: a pure function of who is there, the policy and a seed."""
+"""The selection of a round's devices: a pure function of the candidates, the policy and a seed."""
 
 import random
 from collections import Counter
@@ -34,7 +34,7 @@ class Available:
     excluded: Mapping[str, int]
 
     def shortage(self, needed: int) -> str:
-        """A sentence on why `needed` devices are not to be had."""
+        """A sentence that says why fewer than `needed` devices can train."""
         why = ", ".join(f"{count} {reason}" for reason, count in sorted(self.excluded.items()))
         can = f"{needed} device{' is' if needed == 1 else 's are'} needed and {len(self.candidates)} can train" + (
             f" ({why})" if why else ""

@@ -1,4 +1,4 @@
-"""What a round loop does with updates, for every strategy: fold each when it comes, finish the round.
+"""Aggregators: they fold each update when it comes and finish the round, for every strategy.
 
 Flower's strategies want all replies at once. Those that only average are given one synthetic reply, the mean, and
 their server optimizer and its state are Flower's own. The robust ones want every update, and read them again in tiles.

@@ -1,4 +1,4 @@
-"""What the database knows of one run: its newest checkpoint, the round under way, and its cost."""
+"""One run in the database: its newest checkpoint, the round under way, and its cost."""
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session

@@ -1,4 +1,4 @@
-"""What a Flower message tells a device, as the body of a command."""
+"""The translation of a Flower message into the body of a command."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""What drives the round engine: a port to a fleet, a Flower strategy at its two points, configuring and aggregating."""
+"""The loop that drives the round engine with a port to a fleet and a Flower strategy, which configures and aggregates."""
 
 import logging
 import math
@@ -205,7 +205,7 @@ class _Loop:
         self._step(events.Committed(self._port.now, self._reached(metrics)))
 
     def _reached(self, metrics: Mapping[str, float]) -> str:
-        """Why the run has reached its end; empty when it has not. The cost is only counted where there is a budget."""
+        """The reason that the run has reached its end, or "". The cost is counted only for a run with a budget."""
         settings = self._inputs.settings
         if settings.until and metrics.get(settings.until, -math.inf) >= settings.at_least:
             return f"{settings.until} is {metrics[settings.until]:.4g}, the goal of {settings.at_least:g} is reached"

@@ -156,7 +156,7 @@ class Offers:
         return states
 
     def _withdraw(self, session: Session, offer: Offer, command: Addressed, state: str, now: float) -> Ended:
-        """End what a barred device may not be offered, in the transaction that notes it."""
+        """End the assignment of a barred device in the transaction that notes it."""
         row = session.get_one(Command, command.id)
         row.state, row.reason = "cancelled", f"the device was {state}"
         move_assignment(session, command.id, row.state, row.reason, now)

@@ -1,4 +1,4 @@
-"""What the rounds of one run need of a fleet and of durable memory."""
+"""The port of a run's rounds: their interface to a fleet and to durable memory."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,14 +76,14 @@ class Port(Protocol):
 
     @property
     def threads(self) -> int:
-        """How many threads a pass over an update may use: one where the other cores train."""
+        """The number of threads that a pass over an update may use; 1 where the other cores train."""
 
     @property
     def delta_dtype(self) -> str:
         """The dtype of updates where it is not that of the weights; else empty."""
 
     def start(self, settings: RunSettings) -> Start:
-        """What is durable of the run; a new run commits its first weights as checkpoint 0.
+        """The durable state of the run. A new run commits its first weights as checkpoint 0.
 
         Raises UmbelError when it is damaged.
         """
@@ -113,10 +113,10 @@ class Port(Protocol):
         """Let devices evaluate checkpoint `number`; what they answer is remembered when it comes."""
 
     def cost(self) -> Cost:
-        """What the run has cost so far."""
+        """The cost of the run so far."""
 
     def next_look(self, now: float) -> float:
-        """When a round that waits for devices since `now` should look for them again, whether or not anything happened."""
+        """The time at which a round that found too few devices at `now` looks again, even without an event."""
 
     def wait(self, until: float) -> list[Event] | None:
-        """What happened, at the latest at `until`; an empty list when only the fleet changed, None to leave."""
+        """Wait for events, at most until `until`. Returns [] when only the fleet changed, None when the rounds must stop."""

@@ -1,4 +1,4 @@
-"""What is going on in a run at this moment, cheap enough to be asked for several times a second."""
+"""The progress of a run at this moment; cheap enough to ask several times a second."""
 
 import time
 from collections.abc import Callable, Sequence

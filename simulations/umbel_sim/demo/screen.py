@@ -1,4 +1,4 @@
-"""What a person sees while the demo runs: one line a phase, live accuracy, a summary at the end."""
+"""The screen of the demo: one line for each phase, live accuracy, a summary at the end."""
 
 import time
 from collections.abc import Iterator, Sequence

@@ -72,7 +72,7 @@ class RowFleet:
 
     @property
     def devices(self) -> int:
-        """How many devices there are."""
+        """The number of devices."""
         return len(self.sizes)
 
     def size(self, device: int) -> int:

@@ -1,1 +1,1 @@
-"""Pictures and pages of what came of simulations."""
+"""Reports of simulations: pictures, pages and tables."""

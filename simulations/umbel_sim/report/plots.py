@@ -112,7 +112,7 @@ def devices(outcome: Outcome) -> Figure:
 
 
 def participation(outcome: Outcome) -> Figure:
-    """How many devices had so many of their updates folded."""
+    """A histogram of devices by the number of their folded updates."""
     figure, (axes,) = _figure(5, 3.2)
     counts = outcome.participation
     most = int(counts.max(initial=0))
@@ -147,7 +147,7 @@ def data(outcome: Outcome) -> Figure:
 
 
 def work(outcome: Outcome) -> Figure:
-    """What became of assignments, over the rounds."""
+    """The final states of assignments by round."""
     figure, (axes,) = _figure(5, 3.2)
     rows = outcome.rows[1:]
     if rows:
@@ -168,7 +168,7 @@ def work(outcome: Outcome) -> Figure:
 
 
 def duration(outcome: Outcome) -> Figure:
-    """How long rounds took, in virtual time."""
+    """The duration of rounds in virtual time."""
     figure, (axes,) = _figure(5, 3.2)
     rows = outcome.rows[1:]
     seconds = _values(rows, "round_seconds")
@@ -242,7 +242,7 @@ def stacks(layers: Sequence[tuple[str, Sequence[float]]], title: str, x: str, y:
 
 
 def histogram(values: Sequence[float], title: str, x: str, y: str, *, at: float | None = None) -> Figure:
-    """How often values lie where, with a line at `at`."""
+    """A histogram of values, with a line at `at`."""
     figure, (axes,) = _figure(6, 3.6)
     axes.hist(values, bins=24, color=BLUE, edgecolor="white", linewidth=0.6)
     if at is not None:

@@ -34,31 +34,31 @@ class Result(Outcome):
         return plots.learning(self)
 
     def plot_devices(self) -> "Figure":
-        """How the newest checkpoint does on each device's own examples."""
+        """The newest checkpoint's metric on each device's own examples."""
         from umbel_sim.report import plots
 
         return plots.devices(self)
 
     def plot_participation(self) -> "Figure":
-        """How often devices took part."""
+        """The participation of devices."""
         from umbel_sim.report import plots
 
         return plots.participation(self)
 
     def plot_data(self) -> "Figure":
-        """Which labels are on which devices."""
+        """The labels on each device."""
         from umbel_sim.report import plots
 
         return plots.data(self)
 
     def plot_work(self) -> "Figure":
-        """What became of the assignments of each round."""
+        """The final states of each round's assignments."""
         from umbel_sim.report import plots
 
         return plots.work(self)
 
     def plot_duration(self) -> "Figure":
-        """How long rounds took, in virtual time."""
+        """The duration of rounds in virtual time."""
         from umbel_sim.report import plots
 
         return plots.duration(self)

@@ -1,4 +1,4 @@
-"""What a simulation remembers: in memory, and in one file of its folder from which it goes on."""
+"""The journal of a simulation: in memory, and in one file of its folder, from which an interrupted simulation continues."""
 
 import hashlib
 import time
@@ -76,7 +76,7 @@ class Journal:
         return self._earlier + time.monotonic() - self._began
 
     def snapshot(self) -> Snapshot | None:
-        """What to go on from; None when there is nothing."""
+        """The snapshot to continue from; None for a new simulation."""
         return None if self._newest is None else self._newest[0]
 
     def metrics(self) -> dict[str, float]:

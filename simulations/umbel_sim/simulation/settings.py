@@ -19,7 +19,7 @@ _FLEET = {"devices": bounds.Bounds(1, 10**9), "min_examples": bounds.Bounds(1, 1
 
 @dataclass(frozen=True)
 class Settings:
-    """How virtual devices are trained.
+    """The settings of a simulation.
 
     `learning_rate` 0 is the plan's; `until` names a held-out metric and `at_least` its goal, of those of
     which more is better; budgets are virtual hours and bytes that travel, 0: none. `mix` are device classes with

@@ -1,4 +1,4 @@
-"""The rounds' port to virtual devices: what a fleet would do and say, in virtual time, and as fast as it can be computed."""
+"""The rounds' port to virtual devices: it plays a fleet in virtual time, as fast as the machine computes."""
 
 import heapq
 import math
@@ -373,9 +373,9 @@ class SimulationPort:
         self._journal.evaluated(number, [self._world.number(name) for name in messages], self._weights)
 
     def cost(self) -> Cost:
-        """In virtual hours."""
+        """The cost so far, in virtual hours and bytes."""
         return Cost(self.now / 3600, self._tally.bytes)
 
     def close(self) -> None:
-        """Let go of what is kept outside memory."""
+        """Remove the files of kept updates."""
         self._kept.close()

@@ -1,4 +1,4 @@
-"""What a simulation goes on from: its newest checkpoint and the assignments that were under way."""
+"""The snapshot that a simulation continues from: its newest checkpoint and the open assignments."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

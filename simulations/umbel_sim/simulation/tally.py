@@ -1,4 +1,4 @@
-"""What a simulation counts: a row a round, and how often each device took part."""
+"""The counts of a simulation: one row for each round, and the participation of each device."""
 
 import time
 from collections import Counter

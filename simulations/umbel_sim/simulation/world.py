@@ -1,4 +1,4 @@
-"""What happens to an assignment on a virtual device, and when: told in advance, because nothing there is left to chance."""
+"""The course of an assignment on a virtual device, computed in advance because it depends only on seeds."""
 
 import math
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Course:
 
 @dataclass(frozen=True)
 class Load:
-    """What an assignment asks of a device: bytes down and up, and the floating-point operations of a training step."""
+    """The load of an assignment: bytes down and up, and the floating-point operations of a training step."""
 
     down: int
     up: int
@@ -75,11 +75,11 @@ class World:
         return self.mix.class_of(self.seed, device)
 
     def seconds_per_step(self, device: int, load: Load) -> float:
-        """What a training step takes on a device."""
+        """Seconds of a training step on a device."""
         return self.kind(device).step_seconds(load.operations) * self.mix.speed_of(self.seed, device)
 
     def why_not(self, device: int, time: float, rules: Rules, examples: int) -> tuple[str, ...]:
-        """Which of `rules` a device breaks, as phrases."""
+        """The rules that a device breaks, as phrases."""
         return self.broken(device, self.availability.at(device, time), time, rules, examples)
 
     @staticmethod
