@@ -9,12 +9,12 @@
 # Output:    log of 0 1 0 1: ['neutral', 'first', 'neutral', 'first']
 #            log of 0 1 2 1: [nan, nan, 2.0, nan], raw [0, 1, 2, 1]
 # Way out:   read with raw=True and name the values yourself.
-# Exit code: 0 while the behaviour is there, 1 when it has changed.
+# Exit code: 0 while the behaviour is there, 1 when it has changed, 2 when the packages could not be installed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check asammdf==8.8.0 canmatrix==1.3.3 numpy==2.4.6
+"$folder/venv/bin/pip" install --quiet --disable-pip-version-check asammdf==8.8.0 canmatrix==1.3.3 numpy==2.4.6 || exit 2
 "$folder/venv/bin/python" -W ignore - "$folder" <<'EOF'
 import sys
 from pathlib import Path

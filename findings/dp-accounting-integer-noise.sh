@@ -10,12 +10,12 @@
 #            noise 1  : epsilon 2.101
 #            one mechanism, noise 1.0: epsilon 2.101
 # Way out:   float() every noise multiplier.
-# Exit code: 0 while the behaviour is there, 1 when it has changed.
+# Exit code: 0 while the behaviour is there, 1 when it has changed, 2 when the packages could not be installed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check dp-accounting==0.6.0
+"$folder/venv/bin/pip" install --quiet --disable-pip-version-check dp-accounting==0.6.0 || exit 2
 "$folder/venv/bin/python" - <<'EOF'
 import sys
 

@@ -9,12 +9,12 @@
 # Output:    FedAvg : [0.02]
 #            FedAdam: [-0.0071]
 # Way out:   average moving statistics beside the strategy, and give it the trained weights only.
-# Exit code: 0 while the behaviour is there, 1 when it has changed.
+# Exit code: 0 while the behaviour is there, 1 when it has changed, 2 when the packages could not be installed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check flwr==1.42.0 numpy==2.4.6
+"$folder/venv/bin/pip" install --quiet --disable-pip-version-check flwr==1.42.0 numpy==2.4.6 || exit 2
 FLWR_TELEMETRY_ENABLED=0 "$folder/venv/bin/python" - <<'EOF'
 import logging
 import sys

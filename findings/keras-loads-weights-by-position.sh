@@ -9,12 +9,12 @@
 # Output:    head loaded the head's weights: False
 #            head loaded the adapter's weights: True
 # Way out:   compare the variables' paths before loading.
-# Exit code: 0 while the behaviour is there, 1 when it has changed.
+# Exit code: 0 while the behaviour is there, 1 when it has changed, 2 when the packages could not be installed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check keras==3.15.1 jax==0.10.2
+"$folder/venv/bin/pip" install --quiet --disable-pip-version-check keras==3.15.1 jax==0.10.2 || exit 2
 KERAS_BACKEND=jax KERAS_HOME="$folder" "$folder/venv/bin/python" -W ignore - "$folder" <<'EOF'
 import sys
 from pathlib import Path

@@ -9,13 +9,13 @@
 # Output:    [5, NaN, 1, 2]: TensorFlow nan, LiteRT 2.0
 #            [1, 2, 5, NaN]: TensorFlow nan, LiteRT nan
 # Way out:   look for NaN by other means (x != x) before a maximum.
-# Exit code: 0 while the behaviour is there, 1 when it has changed.
+# Exit code: 0 while the behaviour is there, 1 when it has changed, 2 when the packages could not be installed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet --disable-pip-version-check --no-compile \
-    ai-edge-litert==2.3.0 tensorflow-cpu==2.21.0 keras==3.15.1 numpy==2.4.6 h5py==3.14.0
+    ai-edge-litert==2.3.0 tensorflow-cpu==2.21.0 keras==3.15.1 numpy==2.4.6 h5py==3.14.0 || exit 2
 TF_CPP_MIN_LOG_LEVEL=3 CUDA_VISIBLE_DEVICES=-1 "$folder/venv/bin/python" - 2>/dev/null <<'EOF'
 import sys
 

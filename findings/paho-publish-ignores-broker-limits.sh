@@ -10,12 +10,12 @@
 #            arrived   [1012, 1012, 1012, 1012, 1012] bytes, none of them acknowledged
 # Way out:   keep the properties of `on_connect`, and hold back in the application.
 # The broker below speaks only as much MQTT as this needs, on loopback.
-# Exit code: 0 while the behaviour is there, 1 when it has changed.
+# Exit code: 0 while the behaviour is there, 1 when it has changed, 2 when the packages could not be installed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check paho-mqtt==2.2.0
+"$folder/venv/bin/pip" install --quiet --disable-pip-version-check paho-mqtt==2.2.0 || exit 2
 "$folder/venv/bin/python" - <<'EOF'
 import socket
 import sys

@@ -8,12 +8,12 @@
 # Output:    header says relative: [0.5, 0.5, 0.5]
 #            header says absolute: [0.5, 1.0, 1.5]
 # Way out:   sum the distances when the header says so.
-# Exit code: 0 while the behaviour is there, 1 when it has changed.
+# Exit code: 0 while the behaviour is there, 1 when it has changed, 2 when the packages could not be installed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check python-can==4.6.1
+"$folder/venv/bin/pip" install --quiet --disable-pip-version-check python-can==4.6.1 || exit 2
 "$folder/venv/bin/python" - "$folder" <<'EOF'
 import sys
 from pathlib import Path

@@ -8,12 +8,12 @@
 # Output:    saved [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
 #            read  [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
 # Way out:   numpy.ascontiguousarray before `save`.
-# Exit code: 0 while the behaviour is there, 1 when it has changed.
+# Exit code: 0 while the behaviour is there, 1 when it has changed, 2 when the packages could not be installed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check safetensors==0.8.0 numpy==2.4.6
+"$folder/venv/bin/pip" install --quiet --disable-pip-version-check safetensors==0.8.0 numpy==2.4.6 || exit 2
 "$folder/venv/bin/python" - <<'EOF'
 import sys
 

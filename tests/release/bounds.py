@@ -94,7 +94,7 @@ def installed(end: str, name: str, folder: Path, project: Path, *extra: str) -> 
 
 def run_once(server: Environment, device: Environment, plan: Path, folder: Path) -> None:
     """Two rounds of a run, with TLS, the embedded broker and one agent; raises Failed when they do not finish."""
-    state = folder / "state"
+    state = folder / "server-state"
     ports = ("--port", str(free_port()), "--mqtt-port", str(free_port()))
     made = json.loads(server.run("umbel", "init", state, *ports, "--json"))
     device.run("python", "-c", EXAMPLES, cwd=folder)
@@ -105,7 +105,7 @@ def run_once(server: Environment, device: Environment, plan: Path, folder: Path)
         )
         token = server.run("umbel", "devices", "invite", "--population", "home", "--state", state, "--json")
         config = folder / "agent.toml"
-        words = ("--device", "device-1", "--examples", folder / "points.npz", "--config", config)
+        words = ("--device", "device-1", "--kind", "phone", "--examples", folder / "points.npz", "--config", config)
         device.run("umbel-agent", "enrol", made["server"], json.loads(token)[0]["token"], *words)
         processes.start("agent", 2, str(device.bin / "umbel-agent"), str(config))
         choices = ("--population", "home", "--rounds", "2", "--quorum", "1", "--state", state)
