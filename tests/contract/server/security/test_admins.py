@@ -97,7 +97,7 @@ def test_a_route_without_a_guard_or_without_a_name_for_what_it_changes_cannot_be
         router.get("/v1/open")(lambda: {})
     with pytest.raises(TypeError, match="expected one guard"):
         router.get("/v1/open", dependencies=[*by(Guard("viewer")), *by(operator("a.b"))])(lambda: {})
-    with pytest.raises(TypeError, match="expected the action"):
+    with pytest.raises(TypeError, match="expected an action"):
         router.post("/v1/quiet", dependencies=by(Guard("owner")))(lambda: {})
 
 
