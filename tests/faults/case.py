@@ -155,7 +155,7 @@ def _start(fleet: Fleet, plan: Plan, case: Case, options: dict[str, float], poli
         "seed": case.seed,
         "policy": policy,
     }
-    started = fleet.client.post("/v1/runs", {"population": POPULATION, "plan": added["plan"], "settings": settings})
+    started = fleet.client.post("/v1/runs", {"population": POPULATION, "plan": added.plan, "settings": settings})
     return str(started["id"])
 
 

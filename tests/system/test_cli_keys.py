@@ -41,7 +41,7 @@ def test_an_owner_rotates_and_sees_the_keys(running: RunningServer, tmp_path: Pa
     assert "announced already" in refused
     assert refused.count("\n") == 1
     assert "such as 90s, 30m, 24h or 7d" in umbel("rotate", "--overlap", "soon", code=2)
-    assert "refuses the old key from the moment" in umbel("rotate", "--now")
+    assert "refuses the old key as soon as" in umbel("rotate", "--now")
     states = [row["state"] for row in json.loads(umbel("list", "--json"))]
     assert states == ["retired", "retired", "signing"]
     assert umbel("list").count("retired") == 2

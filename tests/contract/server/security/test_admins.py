@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import Response
 from fastapi.routing import iter_route_contexts
 
 from tests.server_harness import RunningServer, serving
@@ -390,8 +391,9 @@ def test_what_cannot_be_recorded_is_said_and_goes_on_afterwards(running: Running
 
 
 def test_what_the_servers_end_cuts_short_is_recorded(running: RunningServer) -> None:
-    async def slow() -> None:
+    async def slow() -> Response:
         await asyncio.sleep(60)
+        return Response()
 
     async def cut_short() -> None:
         app = make_app(running.server)
