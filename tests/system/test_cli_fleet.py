@@ -29,10 +29,11 @@ def running(tmp_path: Path) -> Iterator[RunningServer]:
         agent.stop()
 
 
-def test_an_operator_trains_looks_ships_and_asks(
-    running: RunningServer, plan_of: Callable[[str], Plan], tmp_path: Path
-) -> None:
-    def umbel(*words: str | Path, code: int = 0) -> str:
+@pytest.fixture
+def umbel(tmp_path: Path) -> Callable[..., str]:
+    """What the command prints for words and an expected exit code."""
+
+    def run(*words: str | Path, code: int = 0) -> str:
         command = [program("umbel"), *map(str, words), "--state", str(tmp_path / "server")]
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=60, check=False, env=os.environ | {"COLUMNS": "160"}
@@ -40,6 +41,12 @@ def test_an_operator_trains_looks_ships_and_asks(
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout
 
+    return run
+
+
+def test_an_operator_trains_looks_ships_and_asks(
+    running: RunningServer, umbel: Callable[..., str], plan_of: Callable[[str], Plan], tmp_path: Path
+) -> None:
     def data(*words: str | Path, code: int = 0) -> Any:
         return json.loads(umbel(*words, "--json", code=code))
 
@@ -69,21 +76,12 @@ def test_an_operator_trains_looks_ships_and_asks(
     assert [r["id"] for r in data("releases", "list")] == [release["id"]]
     assert sorted(release["files"]) == ["float16", "float32", "int8"]
     np.savez(tmp_path / "ask.npz", x=X)
-    table = umbel(
-        *("releases", "export", "latest", "--variant", "float32", "--representative", tmp_path / "ask.npz"),
-        *("--task", TASKS / "line.py", "--output", tmp_path / "full"),
-    )
-    rows = [line.split()[0] for line in table.splitlines() if line]
-    assert rows[:7] == ["release", "model", "Keras", "plan", "float32", "int8-full", "Measured"]
-    assert "loss" in table
-    full = next((tmp_path / "full").glob("*.int8-full.tflite")).read_bytes()
-    assert np.allclose(Predictor(full)({"x": X})["output"], 2 * X - 1, atol=0.5)
     shown = umbel("releases", "show", release["id"])
     assert release["id"] in shown
     assert "Keras" not in shown
     for words in (("--variant", "int8-full"), ("--task", tmp_path / "none.py"), ("--examples", tmp_path / "none.npz")):
         umbel("releases", "export", "latest", *words, code=1)
-    assert len(data("releases", "list")) == 2
+    assert len(data("releases", "list")) == 1
     send = ("command", "send")
     for_all = ("-p", POPULATION)
     assert data(*send, "install", *for_all, "--release", release["id"], "--variant", "int8")[0]["state"] == "done"
@@ -102,6 +100,25 @@ def test_an_operator_trains_looks_ships_and_asks(
     umbel("runs", "show", "nothing", code=1)
     umbel("runs", "start", plan_of("line").path, "-p", POPULATION, "--strategy", "fedmagic", code=1)
     umbel("runs", "start", plan_of("line").path, "-p", POPULATION, "--until", "better", code=2)
+
+
+@pytest.mark.long
+def test_an_operator_measures_the_files_of_a_release(
+    running: RunningServer, umbel: Callable[..., str], plan_of: Callable[[str], Plan], tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "ask.npz", x=X)
+    np.savez(tmp_path / "test.npz", x=X, y=2 * X - 1)
+    train = ("runs", "start", plan_of("line").path, "-p", POPULATION, "--rounds", "30")
+    umbel(*train, "--held-out", tmp_path / "test.npz", "--strategy", "fedavgm", "-o", "server_momentum=0.1", "--watch")
+    table = umbel(
+        *("releases", "export", "latest", "--variant", "float32", "--representative", tmp_path / "ask.npz"),
+        *("--task", TASKS / "line.py", "--output", tmp_path / "full"),
+    )
+    rows = [line.split()[0] for line in table.splitlines() if line]
+    assert rows[:7] == ["release", "model", "Keras", "plan", "float32", "int8-full", "Measured"]
+    assert "loss" in table
+    full = next((tmp_path / "full").glob("*.int8-full.tflite")).read_bytes()
+    assert np.allclose(Predictor(full)({"x": X})["output"], 2 * X - 1, atol=0.5)
 
 
 def test_what_devices_say_is_shown_and_obeyed_by_no_terminal(tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ def test_a_process_trains_digits_prints_json_and_fills_a_folder(tmp_path: Path) 
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_a_person_reads_what_came_of_it(umbel: Callable[..., Done]) -> None:
     done = umbel("simulate", LINE, "--data", "line.npz", "--devices", "1", "--rounds", "1")
     assert (done.code, done.err) == (0, "")
@@ -177,6 +178,7 @@ def test_a_device_without_examples_is_named_and_so_is_the_option(umbel: Callable
     assert "--min-examples" in uneven.err
 
 
+@pytest.mark.long
 def test_a_folder_of_another_simulation_and_one_in_use_are_refused(umbel: Callable[..., Done]) -> None:
     words = ["simulate", LINE, "--data", "line.npz", "--devices", "10", "--rounds", "1", "--output", "out"]
     assert umbel(*words).code == 0
@@ -225,6 +227,7 @@ def test_a_full_disk_is_a_sentence(umbel: Callable[..., Done], tmp_path: Path) -
         disk.unmount()
 
 
+@pytest.mark.long
 def test_ctrl_c_keeps_the_newest_checkpoint_and_the_same_command_goes_on(
     umbel: Callable[..., Done], tmp_path: Path
 ) -> None:

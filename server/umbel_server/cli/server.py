@@ -64,8 +64,8 @@ def serve(
     verbose: Annotated[bool, typer.Option(help="log more")] = False,
 ) -> None:
     """Run the server until it is interrupted."""
+    opened = open_state(state)  # before the server's libraries, which take seconds to import
     from umbel_server import serve as process
 
-    opened = open_state(state)
     process.set_up_logging(log, verbose)
     process.serve(opened)

@@ -112,6 +112,7 @@ def test_a_key_that_can_be_taken_out_is_not_used(token: SoftHsm) -> None:
         store(token.config(name="large")).load()
 
 
+@pytest.mark.long
 def test_a_token_signs_in_a_process_that_has_tensorflow(token: SoftHsm) -> None:
     """TensorFlow exports a libcrypto of its own to the whole process."""
     words = (SOFTHSM, token.label, token.config().pin_file)

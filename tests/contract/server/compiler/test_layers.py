@@ -147,7 +147,7 @@ def test_layers_on_images(name: str, tmp_path: Path) -> None:
     check(task_of(lambda: [*IMAGES[name](), *head()]), tmp_path)
 
 
-@pytest.mark.parametrize("name", sample(SERIES, "lstm"))
+@pytest.mark.parametrize("name", sample(SERIES, "simple rnn"))
 def test_layers_on_series(name: str, tmp_path: Path) -> None:
     check(task_of(lambda: [*SERIES[name](), *head()], (6, 3)), tmp_path)
 

@@ -28,6 +28,7 @@ from umbel_edge.connection.http import ServerHttp
 from umbel_edge.connection.participation import Participation
 from umbel_edge.device.state import AgentState
 from umbel_server.client import Client
+from umbel_server.commands import delivery
 from umbel_server.runs.settings import RunSettings
 from umbel_server.security.keyring import GRACE
 from umbel_sim.demo.processes import free_port
@@ -105,7 +106,8 @@ class Fleet:
 
 
 @pytest.fixture
-def fleet(tmp_path: Path) -> Iterator[Fleet]:
+def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
+    monkeypatch.setattr(delivery, "RESEND_SECONDS", 1.0)
     made = Fleet(tmp_path)
     yield made
     made.stop()

@@ -29,6 +29,7 @@ from umbel.mqtt import Link
 from umbel.plan import Plan
 from umbel.tensors import digest
 from umbel_server.client import Client
+from umbel_server.commands import delivery
 from umbel_server.limits.rates import BURST_SECONDS, STRANGERS, Limits, MessageLimits
 from umbel_server.runs.settings import RunSettings
 from umbel_sim.demo.processes import program
@@ -298,8 +299,9 @@ def test_names_that_there_are_not_keep_no_device_from_the_server_after_its_start
         one.stop()
 
 
-def test_who_floods_keeps_no_other_from_the_server(running: RunningServer) -> None:
+def test_who_floods_keeps_no_other_from_the_server(running: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """One sends without pause what it signed, and a stranger sends on another's topics what that one did not."""
+    monkeypatch.setattr(delivery, "RESEND_SECONDS", 1.0)
     limits = Limits(messages_per_second=2, forgeries_per_second=2)
     running.server.exchange.intake.limits = MessageLimits(limits, running.server.refusals)
 

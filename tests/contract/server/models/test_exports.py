@@ -237,6 +237,7 @@ print(yardstick.describe({}).rows)
 """
 
 
+@pytest.mark.long
 def test_the_servers_process_makes_every_file_without_tensorflow(plan_of: Callable[[str], Plan]) -> None:
     command = [sys.executable, "-c", MAKES_ALL, plan_of("digits").path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

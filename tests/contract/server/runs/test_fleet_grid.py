@@ -86,6 +86,7 @@ OPTIONS: dict[str, dict[str, float]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("broker", ["embedded"], indirect=True)
 def test_every_strategy_gives_on_the_fleet_what_it_gives_directly(running: RunningServer, plan_of: PlanOf) -> None:
     plan = running.server.plans.add(plan_of("line").path)
