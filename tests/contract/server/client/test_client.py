@@ -13,7 +13,10 @@ from umbel_server import answers
 from umbel_server.client.connection import Connection
 from umbel_server.client.nouns import Runs
 
-HEAVY = ("sqlalchemy", "fastapi", "starlette", "pydantic", "tensorflow", "keras", "flwr", "alembic", "obstore")
+HEAVY = {
+    *("alembic", "cryptography", "fastapi", "flwr", "joserfc", "keras", "numpy", "obstore", "pydantic", "sqlalchemy"),
+    *("starlette", "tensorflow"),
+}
 OURS = {"umbel_server", "umbel_server.answers", "umbel_server.client", "umbel_server.client.connection"} | {
     "umbel_server.client.nouns"
 }
