@@ -7,6 +7,7 @@ bytes that have arrived.
 import asyncio
 import errno
 import hashlib
+import math
 import os
 import secrets
 import shutil
@@ -92,7 +93,7 @@ class Uploads:
         await self._drained(part)
         self._turns.pop(part, None)
         await self._placed(part)
-        size = part.stat().st_size if part.exists() else 0
+        size = _size(part)
         if not await run_in_threadpool(sender.has, sha256):
             return size, False
         return await run_in_threadpool(sender.blobs.size, sha256), True
@@ -101,7 +102,7 @@ class Uploads:
         """Wait until the upload in progress ends, or has received nothing for DRAIN_SECONDS; its sender has come back."""
         size, since = -1, time.monotonic()
         while part in self._turns and time.monotonic() - since < DRAIN_SECONDS:
-            now = part.stat().st_size if part.exists() else 0
+            now = _size(part)
             if now != size:
                 size, since = now, time.monotonic()
             await asyncio.sleep(DRAIN_SECONDS / 20)
@@ -116,7 +117,7 @@ class Uploads:
         part, turn = self._part(sender, sha256), object()
         await self._placed(part)
         part.parent.mkdir(parents=True, exist_ok=True)
-        here = part.stat().st_size if part.exists() else 0
+        here = _size(part)
         if offset and offset != here:
             if not here and await run_in_threadpool(sender.has, sha256):
                 return Blob(sha256, await run_in_threadpool(sender.blobs.size, sha256))
@@ -193,9 +194,9 @@ class Uploads:
         return self._folder / sender.folder / f"{check_address(sha256)}.part"
 
     def _make_room(self, folder: Path) -> None:
-        parts = sorted(set(folder.glob("*.part")) - self._placing.keys(), key=lambda part: part.stat().st_mtime)
+        parts = sorted(set(folder.glob("*.part")) - self._placing.keys(), key=_modified)
         for part in parts[: max(0, len(parts) - PARTS_OF_ONE + 1)]:
-            part.unlink()
+            part.unlink(missing_ok=True)
             self._turns.pop(part, None)
 
     async def _sweep(self) -> None:
@@ -207,11 +208,24 @@ class Uploads:
 
     def _remove_older(self, oldest: float) -> None:
         for part in self._folder.rglob("*.part"):
-            try:
-                if part.stat().st_mtime < oldest:
-                    part.unlink()
-            except FileNotFoundError:
-                continue  # it was finished meanwhile
+            if _modified(part) < oldest:
+                part.unlink(missing_ok=True)
+
+
+def _size(part: Path) -> int:
+    """The bytes of an unfinished upload; 0 when there is none, which a thread may bring about at any moment."""
+    try:
+        return part.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _modified(part: Path) -> float:
+    """The time in seconds of the last byte of an unfinished upload; infinity when it was finished meanwhile."""
+    try:
+        return part.stat().st_mtime
+    except FileNotFoundError:
+        return math.inf
 
 
 def _write(file: IO[bytes], data: bytes) -> None:
