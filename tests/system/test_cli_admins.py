@@ -1,35 +1,23 @@
 """The commands about who may do what, as programs, against a running server."""
 
-import json
-import os
 import re
 import sqlite3
-import subprocess
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from subprocess import CompletedProcess
 
 from tests.server_harness import RunningServer
-from umbel_sim.demo.processes import program
+from tests.umbel_command import Umbel
 
 
 def test_an_owner_says_who_may_do_what_and_sees_who_did_what(running: RunningServer, tmp_path: Path) -> None:
-    state = {"UMBEL_STATE": str(tmp_path / "server")}
+    command = Umbel(tmp_path / "server")
+    data = command.json
 
-    def umbel(*words: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [program("umbel"), *words],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-            env=os.environ | {"COLUMNS": "200"} | (environment or state),
-        )
+    def umbel(*words: str, code: int = 0, **environment: str) -> CompletedProcess[str]:
+        done = command.run(*words, **environment)
         assert done.returncode == code, done.stdout + done.stderr
         return done
-
-    def data(*words: str, code: int = 0, **environment: str) -> Any:
-        return json.loads(umbel(*words, "--json", code=code, **environment).stdout)
 
     assert "No admins besides the local one" in umbel("admin", "list").stdout
     shown = umbel("admin", "add", "olga", "--role", "operator", "-p", "home", "--expires", "90d").stdout

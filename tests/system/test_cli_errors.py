@@ -3,29 +3,21 @@
 import http.server
 import os
 import socket
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import ClassVar
 
 import pytest
 
-from umbel_sim.demo.processes import program
+from tests.umbel_command import Umbel
+
+run = Umbel().run
+agent = Umbel(module="umbel_edge.cli").run
 
 
-def run(name: str, *words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [program(name), *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env=os.environ | {"COLUMNS": "200"} | environment,
-    )
-
-
-def assert_refused(done: subprocess.CompletedProcess[str], sentence: str, code: int = 1) -> None:
+def assert_refused(done: CompletedProcess[str], sentence: str, code: int = 1) -> None:
     assert done.returncode == code, done
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr
@@ -39,24 +31,22 @@ def busy() -> Iterator[int]:
 
 
 def test_a_port_in_use_is_named(tmp_path: Path, busy: int) -> None:
-    assert run("umbel", "init", tmp_path / "a", "--port", str(busy)).returncode == 0
-    assert_refused(
-        run("umbel", "serve", "--state", tmp_path / "a", "--log", tmp_path / "log"), f"port {busy} on 127.0.0.1"
-    )
-    assert_refused(run("umbel", "broker", "run", "--insecure", "--port", str(busy)), f"port {busy} on 127.0.0.1")
+    assert run("init", tmp_path / "a", "--port", str(busy)).returncode == 0
+    assert_refused(run("serve", "--state", tmp_path / "a", "--log", tmp_path / "log"), f"port {busy} on 127.0.0.1")
+    assert_refused(run("broker", "run", "--insecure", "--port", str(busy)), f"port {busy} on 127.0.0.1")
 
 
 def test_a_folder_that_is_no_state_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "holiday.jpg").write_bytes(b"jpg")
     for words in (("serve",), ("devices", "list"), ("runs", "list")):
-        assert_refused(run("umbel", *words, "--state", tmp_path / "photos"), "made by 'umbel init'")
-    assert_refused(run("umbel", "init", tmp_path / "photos"), "new or empty folder")
+        assert_refused(run(*words, "--state", tmp_path / "photos"), "made by 'umbel init'")
+    assert_refused(run("init", tmp_path / "photos"), "new or empty folder")
     assert os.listdir(tmp_path / "photos") == ["holiday.jpg"]
 
 
 def test_a_damaged_configuration_is_named(tmp_path: Path) -> None:
-    assert run("umbel", "init", tmp_path / "a").returncode == 0
+    assert run("init", tmp_path / "a").returncode == 0
     config = tmp_path / "a" / "umbel.toml"
     good = config.read_text()
     for bad, sentence in (
@@ -65,32 +55,32 @@ def test_a_damaged_configuration_is_named(tmp_path: Path) -> None:
         ("schema = 9", "newer Umbel"),
     ):
         config.write_text(bad)
-        assert_refused(run("umbel", "serve", "--state", tmp_path / "a"), sentence)
+        assert_refused(run("serve", "--state", tmp_path / "a"), sentence)
 
 
 def test_a_port_that_is_none_is_refused(tmp_path: Path) -> None:
     for words in (("--port", "70000"), ("--mqtt-port", "-1")):
-        assert_refused(run("umbel", "init", tmp_path / "a", *words), f"{words[1]} is not in the range", 2)
-    assert_refused(run("umbel", "broker", "run", "--insecure", "--port", "70000"), "is not in the range", 2)
+        assert_refused(run("init", tmp_path / "a", *words), f"{words[1]} is not in the range", 2)
+    assert_refused(run("broker", "run", "--insecure", "--port", "70000"), "is not in the range", 2)
     assert not (tmp_path / "a").exists()
-    assert run("umbel", "init", tmp_path / "a", "--port", "7001").returncode == 0
+    assert run("init", tmp_path / "a", "--port", "7001").returncode == 0
     config = tmp_path / "a" / "umbel.toml"
     config.write_text(config.read_text().replace("7001", "70010"))
-    assert_refused(run("umbel", "serve", "--state", tmp_path / "a"), "$.http.port")
+    assert_refused(run("serve", "--state", tmp_path / "a"), "$.http.port")
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     inside = tmp_path / "file" / "x"
-    assert_refused(run("umbel", "init", inside), f"{inside}: not a directory")
-    assert run("umbel", "init", tmp_path / "a").returncode == 0
-    assert_refused(run("umbel", "serve", "--state", tmp_path / "a", "--log", inside), f"{inside}: not a directory")
+    assert_refused(run("init", inside), f"{inside}: not a directory")
+    assert run("init", tmp_path / "a").returncode == 0
+    assert_refused(run("serve", "--state", tmp_path / "a", "--log", inside), f"{inside}: not a directory")
 
 
 def test_an_id_that_is_none_is_refused(tmp_path: Path) -> None:
-    assert run("umbel", "init", tmp_path / "a", "--port", "1").returncode == 0
+    assert run("init", tmp_path / "a", "--port", "1").returncode == 0
     for *words, name in (("runs", "show", ""), ("runs", "stop", ".."), ("devices", "show", "-p", "home", ".")):
-        done = run("umbel", *words, name, "--state", tmp_path / "a")
+        done = run(*words, name, "--state", tmp_path / "a")
         assert_refused(done, f"an id or a name was expected, got {name!r}")
 
 
@@ -114,74 +104,74 @@ def test_what_somebody_types_stays_one_name_and_another_server_is_named() -> Non
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_address[1]}"
-        done = run("umbel", "runs", "show", "../devices?a#b\n", UMBEL_URL=url, UMBEL_TOKEN="token")
+        done = run("runs", "show", "../devices?a#b\n", UMBEL_URL=url, UMBEL_TOKEN="token")
         assert_refused(done, "is it an Umbel server?")
         server.shutdown()
     assert Other.asked == ["/v1/runs/..%2Fdevices%3Fa%23b%0A"]
-    assert_refused(run("umbel", "runs", "list", UMBEL_URL=url, UMBEL_TOKEN="é"), "UMBEL_TOKEN")
+    assert_refused(run("runs", "list", UMBEL_URL=url, UMBEL_TOKEN="é"), "UMBEL_TOKEN")
 
 
 @pytest.mark.parametrize("url", ["https://[::1", "https://a\N{LATIN SMALL LETTER U WITH DIAERESIS}..x", "https://\x01"])
 def test_a_url_that_is_none_is_named(url: str) -> None:
-    assert_refused(run("umbel", "runs", "list", UMBEL_URL=url, UMBEL_TOKEN="token"), "address")
+    assert_refused(run("runs", "list", UMBEL_URL=url, UMBEL_TOKEN="token"), "address")
 
 
 def test_another_server_is_named_with_a_token_or_not_at_all() -> None:
-    assert_refused(run("umbel", "runs", "list", UMBEL_URL="https://prod.example"), "UMBEL_TOKEN is not")
-    assert_refused(run("umbel", "runs", "list", UMBEL_TOKEN="token"), "UMBEL_URL is not")
+    assert_refused(run("runs", "list", UMBEL_URL="https://prod.example"), "UMBEL_TOKEN is not")
+    assert_refused(run("runs", "list", UMBEL_TOKEN="token"), "UMBEL_URL is not")
 
 
 def test_numbers_and_names_are_checked_before_anybody_is_asked(tmp_path: Path) -> None:
-    assert run("umbel", "init", tmp_path / "a", "--port", "1").returncode == 0
+    assert run("init", tmp_path / "a", "--port", "1").returncode == 0
     here = ("--state", tmp_path / "a")
     for name in ("..", ""):
-        refused = run("umbel", "quota", "set", "-p", name, "--devices", "5", *here)
+        refused = run("quota", "set", "-p", name, "--devices", "5", *here)
         assert_refused(refused, f"an id or a name was expected, got {name!r}")
     for ttl in ("nan", "inf", "0", "-1"):
-        assert_refused(run("umbel", "command", "send", "report", "-p", "home", "--ttl", ttl, *here), "--ttl", 2)
-    assert_refused(run("umbel", "command", "send", "report", "-p", "home", "--wait", "nan", *here), "--wait", 2)
+        assert_refused(run("command", "send", "report", "-p", "home", "--ttl", ttl, *here), "--ttl", 2)
+    assert_refused(run("command", "send", "report", "-p", "home", "--wait", "nan", *here), "--wait", 2)
     for port in ("99999", "-1"):
-        assert_refused(run("umbel", "broker", "config", "emqx", tmp_path / "b", "--port", port, *here), "--port", 2)
+        assert_refused(run("broker", "config", "emqx", tmp_path / "b", "--port", port, *here), "--port", 2)
     assert not (tmp_path / "b").exists()
 
 
 def test_a_server_that_is_not_running_is_named(tmp_path: Path) -> None:
-    assert run("umbel", "init", tmp_path / "a", "--port", "1").returncode == 0
-    assert_refused(run("umbel", "devices", "list", "--state", tmp_path / "a"), "is 'umbel serve' running?")
+    assert run("init", tmp_path / "a", "--port", "1").returncode == 0
+    assert_refused(run("devices", "list", "--state", tmp_path / "a"), "is 'umbel serve' running?")
 
 
 def test_compile_refuses_files_that_are_no_task(tmp_path: Path) -> None:
     (tmp_path / "empty.py").write_text("x = 1\n")
-    assert_refused(run("umbel", "compile", tmp_path / "empty.py"), "no Task in this file")
-    assert_refused(run("umbel", "compile", tmp_path / "absent.py"), "no such task file")
+    assert_refused(run("compile", tmp_path / "empty.py"), "no Task in this file")
+    assert_refused(run("compile", tmp_path / "absent.py"), "no such task file")
 
 
 def test_a_file_that_is_no_plan_is_named(tmp_path: Path) -> None:
     (tmp_path / "some.plan").write_bytes(b"plan")
-    assert run("umbel", "init", tmp_path / "a", "--port", "1").returncode == 0
-    done = run("umbel", "runs", "start", tmp_path / "some.plan", "-p", "home", "--state", tmp_path / "a")
+    assert run("init", tmp_path / "a", "--port", "1").returncode == 0
+    done = run("runs", "start", tmp_path / "some.plan", "-p", "home", "--state", tmp_path / "a")
     assert_refused(done, f"{tmp_path / 'some.plan'}: not a plan made by 'umbel compile'")
 
 
 def test_wrong_usage_exits_with_2() -> None:
-    assert run("umbel", "runs", "start").returncode == 2
-    assert run("umbel", "dance").returncode == 2
-    assert run("umbel-agent").returncode == 2
+    assert run("runs", "start").returncode == 2
+    assert run("dance").returncode == 2
+    assert agent().returncode == 2
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    done = run("umbel", "--debug", "serve", "--state", tmp_path)
+    done = run("--debug", "serve", "--state", tmp_path)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
 
 
 def test_an_agent_refuses_what_it_cannot_use(tmp_path: Path) -> None:
-    example = run("umbel-agent", "--example").stdout
+    example = agent("--example").stdout
     path = tmp_path / "agent.toml"
     token = "s." + "A" * 43
     good = example.replace("SECRET.FINGERPRINT", token)
     path.write_text(good)
-    assert run("umbel-agent", path, "--check").returncode == 0
+    assert agent(path, "--check").returncode == 0
     for bad, sentence in (
         (example.replace("# enrolment_token", "enrolment_token"), "enrolment token"),
         (good.replace('kind = "phone"', 'kind = "toaster"'), "kind"),
@@ -193,6 +183,6 @@ def test_an_agent_refuses_what_it_cannot_use(tmp_path: Path) -> None:
         ("device = ", "agent.toml"),
     ):
         path.write_text(bad)
-        assert_refused(run("umbel-agent", path), sentence, 2)
-    assert_refused(run("umbel-agent", tmp_path / "absent.toml"), "no such configuration file", 2)
+        assert_refused(agent(path), sentence, 2)
+    assert_refused(agent(tmp_path / "absent.toml"), "no such configuration file", 2)
     assert os.listdir(tmp_path) == ["agent.toml"]

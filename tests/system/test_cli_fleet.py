@@ -1,11 +1,7 @@
 """The operator's commands, as programs, against a running server and its devices."""
 
-import json
-import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +9,11 @@ import pytest
 from tests.compiled_plans import TASKS
 from tests.running_agent import RunningAgent
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice, X, config_of, serving
+from tests.umbel_command import Umbel
 from umbel.litert import Predictor
 from umbel.messages import Ack
 from umbel.plan import Plan
 from umbel_server.storage.database import Device
-from umbel_sim.demo.processes import program
 
 
 @pytest.fixture
@@ -30,26 +26,14 @@ def running(tmp_path: Path) -> Iterator[RunningServer]:
 
 
 @pytest.fixture
-def umbel(tmp_path: Path) -> Callable[..., str]:
-    """What the command prints for words and an expected exit code."""
-
-    def run(*words: str | Path, code: int = 0) -> str:
-        command = [program("umbel"), *map(str, words), "--state", str(tmp_path / "server")]
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=60, check=False, env=os.environ | {"COLUMNS": "160"}
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout
-
-    return run
+def umbel(tmp_path: Path) -> Umbel:
+    return Umbel(tmp_path / "server", columns=160)
 
 
 def test_an_operator_trains_looks_ships_and_asks(
-    running: RunningServer, umbel: Callable[..., str], plan_of: Callable[[str], Plan], tmp_path: Path
+    running: RunningServer, umbel: Umbel, plan_of: Callable[[str], Plan], tmp_path: Path
 ) -> None:
-    def data(*words: str | Path, code: int = 0) -> Any:
-        return json.loads(umbel(*words, "--json", code=code))
-
+    data = umbel.json
     np.savez(tmp_path / "test.npz", x=X, y=2 * X - 1)
     assert [d["id"] for d in data("devices", "list")] == ["phone"]
     assert "phone" in umbel("devices", "show", "phone", "-p", POPULATION)
@@ -104,7 +88,7 @@ def test_an_operator_trains_looks_ships_and_asks(
 
 @pytest.mark.long
 def test_an_operator_measures_the_files_of_a_release(
-    running: RunningServer, umbel: Callable[..., str], plan_of: Callable[[str], Plan], tmp_path: Path
+    running: RunningServer, umbel: Umbel, plan_of: Callable[[str], Plan], tmp_path: Path
 ) -> None:
     np.savez(tmp_path / "ask.npz", x=X)
     np.savez(tmp_path / "test.npz", x=X, y=2 * X - 1)
@@ -122,21 +106,13 @@ def test_an_operator_measures_the_files_of_a_release(
 
 
 def test_what_devices_say_is_shown_and_obeyed_by_no_terminal(tmp_path: Path) -> None:
-    draws = "\x1b[2J[/nothing]"
+    command, draws = Umbel(tmp_path / "server"), "\x1b[2J[/nothing]"
     with serving(tmp_path / "server") as running:
 
         def umbel(*words: str, code: int = 0) -> str:
-            done = subprocess.run(
-                [program("umbel"), *words, "--state", str(tmp_path / "server")],
-                capture_output=True,
-                text=True,
-                timeout=60,
-                check=False,
-                env=os.environ | {"COLUMNS": "200"},
-            )
-            assert done.returncode == code, done.stdout + done.stderr
-            assert "\x1b" not in done.stdout + done.stderr
-            return done.stdout
+            shown = command(*words, code=code)
+            assert "\x1b" not in shown
+            return shown
 
         scripted = ScriptedDevice(
             running, "phone", lambda c: Ack(c.id, c.population, "phone", "declined", 0.0, f"busy {draws}")

@@ -1,16 +1,16 @@
 """`umbel keys`, as a program, against a running server."""
 
 import json
-import os
-import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.server_harness import RunningServer
+from tests.umbel_command import Umbel
 from umbel_server.state_folder import open_state
-from umbel_sim.demo.processes import free_port, program
+from umbel_sim.demo.processes import free_port
 
 
 @pytest.fixture
@@ -21,18 +21,7 @@ def running(tmp_path: Path) -> Iterator[RunningServer]:
 
 
 def test_an_owner_rotates_and_sees_the_keys(running: RunningServer, tmp_path: Path) -> None:
-    def umbel(*words: str, code: int = 0) -> str:
-        done = subprocess.run(
-            [program("umbel"), "keys", *words],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-            env=os.environ | {"COLUMNS": "200", "UMBEL_STATE": str(tmp_path / "server")},
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
+    umbel = partial(Umbel(tmp_path / "server"), "keys")
     (only,) = json.loads(umbel("list", "--json"))
     assert (only["state"], only["until"]) == ("signing", None)
     assert "signs in 7.0 days" in umbel("rotate")

@@ -1,6 +1,5 @@
 """Runs under command: started with a policy, watched, paused, resumed, cloned - as programs, with devices that are slow."""
 
-import json
 import os
 import pty
 import re
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice
+from tests.umbel_command import Umbel
 from tests.waiting import eventually
 from umbel import tensors
 from umbel.messages import Ack, Blob, Command, Outcome, Train, Trained
@@ -20,26 +20,6 @@ from umbel_server.storage.database import Device
 from umbel_sim.demo.processes import program
 
 ENVIRONMENT = {"COLUMNS": "100", "LINES": "50", "TERM": "xterm-256color", "PATH": os.environ["PATH"]}
-
-
-class Umbel:
-    """The program `umbel` on one server."""
-
-    def __init__(self, state: Path) -> None:
-        self._state = state
-
-    def command(self, *words: str | Path) -> list[str]:
-        return [program("umbel"), *map(str, words), "--state", str(self._state)]
-
-    def __call__(self, *words: str | Path, code: int = 0) -> str:
-        done = subprocess.run(
-            self.command(*words), capture_output=True, text=True, timeout=60, check=False, env=ENVIRONMENT
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout if code == 0 else done.stdout + done.stderr
-
-    def data(self, *words: str | Path, code: int = 0) -> Any:
-        return json.loads(self(*words, "--json", code=code))
 
 
 class Terminal:
@@ -97,7 +77,7 @@ def accepting(command: Command) -> Ack | None:
 def test_an_operator_watches_pauses_resumes_and_clones(
     running: RunningServer, plan_of: Callable[[str], Plan], tmp_path: Path
 ) -> None:
-    umbel, plan = Umbel(tmp_path / "server"), plan_of("line")
+    umbel, plan = Umbel(tmp_path / "server", columns=100), plan_of("line")
     devices = [
         ScriptedDevice(running, "quick", quick(plan)),
         ScriptedDevice(running, "busy", accepting),
@@ -105,7 +85,7 @@ def test_an_operator_watches_pauses_resumes_and_clones(
     ]
     running.wait_online(3)
     (tmp_path / "policy.toml").write_text("over_selection = 1.0\ndeadline = 5.0\n")
-    started = umbel.data(
+    started = umbel.json(
         *("runs", "start", plan.path, "-p", POPULATION, "--policy", tmp_path / "policy.toml", "--deadline", "60"),
         *("--target", "3", "--quorum", "1", "--late", "fold", "--budget", "hours=1,bytes=1GB", "--budget", "rounds=2"),
     )
@@ -126,7 +106,7 @@ def test_an_operator_watches_pauses_resumes_and_clones(
     assert "expires in" in rows["busy"]
     assert "expires in" in rows["silent"]
 
-    terminal = Terminal(umbel.command("runs", "watch", "latest"))
+    terminal = Terminal([program("umbel"), "runs", "watch", "latest", "--state", str(tmp_path / "server")])
     eventually(lambda: terminal.shows("not answered for "))
     text = terminal.text()
     assert re.search(r"not answered for [1-9]\d* s", text)
@@ -139,13 +119,13 @@ def test_an_operator_watches_pauses_resumes_and_clones(
     assert f"umbel runs resume {id}" in paused
     assert terminal.end() == 1
     assert f"umbel runs resume {id}" in terminal.text()
-    reasons = {a["device"]: (a["state"], a["reason"]) for a in umbel.data("runs", "show", id)["assignments"]}
+    reasons = {a["device"]: (a["state"], a["reason"]) for a in umbel.json("runs", "show", id)["assignments"]}
     assert reasons["busy"] == ("cancelled", "the run was paused")
     assert reasons["quick"] == ("uploaded", "")
 
     leave(devices[1])
     running.wait_online(1)
-    assert umbel.data("runs", "resume", id)["state"] == "running"
+    assert umbel.json("runs", "resume", id)["state"] == "running"
     lines = umbel("runs", "watch", id).splitlines()
     assert [line.split("  ")[0] for line in lines[:-1]] == ["round 1/2", "round 2/2"]
     assert "finished after 2 of 2 rounds" in lines[-1]
@@ -155,7 +135,7 @@ def test_an_operator_watches_pauses_resumes_and_clones(
     assert "only a paused run can be resumed" in umbel("runs", "resume", id, code=1)
     assert "it has committed 2 rounds" in umbel("runs", "show", id, "--round", "3", code=1)
 
-    cloned = umbel.data(
+    cloned = umbel.json(
         *("runs", "clone", id, "--rounds", "1", "--seed", "7", "--budget", "hours=0", "--from-checkpoint", f"{id}@1"),
         *("--target", "0", "--watch"),
     )
@@ -171,7 +151,7 @@ def test_an_operator_watches_pauses_resumes_and_clones(
 def test_a_run_without_devices_says_so_and_pauses(
     running: RunningServer, plan_of: Callable[[str], Plan], tmp_path: Path
 ) -> None:
-    umbel, plan = Umbel(tmp_path / "server"), plan_of("line")
+    umbel, plan = Umbel(tmp_path / "server", columns=100), plan_of("line")
     devices = [ScriptedDevice(running, name, quick(plan)) for name in ("one", "two")]
     running.wait_online(2)
     leave(devices[1])
@@ -191,12 +171,12 @@ def test_a_run_without_devices_says_so_and_pauses(
     assert live["abandoned"]["count"] == 2
     assert [row["round"] for row in live["checkpoints"]] == [0]
     assert running.client.get("/v1/runs/latest/live", after=0)["checkpoints"] == []
-    assert umbel.data("runs", "stop", "latest")["state"] == "stopped"
+    assert umbel.json("runs", "stop", "latest")["state"] == "stopped"
     devices[0].stop()
 
 
 def test_a_quarantined_device_is_seen_and_readmitted(running: RunningServer, tmp_path: Path) -> None:
-    umbel = Umbel(tmp_path / "server")
+    umbel = Umbel(tmp_path / "server", columns=100)
     device = ScriptedDevice(running, "phone", lambda _: None)
     running.wait_online(1)
     with running.server.database.transaction() as session:
@@ -206,7 +186,7 @@ def test_a_quarantined_device_is_seen_and_readmitted(running: RunningServer, tmp
     assert "the last because [it] is not finite" in umbel("devices", "show", "phone", "-p", POPULATION)
     assert "not enrolled here" in umbel("devices", "readmit", "nobody", "-p", POPULATION, code=1)
     assert "gets assignments again" in umbel("devices", "readmit", "phone", "-p", POPULATION)
-    readmitted = umbel.data("devices", "readmit", "phone", "-p", POPULATION)
+    readmitted = umbel.json("devices", "readmit", "phone", "-p", POPULATION)
     assert (readmitted["quarantined"], readmitted["rejections"]) == ("", 0)
     assert "quarantined" not in umbel("devices", "list")
     device.stop()
@@ -215,7 +195,7 @@ def test_a_quarantined_device_is_seen_and_readmitted(running: RunningServer, tmp
 def test_settings_that_make_no_sense_are_one_sentence(
     running: RunningServer, plan_of: Callable[[str], Plan], tmp_path: Path
 ) -> None:
-    umbel = Umbel(tmp_path / "server")
+    umbel = Umbel(tmp_path / "server", columns=100)
     start = ("runs", "start", plan_of("line").path, "-p", POPULATION)
     for words, sentence in (
         (("--quorum", "0"), "--quorum: quorum should be at least 1, got 0"),
@@ -229,7 +209,7 @@ def test_settings_that_make_no_sense_are_one_sentence(
         refused = umbel(*start, *words, code=2)
         assert len(refused.strip().splitlines()) == 1, refused
         assert sentence in refused
-    assert umbel.data("runs", "list") == []
+    assert umbel.json("runs", "list") == []
     assert "has an id beginning with 'none'" in umbel(*start, "--from-checkpoint", "none@3", code=1)
 
 

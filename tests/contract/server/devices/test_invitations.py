@@ -2,11 +2,11 @@
 
 import json
 import logging
-import os
-import subprocess
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import httpx
@@ -15,6 +15,7 @@ import pytest
 from joserfc.jwk import ECKey
 
 from tests.server_harness import POPULATION, RunningServer, serving
+from tests.umbel_command import Umbel
 from umbel import signing
 from umbel.enrolment import ENROL_PATH, EnrolmentReply, EnrolmentRequest, sign_request, split_token
 from umbel.errors import MessageError, SignatureError, UmbelError
@@ -22,7 +23,6 @@ from umbel_server.devices.invitations import Invitations
 from umbel_server.devices.register import Devices
 from umbel_server.state_folder import Config, Enrolment, init_state, open_state
 from umbel_server.storage.database import Database
-from umbel_sim.demo.processes import program
 
 
 @pytest.fixture(scope="module")
@@ -171,11 +171,7 @@ def test_a_token_begins_with_a_letter_and_expires(tmp_path: Path) -> None:
 
 
 def test_a_new_server_says_how_devices_get_in(tmp_path: Path) -> None:
-    def init(*words: str) -> str:
-        command = [program("umbel"), "init", *words]
-        environment = os.environ | {"COLUMNS": "160"}
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=environment).stdout
-
+    init = partial(Umbel(columns=160), "init")
     closed, opened, bare = (str(tmp_path / name) for name in ("closed", "opened", "bare"))
     assert f"umbel devices invite --population NAME --state {closed}" in init(closed)
     assert not open_state(Path(closed)).config.enrolment.open
@@ -186,10 +182,10 @@ def test_a_new_server_says_how_devices_get_in(tmp_path: Path) -> None:
 
 
 def test_an_operator_invites_lists_and_takes_back(running: RunningServer) -> None:
-    def umbel(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        command = [program("umbel"), *words, "--state", str(running.state.folder)]
-        environment = os.environ | {"COLUMNS": "160"}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    command = Umbel(running.state.folder, columns=160)
+
+    def umbel(*words: str, code: int = 0) -> CompletedProcess[str]:
+        done = command.run(*words)
         assert done.returncode == code, done.stdout + done.stderr
         return done
 

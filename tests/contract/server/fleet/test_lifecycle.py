@@ -1,10 +1,9 @@
 """Devices that are suspended, resumed, revoked and deleted while they are connected and at work."""
 
-import os
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -19,6 +18,7 @@ from tests.running_agent import RunningAgent
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice, config_of
 from tests.settled_commands import settled
 from tests.signed_requests import signed
+from tests.umbel_command import Umbel
 from tests.waiting import eventually
 from umbel import signing
 from umbel.enrolment import CONNECTION_PATH, ENROL_PATH, EnrolmentRequest, sign_request, split_token
@@ -28,7 +28,6 @@ from umbel.plan import Plan
 from umbel.tensors import digest
 from umbel_server.devices.register import Barred, UnknownDevice
 from umbel_server.runs.fleet_port import FleetPort
-from umbel_sim.demo.processes import program
 
 PlanOf = Callable[[str], Plan]
 
@@ -390,14 +389,7 @@ def test_fifty_messages_at_the_moment_of_a_revocation_change_nothing_after_it(ru
 def test_an_operator_decides_on_the_command_line(running: RunningServer) -> None:
     device = ScriptedDevice(running, "phone", lambda c: None)
     running.wait_online(1)
-
-    def umbel(*words: str, code: int = 0) -> str:
-        command = [program("umbel"), "devices", *words, "--state", str(running.state.folder)]
-        environment = os.environ | {"COLUMNS": "160"}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
+    umbel = partial(Umbel(running.state.folder, columns=160), "devices")
     of = ("phone", "-p", POPULATION)
     assert "its id stays phone" in umbel("rename", "phone", "Anna", "-p", POPULATION)
     assert "site=lab" in umbel("label", "phone", "site=lab", "-p", POPULATION)

@@ -1,12 +1,11 @@
 """Quotas of a population, and limits of a device, on a real server: what is refused, with what, and what goes on."""
 
 import json
-import os
 import socket
-import subprocess
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from tests.running_agent import RunningAgent
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice, config_of
 from tests.settled_commands import settled
 from tests.signed_requests import signed
+from tests.umbel_command import Umbel
 from tests.waiting import eventually
 from umbel import signing, topics
 from umbel.enrolment import EnrolmentRequest, sign_request, split_token
@@ -32,7 +32,6 @@ from umbel_server.client import Client
 from umbel_server.commands import delivery
 from umbel_server.limits.rates import BURST_SECONDS, STRANGERS, Limits, MessageLimits
 from umbel_server.runs.settings import RunSettings
-from umbel_sim.demo.processes import program
 
 PlanOf = Callable[[str], Plan]
 DATA = np.random.default_rng(0).bytes(300_000)
@@ -235,13 +234,7 @@ def test_an_agent_waits_for_more_of_the_days_bytes_and_goes_on(
 
 
 def test_an_owner_sets_and_shows_quotas(running: RunningServer) -> None:
-    def umbel(*words: str, code: int = 0) -> str:
-        command = [program("umbel"), "quota", *words, "--state", str(running.state.folder)]
-        environment = os.environ | {"COLUMNS": "160"}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
+    umbel = partial(Umbel(running.state.folder, columns=160), "quota")
     set_ = ("set", "-p", POPULATION, "--devices", "20", "--storage", "10GB", "--bytes-per-day", "50GB", "--json")
     row = json.loads(umbel(*set_))
     assert (row["devices_limit"], row["storage_limit"], row["bytes_per_day_limit"]) == (20, 10**10, 5 * 10**10)
