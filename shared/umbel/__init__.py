@@ -1,4 +1,4 @@
-"""The contract that server and device share: tasks, plans, messages, tensors. Light: it imports neither Keras nor Flower."""
+"""The contract that server and device share: tasks, plans, messages, tensors. It imports neither Keras nor Flower."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -8,10 +8,10 @@ from typing import IO
 
 @contextmanager
 def open_atomically(path: Path, mode: int = 0o644) -> Iterator[IO[bytes]]:
-    """A file that replaces the one at `path` when the block ends, so that a crash leaves either the old bytes or the new ones.
+    """Open a new file that replaces the one at `path` when the block ends: a crash leaves the old bytes or the new ones.
 
-    The bytes reach the disk (fsync) before the rename, and the rename is in the same folder. When the block raises, the
-    old file stays and the new one is removed. Raises OSError.
+    The bytes are on disk (fsync) before the rename. When the block raises, the old file stays and the new one is removed.
+    Raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -1,4 +1,4 @@
-"""What must hold on a device before it works: the rules of its owner and of a run, and whether readings keep them."""
+"""Conditions of work on a device: the rules of its owner and of a run, and the check of a device's readings against them."""
 
 import re
 from collections.abc import Iterator
@@ -8,20 +8,21 @@ from msgspec import Struct
 
 _WINDOW = re.compile(r"(\d{1,2})-(\d{1,2})")
 NEVER = "never"
-"""What `hours` says when no hour is left, as after merging "8-12" with "14-18"."""
+"""The value of `hours` when no hour is left, as after merging "8-12" with "14-18"."""
 
 
 ABSOLUTE_ZERO = -273.15
 
 
 class Rules(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What must hold; the defaults ask for nothing.
+    """The conditions under which a device may work; the defaults demand nothing.
 
-    `min_battery` is a share of the full charge, `max_load` the 1-minute load average without the agent's own, divided by
-    the cores, `max_temperature` degrees Celsius of the hottest sensor, memory and disk MB (10^6 bytes). `hours` are windows
-    of whole local hours, "22-6" or "0-6, 22-24", each from the first hour to before the second. A reading that cannot be
-    had counts as kept with `unknown` "allow", and as broken with "refuse". Fields that this version does not know are
-    refused: a rule that is not understood must not be ignored. Raises ValueError on values that make no sense.
+    `min_battery` is a share of the full charge. `max_load` is the 1-minute load average without the agent's own load,
+    divided by the number of cores. `max_temperature` is in degrees Celsius, of the hottest sensor. Memory and disk are in
+    MB (10^6 bytes). `hours` are windows of whole local hours, such as "22-6" or "0-6, 22-24"; a window ends before its
+    second hour. `unknown` decides about a reading that the device cannot take: "allow" counts the rule as kept, "refuse"
+    as broken. Decoding refuses unknown fields, because a rule that this version does not understand must not be ignored.
+    Raises ValueError on values outside their range.
     """
 
     min_battery: float = 0.0
@@ -48,11 +49,11 @@ class Rules(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True)
 
     @property
     def ask_nothing(self) -> bool:
-        """Whether every reading keeps these rules."""
+        """Whether these rules demand nothing, so that all readings keep them."""
         return self in _NO_RULES
 
     def merge(self, other: "Rules") -> "Rules":
-        """The stricter of both in every field: what keeps it keeps each of them."""
+        """Rules with the stricter value of both in every field: readings that keep the merged rules keep both."""
         common = hours_of(self.hours) & hours_of(other.hours)
         return Rules(
             max(self.min_battery, other.min_battery),
@@ -69,9 +70,9 @@ class Rules(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True)
 
 
 class Readings(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a device measures of itself, in the units of Rules; None is what it cannot tell. `hour` is local, 0 to 23.
+    """A device's measurements of itself, in the units of Rules; None where it cannot measure. `hour` is local, 0 to 23.
 
-    Raises ValueError on a battery or an hour that cannot be, such as a battery in percent.
+    Raises ValueError on an impossible battery or hour, such as a battery in percent.
     """
 
     battery: float | None = None
@@ -92,7 +93,7 @@ class Readings(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Violation(NamedTuple):
-    """One rule that does not hold: which condition, what was found, and both as a phrase."""
+    """One broken rule: the name of the condition, the value found, and both as a phrase for people."""
 
     condition: str
     found: str
@@ -110,7 +111,7 @@ def violated(rules: Rules, readings: Readings) -> tuple[str, ...]:
 
 
 def hours_of(text: str) -> frozenset[int]:
-    """The hours, 0 to 23, of the windows in `text`; every hour when it is empty. Raises ValueError when it is no window."""
+    """The hours, 0 to 23, of the windows in `text`; every hour when `text` is empty. Raises ValueError on other text."""
     if not text:
         return frozenset(range(24))
     if text == NEVER:

@@ -1,4 +1,4 @@
-"""What a device and the server tell each other once, over HTTP, and how a device proves itself on every later request."""
+"""Enrolment over HTTP: the messages that device and server exchange once, and the token that signs each later request."""
 
 import base64
 import hashlib
@@ -16,34 +16,36 @@ from umbel.succession import Lineage, Successions
 
 ENROL_PATH, TRUST_PATH = "/v1/enrol", "/v1/trust"
 CONNECTION_PATH, CERTIFICATE_PATH = "/v1/connection", "/v1/certificate"
-"""Where an enrolled device asks for its EnrolmentReply again, and for a certificate with a signing request in PEM."""
+"""Paths for an enrolled device: the first returns its EnrolmentReply again, the second answers a certificate signing
+request in PEM with a certificate."""
 BLOB_PATH = "/v1/blobs/{sha256}"
 UPLOAD_PATH = "/v1/uploads/{sha256}"
-"""The upload of that blob for one command: HEAD says how far it has come, PATCH goes on with it."""
+"""The upload of one blob for one command: HEAD tells how many bytes have arrived, PATCH appends more."""
 OFFSET, COMPLETE = "Upload-Offset", "Upload-Complete"
-"""Headers of an upload, as in draft-ietf-httpbis-resumable-upload: bytes that have arrived; ?1 when all have, else ?0."""
+"""Headers of an upload (draft-ietf-httpbis-resumable-upload): the number of bytes that have arrived; ?1 when that is all
+of them, else ?0."""
 MOST_PEM = 16_384
-"""Characters of an authority's certificate."""
+"""The most characters of a certificate authority's certificate."""
 CLOCK_TOLERANCE = 300.0
-"""Seconds that a device's clock may differ from the server's, for which it corrects; one that differs more is reported, and
-takes no work."""
+"""The most seconds by which a device's clock may differ from the server's. The device corrects for a smaller difference;
+with a larger one it reports the difference and takes no work."""
 TOKEN_SECONDS = 60.0
-"""How far the time of a request's token may be from the server's: it is good for no longer."""
+"""The most seconds between the time in a request's token and the server's time; outside them the token is expired."""
 MOST_NONCE = 64
-"""Characters of the nonce of a request."""
+"""The most characters of a request's nonce."""
 ENROLMENT, ACCESS, CERTIFICATE_REQUEST = "enrolment", "access", "certificate-request"
-"""As what a device's enrolment, its requests, and what it wants certified, are signed."""
+"""Purposes in the JWS header (`signing.sign_as`): a request to enrol, an HTTP request, a certificate signing request."""
 SECRET_BYTES = 32
 UNKNOWN, CLOCK = "unknown", "clock"
-"""The `code` beside the `error` of a refusal that a device acts on: it is not enrolled; its clock is wrong. A suspended or
-revoked device finds that state there."""
+"""Values of `code`, beside `error`, in a refusal that a device acts on: the device is not enrolled; its clock is wrong.
+For a suspended or revoked device `code` is that state."""
 
 
 class EnrolmentRequest(Struct, frozen=True):
-    """A device asks to be known by its public key; `secret` is the first part of its enrolment token.
+    """A device's request to register its public key; `secret` is the first part of its enrolment token.
 
-    The population and the kind may be left to the invitation. It travels in a JWS by that key, so that nobody has another's
-    key enrolled.
+    An empty population or kind is taken from the invitation. The request travels in a JWS signed by `key`, so that nobody
+    can enrol a key of somebody else.
     """
 
     device: str
@@ -58,12 +60,12 @@ _REQUEST = msgspec.json.Decoder(EnrolmentRequest)
 
 
 def sign_request(request: EnrolmentRequest, key: ECKey) -> bytes:
-    """A request to enrol as it is sent, signed by the key that it names."""
+    """The request as a compact JWS, signed by `key`, which must be the private half of the key in the request."""
     return signing.sign_as(ENROLMENT, msgspec.json.encode(request), key)
 
 
 def read_request(data: bytes) -> EnrolmentRequest:
-    """A request to enrol as it came; raises MessageError, and SignatureError unless the key that it names has signed it."""
+    """Decode a signed request to enrol; raises MessageError, and SignatureError unless the key in the request signed it."""
     if data.lstrip()[:1] == b"{":
         raise MessageError("expected a request to enrol that the device's key has signed: upgrade the agent")
     try:
@@ -75,10 +77,10 @@ def read_request(data: bytes) -> EnrolmentRequest:
 
 
 class Trust(Struct, frozen=True, omit_defaults=True):
-    """What a device trusts once and for all: a signing key of the server, and the authority of its certificates (PEM).
+    """A device's trust in a server: one of its signing keys, and the authority of its TLS certificates (`ca`, PEM).
 
-    `ca` is empty for a server that speaks without TLS. `successions` lead from that key to the newest, and to those before
-    it; they are known to be right only once there is a `lineage`.
+    `ca` is empty for a server without TLS. `successions` connect that key with the server's older and newer ones. They are
+    unverified until `lineage` has checked them.
     """
 
     server_key: PublicKey
@@ -86,18 +88,19 @@ class Trust(Struct, frozen=True, omit_defaults=True):
     successions: Successions = ()
 
     def fingerprint(self) -> str:
-        """43 base64url characters that no other server's trust has: of both, or the key's own where there is no authority."""
+        """43 base64url characters that identify the server: a digest of key and authority; the key's own without `ca`."""
         key = signing.fingerprint(signing.import_public(self.server_key))
         return _base64url(hashlib.sha256(f"{key}.{self.ca}".encode()).digest()) if self.ca else key
 
     def lineage(self) -> Lineage:
-        """The server's keys; raises SignatureError when the successions are not of the key that is trusted."""
+        """The server's signing keys, verified; raises SignatureError when the successions do not include the trusted key."""
         return succession.lineage(self.server_key, self.successions)
 
     def anchored(self, fingerprint: str) -> "Trust":
-        """The same server, trusted for that of its keys which the fingerprint is of: it may have got another one since.
+        """This trust with `server_key` replaced by the key of the same server that has `fingerprint`.
 
-        Raises SignatureError when the fingerprint is of none of them.
+        An enrolment token keeps working so after the server has rotated its key. Raises SignatureError when no key of the
+        server has the fingerprint.
         """
         for key in self.lineage().keys:
             one = msgspec.structs.replace(self, server_key=signing.public_key(key))
@@ -106,9 +109,9 @@ class Trust(Struct, frozen=True, omit_defaults=True):
         raise SignatureError(f"no key of this server has the fingerprint {fingerprint[:8]}")
 
     def extended(self, told: "Trust") -> "Trust":
-        """This with the successions in `told` that go on from its newest key; raises SignatureError when they are not right.
+        """This trust plus the successions in `told` that follow its newest key; raises SignatureError when one is invalid.
 
-        A key that has a successor here gets no other one, whoever has signed that.
+        A successor that is already known here is never replaced, whoever signed the other one.
         """
         here, there = self.lineage(), told.lineage()
         newest = signing.fingerprint(here.newest)
@@ -123,20 +126,23 @@ _TRUST = msgspec.json.Decoder(Trust)
 
 
 def read_trust(data: bytes) -> Trust:
-    """Trust as it was told or kept, its lineage checked; raises SignatureError."""
+    """Decode a Trust from the server or from a file, and check its lineage; raises SignatureError."""
     try:
         trust = _TRUST.decode(data)
     except NOT_DECODED as error:
-        raise SignatureError(f"expected whom to trust, got something that does not parse: {error}") from error
+        raise SignatureError(
+            f"expected the server's keys and authority, got JSON that does not parse: {error}"
+        ) from error
     trust.lineage()
     return trust
 
 
 class EnrolmentReply(Struct, frozen=True):
-    """The server's newest signing key, where the broker listens and whether with TLS, and as what the device is known.
+    """The server's newest signing key, the broker's address, and the name under which the device is registered.
 
-    `at` is the server's time. Every command that it gives from now on has a higher `sequence`. `epoch` and `answered` are the
-    newest session and the highest sequence of a final answer that it has of this device. `protocol` is that of its messages.
+    `broker_tls` says whether the broker speaks TLS. `at` is the server's time in Unix seconds. Every later command of the
+    server has a higher `sequence` than the one here. `epoch` is the newest session of this device that the server knows,
+    `answered` the highest sequence of its final answers. `protocol` is the version of the server's messages.
     """
 
     server_key: PublicKey
@@ -154,12 +160,13 @@ class EnrolmentReply(Struct, frozen=True):
 
 
 class Access(Struct, frozen=True):
-    """One HTTP request of one device: it travels signed in the `Authorization: Bearer` header; `at` is Unix seconds.
+    """The token of one HTTP request of one device, sent signed in the `Authorization: Bearer` header.
 
-    `path` is with the query, where there is one. `body` is the SHA-256, in hex, of a body that is no blob. A blob's is in the
-    path, and the server keeps nothing that has another; what goes on with it is also bound to the `offset` in it, so whoever
-    has the token and cuts or changes what follows makes the sender begin anew, and nothing else. An upload names the
-    `command` that it answers. What changes something has a `nonce` of its own, and is taken once.
+    `at` is Unix seconds. `path` includes the query. `body` is the SHA-256, in hex, of the request's body. It is empty for
+    the upload of a blob, whose digest is in the path: the server keeps no blob that has another digest. An upload names the
+    `command` that it answers, and the `offset` at which its bytes begin. Somebody who has copied the token and changes the
+    bytes can make the sender start the upload again, and can do nothing else. A request that changes something carries a
+    `nonce`, and the server accepts each nonce once.
     """
 
     population: str
@@ -174,22 +181,25 @@ class Access(Struct, frozen=True):
 
 
 def make_nonce() -> str:
-    """128 random bits as the nonce of a request."""
+    """A new nonce: 128 random bits in hex."""
     return secrets.token_hex(16)
 
 
 def make_secret(data: bytes) -> str:
-    """Random bytes as the secret of an enrolment token; it begins with a letter, as it is typed on command lines."""
+    """`data`, random bytes, as the secret of an enrolment token: base64url after a "u".
+
+    The letter keeps a secret that is typed on a command line from being read as an option.
+    """
     return "u" + base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
 def make_token(secret: str, trust: Trust) -> str:
-    """The enrolment token: `<secret>.<fingerprint of what to trust>`, so that the device can pin the server."""
+    """The enrolment token: `<secret>.<fingerprint of the trust>`. By the fingerprint a device recognises its server."""
     return f"{secret}.{trust.fingerprint()}"
 
 
 def split_token(token: str) -> tuple[str, str]:
-    """The secret and the trust's fingerprint; raises SignatureError when it is not an enrolment token."""
+    """The secret and the fingerprint in an enrolment token; raises SignatureError on other text."""
     secret, dot, fingerprint = token.partition(".")
     if not dot or not secret or len(fingerprint) != 43:
         raise SignatureError(
@@ -199,7 +209,7 @@ def split_token(token: str) -> tuple[str, str]:
 
 
 def bearer(access: Access, key: ECKey) -> str:
-    """The value of the `Authorization` header for one request."""
+    """The value of the `Authorization` header for one request: the token, signed by the device's `key`."""
     return "Bearer " + signing.sign_as(ACCESS, msgspec.json.encode(access), key).decode()
 
 

@@ -1,11 +1,11 @@
 import msgspec
 
 NOT_DECODED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises for bytes that are not what they should be: texts that are no UTF-8 have an error of their own."""
+"""The exceptions that msgspec raises for bytes that it cannot decode; UnicodeDecodeError is for text that is not UTF-8."""
 
 
 class UmbelError(Exception):
-    """An error a person can act on: one sentence of what was expected, what came and what to do."""
+    """An error that a person can act on. Its sentence names what was expected, what came and what to do."""
 
 
 class TaskError(UmbelError):
@@ -17,7 +17,7 @@ class PlanError(UmbelError):
 
 
 class TensorError(UmbelError):
-    """Tensors that do not fit what was specified, or bytes that are not tensors."""
+    """Tensors that do not fit their specification, or bytes that are not tensors."""
 
 
 class SignatureError(UmbelError):

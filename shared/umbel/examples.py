@@ -15,7 +15,8 @@ from umbel.plan import Manifest
 from umbel.tensors import Tensors, TensorSpec
 
 MOST_PACKED, LEAST_PACKED = 200, 1 << 16
-"""How many times its packed bytes an array may have, and packed bytes that are always few enough: zeros pack well."""
+"""Bound on compression in an `.npz` file: an array may have at most MOST_PACKED times its packed bytes. Arrays that are
+packed into fewer than LEAST_PACKED bytes count as that many, because small arrays of zeros compress far better."""
 
 
 NOT_NPZ = (
@@ -33,12 +34,12 @@ NOT_NPZ = (
     RecursionError,
     tokenize.TokenError,
 )
-"""What NumPy and zipfile raise for bytes that are no `.npz` file."""
+"""The exceptions that NumPy and zipfile raise for bytes that are not an `.npz` file."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Labelled examples: `tensors` by the names of the plan's inputs and targets, each with a leading axis of `count`."""
+    """Labelled examples: `tensors` by the names of the plan's inputs and targets, each with a first axis of `count` rows."""
 
     tensors: Tensors
     count: int
@@ -55,14 +56,14 @@ class Batch:
 def load_examples(source: Path | IO[bytes], manifest: Manifest, what: str = "") -> Examples:
     """The examples in an `.npz` file, cast to the plan's dtypes; raises TensorError when they do not fit the plan.
 
-    The file holds one array an input and target of the plan (`x` and `y` when there is one of each), never pickles.
-    Errors begin with `what`, or the path.
+    The file holds one array for each input and target of the plan (`x` and `y` when there is one of each). Pickled objects
+    are refused. Errors begin with `what`, or with the path.
     """
     return load_arrays(source, {**manifest.inputs, **manifest.targets}, what or str(source))
 
 
 def load_arrays(source: Path | IO[bytes], specs: Mapping[str, TensorSpec], what: str) -> Examples:
-    """The arrays of `specs` in an `.npz` file, as `fit` takes them; raises TensorError, whose sentence begins with `what`."""
+    """The arrays named in `specs` from an `.npz` file, checked by `fit`; raises TensorError, beginning with `what`."""
     try:
         with np.load(source, allow_pickle=False) as archive:
             wanted = [name for name in specs if name in archive.files]
@@ -75,11 +76,14 @@ def load_arrays(source: Path | IO[bytes], specs: Mapping[str, TensorSpec], what:
 
 
 def _check_size(archive: zipfile.ZipFile, name: str) -> None:
-    """Raise ValueError unless an array has as many bytes as its header says: NumPy takes memory for them before it looks."""
+    """Raise ValueError unless an array has as many bytes as its header claims.
+
+    NumPy allocates that memory before it reads the first byte, so a false header could exhaust the device's memory.
+    """
     entry = archive.getinfo(f"{name}.npy")
     if entry.file_size > MOST_PACKED * max(entry.compress_size, LEAST_PACKED):
         raise ValueError(
-            f"array {name!r} unpacks to {entry.file_size} bytes, over {MOST_PACKED} times what it is packed to; "
+            f"array {name!r} unpacks to {entry.file_size} bytes, over {MOST_PACKED} times its packed size; "
             "save it with numpy.savez"
         )
     with archive.open(entry) as file:
@@ -88,11 +92,15 @@ def _check_size(archive: zipfile.ZipFile, name: str) -> None:
         shape, _, dtype = read(file)
         says = math.prod(shape) * dtype.itemsize
         if says != (has := entry.file_size - file.tell()):
-            raise ValueError(f"array {name!r} should have {says} bytes by its header, it has {has}")
+            raise ValueError(f"array {name!r} should have {says} bytes by its header, got {has}")
 
 
 def fit(tensors: Mapping[str, NDArray[Any]], specs: Mapping[str, TensorSpec], what: str) -> Examples:
-    """Examples of `specs` from `tensors`, cast to their dtypes; raises TensorError when names, shapes or kinds differ."""
+    """Examples made of `tensors`, cast to the dtypes of `specs`.
+
+    Raises TensorError, beginning with `what`, when a name, shape or kind of dtype differs, when a value is not finite, or
+    when the arrays are empty or of different lengths.
+    """
     fitted: Tensors = {}
     for name, spec in specs.items():
         if name not in tensors:

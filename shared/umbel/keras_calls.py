@@ -1,4 +1,4 @@
-"""How a task's model is called with tensors by name, wherever Keras runs: compiler, evaluation, Keras trainer."""
+"""Calls of a task's Keras model with tensors by name, for the compiler, the evaluation and the Keras trainer."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from umbel.task import Task
 
 
 def model_arguments(model: Any, inputs: Mapping[str, Any]) -> Any:
-    """The argument that `model` is called with: its one input, a mapping by its input names, or a list in their order."""
+    """The argument to call `model` with: the single input; else the inputs by the model's own names, or a list in order."""
     if len(inputs) == 1:
         return next(iter(inputs.values()))
     names = [tensor.name for tensor in getattr(model, "inputs", None) or []]
@@ -23,7 +23,7 @@ def model_arguments(model: Any, inputs: Mapping[str, Any]) -> Any:
 
 
 def named_outputs(model: Any, outputs: Any) -> dict[str, Any]:
-    """A model's outputs by name: `output` when there is one, else its own names, or `output_0`, `output_1`, ..."""
+    """A model's outputs by name: `output` when there is one, else the model's own names, or `output_0`, `output_1`, ..."""
     if isinstance(outputs, Mapping):
         return dict(outputs) if len(outputs) > 1 else {"output": next(iter(outputs.values()))}
     if not isinstance(outputs, list | tuple):
@@ -35,7 +35,7 @@ def named_outputs(model: Any, outputs: Any) -> dict[str, Any]:
 
 
 def targets_of(task: Task, outputs: Sequence[str]) -> dict[str, str]:
-    """The name of the target of every output that has a loss; raises TaskError when they do not match."""
+    """The target's name by output name, for every output that has a loss; raises TaskError when they do not match."""
     wanted = list(task.loss) if isinstance(task.loss, Mapping) else list(outputs)
     if unknown := sorted(set(wanted) - set(outputs)):
         raise TaskError(
@@ -53,21 +53,21 @@ def targets_of(task: Task, outputs: Sequence[str]) -> dict[str, str]:
 
 
 def made_losses(task: Task) -> Any:
-    """The task's losses, fresh: one, or by output name."""
+    """New Keras losses of the task: one, or a mapping by output name."""
     if isinstance(task.loss, Mapping):
         return {name: loss if isinstance(loss, str) else loss() for name, loss in task.loss.items()}
     return task.loss if isinstance(task.loss, str) else task.loss()
 
 
 def made_metrics(task: Task) -> Any:
-    """The task's metrics, fresh: a list, or lists by output name."""
+    """New Keras metrics of the task: a list, or a mapping of output name to list."""
     if isinstance(task.metrics, Mapping):
         return {name: [_made(metric) for metric in given] for name, given in task.metrics.items()}
     return [_made(metric) for metric in task.metrics]
 
 
 def made_optimizer(task: Task) -> Any:
-    """The task's optimizer, fresh."""
+    """A new Keras optimizer of the task."""
     import keras
 
     return keras.optimizers.get(task.optimizer) if isinstance(task.optimizer, str) else task.optimizer()

@@ -9,9 +9,10 @@ from umbel.errors import UmbelError
 
 
 def import_keras() -> None:
-    """Import Keras on TensorFlow's CPU kernels, without the start-up messages that its native code writes to stderr.
+    """Import Keras on TensorFlow's CPU kernels, and suppress the start-up messages of TensorFlow's native code.
 
-    Raises UmbelError when Keras or TensorFlow is not installed. A task file that imports Keras itself is then silent too.
+    Call it before a task file is loaded, so that the file's own import of Keras prints nothing either. Raises UmbelError
+    when Keras or TensorFlow is not installed.
     """
     if "keras" in sys.modules:
         return
@@ -20,17 +21,20 @@ def import_keras() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
-    # TensorFlow takes these kernels by itself on some processors only; without them it cannot train a dilated
+    # TensorFlow chooses these kernels by itself on some processors only. Without them it cannot train a dilated
     # transposed convolution, and a plan's parity would depend on the machine that compiles it.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    # The messages come before the log level is read; only the file descriptor can be kept from them.
+    # TensorFlow writes these messages before it reads the log level, so standard error itself is redirected.
     with native_stderr_silenced():
         importlib.import_module("keras")
 
 
 @contextmanager
 def native_stderr_silenced() -> Iterator[None]:
-    """Keep what native code writes to stderr from the terminal; for the main thread of a command."""
+    """Discard what native code writes to standard error in this block.
+
+    The whole process is affected: use it only in the main thread of a command.
+    """
     sys.stderr.flush()
     kept, silence = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 2)

@@ -1,4 +1,4 @@
-"""A plan's signatures as functions, on whichever LiteRT interpreter is installed."""
+"""A plan's signatures as Python functions, executed by the LiteRT interpreter that is installed."""
 
 import importlib
 from collections.abc import Iterable, Mapping
@@ -16,11 +16,11 @@ from umbel.tensors import Tensors
 
 _RUNTIMES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter", "tensorflow.lite")
 ROWS_AT_ONCE = 64
-"""Rows in one inference: more take memory, not time."""
+"""Rows in one inference; more rows take more memory and are no faster."""
 
 
 def interpreter(model: bytes, threads: int = 1) -> Any:
-    """An interpreter of a TFLite file on the first runtime found of ai_edge_litert, tflite_runtime, tensorflow.lite.
+    """An interpreter of a TFLite file. It uses the first of ai_edge_litert, tflite_runtime and tensorflow.lite installed.
 
     Raises RuntimeMissing when none is installed, ValueError when the bytes are not a TFLite file.
     """
@@ -47,10 +47,10 @@ def _runtime() -> Any:
 
 
 class Trainable:
-    """A plan's `train.tflite`, ready to train, evaluate and infer; one a thread, because an interpreter is not shared.
+    """A plan's `train.tflite`, ready to train, evaluate and infer. Use one in each thread: an interpreter is not shared.
 
-    Weights must be set, and slots reset, before anything else. Sums are over examples: `loss`, `weight` (the examples'
-    sample weights) and those of the manifest's metrics; see umbel.metrics.
+    Call `set_weights` and `reset` before anything else. Sums are over examples: `loss`, `weight` (the sum of sample
+    weights) and the sums of the manifest's metrics; see umbel.metrics.
     """
 
     def __init__(self, model: bytes, manifest: Manifest, threads: int = 1) -> None:
@@ -61,7 +61,7 @@ class Trainable:
         }
 
     def set_weights(self, weights: Mapping[str, NDArray[Any]]) -> None:
-        """Replace every weight, and the point that FedProx's proximal term pulls to."""
+        """Replace every weight, and with them the weights to which FedProx's proximal term pulls."""
         self._signatures["set_weights"](
             **{f"w{i}": weights[spec.name] for i, spec in enumerate(self._manifest.weights)}
         )
@@ -72,23 +72,23 @@ class Trainable:
         return {spec.name: np.array(values[f"w{i}"]) for i, spec in enumerate(self._manifest.weights)}
 
     def reset(self) -> None:
-        """Put the optimizer's slots back to their start."""
+        """Set the optimizer's slots (its state, such as momentum) to their initial values."""
         self._signatures["reset"]()
 
     def get_slots(self) -> Tensors:
-        """A copy of the optimizer's slots, as `s0`, `s1`, ...; empty when it has none."""
+        """A copy of the optimizer's slots, named `s0`, `s1`, ...; empty when the optimizer has none."""
         run = self._signatures.get("get_slots")
         return {name: np.array(value) for name, value in run().items()} if run is not None else {}
 
     def set_slots(self, slots: Mapping[str, NDArray[Any]]) -> None:
-        """Put the optimizer's slots where `get_slots` found them."""
+        """Set the optimizer's slots to values that `get_slots` returned."""
         if "set_slots" in self._signatures:
             self._signatures["set_slots"](**slots)
 
     def train(self, batch: Batch, learning_rate: float, proximal_mu: float = 0.0, seed: int = 0) -> Sums:
-        """One optimizer step; returns the sums before the step, as Keras does.
+        """Take one optimizer step; returns the sums before the step, as Keras does.
 
-        `seed` (a fresh random int32 for every step) is where random layers such as Dropout take their numbers from.
+        `seed` is a new random int32 for every step. Random layers such as Dropout derive their numbers from it.
         """
         given: dict[str, Any] = {**batch.tensors, "sample_weight": batch.sample_weight}
         given |= {"learning_rate": np.float32(learning_rate), "seed": np.int32(seed)}
@@ -102,11 +102,11 @@ class Trainable:
 
     @property
     def scores(self) -> bool:
-        """Whether the plan has `score`; it has none where loss or metrics depend on masks or losses inside the model."""
+        """Whether the plan has a `score` signature. It has none when loss or metrics use masks or losses inside the model."""
         return "score" in self._signatures
 
     def score(self, batches: Iterable[Batch]) -> Sums:
-        """The sums of `evaluate`, for outputs that another file of the model computed.
+        """The sums that `evaluate` returns, from outputs that another file of the model has computed.
 
         Batches hold the targets by name, and the outputs as `o0`, `o1`, ... in the manifest's order.
         """
@@ -130,19 +130,19 @@ class Predictor:
         self._interpreter = interpreter(model, threads)
         signatures = self._interpreter.get_signature_list()
         if "infer" not in signatures:
-            raise TensorError("expected an inference file with an 'infer' signature, got one without")
+            raise TensorError("expected a TFLite file with an 'infer' signature, got one without")
         self._run = self._interpreter.get_signature_runner("infer")
         self._details = self._run.get_input_details()
 
     def blank(self) -> Tensors:
-        """One row of zeros for every input, to try the file with."""
+        """One row of zeros for every input, for a trial inference."""
         return {
             name: np.zeros((1, *(int(n) for n in detail["shape"][1:])), detail["dtype"])
             for name, detail in self._details.items()
         }
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
-        """Outputs by name with a leading axis of rows; raises TensorError when the inputs do not fit the file."""
+        """Outputs by name, with rows as the first axis; raises TensorError when the inputs do not fit the file."""
         for name, detail in self._details.items():
             shape = tuple(int(n) for n in detail["shape"][1:])
             if name not in inputs or inputs[name].ndim == 0 or inputs[name].shape[1:] != shape:

@@ -1,4 +1,4 @@
-"""The log of a program that runs for long: the server's and the agent's lines look alike."""
+"""The log format that server and agent share."""
 
 import logging
 import sys
@@ -9,9 +9,9 @@ from umbel.printable import printable
 
 
 def set_up_logging(file: Path | None, verbose: bool) -> None:
-    """Log lines with time and level to `file`, or to standard error; `verbose` adds DEBUG to INFO.
+    """Write log lines with time and level to `file`, or to standard error; `verbose` includes DEBUG lines.
 
-    Handlers that a library has set before are removed. Raises OSError when `file` cannot be written.
+    Handlers that a library has installed before are removed. Raises OSError when `file` cannot be written.
     """
     handler = logging.FileHandler(file) if file else logging.StreamHandler(sys.stderr)
     handler.setFormatter(LogFormatter())
@@ -19,7 +19,7 @@ def set_up_logging(file: Path | None, verbose: bool) -> None:
 
 
 class LogFormatter(logging.Formatter):
-    """Lines with time and level. A message is one line whatever it names, and a traceback's lines are indented."""
+    """Formats lines with time and level. Line breaks in a message are escaped, and lines of a traceback are indented."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")

@@ -1,9 +1,9 @@
-"""The typed payloads of MQTT topics; each travels as JSON inside a compact JWS.
+"""The typed messages of the MQTT topics; each travels as JSON inside a compact JWS.
 
-The signed payload is canonical: the fields of its struct, all of them and in their order, as msgspec writes JSON without
-white space and floats in their shortest form; so whoever decodes and encodes a message has the same bytes. It says for
-which topic it is, which the JWS header's `typ` repeats, its sender's `sequence` and until when it is good. A message's id
-is a command's own; an answer has its command's, and a status the epoch of its session.
+The signed JSON is canonical: msgspec writes all fields of the struct in their order, without white space, and floats in
+their shortest form. So decoding a message and encoding it again gives the same bytes. Every message names its topic (the
+JWS header's `typ` repeats the last part of it), the sender's `sequence` number and its time of expiry. A command is
+identified by its id, an acknowledgement or result by the id of its command, and a status by the epoch of its session.
 """
 
 from collections.abc import Mapping
@@ -22,30 +22,30 @@ from umbel.sizes import cut_texts
 from umbel.tensors import digest
 
 PROTOCOL = 2
-"""Of the messages; umbel.topics has that of the topics on which they travel."""
+"""The version of the messages. The topics on which they travel have a version of their own, in umbel.topics."""
 STATUS_SECONDS = 86_400.0
-"""How long a status that says online is good; it is said again in time."""
+"""Seconds until an online status expires; the device publishes it again before that."""
 INLINE_MAX = 16_384
-"""Bytes up to which a blob's content travels inside the message instead of by HTTP."""
+"""The most bytes of a blob that travels inside a message; a larger one goes by HTTP."""
 ID_MAX = 64
-"""Characters of an id."""
+"""The most characters of an id."""
 MOST_COUNT = 2**31 - 1
-"""The largest whole number that the server's database has room for."""
+"""The largest whole number that fits in the server's database."""
 
 MOST_SKEW = 1e10
-"""Seconds of a clock that is three centuries off."""
+"""The largest accepted skew in seconds: about three centuries."""
 Megabytes = Annotated[float, Meta(ge=0, le=1e9)]
 Sequence = Annotated[int, Meta(ge=0, le=2**62)]
-"""A number that ascends from one message of a sender to the next, also over its restarts (umbel.sequence)."""
+"""A number that grows from one message of a sender to the next, also across restarts (umbel.sequence)."""
 AckState = Literal["accepted", "done", "declined", "failed", "rejected", "cancelled", "expired"]
 Variant = Literal["float32", "float16", "int8", "int8-full"]
-"""A release's TFLite files: int8 has int8 weights and float32 activations (dynamic range), int8-full both in int8."""
+"""A release's TFLite files: int8 has int8 weights and float32 activations (dynamic range); int8-full has both in int8."""
 PersonalVariant = Literal["float32", "int8"]
-"""The files that a device makes itself, by overwriting bytes."""
+"""The variants of a personalised model, which a device makes by overwriting weights in an inference file."""
 
 
 class Blob(Struct, frozen=True, omit_defaults=True):
-    """Bytes by address: SHA-256 in hex, size in bytes, and the content itself when it is small."""
+    """The address of some bytes: SHA-256 in hex and size in bytes; `data` holds the bytes themselves when they are few."""
 
     sha256: str
     size: int
@@ -53,11 +53,11 @@ class Blob(Struct, frozen=True, omit_defaults=True):
 
     @classmethod
     def of(cls, data: bytes) -> "Blob":
-        """The address of `data`, carrying it when it is at most INLINE_MAX bytes."""
+        """The blob of `data`, with the bytes included when they are at most INLINE_MAX."""
         return cls(digest(data), len(data), data if len(data) <= INLINE_MAX else None)
 
     def content(self) -> bytes | None:
-        """The bytes that travelled along, or None when they must be fetched; raises MessageError on another digest."""
+        """The bytes included in the message, or None when they must be fetched; raises MessageError on another digest."""
         if self.data is not None and (len(self.data) != self.size or digest(self.data) != self.sha256):
             raise MessageError(
                 f"expected inline bytes with digest {self.sha256[:12]} ({self.size} bytes), "
@@ -69,10 +69,9 @@ class Blob(Struct, frozen=True, omit_defaults=True):
 class Train(Struct, frozen=True, tag="train", omit_defaults=True):
     """Train the plan from `weights` (safetensors) on the local examples, and answer with Trained.
 
-    `seed` orders the examples; `learning_rate` is per step; `proximal_mu` is FedProx's mu (arXiv 1812.06127);
-    `deadline` is Unix seconds. With `max_steps` > 0 training ends after that many steps. What the run `requires` must
-    hold, beside the device's own rules, when the command is accepted (else it is `declined`) and before every batch
-    (else it ends as `failed`).
+    `seed` decides the order of the examples. `proximal_mu` is FedProx's mu (arXiv 1812.06127). `deadline` is Unix seconds.
+    With `max_steps` > 0 training ends after that many steps. `requires` are the run's rules, which apply beside the
+    device's own: a device that breaks one declines the command; one that breaks one before a later batch ends it as failed.
     """
 
     assignment: str
@@ -102,7 +101,7 @@ class Evaluate(Struct, frozen=True, tag="evaluate", omit_defaults=True):
 
 
 class Cancel(Struct, frozen=True, tag="cancel"):
-    """Stop working on an assignment; acknowledged `done` also when it is not being worked on."""
+    """Stop working on an assignment; acknowledged as `done` also when the device is not working on it."""
 
     assignment: str
 
@@ -117,7 +116,7 @@ class Install(Struct, frozen=True, tag="install"):
 
 
 class Infer(Struct, frozen=True, tag="infer"):
-    """Run the installed model on `inputs`: safetensors, one tensor an input with a leading batch axis."""
+    """Run the installed model on `inputs`: safetensors, one tensor for each input, with the batch as first axis."""
 
     inputs: Blob
 
@@ -130,18 +129,21 @@ class Export(Struct, frozen=True, tag="export", omit_defaults=True):
 
 
 class Report(Struct, frozen=True, tag="report"):
-    """Tell what the device is and holds."""
+    """Report the device's software, memory, number of examples and installed model, as Reported."""
 
 
 class Standing(Struct, frozen=True, tag="standing", omit_defaults=True):
-    """Whether this device takes part: told when that changes, as news that needs no answer."""
+    """A notice that the device is now active, suspended or revoked; it needs no answer."""
 
     state: Literal["active", "suspended", "revoked"]
     reason: str = ""
 
 
 class Rekey(Struct, frozen=True, tag="rekey"):
-    """The server has a new signing key, with the fingerprint `key`: ask it for the successions, which prove that."""
+    """A notice that the server has a new signing key with the fingerprint `key`.
+
+    The device then fetches the successions from the server, which prove that.
+    """
 
     key: str
 
@@ -150,7 +152,7 @@ Body = Train | Evaluate | Cancel | Install | Infer | Export | Report | Standing 
 
 
 class Message(Struct, frozen=True, kw_only=True):
-    """What every message says beside its own; `topic` is filled in by `encode`."""
+    """The fields that all messages share; `encode` fills in `topic`."""
 
     version: int = PROTOCOL
     topic: str = ""
@@ -158,7 +160,7 @@ class Message(Struct, frozen=True, kw_only=True):
 
 
 class CommandHead(Message, frozen=True):
-    """What can be read of a command whatever its body, so that even an unknown kind is answered."""
+    """A command's fields beside its body. They can be read even when the kind is unknown, so that it can be answered."""
 
     id: str
     population: str
@@ -172,7 +174,7 @@ class CommandHead(Message, frozen=True):
 class Command(CommandHead, frozen=True):
     """One signed instruction to one device; expires at `expires` (Unix seconds) and is executed at most once.
 
-    With an `answer_key` it is answered in messages that only the server can read (umbel.sealing).
+    With an `answer_key` the device seals its answers by that key, so that only the server can read them (umbel.sealing).
     """
 
     body: Body
@@ -183,9 +185,9 @@ class _RawCommand(CommandHead, frozen=True):
 
 
 class Ack(Message, frozen=True):
-    """What became of a command; every state but `accepted` is final. `reason` is a sentence a person understands.
+    """The state of a command; every state but `accepted` is final. `reason` is a sentence for people.
 
-    `at` is the device's time, `expires` the command's: then nobody waits for an answer any more.
+    `at` is the device's time in Unix seconds; `expires` is copied from the command.
     """
 
     command: str
@@ -198,9 +200,10 @@ class Ack(Message, frozen=True):
 
 
 class Trained(Struct, frozen=True, tag="trained", omit_defaults=True):
-    """An update: `update` is safetensors of (weights after - weights before), one tensor a weight, float32.
+    """An update. `update` is a safetensors file: (weights after - weights before), after the run's pipeline (umbel.updates).
 
-    `metrics` are sums over the `examples` trained on, divided by their number (umbel.metrics); `seconds` is the time training took.
+    `metrics` are sums over the `examples` trained on, divided by their number (umbel.metrics). `seconds` is the duration of
+    the training.
     """
 
     assignment: str
@@ -220,14 +223,14 @@ class Evaluated(Struct, frozen=True, tag="evaluated", omit_defaults=True):
 
 
 class Answered(Struct, frozen=True, tag="answered"):
-    """The installed model's outputs: safetensors with a leading batch axis, in the order of the inputs."""
+    """The installed model's outputs: safetensors, with the batch as first axis, rows in the order of the inputs."""
 
     release: str
     outputs: Blob
 
 
 class Exported(Struct, frozen=True, tag="exported", omit_defaults=True):
-    """The device has uploaded its personalised TFLite file `model`, made after training in `rounds` rounds."""
+    """The device has uploaded its personalised TFLite file `model`; it had trained in `rounds` rounds before."""
 
     model: Blob
     rounds: int
@@ -235,7 +238,10 @@ class Exported(Struct, frozen=True, tag="exported", omit_defaults=True):
 
 
 class Reported(Struct, frozen=True, tag="reported", omit_defaults=True):
-    """What a device is: resident memory in MB, which heavy packages its process has loaded, what is installed."""
+    """A device's report: `rss_mb` is resident memory in MB, `imports` are the heavy packages that its process has loaded.
+
+    `installed` and `variant` name the installed release and its file; empty when there is none.
+    """
 
     kind: str
     trainer: str
@@ -262,7 +268,7 @@ OUTCOMES: Mapping[type[Struct], type[Outcome] | None] = {
     Standing: None,
     Rekey: None,
 }
-"""By the body of a command: the outcome that answers it, or None when an acknowledgement alone does."""
+"""The type of outcome that answers each type of body; None where an acknowledgement is the whole answer."""
 
 
 def kind_of(body: Struct | type[Struct]) -> str:
@@ -276,7 +282,7 @@ def blobs_of(part: Body | Outcome) -> tuple[Blob, ...]:
 
 
 class Result(Message, frozen=True):
-    """The outcome of a command that has one; it is also that command's final acknowledgement. Times as in Ack."""
+    """The outcome of a command, which is also its final acknowledgement. `at` and `expires` are as in Ack."""
 
     command: str
     population: str
@@ -287,13 +293,14 @@ class Result(Message, frozen=True):
 
 
 class Status(Message, frozen=True):
-    """Presence, retained and also the last will. Of two, the higher `epoch` is true; within one epoch, offline is final.
+    """A device's presence, published as a retained message and as the last will.
 
-    Of two of one epoch that say online the higher `sequence` is true: who repeats an older one is not believed.
-    `reasons` are the device's own rules that do not hold now; with none it is eligible for work. One that says offline does
-    not expire (`expires` is 0): a will is signed when its session begins, and no time says when that ends. `at` is the
-    device's time, `skew` by how many seconds it is ahead of the server's, as far as the device knows. Commands may be sealed
-    with its `agreement` key, until a later status names another.
+    Of two statuses the one with the higher `epoch` counts. Within one epoch offline is final, and of two online statuses
+    the one with the higher `sequence` counts, so a replayed older status has no effect. An offline status does not expire
+    (`expires` is 0), because a will is signed when its session begins and nobody knows when the session will end.
+    `reasons` are the device's own rules that its readings break now; without any, the device is eligible for work. `at` is
+    the device's time, and `skew` the seconds by which it is ahead of the server's, as far as the device knows. The server
+    may seal commands with the `agreement` key until a later status names another.
     """
 
     population: str
@@ -316,7 +323,7 @@ class Status(Message, frozen=True):
 
 
 class UnknownKind(MessageError):
-    """A well signed command whose kind this version does not know; it can still be answered by its `head`."""
+    """A correctly signed command of a kind that this version does not know; its `head` suffices to answer it."""
 
     def __init__(self, head: CommandHead, reason: str) -> None:
         super().__init__(reason)
@@ -336,7 +343,7 @@ _CHANNELS: dict[type[Struct], topics.Channel] = {Command: "command", Ack: "ack",
 
 
 def encode(message: Command | Ack | Result | Status, key: ECKey) -> bytes:
-    """The message, for its topic, as JSON in a compact JWS signed by `key`; its texts for people are cut to umbel.sizes."""
+    """The message as JSON in a compact JWS signed by `key`, with `topic` filled in and long texts cut (umbel.sizes)."""
     channel = _CHANNELS[type(message)]
     topic = topics.topic(message.population, message.device, channel)
     payload = msgspec.json.encode(_fitting(msgspec.structs.replace(message, topic=topic)))
@@ -344,9 +351,9 @@ def encode(message: Command | Ack | Result | Status, key: ECKey) -> bytes:
 
 
 def decode(token: bytes, kind: type[M], key: Keys) -> M:
-    """The message in a JWS signed by `key`, or one of them, for the topic of that kind, population and device.
+    """Verify and decode a message of type `kind` that `key`, or one of several keys, has signed for its own topic.
 
-    Its texts for people are cut to umbel.sizes. Raises SignatureError or MessageError.
+    Long texts are cut (umbel.sizes). Raises SignatureError or MessageError.
     """
     payload = _verify(token, kind, key)
     try:
@@ -358,7 +365,7 @@ def decode(token: bytes, kind: type[M], key: Keys) -> M:
 
 
 def check_current(message: Ack | Result | Status, now: float) -> None:
-    """Raise MessageError when a message had expired `now` (the server's time), but for umbel.enrolment.CLOCK_TOLERANCE."""
+    """Raise MessageError when a message expired more than umbel.enrolment.CLOCK_TOLERANCE before `now`, the server's time."""
     if isinstance(message, Status) and not message.online:
         return
     if (late := now - message.expires) > CLOCK_TOLERANCE:
@@ -375,7 +382,7 @@ class _Version(Struct):
 
 
 def _verify(token: bytes, kind: type[Struct], key: Keys) -> bytes:
-    """The payload; of another version that is said first, as that may know no kinds."""
+    """Verify the signature and return the payload. The version is checked before the kind: other versions may have none."""
     payload = signing.verify(token, key)
     try:
         version = msgspec.json.decode(payload, type=_Version).version
@@ -402,9 +409,9 @@ def _fitting(message: S) -> S:
 
 
 def decode_command(token: bytes, key: Keys) -> Command:
-    """The command in a JWS signed by `key`, or one of them, for its device's topic.
+    """Verify and decode a command that `key`, or one of several keys, has signed for its device's topic.
 
-    Raises SignatureError, MessageError, or UnknownKind when only its kind is unknown.
+    Raises SignatureError or MessageError; UnknownKind when all but the kind of command is valid.
     """
     payload = _verify(token, Command, key)
     try:
@@ -424,7 +431,7 @@ class _Id(Struct):
 
 
 def claimed_id(token: bytes) -> str:
-    """The command id that a token names, which is whose word it is only once its signature has verified; empty without one."""
+    """The command id in a token whose signature is not verified yet; empty when there is none."""
     try:
         return msgspec.json.decode(signing.payload_unverified(token), type=_Id).id[:ID_MAX]
     except (SignatureError, *NOT_DECODED):

@@ -1,4 +1,4 @@
-"""Metrics as sums that merge exactly: over batches, devices and rounds, by addition (or a mean weighted by examples)."""
+"""Metrics as sums. Adding the sums of batches or devices gives exactly the metric over all their examples."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,15 +9,16 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 Sums = dict[str, float | list[float]]
-"""`loss`, `weight` and the metrics' sums by key; a list is a vector."""
+"""`loss`, `weight` and the sums of the metrics, by key; a list is a vector."""
 
 Kind = Literal["mean", "ratio", "root_mean", "precision", "recall", "auc_roc", "auc_pr"]
 
 
 class MetricSpec(Struct, frozen=True):
-    """One metric. `states` are the shapes of the sums that it is computed from, by Keras's names for them.
+    """One metric; `states` are the shapes of the sums from which it is computed, by Keras's names.
 
-    `mean` has one sum, which is divided by the sum of weights; every other kind is a function of ratios of its sums alone.
+    A metric of kind `mean` is one sum divided by the sum of weights. Every other kind depends only on ratios of its own
+    sums.
     """
 
     name: str
@@ -39,12 +40,12 @@ def sum_shapes(specs: Sequence[MetricSpec]) -> dict[str, tuple[int, ...]]:
 
 
 def add(total: Mapping[str, float | list[float]], sums: Mapping[str, float | list[float]]) -> Sums:
-    """`total` plus `sums`; what `total` lacks counts as 0."""
+    """`total` plus `sums`; a key that `total` lacks counts as 0."""
     return {**total, **{key: _plain(_array(total.get(key, 0.0)) + _array(value)) for key, value in sums.items()}}
 
 
 def per_example(sums: Mapping[str, float | list[float]]) -> Sums:
-    """The sums divided by `weight`, which is left out; all 0 when the weight is 0."""
+    """Every sum but `weight`, divided by `weight`; all are 0 when `weight` is 0."""
     weight = float(_array(sums.get("weight", 0.0)))
     return {
         key: _plain(_array(value) / weight if weight else _array(value) * 0.0)
@@ -54,7 +55,10 @@ def per_example(sums: Mapping[str, float | list[float]]) -> Sums:
 
 
 def results(specs: Sequence[MetricSpec], averages: Mapping[str, Any]) -> dict[str, float]:
-    """`loss` and every metric, from sums divided by examples (`per_example`), averaged over devices by examples."""
+    """The loss and every metric, by name.
+
+    `averages` are sums per example (`per_example`), averaged over devices with the number of examples as weight.
+    """
     found = {"loss": float(averages["loss"])}
     for spec in specs:
         states = {state: _array(averages[key]) for state, key in zip(spec.states, spec.keys, strict=True)}
@@ -63,7 +67,7 @@ def results(specs: Sequence[MetricSpec], averages: Mapping[str, Any]) -> dict[st
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Those of `metrics` that are numbers: JSON, and some databases, have no NaN or infinity."""
+    """The metrics without those that are NaN or infinite, which JSON and some databases cannot hold."""
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
@@ -90,7 +94,7 @@ def _result(kind: Kind, states: Mapping[str, NDArray[np.float64]]) -> Any:
 def _area_under_precision_recall(
     true_positives: NDArray[np.float64], false_positives: NDArray[np.float64], false_negatives: Any, true_negatives: Any
 ) -> Any:
-    """Interpolated in true and false positives (Davis and Goadrich, ICML 2006)."""
+    """The area under the precision-recall curve, interpolated in true and false positives (Davis and Goadrich, ICML 2006)."""
     predicted = true_positives + false_positives
     gained, steps = true_positives[:-1] - true_positives[1:], np.maximum(predicted[:-1] - predicted[1:], 0)
     slope = _divide(gained, steps)

@@ -1,4 +1,4 @@
-"""An MQTT 5 link that survives its broker: one thread, QoS 1, last will, jittered reconnection."""
+"""An MQTT 5 link that connects again after every failure: one thread, QoS 1, last will, back-off with jitter."""
 
 import logging
 import random
@@ -34,11 +34,11 @@ class Will:
 
 
 class Link:
-    """A connection to the broker at `host`:`port`, with TLS or plain, that is made again, with jittered back-off, until `stop`.
+    """A connection to the broker at `host`:`port`, with or without TLS, made again with jittered back-off until `stop`.
 
-    `on_message(topic, payload)`, `on_up()` and `on_down(reason)` are called in the link's thread; `on_up` after the
-    subscriptions are sent. `will()` is asked for before every connection, because a will is fixed when a session starts.
-    Nothing is queued while the link is down: `publish` says so, and the callers' own records decide what is sent again.
+    The link's thread calls `on_message(topic, payload)`, `on_up()` once the subscriptions are sent, and `on_down(reason)`.
+    It calls `will()` before every connection, because MQTT fixes a will when a session begins. Nothing is queued while the
+    link is down: `publish` returns False, and the caller keeps its own record of messages to send again.
     """
 
     def __init__(
@@ -96,14 +96,14 @@ class Link:
         if client is None or not self._up.is_set():
             return False
         if threading.current_thread() is self._thread:
-            self._publish_outgoing(client)  # what was said before goes before
+            self._publish_outgoing(client)  # first the messages that other threads gave earlier
             return client.publish(topic, payload, qos=1, retain=retain).rc == MQTTErrorCode.MQTT_ERR_SUCCESS
         self._outgoing.append((topic, payload, retain))
         self._wake()
         return True
 
     def _publish_outgoing(self, client: Client) -> None:
-        """Publish for other threads: of one TLS connection only one thread may read or write."""
+        """Publish the messages of other threads: only one thread may use a TLS connection."""
         while self._outgoing and self._up.is_set():
             topic, payload, retain = self._outgoing.popleft()
             client.publish(topic, payload, qos=1, retain=retain)
@@ -112,7 +112,7 @@ class Link:
         try:
             self._wake_write.send(b"x")
         except (BlockingIOError, BrokenPipeError):
-            return  # the thread has wake-ups enough, or has ended and closed its side
+            return  # wake-ups are waiting already, or the thread has ended and closed its side
 
     def _run(self) -> None:
         backoff = FIRST_BACKOFF
@@ -132,7 +132,7 @@ class Link:
         self._wake_read.close()
 
     def _session(self) -> str:
-        """One connection from its start to its end; returns why it ended."""
+        """Run one connection from its start to its end; returns the reason of its end."""
         client = Client(CallbackAPIVersion.VERSION2, client_id=self._client_id, protocol=MQTTProtocolVersion.MQTTv5)
         if (will := self._will()) is not None:
             client.will_set(will.topic, will.payload, qos=1, retain=True)
@@ -202,12 +202,12 @@ class Link:
                 return _why(ended, code)
             if not self._up.is_set() and time.monotonic() - started > CONNECT_TIMEOUT:
                 client.disconnect()
-                return f"accepted the connection but said nothing for {CONNECT_TIMEOUT:.0f} s"
+                return f"accepted the connection but sent nothing for {CONNECT_TIMEOUT:.0f} s"
         self._part(client)
         return "stopped"
 
     def _part(self, client: Client) -> None:
-        """Publish what was still to be said, and the farewell if there is one, and disconnect."""
+        """Publish the messages still waiting and the farewell, if there is one, and disconnect."""
         self._publish_outgoing(client)
         if self._farewell is not None and self._up.is_set():
             sent = client.publish(self._farewell.topic, self._farewell.payload, qos=1, retain=True)
@@ -223,9 +223,9 @@ class Link:
         client.loop_write()
 
     def _wait(self, sock: socket.socket, writes: bool) -> dict[int, int]:
-        """Wait a tick for the broker or a wake-up; poll rather than select, which knows no descriptor over 1,023."""
+        """Wait a tick for the broker or a wake-up. Uses poll, because select fails on descriptors above 1,023."""
         if isinstance(sock, ssl.SSLSocket) and sock.pending():
-            return {sock.fileno(): select.POLLIN}  # read from the network already, and not yet by us
+            return {sock.fileno(): select.POLLIN}  # TLS has buffered bytes that poll cannot see
         poll = select.poll()
         poll.register(self._wake_read, select.POLLIN)
         poll.register(sock, select.POLLIN | (select.POLLOUT if writes else 0))
@@ -235,7 +235,7 @@ class Link:
         try:
             call()
         except Exception:
-            log.exception("an MQTT callback failed; the link goes on")
+            log.exception("an MQTT callback failed; the link continues")
 
 
 def _why(ended: list[str], code: MQTTErrorCode) -> str:

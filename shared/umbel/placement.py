@@ -1,4 +1,4 @@
-"""Writing weights into an inference file by its weight map: a personalised TFLite model without a converter."""
+"""Overwrite the weights in an inference file by its weight map: a personalised TFLite model without a converter."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,10 +15,10 @@ _SMALLEST_SUBNORMAL = float(np.finfo(np.float32).smallest_subnormal)
 
 
 def place(model: bytes, weights: Mapping[str, NDArray[Any]], placements: Iterable[Placement]) -> bytes:
-    """`model` with the bytes of every placed weight overwritten.
+    """`model` with the bytes of every weight in `placements` overwritten.
 
-    Where the file holds int8, float32 weights are quantised as TFLite's dynamic-range quantisation does:
-    symmetric, narrow range [-127, 127], one scale a channel. Raises TensorError when a weight does not fit its place.
+    Where the file holds int8, the float32 weight is quantised as in TFLite's dynamic-range quantisation: symmetric, narrow
+    range [-127, 127], one scale for each channel. Raises TensorError when a weight does not fit its place.
     """
     file = bytearray(model)
     for placement in placements:
@@ -36,14 +36,14 @@ def place(model: bytes, weights: Mapping[str, NDArray[Any]], placements: Iterabl
 
 
 def quantise(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """int8 values and float32 scales of `weight`: one scale a slice along `axis`, or one for all when `axis` is -1."""
+    """int8 values and float32 scales of `weight`: one scale for each slice along `axis`, or a single one for axis -1."""
     others = tuple(i for i in range(weight.ndim) if i != axis)
     peak = np.max(np.abs(weight), axis=None if axis < 0 else others)
     steps = np.atleast_1d(np.asarray(peak, np.float32) / np.float32(127))
-    # The converter divides in float64 by the scale before it is rounded to float32.
+    # The converter divides, in float64, by the scale as it is before rounding to float32.
     exact = np.atleast_1d(np.asarray(peak, np.float64) / 127)
-    # A subnormal scale has few digits, so it is far from the exact one: its values are those of the scale in the file. It
-    # is rounded up, or the peak would be more than 127 steps, and a tiny one has a scale too.
+    # A subnormal scale has few digits, so rounding changes it much: here values are divided by the scale in the file
+    # instead. Rounding goes up, so that the peak is at most 127 steps and a tiny peak does not get the scale 0.
     subnormal = (exact > 0) & (exact < _SMALLEST_NORMAL)
     exact = np.where(subnormal, np.ceil(exact / _SMALLEST_SUBNORMAL) * _SMALLEST_SUBNORMAL, exact)
     exact[exact == 0] = 1.0
@@ -63,6 +63,6 @@ def _overwrite(file: bytearray, name: str, offset: int, data: bytes, length: int
     if len(data) != length or offset < 0 or offset + length > len(file):
         raise TensorError(
             f"weight {name!r} has {len(data)} bytes, its place in the file has {length} at {offset} of {len(file)}: "
-            "the weights are not of this plan"
+            "the weights belong to another plan"
         )
     file[offset : offset + length] = data

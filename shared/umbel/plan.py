@@ -22,12 +22,12 @@ MANIFEST, SIGNATURE = "manifest.json", "manifest.jws"
 TRAIN, INFER, INFER_INT8, INITIAL = "train.tflite", "infer.tflite", "infer.int8.tflite", "initial.safetensors"
 FROZEN = "frozen.safetensors"
 KIND = "plan"
-"""As what a plan's manifest is signed. It names no population and does not expire: any may train it, and a command of its
-own says to which device, and until when."""
+"""The purpose in the JWS header of a signed manifest (`signing.sign_as`). The signature names no population and does not
+expire, because any population may train the plan: a signed command sends it to one device, and that command expires."""
 PLACED = {"float32": INFER, "int8": INFER_INT8}
-"""The inference files that weights are placed in by their maps, by what they are called in a release."""
+"""The inference files that have a weight map, by the name of their variant in a release."""
 TASK_NAME = re.compile(r"[a-z0-9_-]{1,64}")
-"""A task's name: files are named by it, on devices too."""
+"""The form of a task's name; it is restricted because files are named after tasks, on devices too."""
 _CHUNK = 1 << 16
 
 
@@ -39,12 +39,13 @@ class File(Struct, frozen=True):
 
 
 class Placement(Struct, frozen=True, omit_defaults=True):
-    """Where one weight's bytes lie in a TFLite file, and how to lay them out.
+    """The place of one weight's bytes in a TFLite file, and their layout.
 
-    The weight, its axes permuted by `permutation` (empty: as they are) and in C order, occupies `length` bytes from `offset`.
-    Without `scale_offset` it is float32. With it, it is int8, symmetric, q = round(w / s) with s = max|w| / 127 over
-    each slice along `axis` of the permuted weight (-1: one scale for all), and the float32 scales lie at `scale_offset`
-    and at `scale_copies`: rows that are gathered from an int8 weight carry its scale, too.
+    The weight, with its axes permuted by `permutation` (empty: not permuted) and in C order, occupies `length` bytes from
+    `offset`. Without `scale_offset` it is float32. With it the weight is int8, symmetric: q = round(w / s), where
+    s = max|w| / 127 over each slice along `axis` of the permuted weight (-1: one scale for all). The float32 scales lie at
+    `scale_offset`. `scale_copies` are further offsets of the same scales: a tensor of rows that are gathered from an int8
+    weight has its own copy.
     """
 
     weight: str
@@ -57,14 +58,14 @@ class Placement(Struct, frozen=True, omit_defaults=True):
 
 
 class Manifest(Struct, frozen=True):
-    """What a plan is. `metrics` are computed from the sums that `train` and `evaluate` return beside `loss` and `weight`.
+    """The description of a plan.
 
-    `weights` are those that training changes: they travel. What a model has beside them is constant in the plan's files
-    (and in FROZEN, for a device that trains with Keras). They are in the order of the signature tensors `w0`, `w1`, ... of
-    `set_weights` and `get_weights`.
-    `inputs`, `targets` and `outputs` are specs of one example by name. `weight_maps` says for each inference file where
-    its weights lie. `parity` is the worst relative error against Keras that the compiler measured, by quantity, and `worst`
-    the name of the tensor or value that has it.
+    `weights` are the weights that training changes, and only these travel. They are in the order of the signature tensors
+    `w0`, `w1`, ... of `set_weights` and `get_weights`. The other weights are constants in the plan's files (and in FROZEN,
+    for a device that trains with Keras). `metrics` are computed from the sums that `train` and `evaluate` return beside
+    `loss` and `weight`. `inputs`, `targets` and `outputs` are specs of one example, by name. `weight_maps` holds, for each
+    inference file, the places of its weights. `parity` is the largest relative error against Keras that the compiler
+    measured, by quantity; `worst` names the tensor or value with that error.
     """
 
     schema: int
@@ -86,7 +87,7 @@ class Manifest(Struct, frozen=True):
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """What an evaluation gives: `loss` and the metrics."""
+        """The names of an evaluation's results: `loss` and the metrics."""
         return ("loss", *(metric.name for metric in self.metrics))
 
 
@@ -102,7 +103,7 @@ class Plan:
     """A task compiled into a bundle that a device can execute: data only, no Python code.
 
     The bundle is a ZIP archive (stored, not compressed) of `manifest.json`, optionally `manifest.jws` (the manifest as a
-    compact JWS), and the files that the manifest lists with their digests. Every byte of the archive is checked by `open`.
+    compact JWS), and the files that the manifest lists with their digests. `open` checks every byte of the archive.
     """
 
     def __init__(self, path: Path, manifest: Manifest, signature: bytes | None, sha256: str) -> None:
@@ -119,7 +120,7 @@ class Plan:
                 names = archive.namelist()
                 if any(_is_packed(entry) for entry in archive.infolist()):
                     raise PlanError(
-                        f"{path}: the files in a plan are stored as they are, one here is packed; compile it again"
+                        f"{path}: the files in a plan are stored uncompressed, one here is compressed; compile it again"
                     )
                 if MANIFEST not in names:
                     raise PlanError(
@@ -158,7 +159,10 @@ class Plan:
 
     @classmethod
     def write(cls, path: Path, manifest: Manifest, files: Mapping[str, bytes]) -> "Plan":
-        """Write an unsigned bundle of `files` atomically; the manifest's `files` are filled in. The same input gives the same bytes."""
+        """Write an unsigned bundle of `files` to `path` atomically, and fill in the manifest's `files`.
+
+        The same input gives the same bytes.
+        """
         entries = {name: File(hashlib.sha256(data).hexdigest(), len(data)) for name, data in sorted(files.items())}
         complete = msgspec.structs.replace(manifest, files=entries)
         buffer = io.BytesIO()
@@ -184,7 +188,7 @@ class Plan:
     def verify(self, key: Keys) -> None:
         """Raise PlanError unless `key`, or one of them, signed this plan's manifest."""
         if self.signature is None:
-            raise PlanError(f"{self.path}: the plan is not signed; start a run with it, then the server signs it")
+            raise PlanError(f"{self.path}: the plan is not signed; start a run with it: the server then signs it")
         try:
             payload = signing.verify_as(KIND, self.signature, key)
         except SignatureError as error:
@@ -193,18 +197,18 @@ class Plan:
             raise PlanError(f"{self.path}: the plan's signature is of another manifest")
 
     def read(self, name: str) -> bytes:
-        """The bytes of one file of the bundle; raises PlanError when it has none of that name."""
+        """The bytes of the file `name` in the bundle; raises PlanError when there is none."""
         if name not in self.manifest.files:
             raise PlanError(f"{self.path}: the plan has no file {name}; it has {', '.join(self.manifest.files)}")
         with zipfile.ZipFile(self.path) as archive:
             return archive.read(name)
 
     def initial_weights(self) -> Tensors:
-        """The weights that training starts from, by name."""
+        """The weights from which training starts, by name."""
         return load(self.read(INITIAL))
 
     def frozen_weights(self) -> Tensors:
-        """The weights that training does not change, by name; none when it changes all."""
+        """The weights that training does not change, by name; empty when it changes all."""
         return load(self.read(FROZEN)) if FROZEN in self.manifest.files else {}
 
     def _manifest_bytes(self) -> bytes:
@@ -213,7 +217,7 @@ class Plan:
 
 
 def _is_packed(entry: zipfile.ZipInfo) -> bool:
-    """Whether an entry says that it is, or unpacks to, more than lies in the file: a few bytes could fill all memory."""
+    """Whether an entry is compressed or claims another size than it has: a few bytes could then fill all memory."""
     return entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size
 
 
@@ -242,7 +246,7 @@ def _sha256(stream: IO[bytes]) -> str:
 
 
 class _Sink(io.RawIOBase):
-    """A write-only stream without seek, so that an archive's bytes depend on its content alone."""
+    """A write-only stream without seek. Every archive is written to one, so that its bytes depend on its content alone."""
 
     def __init__(self, write: object) -> None:
         self._write = write

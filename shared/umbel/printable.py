@@ -1,6 +1,6 @@
-"""Text from elsewhere, made fit for a terminal and a log: on one line, and with nothing that a terminal obeys."""
+"""Text from elsewhere made safe for a terminal and a log: one line, without control characters."""
 
 
 def printable(text: str) -> str:
-    """The text, with each character that is not printable as its escape: a line feed as \\n, an escape as \\x1b."""
+    """The text with each unprintable character replaced by its escape sequence, such as \\n for a line feed."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

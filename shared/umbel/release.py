@@ -1,4 +1,4 @@
-"""The signed manifest of a release: which TFLite files, made from which checkpoint, how good."""
+"""The signed manifest of a release: its TFLite files, their metrics, and the checkpoint from which they were made."""
 
 import msgspec
 from joserfc.jwk import ECKey
@@ -10,14 +10,15 @@ from umbel.signing import Keys
 
 SCHEMA = 1
 KIND = "release"
-"""As what a manifest is signed. It does not expire: what is installed must still verify years later."""
+"""The purpose in the JWS header of a signed manifest (`signing.sign_as`). The signature does not expire, because an
+installed model must still verify years later."""
 
 
 class ReleaseFile(Struct, frozen=True, omit_defaults=True):
-    """One TFLite file: SHA-256 in hex, bytes, and its held-out metrics (empty when nothing was held out).
+    """One TFLite file: SHA-256 in hex, size in bytes, and its metrics on held-out examples (empty when there are none).
 
-    `difference` is the largest absolute difference of its outputs from the float32 file's, over the rows that the
-    manifest's Parity names; `latency_ms` the median time of one row. None in releases of before there was a Parity.
+    `difference` is the largest absolute difference between its outputs and the float32 file's, over the rows that the
+    manifest's Parity describes. `latency_ms` is the median time of one row. Both are None in a release older than Parity.
     """
 
     sha256: str
@@ -28,11 +29,12 @@ class ReleaseFile(Struct, frozen=True, omit_defaults=True):
 
 
 class Parity(Struct, frozen=True, omit_defaults=True):
-    """What the files of a release were measured by.
+    """The measurement of a release's files.
 
-    `rows` says on which inputs and how many, `machine` on which machine and runtime, one thread. `plan` are the held-out
-    metrics of the plan's own evaluation, which the compiler has checked against Keras's. `keras` are those that
-    Keras's evaluation gave the administrator who exported. Both are empty when nothing was held out.
+    `rows` describes the inputs and their number, `machine` the machine and runtime (one thread). `plan` are the metrics of
+    the plan's own evaluation on held-out examples, which the compiler has checked against Keras. `keras` are the metrics
+    of Keras's evaluation on them, made by the administrator who exported the release. Both are empty when there were no
+    held-out examples.
     """
 
     rows: str
@@ -42,9 +44,9 @@ class Parity(Struct, frozen=True, omit_defaults=True):
 
 
 class ReleaseManifest(Struct, frozen=True, omit_defaults=True):
-    """What a release is; `created` is Unix seconds, `lineage` names the checkpoint and the software that made it.
+    """The description of a release for the devices of `population`, which trained it.
 
-    It is for the devices of the `population` that trained it.
+    `created` is Unix seconds. `lineage` names the checkpoint and the versions of the software that made the release.
     """
 
     schema: int
@@ -74,7 +76,7 @@ def sign(manifest: ReleaseManifest, key: ECKey) -> bytes:
 
 
 def verify(token: bytes, key: Keys) -> ReleaseManifest:
-    """The manifest in a JWS signed by `key`, or one of them; raises PlanError when it is not signed so, or of a newer schema."""
+    """The manifest in a JWS that `key`, or one of several keys, signed; raises PlanError when it is not valid or too new."""
     try:
         payload = signing.verify_as(KIND, token, key)
         schema = msgspec.json.decode(payload, type=_Schema).schema
@@ -86,5 +88,5 @@ def verify(token: bytes, key: Keys) -> ReleaseManifest:
 
 
 def contents(token: bytes) -> ReleaseManifest:
-    """The manifest in a JWS, its signature not checked: for whoever signed it."""
+    """The manifest in a JWS without a check of the signature: only for a JWS that the caller has signed itself."""
     return _MANIFEST.decode(signing.payload_unverified(token))

@@ -1,7 +1,8 @@
 """Signed messages that only one receiver can read: a JWS inside a JWE (RFC 7516), by ECDH-ES and A256GCM (RFC 7518, 4.6).
 
-Sign, then encrypt: the seal hides, and only the signature inside proves. The keys are never those that sign. A device makes
-its own anew in every process and stores none, so commands recorded on the way are not opened with what it holds later.
+A message is signed, then encrypted. The encryption hides the content; only the signature inside proves the sender. Sealing
+keys are never signing keys. A device makes a new sealing key in every process and stores none, so whoever recorded sealed
+commands and takes the device later cannot open them.
 """
 
 from functools import cache
@@ -17,16 +18,16 @@ if TYPE_CHECKING:
 
 _ALGORITHMS = ["ECDH-ES", "A256GCM"]
 _MOST = 400_000
-"""Characters of what is sealed: the largest signed message, and room."""
+"""The most characters of a ciphertext: more than the largest signed message has."""
 
 
 def is_sealed(token: bytes) -> bool:
-    """Whether a message has the form of a sealed one (a compact JWE)."""
+    """Whether a message looks sealed: a compact JWE has five parts."""
     return token.count(b".") == 4
 
 
 def seal(token: bytes, key: ECKey) -> bytes:
-    """A signed message for who holds the private half of `key`, an EC P-256 key for agreement."""
+    """Encrypt a signed message for the holder of the private half of `key`, an EC P-256 key agreement key."""
     from joserfc import jwe  # here, because most devices never need it
 
     header = {"alg": "ECDH-ES", "enc": "A256GCM", "cty": "JWS"}
@@ -34,7 +35,7 @@ def seal(token: bytes, key: ECKey) -> bytes:
 
 
 def unseal(token: bytes, key: ECKey) -> bytes:
-    """The signed message in a sealed one; raises SignatureError when `key` does not open it."""
+    """Decrypt a sealed message into the signed one; raises SignatureError when `key` does not open it."""
     from joserfc import jwe
 
     try:
@@ -49,6 +50,6 @@ def unseal(token: bytes, key: ECKey) -> bytes:
 def _registry() -> "JWERegistry":
     from joserfc.jwe import JWERegistry
 
-    registry = JWERegistry(algorithms=_ALGORITHMS)  # no `zip`: nothing is unpacked
+    registry = JWERegistry(algorithms=_ALGORITHMS)  # without `zip`: nothing is decompressed
     registry.max_ciphertext_length = _MOST
     return registry

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 
 class Ascending:
-    """Microseconds of the sender's `clock`, or one more than before: so they ascend over restarts, too. For any thread.
+    """Gives numbers that always grow: microseconds of the sender's `clock`, or the last number plus one if that is more.
 
-    `last` is a number known to have been given by an earlier process.
+    So they grow across restarts too. `last` is the highest number known from an earlier process. Any thread may call it.
     """
 
     def __init__(self, clock: Callable[[], float], last: int = 0) -> None:
@@ -15,7 +15,7 @@ class Ascending:
         self._lock = threading.Lock()
 
     def next(self) -> int:
-        """The next number."""
+        """A number larger than every one before."""
         with self._lock:
             self._last = max(self._last + 1, int(self._clock() * 1e6))
             return self._last

@@ -14,11 +14,11 @@ from umbel.errors import NOT_DECODED, SignatureError
 ALGORITHM = "ES256"
 
 Keys = ECKey | Mapping[str, ECKey]
-"""What may have signed: one key, or one of several by fingerprint."""
+"""The accepted signing keys: a single key, or several by fingerprint."""
 
 
 class UnknownKey(SignatureError):
-    """Something signed by a key that is not among those that are accepted, or claims to be; `key` is its fingerprint."""
+    """A token that names a signing key which is not accepted here; `key` is the fingerprint it names, unverified."""
 
     def __init__(self, key: str) -> None:
         super().__init__(f"expected a message signed by a key that is accepted here, got one by key {key[:8]!r}")
@@ -40,7 +40,10 @@ def generate_key() -> ECKey:
 
 
 def load_or_create_key(path: Path) -> ECKey:
-    """The private key in the PEM file at `path`, made with mode 0600 when there is none; raises SignatureError if unreadable."""
+    """The private key in the PEM file at `path`; a new one, with mode 0600, when there is no file.
+
+    Raises SignatureError when the file does not hold such a key.
+    """
     if not path.exists():
         write_atomically(path, generate_key().as_pem(private=True), mode=0o600)
     try:
@@ -75,9 +78,9 @@ def sign(payload: bytes, key: ECKey) -> bytes:
 
 
 def verify(token: bytes, keys: Keys) -> bytes:
-    """The payload of a compact JWS signed by the key, or by that of the keys which its header names.
+    """The payload of a compact JWS, verified with `keys`: the single key, or the one that the JWS header names.
 
-    Raises UnknownKey when it names none of them, SignatureError when it is unsigned, damaged or another's.
+    Raises UnknownKey when the header names none of them, SignatureError when the signature does not verify.
     """
     key = keys if isinstance(keys, ECKey) else _named(token, keys)
     try:
@@ -96,13 +99,13 @@ def _named(token: bytes, keys: Mapping[str, ECKey]) -> ECKey:
 
 
 def sign_as(kind: str, payload: bytes, key: ECKey) -> bytes:
-    """As `sign`, and good for one purpose only: the header's `typ` is `umbel-<kind>` (RFC 8725, section 3.11)."""
+    """As `sign`, for the purpose `kind` only: the header's `typ` is `umbel-<kind>` (RFC 8725, section 3.11)."""
     header = {"alg": ALGORITHM, "typ": f"umbel-{kind}", "kid": fingerprint(key)}
     return jws.serialize_compact(header, payload, key).encode()
 
 
 def verify_as(kind: str, token: bytes, key: Keys) -> bytes:
-    """As `verify`; raises SignatureError also when what was signed is of another kind, or of none."""
+    """As `verify`; raises SignatureError also when the token was signed for another purpose, or for none."""
     payload = verify(token, key)
     check_kind(kind, token)
     return payload
@@ -113,22 +116,20 @@ class _Header(msgspec.Struct):
 
 
 def check_kind(kind: str, token: bytes) -> None:
-    """Raise SignatureError unless a token, whose signature has verified, was signed as this kind."""
+    """Raise SignatureError unless a token, already verified, was signed for the purpose `kind`."""
     header = token.split(b".", 1)[0]
     try:
         found = msgspec.json.decode(urlsafe_b64decode(header + b"=" * (-len(header) % 4)), type=_Header).typ
     except (ValueError, *NOT_DECODED) as error:
         raise SignatureError(
-            f"expected what was signed as umbel-{kind}, got a header that does not say: {error}"
+            f"expected a token signed as umbel-{kind}, got one with an unreadable header: {error}"
         ) from error
     if found != f"umbel-{kind}":
-        raise SignatureError(
-            f"expected what was signed as umbel-{kind}, got what was signed as {found[:40] or 'nothing'}"
-        )
+        raise SignatureError(f"expected a token signed as umbel-{kind}, got one signed as {found[:40] or 'nothing'}")
 
 
 def signer_of(token: bytes) -> str:
-    """The fingerprint a compact JWS claims to be signed by, unverified; raises SignatureError when it is not a JWS."""
+    """The fingerprint of the key that a compact JWS names, unverified; raises SignatureError when it is not a JWS."""
     try:
         header = jws.extract_compact(token).headers()
     except (JoseError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -139,7 +140,7 @@ def signer_of(token: bytes) -> str:
 
 
 def payload_unverified(token: bytes) -> bytes:
-    """The payload a compact JWS claims, unverified, only to learn whose key to verify with; raises SignatureError."""
+    """The payload of a compact JWS, unverified: use it only to find the key to verify with; raises SignatureError."""
     try:
         return bytes(jws.extract_compact(token).payload)
     except (JoseError, ValueError, KeyError, TypeError, RecursionError) as error:

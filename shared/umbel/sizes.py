@@ -1,4 +1,4 @@
-"""Bounds on what a device may say. Both sides cut text for people to them, and refuse other values beyond them."""
+"""Size limits of the messages of a device. Device and server cut longer texts for people, and refuse other values."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -9,25 +9,29 @@ from msgspec import Struct
 from umbel.errors import MessageError
 
 SENTENCE, WORD = 1000, 200
-"""Characters of a reason, and of a version, a label or a metric's name."""
+"""The most characters of a reason (SENTENCE); of a version, a label or the name of a metric (WORD)."""
 ENTRIES = 64
-"""Labels, reasons or imports in one message."""
+"""The most labels, reasons or imports in one message."""
 METRICS, NUMBERS = 1000, 10_000
-"""Metrics of one outcome, and all their numbers."""
+"""The most metrics in one outcome, and the most numbers in all of them together."""
 
 S = TypeVar("S", bound=Struct)
 
 
 def cut(text: str, most: int) -> str:
-    """The text, or its beginning and an ellipsis, at most `most` characters; without NUL, which PostgreSQL does not take."""
+    """The text, cut to `most` characters that end with an ellipsis when it is longer.
+
+    NUL characters, which PostgreSQL refuses, are replaced.
+    """
     text = text.replace("\0", "\N{REPLACEMENT CHARACTER}")
     return text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def cut_texts(message: S, *texts: str) -> S:
-    """The message with these fields - a text, texts, or texts by name - cut to WORD characters and ENTRIES entries.
+    """The message with the fields named in `texts` cut to ENTRIES entries of WORD characters each.
 
-    A field `reason` or `reasons` holds sentences. A message that fits is returned as it is.
+    A field holds a text, a list of texts, or a mapping of texts. Entries of `reason` and `reasons` may have SENTENCE
+    characters. A message that is within the limits is returned unchanged.
     """
     changed = {name: fitting for name in texts if (fitting := _cut_field(message, name)) != getattr(message, name)}
     return msgspec.structs.replace(message, **changed) if changed else message
@@ -45,7 +49,7 @@ def _cut_field(message: Struct, name: str) -> Any:
 
 
 def check_labels(labels: Mapping[str, str], what: str) -> None:
-    """Raise MessageError when there are more labels than a device may have, or longer ones."""
+    """Raise MessageError, beginning with `what`, when there are more labels, or longer ones, than a device may have."""
     longest = max((len(text) for label in labels.items() for text in label), default=0)
     if len(labels) > ENTRIES or longest > WORD:
         raise MessageError(
@@ -55,7 +59,7 @@ def check_labels(labels: Mapping[str, str], what: str) -> None:
 
 
 def check_metrics(metrics: Mapping[str, float | Sequence[float]]) -> None:
-    """Raise MessageError when there are more metrics than any task has."""
+    """Raise MessageError when there are more metrics or numbers, or longer names, than one outcome may have."""
     numbers = sum(len(value) if isinstance(value, list) else 1 for value in metrics.values())
     longest = max(map(len, metrics), default=0)
     if len(metrics) > METRICS or numbers > NUMBERS or longest > WORD:

@@ -1,4 +1,4 @@
-"""The skew of a device's clock: seconds that it is ahead of the server's, the tolerance, and a sentence that says it."""
+"""The skew of a device's clock, which is the seconds by which it is ahead of the server's: tolerance and wording."""
 
 from umbel.enrolment import CLOCK_TOLERANCE
 
@@ -9,7 +9,7 @@ def is_wrong(skew: float) -> bool:
 
 
 def sentence(skew: float) -> str:
-    """How far a clock is off, in words that follow "the clock is"."""
+    """The skew in words that complete the sentence "the clock is ..."."""
     way = "ahead of" if skew > 0 else "behind"
     tolerated = f" ({CLOCK_TOLERANCE:.0f} s are tolerated); set it" if is_wrong(skew) else ""
     return f"{abs(skew):.0f} s {way} the server's{tolerated}"

@@ -1,7 +1,8 @@
-"""How one signing key of the server follows another: each vouches for the other, so who trusts one of them trusts all.
+"""Successions of the server's signing key: the old key and the new key each sign a statement that names the other.
 
-A chain of successions survives any number of rotations that a device has missed. Old keys go on to verify what was signed
-with them and is named, by digest, in a command by a key that is still accepted: plans and the manifests of releases.
+A device that trusts one key can therefore trust all keys of the chain, however many rotations it has missed. A retired key
+still verifies plans and manifests of releases that were signed with it. Such a file is accepted only when a command names
+it by digest, and the command must be signed by a key that is not retired.
 """
 
 import math
@@ -19,16 +20,18 @@ from umbel.errors import NOT_DECODED, SignatureError
 from umbel.signing import PublicKey
 
 KIND = "succession"
-"""What a succession is signed as."""
+"""The purpose in the JWS header of a signed succession (`signing.sign_as`)."""
 MOST = 256
-"""Successions in a chain."""
+"""The most successions in a chain."""
 MOST_TOKEN = 2048
+"""The most characters of one of the two JWS of a succession."""
 
 
 class Successor(Struct, frozen=True, forbid_unknown_fields=True):
-    """What is signed of a succession, and nothing else that the server's key has signed reads like it.
+    """The statement that both keys sign: `new` was made at the time `at` and follows `old`.
 
-    `new` was made `at`, after `old`; from `retires` on no key before `new` is accepted. Both are Unix seconds.
+    From the time `retires` on, no key older than `new` is accepted. Both times are Unix seconds. `kind` and the refusal of
+    unknown fields ensure that no other signed message of the server can be read as a Successor.
     """
 
     kind: Literal["signing-key"]
@@ -39,7 +42,7 @@ class Successor(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Succession(Struct, frozen=True):
-    """The same Successor in two compact JWS: by the old key, which names its heir, and by the new one, its forebear."""
+    """One Successor in two compact JWS, one signed by the old key and one by the new key."""
 
     by_old: Annotated[str, Meta(max_length=MOST_TOKEN)]
     by_new: Annotated[str, Meta(max_length=MOST_TOKEN)]
@@ -74,12 +77,12 @@ class Lineage:
         return {signing.fingerprint(key): key for key in self.keys}
 
     def accepted(self, now: float) -> Mapping[str, ECKey]:
-        """By fingerprint, the keys that may sign what arrives at Unix time `now`."""
+        """The keys, by fingerprint, whose signature is accepted at Unix time `now`."""
         return {name: key for (name, key), until in zip(self.all.items(), self.until, strict=True) if now < until}
 
 
 def succeed(old: ECKey, new: ECKey, at: float, retires: float) -> Succession:
-    """`old` names `new` as what follows it, `new` names `old` as what it follows."""
+    """Make the succession from the key `old` to the key `new`, signed by both; times are Unix seconds (Successor)."""
     payload = msgspec.json.encode(
         Successor("signing-key", signing.public_key(old), signing.public_key(new), at, retires)
     )
@@ -87,7 +90,7 @@ def succeed(old: ECKey, new: ECKey, at: float, retires: float) -> Succession:
 
 
 def read(succession: Succession) -> Successor:
-    """What both keys have signed; raises SignatureError unless both have signed the same."""
+    """Verify a succession and return its statement; raises SignatureError unless both keys have signed the same one."""
     try:
         payload = signing.payload_unverified(succession.by_old.encode())
         successor = _SUCCESSOR.decode(payload)
@@ -102,12 +105,16 @@ def read(succession: Succession) -> Successor:
 
 
 def lineage(root: PublicKey, successions: Sequence[Succession]) -> Lineage:
-    """The keys that who trusts `root` may trust; raises SignatureError unless they are one chain that `root` is in."""
+    """The chain of keys in `successions`, verified; only `root` when there are none.
+
+    Raises SignatureError when a signature does not verify, when the successions are not one chain, or when `root` is not
+    in it.
+    """
     links = [read(succession) for succession in successions]
     keys = [link.old for link in links[:1]] or [root]
     for link in links:
         if link.old != keys[-1] or link.new in keys:
-            raise SignatureError("expected signing keys that follow each other, one of them follows another key")
+            raise SignatureError("expected signing keys that follow each other, got one that follows another key")
         keys.append(link.new)
     if root not in keys:
         raise SignatureError("the signing keys do not go back to the one that is trusted here")

@@ -17,7 +17,7 @@ Metrics = tuple[Named, ...] | Mapping[str, tuple[Named, ...]]
 
 @dataclass(frozen=True)
 class Task:
-    """What the ML engineer writes: a Keras model and how to train it. Keras is imported only when `model` is called.
+    """A Keras model and how to train it, as the ML engineer writes it. Keras is imported only when `model` is called.
 
     Attributes:
         name: short name of lower-case letters, digits, `-` and `_`; it names the plan.
@@ -30,7 +30,7 @@ class Task:
         learning_rate: learning rate of a run that does not set one.
         metrics: Keras metric identifiers, for example ("accuracy",), or functions without arguments that return a
             `keras.metrics.Metric`; a mapping of output name to these for a model with several outputs.
-        loss_weights: factor of each output's loss, by output name; 1 for those it leaves out.
+        loss_weights: factor of each output's loss, by output name; 1 for outputs that are not named.
         batch_size: examples in one training step, fixed at compile time; a short batch is padded with weight 0.
     """
 
@@ -57,19 +57,20 @@ class Task:
 
     @property
     def input_specs(self) -> dict[str, TensorSpec]:
-        """The inputs by name."""
+        """The specs of the inputs by name; `x` for a single one without a name."""
         return {"x": self.inputs} if isinstance(self.inputs, TensorSpec) else dict(self.inputs)
 
     @property
     def target_specs(self) -> dict[str, TensorSpec]:
-        """The targets by name."""
+        """The specs of the targets by name; `y` for a single one without a name."""
         return {"y": self.targets} if isinstance(self.targets, TensorSpec) else dict(self.targets)
 
 
 def load_task(path: Path) -> Task:
     """The Task that the Python file at `path` defines; raises TaskError when there is none or more than one.
 
-    The file is executed: load only files you trust. A device does it only for the Keras trainer, with a file installed there.
+    The file is executed, so load only files that you trust. A device loads one only for the Keras trainer, from a file that
+    was installed on it.
     """
     if not path.is_file():
         raise TaskError(f"{path}: no such task file")
@@ -89,5 +90,5 @@ def load_task(path: Path) -> Task:
         raise TaskError(f"{path}: no Task in this file; define one, for example task = umbel.Task(name=..., model=...)")
     if len(tasks) > 1:
         names = ", ".join(sorted(task.name for task in tasks.values()))
-        raise TaskError(f"{path}: expected one Task, found {len(tasks)} ({names}); keep one a file")
+        raise TaskError(f"{path}: expected one Task, found {len(tasks)} ({names}); keep one in each file")
     return next(iter(tasks.values()))

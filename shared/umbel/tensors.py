@@ -13,7 +13,7 @@ from umbel.errors import TensorError
 Tensors = dict[str, NDArray[Any]]
 
 _SHOWN = 200
-"""Characters of a tensor's name that an error shows: a device may have chosen it."""
+"""The most characters of a tensor's name that an error shows, because a device may have chosen the name."""
 
 
 class TensorSpec(msgspec.Struct, frozen=True):
@@ -24,7 +24,7 @@ class TensorSpec(msgspec.Struct, frozen=True):
 
 
 class WeightSpec(msgspec.Struct, frozen=True):
-    """One weight of a model; `name` is Keras's `variable.path`, the only name that is unique."""
+    """One weight of a model; `name` is Keras's `variable.path`, which is unique in a model, unlike `variable.name`."""
 
     name: str
     shape: tuple[int, ...]
@@ -59,7 +59,7 @@ def check_specs(tensors: Mapping[str, NDArray[Any]], specs: Sequence[WeightSpec]
         raise TensorError(f"{what}: tensor {min(extra)[:_SHOWN]!r} is not one of the plan's {len(expected)} weights")
     for name, spec in expected.items():
         tensor = tensors[name]
-        # A dtype's name is slow to make: 10 microseconds, for each tensor of each update.
+        # `dtype.name` takes 10 microseconds, for each tensor of each update, so equal dtypes are tried first.
         if tensor.shape != spec.shape or (tensor.dtype != spec.dtype and tensor.dtype.name != spec.dtype):  # noqa: PLR1714
             raise TensorError(
                 f"{what}: tensor {name!r} should be {spec.dtype}{list(spec.shape)}, "

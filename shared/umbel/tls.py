@@ -1,4 +1,4 @@
-"""TLS as Umbel's clients speak it: version 1.3, and nobody trusted but the server's own certificate authority."""
+"""TLS for Umbel's clients: version 1.3, trusting only the server's own certificate authority."""
 
 import ssl
 
@@ -6,7 +6,10 @@ from umbel.errors import UmbelError
 
 
 def client_context(ca: str) -> ssl.SSLContext:
-    """Trust servers with a certificate for their name that the authority `ca` (PEM) issued; raises UmbelError on no PEM."""
+    """A context that trusts a server whose certificate is for its host name and issued by the authority `ca` (PEM).
+
+    Raises UmbelError when `ca` is not a certificate in PEM.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
@@ -19,7 +22,7 @@ def client_context(ca: str) -> ssl.SSLContext:
 
 
 def blind_context() -> ssl.SSLContext:
-    """Trust anybody: only to ask a server who it is, when its answer is checked against a fingerprint."""
+    """A context that trusts any server. Use it only to fetch a server's Trust, which is then checked by a fingerprint."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False

@@ -10,7 +10,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 class Address(NamedTuple):
-    """Who a topic is about, and which of the device's four channels it is."""
+    """The parts of a topic: population, device, and one of the device's four channels."""
 
     population: str
     device: str
@@ -18,7 +18,7 @@ class Address(NamedTuple):
 
 
 def check_name(name: str, what: str) -> str:
-    """`name` when it may stand in a topic; raises MessageError otherwise."""
+    """`name` when it is valid as a part of a topic; raises MessageError, beginning with `what`, otherwise."""
     if not _NAME.fullmatch(name):
         raise MessageError(
             f"{what} should be 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit; got {name[:80]!r}"
@@ -32,12 +32,12 @@ def topic(population: str, device: str, channel: Channel) -> str:
 
 
 def everyone(channel: Channel) -> str:
-    """The filter that matches one channel of every device in every population."""
+    """The MQTT topic filter that matches one channel of every device in every population."""
     return f"umbel/{PROTOCOL}/+/+/{channel}"
 
 
 def parse(name: str) -> Address:
-    """The address in a topic; raises MessageError when it is not one of ours."""
+    """Split a topic into its parts; raises MessageError when it is not a topic of Umbel."""
     parts = name.split("/")
     if len(parts) != 5 or parts[0] != "umbel" or parts[1] != str(PROTOCOL):
         raise MessageError(f"expected a topic umbel/{PROTOCOL}/<population>/<device>/<channel>, got {name[:200]!r}")

@@ -19,10 +19,10 @@ def compile_task(
     min_runtime: str = "2.14",
     progress: Callable[[Stage], None] = lambda stage: None,
 ) -> Plan:
-    """Compile `task` into an unsigned plan at `path`, its initial weights drawn with `seed`.
+    """Compile `task` into an unsigned plan at `path`; the initial weights are drawn with `seed`.
 
-    `min_runtime` is the oldest LiteRT (tflite-runtime) that has to run the plan. With `check`, ten training steps are
-    compared with Keras's, and nothing is written when they differ. `progress` is called with each stage as it begins.
+    `min_runtime` is the oldest version of LiteRT (tflite-runtime) that must run the plan. With `check`, ten training steps
+    are compared with Keras, and no plan is written when they differ. `progress` is called at the start of each stage.
     Raises CompileError or TaskError.
     """
     import_keras()

@@ -1,4 +1,4 @@
-"""Compilation from end to end."""
+"""The compilation of a task into a plan, from building the Keras model to writing the bundle."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -69,7 +69,7 @@ def compile_plan(
     initial = {w.path: np.array(w.numpy()) for w in parts.weights}
     if check:
         progress(next(upcoming))
-        with native_stderr_silenced():  # LiteRT announces its delegate
+        with native_stderr_silenced():  # LiteRT prints a line about its delegate
             worst = check_parity(task, parts, manifest, train, infer.data)
         parity = {quantity: error for quantity, (error, _) in worst.items()}
         names = {quantity: name for quantity, (_, name) in worst.items()}

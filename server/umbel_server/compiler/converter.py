@@ -1,7 +1,7 @@
-"""LiteRT's converter, without what `tf.lite.TFLiteConverter` does around it.
+"""LiteRT's converter, called directly instead of through `tf.lite.TFLiteConverter`.
 
-That loads the SavedModel twice in Python, and unpacks and packs the file there three times, which for a large train
-step takes longer than the conversion itself.
+That class loads the SavedModel twice in Python, and unpacks and packs the file three times. For a large train step this
+takes longer than the conversion itself.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from umbel_server.compiler.errors import CompileError
 
 
 def convert(folder: Path, signatures: Sequence[str], name: str, **flags: Any) -> bytes:
-    """The TFLite file of the signatures of the SavedModel in `folder`, made of built-in ops alone.
+    """Convert the `signatures` of the SavedModel in `folder` to a TFLite file of built-in ops only.
 
-    `flags` go to tensorflow.lite.python.convert.build_conversion_flags. Raises CompileError with the first line of the
-    converter's complaint; `name` is the task's.
+    `name` is the task's name, for errors. `flags` are passed to tensorflow.lite.python.convert.build_conversion_flags.
+    Raises CompileError with the first line of the converter's error.
     """
     try:
         return bytes(

@@ -17,10 +17,11 @@ from umbel_server.compiler.training_file import slots
 
 
 class DeviceBatch:
-    """Trains `clients` devices at once, each as a plan of `task` trains it: with the same batches, padding, seeds, slots and metrics.
+    """Trains `clients` devices at once, each exactly as a plan of `task` would.
 
-    Arithmetic is TensorFlow's: results equal a plan's to rounding. Raises CompileError as the compiler does, and what
-    TensorFlow raises on a step that it cannot vectorise.
+    Batches, padding, seeds, slots and metrics are the same. TensorFlow computes the steps, so results differ from a plan's
+    by rounding. Raises CompileError as the compiler does; exceptions of TensorFlow pass through when it cannot vectorise
+    the step.
     """
 
     def __init__(self, task: Task, clients: int) -> None:
@@ -51,10 +52,10 @@ class DeviceBatch:
         learning_rate: float,
         proximal_mu: float,
     ) -> list[tuple[Tensors, Sums]]:
-        """The weights of each client after its steps, and the sums of its batches.
+        """Train every client; returns for each its weights after training and the sums over its batches.
 
-        `batches` are inputs and targets by name, [clients, steps, batch, ...]; `rows` are sample weights, float32[clients,
-        steps, batch]; `steps` is how many of them each client makes; `seeds` are int32[clients, steps].
+        `batches` are inputs and targets by name, [clients, steps, batch, ...]. `rows` are sample weights, float32[clients,
+        steps, batch]. `steps` is the number of steps of each client, and `seeds` are int32[clients, steps].
         """
         run = self._proximal if proximal_mu else self._plain
         after, sums = run(

@@ -1,7 +1,7 @@
-"""The error of a compilation, in a module of its own: it is raised in most modules of this package."""
+"""The error that most modules of this package raise."""
 
 from umbel.errors import UmbelError
 
 
 class CompileError(UmbelError):
-    """A task cannot be compiled: names the layer or op, the reason, and what to use instead."""
+    """A task cannot be compiled. The message names the layer or op, the reason, and what to use instead."""

@@ -1,7 +1,7 @@
-"""Full-integer int8: weights and activations, calibrated by a representative set; inputs and outputs stay float32.
+"""Full-integer quantisation: int8 weights and activations, calibrated by a representative set; float32 in and out.
 
-TensorFlow's calibrator and quantiser work on the float32 TFLite file itself, so no Keras model is needed. They run in
-a process of their own: a server keeps TensorFlow's 500 MB out of its memory, and survives what native code does.
+TensorFlow's calibrator and quantiser work on the float32 TFLite file, so no Keras model is needed. They run in a process of
+their own. So TensorFlow's 500 MB stay out of the server's memory, and a crash of its native code does not end the server.
 """
 
 import subprocess
@@ -23,23 +23,23 @@ from umbel_server.compiler.errors import CompileError
 from umbel_server.tflite.file import add_constant, op_code, op_name, pack, unpack
 
 SECONDS = 240.0
-"""A quantisation that takes longer is ended."""
+"""The longest time that a quantisation may take."""
 ROWS = 1000
-"""Rows of the representative set that are used: the ranges of activations settle after a few hundred."""
+"""The most rows of the representative set that are used; the ranges of activations settle after a few hundred rows."""
 
 _MODEL, _ROWS, _QUANTISED = "model.tflite", "representative.safetensors", "quantised.tflite"
 _OLDEST = (2, 14)
 _BOUNDARY = ("QUANTIZE", "DEQUANTIZE")
 _NEWER = ("DIV",)
-"""The quantiser makes them int8, and LiteRT 2.14 does not run that, though their versions do not tell."""
+"""Ops that the quantiser makes int8 and that LiteRT 2.14 does not run, although their version numbers say that it does."""
 _one_at_a_time = threading.Lock()
 
 
 def full_integer(model: bytes, representative: Tensors, seconds: float = SECONDS) -> bytes:
-    """The float32 inference file `model`, quantised, with its `infer` signature and any number of rows.
+    """Quantise the float32 inference file `model`; the result has an `infer` signature for any number of rows.
 
-    `representative` holds the model's inputs by name, one row an example; the first ROWS are used. Raises UmbelError
-    when TensorFlow is not installed, when an op has no int8 form (it is named), or when it takes over `seconds`.
+    `representative` holds the model's inputs by name, one row for each example; the first ROWS are used. Raises UmbelError
+    when TensorFlow is not installed, when an op has no int8 form (the error names it), or after `seconds`.
     """
     if find_spec("tensorflow") is None or find_spec("keras") is None:
         raise UmbelError(
@@ -60,13 +60,13 @@ def full_integer(model: bytes, representative: Tensors, seconds: float = SECONDS
         if done.returncode == 1 and (said := done.stdout.strip()):
             raise CompileError(said.splitlines()[-1])
         if done.returncode != 0:
-            last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            last = (done.stderr.strip().splitlines() or ["it printed no error"])[-1]
             raise CompileError(f"TensorFlow's quantiser ended with code {done.returncode} ({last[:200]}); use int8")
         return (folder / _QUANTISED).read_bytes()
 
 
 def quantise(model: bytes, representative: Tensors) -> bytes:
-    """Quantise a model as `full_integer` does, but in this process; raises CompileError."""
+    """Quantise a model as `full_integer` does, but in the calling process; raises CompileError."""
     import_keras()
     from tensorflow.lite.python.convert import mlir_quantize
     from tensorflow.lite.python.optimize.calibrator import Calibrator, add_intermediate_tensors
@@ -79,7 +79,7 @@ def quantise(model: bytes, representative: Tensors) -> bytes:
 
     try:
         calibrated = Calibrator(add_intermediate_tensors(_without_negations(model))).calibrate(rows)
-        # Dense layers get one scale each, as in a plan's int8 file: runtimes before 2.17 do not know more.
+        # Dense layers get a single scale, as in a plan's int8 file: runtimes before 2.17 do not support one per channel.
         quantised = bytes(mlir_quantize(calibrated, disable_per_channel_for_dense_layers=True))
     except Exception as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -92,14 +92,16 @@ def quantise(model: bytes, representative: Tensors) -> bytes:
     check_runtime("the int8-full file", quantised, max(_OLDEST, *(needed for _, _, needed in ops(model))))
     try:
         Predictor(quantised)({name: value[:1] for name, value in representative.items()})
-    except RuntimeError as error:  # the kernels of grouped convolutions refuse how the quantiser splits their weights
+    except RuntimeError as error:  # the kernels of grouped convolutions refuse weights as the quantiser splits them
         first = str(error).strip().partition("\n")[0]
-        raise CompileError(f"LiteRT does not run what TensorFlow's quantiser made ({first[:200]}); use int8") from error
+        raise CompileError(
+            f"LiteRT cannot run the file that TensorFlow's quantiser made ({first[:200]}); use int8"
+        ) from error
     return quantised
 
 
 def _without_negations(model: bytes) -> bytes:
-    """The file with every -x as x * -1, the same number: MUL has an int8 form, NEG has none."""
+    """The file with every NEG replaced by a multiplication by -1, because MUL has an int8 form and NEG has none."""
     file = unpack(model)
     for graph in file.subgraphs:
         for op in graph.operators:
@@ -112,7 +114,7 @@ def _without_negations(model: bytes) -> bytes:
 
 
 def _not_in_int8(model: bytes) -> list[str]:
-    """The kinds of ops, but those at the boundary, that read or write float32, or whose int8 form is too new."""
+    """The kinds of ops that read or write float32, or whose int8 form is too new; ops at the model's boundary excluded."""
     file = unpack(model)
     found: set[str] = set()
     for graph in file.subgraphs:
@@ -124,7 +126,7 @@ def _not_in_int8(model: bytes) -> list[str]:
 
 
 def main(folder: Path) -> int:
-    """Quantise the model in `folder`; an error is one sentence on standard output, and code 1."""
+    """Quantise the model in `folder`; on an error, print it as one sentence and return 1."""
     try:
         quantised = quantise((folder / _MODEL).read_bytes(), load((folder / _ROWS).read_bytes()))
     except UmbelError as error:

@@ -1,4 +1,4 @@
-"""`infer.tflite` and `infer.int8.tflite`: constant weights, and a map of where each weight's bytes lie."""
+"""`infer.tflite` and `infer.int8.tflite`: files with constant weights, and a map of the places of each weight's bytes."""
 
 import tempfile
 from collections.abc import Sequence
@@ -29,24 +29,25 @@ from umbel_server.compiler.weight_map import constants, places
 Weights = Sequence[NDArray[Any]]
 
 CHANNELS_OF_DENSE = (2, 17)
-"""The first LiteRT that runs dense layers whose int8 weights have one scale a channel."""
+"""The first version of LiteRT that runs dense layers whose int8 weights have one scale for each channel."""
 
 _ALIKE = 1e-3
-"""Relative difference of outputs that rounding explains."""
+"""The largest relative difference of outputs that counts as rounding."""
 
 
 def saved_model(
     task: Task, parts: KerasParts, traced: Traced, weights: Weights, folder: Path, apart: frozenset[str] = frozenset()
 ) -> Path:
-    """Save the model for inference with constant `weights` in `folder`, to be converted.
+    """Save the model for inference with constant `weights` in `folder`, as a SavedModel for the converter.
 
-    The weights named in `apart` are kept as they are: what is computed from them alone is computed at run time.
+    The converter must not fold the weights named in `apart` into other constants, so the model reads them by an index that
+    the converter cannot know.
     """
     held = [*zip(parts.weights, weights, strict=True), *((w, np.asarray(w.numpy())) for w in parts.constants)]
     specs = {name: tf.TensorSpec((None, *spec.shape), spec.dtype, name) for name, spec in task.input_specs.items()}
 
     def infer(**given: Any) -> dict[str, Any]:
-        # Zero, but the converter cannot know it: the number of rows is open.
+        # Always zero, but the converter does not know that, because the number of rows is not fixed.
         zero = tf.minimum(tf.shape(next(iter(given.values())))[0], 0)
         values = {
             key(w): _from(tf.constant(value), zero) if w.path in apart else tf.constant(value) for w, value in held
@@ -61,9 +62,9 @@ def saved_model(
 
 
 def converted(task: Task, folder: Path, int8: bool, channels: bool = False) -> bytes:
-    """The TFLite file of a saved model; with `int8`, dynamic-range quantised.
+    """Convert a saved model to a TFLite file; with `int8`, with dynamic-range quantisation.
 
-    With `channels`, dense layers are quantised by channels, too, which older runtimes do not know (CHANNELS_OF_DENSE).
+    With `channels`, dense layers also get one scale for each channel, which needs a runtime from CHANNELS_OF_DENSE on.
     """
     flags = {
         "post_training_quantize": True,
@@ -75,7 +76,7 @@ def converted(task: Task, folder: Path, int8: bool, channels: bool = False) -> b
 
 @dataclass(frozen=True)
 class InferenceFile:
-    """An inference file, its weight map, and the weights that had to be kept apart in it."""
+    """An inference file, its weight map, and the names of the weights that were kept from folding (see `saved_model`)."""
 
     data: bytes
     placements: tuple[Placement, ...]
@@ -85,10 +86,10 @@ class InferenceFile:
 class InferenceFiles:
     """Makes both inference files of a model from its current weights, in a temporary folder; a context manager.
 
-    A weight map is found on a file made of random weights, whose bytes are told apart (equal ones share a buffer), and
-    the current weights are placed by it. Weights that the converter folds into other tensors are kept apart: small ones
-    first, because a batch norm's vectors set its convolution's kernel free. What one file was found to need, the next
-    one starts from.
+    The weight map is found on a file with random weights, because equal weights would share a buffer. Then the current
+    weights are placed by the map. Weights that the converter folds into other tensors are kept apart, and the file is made
+    again. Small weights come first: with a batch norm's vectors kept apart, its convolution's kernel is not folded either.
+    The second file starts with the weights that the first one had to keep apart.
     """
 
     def __init__(self, task: Task, parts: KerasParts, traced: Traced) -> None:
@@ -107,7 +108,7 @@ class InferenceFiles:
         self._folder.cleanup()
 
     def make(self, int8: bool, channels: bool = False) -> InferenceFile:
-        """One of the files; raises CompileError when a weight's bytes are not in it."""
+        """Make one of the files; raises CompileError when a weight's bytes cannot be found in it."""
         weights, infer = self._parts.weights, self._traced.infer
         while True:
             file = converted(self._task, self._saved_model(), int8, channels)
@@ -120,13 +121,13 @@ class InferenceFiles:
             if not lost:
                 placed = place(file, self._current, placements)
                 several = frozenset(w.path for w in weights if infer.reads(key(w)) > 1) - self._apart
-                # A weight that is used twice may lie in the file as it is for one use, and folded for the other.
+                # A weight that is used twice may lie in the file unchanged for one use, and folded for the other.
                 if int8 or not several or _answers_as_keras(self._task, self._parts, placed):
                     return InferenceFile(placed, placements, self._apart)
                 more = several
             if not more:
                 raise CompileError(
-                    f"weight {next(iter(lost))} is not in the inference file as it is: the converter folded it into another "
+                    f"weight {next(iter(lost))} cannot be found in the inference file: the converter folded it into another "
                     "tensor; if the model does not use it for inference, remove it"
                 )
             self._apart |= more
@@ -142,7 +143,7 @@ class InferenceFiles:
 
 def _answers_as_keras(task: Task, parts: KerasParts, file: bytes) -> bool:
     x, _ = random_batch(task, parts, np.random.default_rng(4))
-    with native_stderr_silenced():  # LiteRT announces its delegate
+    with native_stderr_silenced():  # LiteRT prints a line about its delegate
         ours = Predictor(file)(x)
     with device_noise(Noise(tf.constant(0), task.batch_size)):
         theirs = parts.call({name: tf.constant(value) for name, value in x.items()}, training=False)
@@ -150,13 +151,13 @@ def _answers_as_keras(task: Task, parts: KerasParts, file: bytes) -> bool:
 
 
 def _normalisers(parts: KerasParts) -> frozenset[str]:
-    """The vectors of batch norms, which the converter is known to fold into the convolution before them."""
+    """The paths of all batch norms' vectors, which the converter folds into the convolution before them."""
     norms = [layer for layer in all_layers(parts.model) if isinstance(layer, keras.layers.BatchNormalization)]
     return frozenset(weight.path for layer in norms for weight in layer.weights)
 
 
 def _from(value: Any, start: Any) -> Any:
-    """All of `value`, gathered from row `start` on."""
+    """The whole of `value`, gathered from row `start` on; the converter does not know that `start` is 0."""
     rows = tf.reshape(value, [1]) if value.shape.rank == 0 else value
     return tf.reshape(tf.gather(rows, tf.range(int(rows.shape[0])) + start), value.shape)
 
@@ -165,6 +166,6 @@ def _probe(rng: np.random.Generator, weight: Any) -> NDArray[Any]:
     shape = tuple(int(n) for n in weight.shape)
     if not str(weight.dtype).startswith("float"):
         return rng.integers(1, 2**30, shape).astype(str(weight.dtype))
-    # Positive: a variance is among them, and what is computed of a negative one is NaN. Each up to a largest value of
-    # its own: that is the int8 weight's scale, by which its copies are found.
+    # Positive, because a variance may be among them, and a negative variance gives NaN. Every weight has its own largest
+    # value, and so its own scale in int8, by which copies of the scale are found.
     return rng.uniform(0.1, rng.uniform(0.5, 1.0), shape).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Keras's own word on weights: loss, metrics and predictions, to compare everything else with."""
+"""Loss, metrics and predictions as Keras itself computes them: the reference for plans and releases."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ from umbel.tensors import Tensors
 
 
 def evaluate(task: Task, weights: Tensors, examples: Examples) -> dict[str, float]:
-    """`model.evaluate` for `weights` (by variable path): `loss` and the task's metrics."""
+    """Run `model.evaluate` with `weights` (by variable path); returns `loss` and the task's metrics."""
     model, inputs = _model(task, weights), {name: examples.tensors[name] for name in task.input_specs}
     outputs = list(named_outputs(model, model(model_arguments(model, _rows(inputs, 1)), training=False)))
     targets = {output: examples.tensors[target] for output, target in targets_of(task, outputs).items()}
@@ -34,7 +34,7 @@ def evaluate(task: Task, weights: Tensors, examples: Examples) -> dict[str, floa
 
 
 def predict(task: Task, weights: Tensors, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
-    """The model's outputs by name for `weights`, one row an input row."""
+    """The model's outputs by name with `weights`, one row for each row of the inputs."""
     model = _model(task, weights)
     outputs = model(model_arguments(model, inputs), training=False)
     return {name: np.asarray(value) for name, value in named_outputs(model, outputs).items()}
@@ -50,14 +50,14 @@ def _model(task: Task, weights: Tensors) -> Any:
     model(model_arguments(model, blank), training=False)
     if missing := [w.path for w in model.weights if w.path not in weights]:
         raise TaskError(
-            f"task {task.name}: weight {missing[0]} is missing; give a plan's frozen weights, too: "
+            f"task {task.name}: weight {missing[0]} is missing; add the plan's frozen weights: "
             "{**plan.frozen_weights(), **weights}"
         )
     for w in model.weights:
         if weights[w.path].shape != tuple(w.shape):
             raise TaskError(
                 f"task {task.name}: weight {w.path} should have shape {list(w.shape)}, got {list(weights[w.path].shape)}; "
-                "the weights are of another version of the task"
+                "the weights belong to another version of the task"
             )
     model.set_weights([weights[w.path] for w in model.weights])
     return model

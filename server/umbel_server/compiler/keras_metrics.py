@@ -1,4 +1,4 @@
-"""The task's metrics as sums that merge: Keras's own metric objects, their states traced with the step."""
+"""The task's metrics as sums: Keras's own metric objects, whose states are traced with the train step."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ _COUNTS = "object_name_uids"
 
 
 class TaskMetrics:
-    """The Keras metrics of every output by the name that Keras reports them under."""
+    """The Keras metrics of all outputs, by the names under which Keras reports them."""
 
     def __init__(self, task: Task, parts: KerasParts) -> None:
         self._parts = parts
@@ -51,7 +51,7 @@ class TaskMetrics:
 
     @property
     def specs(self) -> tuple[MetricSpec, ...]:
-        """What the manifest says of them; known once a step is traced."""
+        """The metrics as the manifest lists them; complete only after a step has been traced."""
         found = []
         for name, (output, metric) in self._metrics.items():
             kind = self._kinds[name]
@@ -74,7 +74,10 @@ class TaskMetrics:
 
 
 def keras_metrics(task: Task, parts: KerasParts) -> dict[str, list[Any]]:
-    """Fresh metrics by output, as `Model.compile` takes them; the same task gives the same names every time."""
+    """New metrics by output, as `Model.compile` takes them. The same task always gives the same names.
+
+    Raises TaskError.
+    """
     wanted: Mapping[str, Any] = {}
     if isinstance(task.metrics, Mapping):
         wanted = task.metrics
@@ -102,7 +105,7 @@ def keras_metrics(task: Task, parts: KerasParts) -> dict[str, list[Any]]:
 
 @contextmanager
 def _names_from_the_start() -> Iterator[None]:
-    """Within it, Keras counts the names it gives (`precision`, `precision_1`) anew."""
+    """In this block Keras numbers the names that it gives (`precision`, `precision_1`) from the start."""
     counted = global_state.get_global_attribute(_COUNTS)
     global_state.set_global_attribute(_COUNTS, None)
     try:
@@ -137,7 +140,7 @@ def _kind(task: Task, name: str, metric: Any) -> Kind:
     if isinstance(metric, kinds.Recall):
         return "recall"
     if type(metric) is kinds.AUC and not metric.multi_label:
-        # Keras's way for evenly spread thresholds sorts examples into buckets; devices compare with every threshold.
+        # For evenly spread thresholds Keras sorts examples into buckets; devices compare with every threshold.
         metric._thresholds_distributed_evenly = False
         if (metric.curve.value, metric.summation_method.value) == ("ROC", "interpolation"):
             return "auc_roc"

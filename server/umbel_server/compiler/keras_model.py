@@ -1,4 +1,4 @@
-"""The task's Keras parts, checked before anything is traced."""
+"""The task's Keras model, losses and optimizer, checked before the model is traced."""
 
 import re
 from collections.abc import Mapping
@@ -21,11 +21,12 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 @dataclass(frozen=True)
 class KerasParts:
-    """A task's model and what trains it; `targets` and `losses` are by output name.
+    """A task's Keras model, losses and optimizer.
 
-    `losses` holds each output's target name, Keras loss (reduction none) and loss weight. `outputs` are specs of one
-    example. `trained` are the model's trainable variables, whose slots the optimizer holds. `fixed` are the paths of the
-    weights that the traced train step does not assign; a fresh model's are not known yet, and it is empty.
+    `targets` holds the target's name, and `losses` the Keras loss (reduction none) and the loss weight, both by output
+    name. `inputs` and `outputs` are specs of one example. `trained` are the model's trainable variables, whose slots the
+    optimizer holds. `fixed` are the paths of the weights that the train step does not assign; it is empty until the step
+    has been traced.
     """
 
     model: Any
@@ -38,12 +39,15 @@ class KerasParts:
 
     @property
     def weights(self) -> list[Any]:
-        """The weights that training changes, by gradients or else (moving statistics), in Keras's order: they travel."""
+        """The weights that training changes, by gradients or otherwise (moving statistics), in Keras's order.
+
+        These weights travel between server and devices.
+        """
         return [w for w in self.model.weights if w.path not in self.fixed]
 
     @property
     def constants(self) -> list[Any]:
-        """The weights that nothing changes, those of frozen layers for example: they are constants in a plan's files."""
+        """The weights that training does not change, such as those of frozen layers; they are constants in a plan."""
         return [w for w in self.model.weights if w.path in self.fixed]
 
     @property
@@ -53,7 +57,7 @@ class KerasParts:
 
     @property
     def weight_specs(self) -> tuple[WeightSpec, ...]:
-        """The weights as the manifest names them."""
+        """The weights that travel, as the manifest lists them."""
         return tuple(
             WeightSpec(w.path, tuple(int(n) for n in w.shape), str(w.dtype), bool(w.trainable)) for w in self.weights
         )
@@ -63,7 +67,7 @@ class KerasParts:
         return named_outputs(self.model, self.model(self.arguments(inputs), training=training))
 
     def arguments(self, inputs: Mapping[str, Any]) -> Any:
-        """What the model is called with: the one input, a mapping by its own input names, or a list in their order."""
+        """The argument to call the model with (see umbel.keras_calls.model_arguments)."""
         return model_arguments(self.model, inputs)
 
 
@@ -160,7 +164,7 @@ def _loss(task: Task, output: str, target: str, value: Any) -> tuple[Any, float]
         )
     own = object.__new__(
         type(loss)
-    )  # the task may give the same object again, and Keras copies registered classes only
+    )  # a copy, because the task may use the object again; Keras itself copies registered classes only
     own.__dict__.update(loss.__dict__)
     own.reduction = "none"
     return own, float((task.loss_weights or {}).get(output, 1.0))
@@ -190,7 +194,7 @@ def _optimizer(task: Task) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    """What an exception of Keras says, in one line: its frame and its terminal colours are left out."""
+    """The message of a Keras exception in one line, without its standard introduction and its terminal colours."""
     lines = [_COLOUR.sub("", line).strip() for line in str(error).splitlines()]
     telling = [line for line in lines if line and not line.startswith("Exception encountered")]
     return telling[0][:400] if telling else type(error).__name__

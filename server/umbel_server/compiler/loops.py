@@ -1,4 +1,4 @@
-"""keras.ops's loops of a known length, written out: a device has no tensor lists, which the gradient of a loop needs."""
+"""Unroll the loops of keras.ops that have a known length: LiteRT lacks the tensor lists that a loop's gradient needs."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from umbel_server.compiler.replacing import replacing
 
 @contextmanager
 def unrolled_loops() -> Iterator[None]:
-    """Within it, `fori_loop`, `map` and `scan` of keras.ops run their step once for every index when tracing."""
+    """In this block `fori_loop`, `map` and `scan` of keras.ops are unrolled: they trace their step once for every index."""
 
     def fori_loop(lower: Any, upper: Any, body_fun: Callable[..., Any], init_val: Any) -> Any:
         bounds = [tf.get_static_value(tf.convert_to_tensor(bound)) for bound in (lower, upper)]
@@ -51,7 +51,7 @@ def unrolled_loops() -> Iterator[None]:
 
 
 def _steps(xs: Any) -> list[Any]:
-    """The slices of `xs` along its first axis; none when its length is not known."""
+    """The slices of `xs` along its first axis; an empty list when the length of that axis is unknown."""
     flat = [tf.convert_to_tensor(x) for x in keras.tree.flatten(xs)]
     if any(x.shape.rank is None or x.shape[0] is None for x in flat):
         return []

@@ -1,4 +1,4 @@
-"""Random numbers that LiteRT and TensorFlow compute alike, of a seed that the device gives with every step."""
+"""Random numbers that LiteRT and TensorFlow compute alike, from a seed that the device gives for every step."""
 
 from typing import Any
 
@@ -11,10 +11,11 @@ _GENERATORS = ((4093.0, 2.0, 5), (4091.0, 2.0, 3), (4079.0, 11.0, 3))
 
 
 class Noise:
-    """Uniform and normal numbers: combined multiplicative congruential generators (Wichmann and Hill, AS 183, 1982).
+    """Uniform and normal numbers by combined multiplicative congruential generators (Wichmann and Hill, AS 183, 1982).
 
-    Element (row, column) of the n-th draw of a trace depends on seed, n, row and column alone, so that a short batch has
-    the numbers of a padded one. `seed` is an int32 scalar; take a fresh random one for every step. `rows` is the largest batch.
+    Element (row, column) of the n-th draw of a trace depends only on seed, n, row and column, so that a short batch gets
+    the same numbers as a padded one. `seed` is an int32 scalar, a new random one for every step. `rows` is the size of the
+    largest batch.
     """
 
     def __init__(self, seed: Any, rows: int) -> None:
@@ -22,7 +23,10 @@ class Noise:
         self._draws: dict[int, int] = {}
 
     def uniform(self, shape: Any) -> Any:
-        """float32 of `shape` in [0, 1); the first axis is the batch, and may be unknown when compiling."""
+        """Uniform float32 numbers in [0, 1) of `shape`. The first axis is the batch; it may be unknown when compiling.
+
+        Raises CompileError when another axis is unknown.
+        """
         first, *others = (_static(size) for size in shape) if len(shape) else (1,)
         if None in others:
             raise CompileError(
@@ -47,7 +51,7 @@ class Noise:
         )
 
     def normal(self, shape: Any) -> Any:
-        """float32 of `shape`, standard normal (Box and Muller, 1958)."""
+        """Standard normal float32 numbers of `shape` (Box and Muller, 1958)."""
         radius = tf.sqrt(-2.0 * tf.math.log(1.0 - self.uniform(shape)))
         return radius * tf.cos(6.283185307179586 * self.uniform(shape))
 

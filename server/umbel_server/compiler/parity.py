@@ -25,26 +25,28 @@ from umbel_server.compiler.tracing import all_layers, device_noise
 STEPS = 10
 TOLERANCE = 1e-5
 LOOSE_TOLERANCE = 1e-4
-"""Models with normalisation layers or recurrences add up more rounding."""
+"""The tolerance of models with normalisation layers or recurrences, in which more rounding adds up."""
 
 _SHARE = 10.0
-"""Times what one rounding of every weight does to Keras's own training: the plan rounds at every op."""
+"""The allowed error as a multiple of the change that rounding every weight once makes in Keras's own training. It is more
+than 1 because the plan rounds at every op."""
 
 _STRAY = 100.0
-"""What a step's error counts less than that of most steps: rounding may choose another maximum now and then."""
+"""The divisor of a single step's error when it is compared with the median over steps. A few steps may be far off,
+because rounding can make another element the maximum."""
 
 Worst = dict[str, tuple[float, str]]
-"""By quantity (loss, metrics, weights, ...): the error, and the name of the tensor or value that it is of."""
+"""The largest error, and the name of the tensor or value that has it, by quantity (loss, metrics, weights, ...)."""
 Errors = dict[str, list[float]]
-"""A tensor's errors, one a step."""
+"""The errors of each tensor, one for each step."""
 
 
 def check_parity(task: Task, parts: KerasParts, manifest: Manifest, train: bytes, infer: bytes) -> Worst:
-    """The worst relative error by quantity, and what it is of; raises CompileError when one is over tolerance.
+    """The largest relative error of each quantity and the tensor that has it; raises CompileError above the tolerance.
 
-    The last of the ten batches is half padding in the plan and half as long in Keras. Where rounding decides - a deep
-    network whose batch norms blow it up, a maximum of two equal values - ten steps run apart even in Keras itself;
-    then each step is compared from the same start. The model's weights are put back.
+    The last of the ten batches is half padding in the plan, and half as long in Keras. In some models rounding decides the
+    outcome: the batch norms of a deep network amplify it, or two values are equally large. Ten steps then diverge even
+    between two runs of Keras, so every step is compared from the same start. The model's weights are restored at the end.
     """
     weights = {w.path: np.array(w.numpy()) for w in parts.weights}
     trainable = Trainable(train, manifest)
@@ -60,13 +62,13 @@ def check_parity(task: Task, parts: KerasParts, manifest: Manifest, train: bytes
     if _over(worst, allowed):
         keras_run.set(weights, slots)
         worst, loss, updates = _run_step_by_step(manifest, trainable, keras_run, steps, rate, weights)
-        # Whether the largest of two almost equal outputs is a hit is rounding's choice too.
+        # Metrics have no limit: rounding also decides which of two almost equal outputs is the largest.
         limits |= {"loss": loss, "metrics": np.inf}
         limits |= dict.fromkeys(("weights", "slots", "updates"), updates)
     x, _ = random_batch(task, parts, np.random.default_rng(2))
     evaluation = keras_run.step(steps[-1], train=False)
     if not np.isfinite(evaluation["loss"]):
-        # Of a deep network's moving statistics after ten steps; those of its start may still say something.
+        # After ten steps the moving statistics of a deep network may give this; those of its start may still be usable.
         keras_run.set(weights)
         evaluation = keras_run.step(steps[-1], train=False)
     trainable.set_weights(keras_run.weights())
@@ -90,16 +92,17 @@ def check_parity(task: Task, parts: KerasParts, manifest: Manifest, train: bytes
 
 
 def tolerance(parts: KerasParts) -> float:
-    """The relative error that is allowed for this model."""
+    """The relative error that is allowed for this model: larger when its layers add up more rounding."""
     rounding = ("Normalization", "RNN", "LSTM", "GRU", "Attention")
     sums_up = any(type(layer).__name__.endswith(rounding) for layer in all_layers(parts.model))
     return LOOSE_TOLERANCE if sums_up else TOLERANCE
 
 
 def relative_error(ours: NDArray[Any], theirs: NDArray[Any]) -> float:
-    """The largest difference, relative to the largest value (at least 1e-3) of `theirs`.
+    """The largest difference, divided by the largest value of `theirs`, or by 1e-3 if that is more.
 
-    Infinite unless both are finite in the same places, which alone are compared.
+    Only finite elements are compared. The error is infinite when the shapes differ, or when the two are not finite in the
+    same places.
     """
     if ours.shape != theirs.shape or not np.array_equal(np.isfinite(ours), np.isfinite(theirs)):
         return float("inf")
@@ -111,7 +114,7 @@ def relative_error(ours: NDArray[Any], theirs: NDArray[Any]) -> float:
 
 @dataclass(frozen=True)
 class _Step:
-    """One step's inputs and targets, its real rows, and its seed."""
+    """The inputs, targets and seed of one step; the first `rows` rows are examples, the others padding."""
 
     x: Tensors
     y: Tensors
@@ -126,7 +129,7 @@ def _steps(task: Task, parts: KerasParts) -> list[_Step]:
 
 
 class _Keras:
-    """The task's own training in Keras, a step at a time."""
+    """The task's training in Keras, one step at a time."""
 
     def __init__(self, task: Task, parts: KerasParts) -> None:
         self._parts, self._model, self._optimizer = parts, parts.model, made_optimizer(task)
@@ -145,14 +148,14 @@ class _Keras:
         self._noise = Noise(self._seed, task.batch_size)
 
     def set(self, weights: Tensors, slots: Tensors | None = None) -> None:
-        """Go on from these weights, and slots when given."""
+        """Set the weights, and the optimizer's slots when given."""
         for w in self._parts.weights:
             w.assign(weights[w.path])
         for i, variable in enumerate(self._slots if slots is not None else []):
             variable.assign((slots or {})[f"s{i}"])
 
     def step(self, step: _Step, train: bool = True) -> Mapping[str, Any]:
-        """Train on the step's real rows, or evaluate them; loss and metrics as Keras reports them."""
+        """Train on the step's examples, or evaluate them; returns loss and metrics as Keras reports them."""
         self._seed.assign(step.seed if train else 0)
         x = {name: value[: step.rows] for name, value in step.x.items()}
         y = {output: step.y[target][: step.rows] for output, target in self._parts.targets.items()}
@@ -165,7 +168,7 @@ class _Keras:
                 short = step.rows < len(next(iter(step.x.values())))
                 raise CompileError(
                     f"Keras itself cannot {'train on' if train else 'evaluate'} {'a short batch' if short else 'random data'} "
-                    f"({_reason(error)}); {'let the model take any number of rows' if short else 'mend the model'}"
+                    f"({_reason(error)}); {'let the model take any number of rows' if short else 'fix the model'}"
                 ) from error
         self._model.reset_metrics()
         return values
@@ -180,7 +183,7 @@ class _Keras:
 
 
 def _reason(error: Exception) -> str:
-    """What an error of a running graph says, after where in the code it happened."""
+    """The message of an error in a running graph, without the lines about the place in the code."""
     lines = [line.strip() for line in str(error).splitlines()]
     return [line for line in lines if line and not line.startswith("[[")][-1][:200]
 
@@ -188,7 +191,7 @@ def _reason(error: Exception) -> str:
 def _run_freely(
     manifest: Manifest, trainable: Trainable, keras_run: _Keras, steps: Sequence[_Step], rate: float, allowed: float
 ) -> Worst:
-    """The worst errors when both train all steps on their own, or until one is more than is allowed."""
+    """The largest errors when plan and Keras each train all steps without resetting; stops once one is not allowed."""
     worst: Worst = {}
     for number, step in enumerate(steps):
         _compare_values(worst, _plan_step(manifest, trainable, step, rate), keras_run.step(step), number)
@@ -206,11 +209,12 @@ def _over(worst: Worst, allowed: float) -> bool:
 def _run_step_by_step(
     manifest: Manifest, trainable: Trainable, keras_run: _Keras, steps: Sequence[_Step], rate: float, start: Tensors
 ) -> tuple[Worst, float, float]:
-    """The worst errors when the plan starts every step where Keras does, and those allowed for loss and updates.
+    """The largest errors when the plan starts every step from Keras's weights; and the limits for loss and updates.
 
-    What is compared of the weights is how far a step moves them: a gradient that is wrong cannot hide in a small
-    learning rate. One rounding of every weight moves Keras's own step; the plan, which rounds at every op, may be off by
-    several times that. A relu or a maximum that rounding decides moves a gradient by much, at few steps: see _STRAY.
+    The updates of the weights are compared, not only the weights, so that a small learning rate cannot hide a wrong
+    gradient. To find the limits, every weight is rounded once and Keras's step is repeated. The plan rounds at every op, so
+    it may be off by several times that difference (_SHARE). When rounding decides a relu or a maximum, a gradient changes
+    much, but only at a few steps (_STRAY).
     """
     worst: Worst = {}
     own: Errors = {}
@@ -243,7 +247,7 @@ def _run_step_by_step(
 
 
 def _largest(errors: Errors) -> tuple[float, str]:
-    """The largest error of a tensor at most of the steps, strays counted a little, and whose it is."""
+    """The largest typical error of a tensor, and its name: the median over steps, or the maximum divided by _STRAY."""
     counted = {name: max(float(np.median(found)), max(found) / _STRAY) for name, found in errors.items()}
     return max(((error, name) for name, error in counted.items()), default=(0.0, ""))
 
@@ -257,7 +261,7 @@ def _compare_evaluation(
 
 
 def _batch(manifest: Manifest, step: _Step) -> Batch:
-    """As a device makes it: padding repeats row 0, so that what is computed of it is finite."""
+    """The batch as a device makes it: padding repeats row 0, so that results for padding are finite."""
     real = np.arange(manifest.batch_size) < step.rows
     rows = np.where(real, np.arange(manifest.batch_size), 0)
     return Batch({name: value[rows] for name, value in {**step.x, **step.y}.items()}, real.astype(np.float32))
@@ -285,7 +289,10 @@ def _compare(worst: Worst, quantity: str, ours: Tensors, theirs: Tensors) -> Non
 
 
 def _compare_updates(errors: Errors, ours: Tensors, theirs: Tensors) -> None:
-    """Each tensor's update: the distance between the two, relative to its length (at least 1e-3 of the longest)."""
+    """Append each tensor's error: the norm of the difference, divided by the norm of Keras's update.
+
+    The divisor is at least 1e-3 of the longest update's norm.
+    """
     lengths = {name: _length(move) for name, move in theirs.items()}
     longest = max(lengths.values())
     for name, move in theirs.items():
@@ -294,7 +301,7 @@ def _compare_updates(errors: Errors, ours: Tensors, theirs: Tensors) -> None:
 
 
 def _length(move: NDArray[Any]) -> float:
-    # A norm in float32 underflows where weights hardly move.
+    # Scaled first, because squares of very small updates underflow in float32.
     largest = float(np.max(np.abs(move), initial=0.0))
     return largest * float(np.linalg.norm(move / np.float32(largest))) if 0.0 < largest < np.inf else largest
 
@@ -344,7 +351,7 @@ def random_batch(task: Task, parts: KerasParts, rng: np.random.Generator) -> tup
 
 
 def _vocabulary(parts: KerasParts) -> int:
-    """The smallest vocabulary of the model's embeddings: an index below it is in all of them."""
+    """The smallest vocabulary of the model's embeddings: every index below it is valid in all of them."""
     sizes = [layer.input_dim for layer in all_layers(parts.model) if isinstance(layer, keras.layers.Embedding)]
     return min(sizes, default=2)
 
@@ -354,8 +361,8 @@ def _random(rng: np.random.Generator, rows: int, spec: TensorSpec, below: int) -
         return rng.integers(0, below, (rows, *spec.shape)).astype(spec.dtype)
     values = rng.uniform(0, 1, (rows, *spec.shape))
     if len(spec.shape) > 1:
-        # Rows of plain noise are all alike to a deep network: its batch norms would divide by almost nothing and blow
-        # rounding up. Rows that differ in brightness and in their coarse pattern are what it was made for.
+        # To a deep network all rows of plain noise look alike, so its batch norms would divide by almost zero and amplify
+        # rounding. Rows that differ in brightness and in a coarse pattern are closer to real images.
         coarse = rng.uniform(0, 1, (rows, *(-(-n // 8) for n in spec.shape[:-1]), spec.shape[-1]))
         for axis, size in enumerate(spec.shape[:-1], start=1):
             coarse = np.repeat(coarse, 8, axis=axis).take(np.arange(size), axis=axis)

@@ -1,4 +1,4 @@
-"""A traced program, emitted again op by op into the current graph, with the lowering table applied."""
+"""Copies a traced program, op by op, into the current graph, and applies the lowering table on the way."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -54,10 +54,10 @@ _OTHERWISE = "write it with other keras.ops, or use another layer"
 
 
 class Program:
-    """A ConcreteFunction as a pure function of its inputs and its variables' values."""
+    """A TensorFlow ConcreteFunction as a pure function of its inputs and of its variables' values."""
 
     def __init__(self, concrete: Any, model: Any, writes: bool = True) -> None:
-        """With `writes` false, what it assigns to variables is left out."""
+        """With `writes` false, assignments to variables are left out."""
         self._concrete = concrete
         captured = len(concrete.captured_inputs)
         placeholders = list(concrete.inputs)
@@ -80,17 +80,17 @@ class Program:
         return _assigned(self._ops, {name: id(handle) for name, handle in self._captures.items()})
 
     def reads(self, key: int) -> int:
-        """How many ops read the variable; those of a function that is called count as one."""
+        """The number of ops that read the variable; a call of a function counts as one op."""
         handles = {name for name, handle in self._captures.items() if id(handle) == key}
         return sum(tensor.name in handles for op in self._ops for tensor in op.inputs)
 
     def __call__(
         self, arguments: Sequence[Any], values: Mapping[int, Any], lowered: bool = True
     ) -> tuple[list[Any], dict[int, Any]]:
-        """Emit the ops for `arguments` (one a flat input) and the variables' `values` by `key`.
+        """Emit the ops for `arguments` (one for each flat input) and for the variables' `values`, by `key`.
 
-        Returns the flat outputs, and the values of the variables after them. Where TensorFlow itself executes the ops they
-        need not be `lowered`.
+        Returns the flat outputs, and the variables' values after the program. With `lowered` false the ops are not lowered,
+        for execution by TensorFlow itself. Raises CompileError.
         """
         state = dict(values)
         known: dict[str, Any] = {}
@@ -132,14 +132,14 @@ class Program:
 
 
 class _Handle:
-    """Stands for a variable's resource handle while ops are emitted."""
+    """A placeholder for a variable's resource handle while ops are emitted."""
 
     def __init__(self, key: int) -> None:
         self.key = key
 
 
 def key(variable: Any) -> int:
-    """What `Program` knows a variable (Keras's or TensorFlow's) by."""
+    """The key of a variable (of Keras or TensorFlow) in the mappings of `Program`."""
     return id((variable if isinstance(variable, tf.Variable) else variable.value).handle)
 
 
@@ -184,7 +184,7 @@ def _emit(
         elif op.type in _CALLS:
             outputs = _call(_bodies(op)[0], inputs, state, table)
         elif op.type in _BRANCHES:
-            # Every branch is computed: a device chooses between values, not between graphs.
+            # All branches are computed, and the device chooses between their values.
             *branches, outputs = [_call(body, inputs[1:], state, table) for body in _bodies(op)]
             for number, branch in reversed(list(enumerate(branches))):
                 chosen = inputs[0] if op.type.endswith("If") else tf.equal(inputs[0], number)
@@ -222,7 +222,7 @@ def _as_it_is(op: Any, inputs: list[Any]) -> list[Any]:
 
 
 class _Unlowered(Exception):
-    """An op that its lowering does not take, and why."""
+    """An op that its lowering refuses; the message is the reason."""
 
     def __init__(self, op: Any, why: str) -> None:
         super().__init__(why)
@@ -244,7 +244,7 @@ def _lowered(lowering: Lowering, op: Any, inputs: list[Any]) -> list[Any]:
 
 
 def _strange(op: Any) -> str:
-    """The dtype that an op computes in and devices do not."""
+    """The dtype in which an op computes when devices do not support it; else empty."""
     if op.type in _PASS | _SKIP | {"Cast", "Const", "Identity"}:
         return ""
     others = [t.dtype for t in op.outputs if (t.dtype.is_floating or t.dtype.is_complex) and t.dtype != tf.float32]
@@ -252,14 +252,14 @@ def _strange(op: Any) -> str:
 
 
 def _place(op: Any, layers: Sequence[str]) -> str:
-    """The innermost layer that an op is in, by the op's name."""
+    """The innermost layer that contains an op, found by the op's name, as words for an error."""
     parts = [part for scope in reversed(op.name.split("/")) for part in (scope, _COUNTED.sub("", scope))]
     where = next((part for part in parts if part in layers), None)
     return f"layer {where}" if where else "the train step"
 
 
 def _bodies(op: Any) -> list[Any]:
-    """The graphs of the functions that an op may call."""
+    """The graphs of the functions that an op calls."""
     if op.type in _CALLS:
         called = [op.get_attr("f")]
     elif op.type.endswith("If"):
@@ -275,14 +275,14 @@ def _call(body: Any, inputs: Sequence[Any], state: dict[int, Any], table: Mappin
 
 
 def _scattered(value: Any, indices: Any, updates: Any) -> Any:
-    """`updates` added up at their rows, in the shape of `value`."""
+    """A tensor of the shape of `value` with `updates` added at the rows `indices`, and 0 elsewhere."""
     rank = len(indices.shape)
     rows = tf.reshape(updates, [-1, *(int(n) for n in updates.shape[rank:])])
     return tf.scatter_nd(tf.reshape(tf.cast(indices, tf.int32), [-1, 1]), rows, value.shape)
 
 
 def _is_constant(op: Any) -> bool:
-    """Whether the op is of constants alone, so that it is computed when compiling."""
+    """Whether all inputs of the op are constants, so that it is computed when compiling."""
     return (
         bool(op.inputs)
         and not op.op_def.is_stateful
@@ -291,7 +291,7 @@ def _is_constant(op: Any) -> bool:
 
 
 def _constant_outputs(op: Any, inputs: Sequence[Any]) -> list[Any] | None:
-    """The op's outputs as constants when its inputs are small constants: a lowering may need to know a shape."""
+    """The op's outputs as constants when its inputs are small constants, because a lowering may need a shape; else None."""
     if not inputs or any(isinstance(value, _Handle) for value in inputs) or op.op_def.is_stateful:
         return None
     known = [tf.get_static_value(value) for value in inputs]
@@ -299,12 +299,12 @@ def _constant_outputs(op: Any, inputs: Sequence[Any]) -> list[Any] | None:
         return None
     run = getattr(tf.raw_ops, op.type)
     wanted = list(signature(run).parameters)
-    # Python has names of its own for some inputs, in their order.
+    # Python's function has other names for some inputs; they are in the same order.
     renamed = iter(
         [name for name in wanted if name not in {part.name for part in (*op.op_def.input_arg, *op.op_def.attr)}]
     )
     arguments: dict[str, Any] = {}
-    # As tensors: to an op that takes several dtypes, numbers are of its first.
+    # As arrays with a dtype: an op that takes several dtypes would read plain numbers as its first one.
     dtypes = [tensor.dtype for tensor in op.inputs]
     remaining = [np.asarray(value, dtype.as_numpy_dtype) for value, dtype in zip(known, dtypes, strict=True)]
     for argument in op.op_def.input_arg:
@@ -323,7 +323,7 @@ def _constant_outputs(op: Any, inputs: Sequence[Any]) -> list[Any] | None:
 
 
 def _needed(graph: Any, outputs: Sequence[Any], writes: bool = True) -> list[Any]:
-    """The ops that the outputs and the variables' new values depend on, in the graph's order."""
+    """The ops on which the outputs depend, and with `writes` the variables' new values; in the graph's order."""
     needed: set[str] = set()
     operations = graph.get_operations()
     waiting = [tensor.op for tensor in outputs]

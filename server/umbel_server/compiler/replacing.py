@@ -9,9 +9,9 @@ _INHERITED = object()
 
 @contextmanager
 def replacing(owner: Any, **attributes: Any) -> Iterator[None]:
-    """Within it, the attributes of `owner`, a module or a class, have these values; then they are what they were.
+    """In this block the attributes of `owner`, a module or a class, have these values; afterwards they are restored.
 
-    Other threads see them too, so only one may trace at a time. Raises AttributeError when there is no such attribute.
+    Other threads see the values too, so only one may trace at a time. Raises AttributeError when `owner` lacks one.
     """
     own = vars(owner)
     for name in attributes:

@@ -1,4 +1,4 @@
-"""Which LiteRT runtime a file needs, and the op that needs it: from the versions of its ops."""
+"""The oldest LiteRT runtime that can run a TFLite file, found from the versions of the file's ops."""
 
 import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
@@ -8,11 +8,12 @@ from umbel_server.compiler.errors import CompileError
 Version = tuple[int, ...]
 
 _OLDEST: Version = (2, 6)
-"""Resource variables, which hold a plan's weights, came with it."""
+"""The first runtime with resource variables, which hold a plan's weights."""
 _NEWEST: Version = (2, 20)
-"""What is newer than the table is said to need more than this."""
+"""The newest runtime in the table; a version of an op that is newer than the table needs a newer runtime."""
 
-# The first release that has a version of an op, for what came after 2.6 (LiteRT's tools/versioning/runtime_version.cc).
+# For each version of an op that came after 2.6, the first release that has it (from LiteRT's
+# tools/versioning/runtime_version.cc).
 _CAME_WITH = """
     CONV_2D 6:2.9 7:2.11 8:2.15             DEPTHWISE_CONV_2D 7:2.11              TRANSPOSE_CONV 4:2.13 5:2.15
     FULLY_CONNECTED 10:2.11 11:2.15 12:2.17 13:2.18                               EMBEDDING_LOOKUP 4:2.18
@@ -34,24 +35,24 @@ _NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() if i
 
 
 def version_of(text: str) -> Version:
-    """`2.14` or `2.14.0` as numbers; raises CompileError when it is no version, or one that cannot hold weights."""
+    """The version "2.14" or "2.14.0" as numbers; raises CompileError on other text, and on a runtime that is too old."""
     parts = text.split(".")
     if len(parts) < 2 or not all(part.isdecimal() for part in parts):
         raise CompileError(f"the oldest runtime should be a version such as 2.14, got {text!r}")
     version = tuple(int(part) for part in parts)
     if version < _OLDEST:
-        raise CompileError(f"the oldest runtime is {text}, but plans need {_text(_OLDEST)} or newer: it keeps weights")
+        raise CompileError(f"the oldest runtime is {text}, but plans need {_text(_OLDEST)} or newer to hold weights")
     return version
 
 
 def check_runtime(name: str, file: bytes, oldest: Version) -> None:
-    """Raise CompileError when the TFLite file `name` holds an op that `oldest` does not know."""
+    """Raise CompileError when the TFLite file called `name` holds an op that the runtime `oldest` cannot run."""
     for op, version, needed in ops(file):
         if needed > oldest:
             more = "a newer LiteRT than 2.20" if needed > _NEWEST else f"LiteRT {_text(needed)} or newer"
             raise CompileError(
                 f"{name} holds op {op} in version {version}, which needs {more}, and the oldest runtime is {_text(oldest)}: "
-                "leave out the layer that makes it, or compile with a newer --min-runtime for devices that have it"
+                "leave out the layer that makes it, or compile with a newer --min-runtime for devices that have one"
             )
 
 

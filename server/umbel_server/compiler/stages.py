@@ -1,4 +1,4 @@
-"""The stages of a compilation, and the share of its time that each takes: what a progress bar shows."""
+"""The stages of a compilation, and the share of its time that each takes, for a progress bar."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

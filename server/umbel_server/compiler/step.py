@@ -1,4 +1,4 @@
-"""The train step, evaluation and inference as Keras computes them, traced once with fixed shapes."""
+"""The train step, the evaluation and the inference of the Keras model, traced once with fixed shapes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ from umbel_server.compiler.tracing import device_forms, device_noise, padded_row
 
 @dataclass(frozen=True)
 class Traced:
-    """Traced programs. Their variables are the model's weights, the optimizer's, the metrics' sums and the anchors.
+    """The traced programs, over four kinds of variables: weights, optimizer slots, sums of metrics, and FedProx's anchors.
 
     `train`: inputs, targets, sample_weight, seed -> loss sum, weight sum. `train_proximal`: the same with FedProx's mu
-    behind the seed; a program of its own, because its term reads every weight once more. `evaluate`: inputs, targets,
-    sample_weight -> the same sums. All add to the metrics' variables. `infer`: inputs -> outputs, any number of rows.
-    `score`: outputs, targets, sample_weight -> what `evaluate` gives, for outputs that another file computed; None where
-    outputs do not tell: an output has a mask, or a layer adds a loss.
+    after the seed; it is a separate program because its term reads every weight once more. `evaluate`: inputs, targets,
+    sample_weight -> loss sum, weight sum. These three add to the sums of the metrics. `infer`: inputs -> outputs, for any
+    number of rows. `score`: outputs, targets, sample_weight -> the sums of `evaluate`, for outputs that another file has
+    computed. `score` is None when the outputs are not enough: when one has a mask, or when a layer adds a loss.
     """
 
     train: Program
@@ -38,7 +38,10 @@ class Traced:
 
 
 def trace(task: Task, parts: KerasParts) -> Traced:
-    """Trace the model's train step; raises CompileError on an op that no device can execute, or a detached gradient."""
+    """Trace the model's programs.
+
+    Raises CompileError on an op that a device cannot execute, and on a weight that does not influence the loss.
+    """
     rows = task.batch_size
     inputs = {n: tf.TensorSpec((rows, *s.shape), s.dtype, n) for n, s in task.input_specs.items()}
     targets = {n: tf.TensorSpec((rows, *s.shape), s.dtype, n) for n, s in task.target_specs.items()}
@@ -90,7 +93,7 @@ def trace(task: Task, parts: KerasParts) -> Traced:
             # FedProx adds mu / 2 * ||w - anchor||^2 to the loss (arXiv 1812.06127, eq. 2).
             pull = proximal_mu * (variable - anchor)
             if isinstance(slopes[i], tf.IndexedSlices):
-                # Keras updates an embedding by its batch's rows alone; the pull is on all of them.
+                # Keras updates only those rows of an embedding that are in the batch; the pull acts on all rows.
                 variable.assign_sub(parts.optimizer.learning_rate * pull)
             else:
                 slopes[i] = slopes[i] + pull
@@ -140,12 +143,12 @@ def _program(parts: KerasParts, function: Any, *specs: Any, writes: bool = True)
 
 
 def _loss(parts: KerasParts, y: Mapping[str, Any], outputs: Mapping[str, Any], weight: Any) -> Any:
-    """Keras's mean over a batch without its padding, which has weight 0; an empty batch has loss 0."""
+    """The loss as Keras averages it over a batch, without the padding, which has weight 0; 0 for an empty batch."""
     total: Any = 0.0
     for name, (loss, factor) in parts.losses.items():
         target, output = y[parts.targets[name]], outputs[name]
         if len(target.shape) == len(output.shape) == 1:
-            # Numbers: a loss averages over the last axis, which should not be the batch's.
+            # One number for each example: a loss averages over the last axis, which must not be the batch axis.
             target, output = target[:, tf.newaxis], output[:, tf.newaxis]
         values = loss(target, output)
         if len(values.shape) == 0 or values.shape[0] != weight.shape[0]:
@@ -153,7 +156,7 @@ def _loss(parts: KerasParts, y: Mapping[str, Any], outputs: Mapping[str, Any], w
                 f"loss {loss.name} gives one value for a whole batch, so that a padded batch would train something else; "
                 "give it the axes of one example (axis=...), or use another loss"
             )
-        # A loss may leave values out itself (ignore_class): its mask is on what it computes before it reduces.
+        # A loss may itself ignore values (ignore_class): then the tensor that it computes before it reduces has a mask.
         masks = [keras.src.backend.get_keras_mask(given) for given in (output, loss.call(target, output))]
         known = [_like(tf.cast(given, tf.float32), values) for given in masks if given is not None]
         each = tf.reshape(weight, [-1] + [1] * (len(values.shape) - 1)) * tf.ones_like(values)

@@ -1,4 +1,4 @@
-"""Keras, as it is traced for a device: padded batches, the device's own random numbers, recurrences unrolled."""
+"""Changes of Keras while a model is traced for a device: padded batches, the device's random numbers, unrolled loops."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ _UNSUPPORTED_RANDOM = ("categorical", "randint", "shuffle", "gamma", "binomial",
 
 @contextmanager
 def device_noise(noise: Noise) -> Iterator[None]:
-    """Within it, Keras draws its random numbers from `noise`."""
+    """In this block Keras draws its random numbers from `noise`."""
 
     def uniform(shape: Any, minval: Any = 0.0, maxval: Any = 1.0, dtype: Any = None, seed: Any = None) -> Any:
         return minval + (maxval - minval) * noise.uniform(shape)
@@ -44,7 +44,10 @@ def device_noise(noise: Noise) -> Iterator[None]:
 
 @contextmanager
 def padded_rows(model: Any, sample_weight: Any) -> Iterator[None]:
-    """Within it, rows with weight 0 do not enter batch statistics and activity penalties."""
+    """In this block rows with weight 0 do not count in batch statistics and activity penalties.
+
+    Raises CompileError on an activity regularizer that may combine rows.
+    """
     real = tf.cast(sample_weight > 0.0, tf.float32)
     rows = float(sample_weight.shape[0])
     count = tf.maximum(tf.reduce_sum(real), 1.0)
@@ -63,7 +66,7 @@ def padded_rows(model: Any, sample_weight: Any) -> Iterator[None]:
         return tf.reshape(mean, [-1]), tf.reshape(variance, [-1])
 
     def penalty(regularizer: Any) -> Callable[[Any], Any]:
-        # Keras divides what the regularizer gives by the rows of the batch, padding included.
+        # Keras divides the regularizer's value by the number of rows in the batch, padding included.
         return lambda outputs: regularizer(outputs * by_row(len(outputs.shape))) * (rows / count)
 
     kept = [(layer, layer.activity_regularizer) for layer in all_layers(model) if layer.activity_regularizer]
@@ -83,7 +86,7 @@ def padded_rows(model: Any, sample_weight: Any) -> Iterator[None]:
 
 
 def _moments(inputs: Any, rows: Any, count: Any, axes: list[int]) -> tuple[Any, Any]:
-    """Mean and variance over `axes`, the first of which is the batch's, of the rows whose weight in `rows` is 1."""
+    """Mean and variance over `axes`, which begin with the batch axis, of the rows whose weight in `rows` is 1."""
     total = count * float(math.prod(int(inputs.shape[axis]) for axis in axes[1:]))
 
     def averaged(values: Any) -> Any:
@@ -96,7 +99,7 @@ def _moments(inputs: Any, rows: Any, count: Any, axes: list[int]) -> tuple[Any, 
         apart = x - mean
 
         def slope(of_mean: Any, of_variance: Any) -> Any:
-            # The mean in the variance has slope 0: the distances from it sum to 0.
+            # The variance does not depend on the mean to first order, because the distances from it sum to 0.
             return apart * (rows * (of_variance * 2.0 / total)) + rows * (of_mean / total)
 
         return (mean, averaged(tf.square(apart))), slope
@@ -106,7 +109,7 @@ def _moments(inputs: Any, rows: Any, count: Any, axes: list[int]) -> tuple[Any, 
 
 
 def _weighted_moments(inputs: Any, weights: Any, axes: list[int]) -> tuple[Any, Any]:
-    """As Keras computes them of masked time steps, an epsilon in the divisor."""
+    """Mean and variance as Keras computes them for masked time steps, with an epsilon in the divisor."""
     total = tf.reduce_sum(weights, axes, keepdims=True) + keras.config.epsilon()
     mean = tf.reduce_sum(inputs * weights, axes, keepdims=True) / total
     apart = inputs - tf.stop_gradient(mean)
@@ -115,10 +118,13 @@ def _weighted_moments(inputs: Any, weights: Any, axes: list[int]) -> tuple[Any, 
 
 @contextmanager
 def device_forms(model: Any) -> Iterator[None]:
-    """Within it, recurrent layers and loops unroll, argmax and argmin are TensorFlow's own, and rows are divided as rows."""
+    """In this block Keras uses forms that a device can execute.
+
+    Recurrent layers and loops are unrolled, argmax and argmin are TensorFlow's own, and division keeps sparse rows sparse.
+    """
 
     def rnn(step: Any, inputs: Any, states: Any, go_backwards: bool = False, mask: Any = None, **options: Any) -> Any:
-        # Unrolled, Keras turns the inputs of a backward layer around but not the mask of its outputs.
+        # When unrolled, Keras reverses the inputs of a backward layer, but not the mask of its outputs.
         if go_backwards and mask is not None:
             time = [0 if options.get("time_major") else 1]
             inputs, mask = keras.tree.map_structure(lambda x: tf.reverse(x, time), inputs), tf.reverse(mask, time)
@@ -136,7 +142,7 @@ def device_forms(model: Any) -> Iterator[None]:
         return found
 
     def divide(x1: Any, x2: Any) -> Any:
-        # Keras adds the rows where the divisor is 0 or NaN, which an optimizer's never is: it holds an epsilon.
+        # Keras also adds rows where the divisor is 0 or NaN. An optimizer's divisor never is, because it has an epsilon.
         if isinstance(x1, tf.IndexedSlices) and not isinstance(x2, tf.IndexedSlices) and len(getattr(x2, "shape", ())):
             rows = x1.values / tf.gather(tf.convert_to_tensor(x2), x1.indices)
             return tf.IndexedSlices(rows, x1.indices, x1.dense_shape)
@@ -160,12 +166,12 @@ def device_forms(model: Any) -> Iterator[None]:
 
 
 def refuse_losses_of_rows(model: Any, inputs: list[Any]) -> None:
-    """Raise CompileError when a layer added a loss (`add_loss`) that is computed from the batch: padding would enter it."""
+    """Raise CompileError when a layer adds a loss (`add_loss`) that depends on the batch, because padding would count."""
     for layer in (model, *all_layers(model)):
         if not layer.activity_regularizer and any(_depends(value, inputs) for value in layer._losses):
             raise CompileError(
-                f"layer {layer.name} ({type(layer).__name__}) adds a loss of its batch (add_loss), into which a short batch's "
-                "padding would enter; use an activity_regularizer, or return what it needs as an output with a loss"
+                f"layer {layer.name} ({type(layer).__name__}) adds a loss that depends on the batch (add_loss), so a short "
+                "batch's padding would count in it; use an activity_regularizer, or an output with a loss"
             )
 
 
@@ -183,7 +189,7 @@ def _depends(value: Any, inputs: list[Any]) -> bool:
 
 
 def all_layers(model: Any) -> list[Any]:
-    """Every layer of the model, also inside other layers and models."""
+    """Every layer of the model, including layers inside other layers and models."""
     return list(model._flatten_layers(include_self=False, recursive=True))
 
 

@@ -1,4 +1,4 @@
-"""`train.tflite`: the traced step with its state as resource variables, behind design.md's signatures."""
+"""`train.tflite`: the traced programs as signatures of one TFLite file, whose state is in resource variables."""
 
 import tempfile
 from pathlib import Path
@@ -16,7 +16,7 @@ from umbel_server.compiler.step import Traced
 
 
 class _Device:
-    """Weights, the optimizer's slots, and FedProx's anchor (the weights as they were set), as variables."""
+    """The variables of the file: weights, optimizer slots, and FedProx's anchor, which is a copy of the weights as set."""
 
     def __init__(self, task: Task, parts: KerasParts, traced: Traced) -> None:
         self._task, self._parts, self._traced = task, parts, traced
@@ -51,7 +51,7 @@ class _Device:
         proximal_mu = {"proximal_mu": tf.TensorSpec((), tf.float32, "proximal_mu")}
 
         def flat(given: dict[str, Any]) -> list[Any]:
-            # A trace's flat inputs are each mapping's values in the order of their sorted names.
+            # The flat inputs of a trace are the values of each mapping, in the order of their sorted names.
             return [given[n] for part in (inputs, targets) for n in sorted(part)] + [given["sample_weight"]]
 
         def train(**given: Any) -> dict[str, Any]:
@@ -145,7 +145,7 @@ class _Device:
 
 
 def slots(parts: KerasParts) -> list[Any]:
-    """The optimizer's variables but its learning rate, which is a signature input."""
+    """The optimizer's variables without its learning rate, which is an input of the signatures."""
     return [v for v in parts.optimizer.variables if v is not parts.optimizer._learning_rate]
 
 
@@ -154,7 +154,7 @@ def _concrete(function: Any, specs: dict[str, Any]) -> Any:
 
 
 def training_file(task: Task, parts: KerasParts, traced: Traced) -> bytes:
-    """The bytes of `train.tflite`, made of built-in ops alone; raises CompileError when the converter refuses."""
+    """The bytes of `train.tflite`, made of built-in ops only; raises CompileError when the converter refuses the model."""
     device, module = _Device(task, parts, traced), tf.Module()
     module.variables_held = [variable for variables in device.held.values() for variable in variables]
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Where a weight's bytes lie in an inference file, and how they are laid out there."""
+"""The places of a weight's bytes in an inference file, and their layout there."""
 
 import itertools
 from collections.abc import Iterator
@@ -13,14 +13,15 @@ from umbel.placement import quantise
 from umbel.plan import Placement
 
 _TELLING = 8
-"""A weight's first elements, which tell most constants from it."""
+"""The number of a weight's first elements that are compared first; most constants differ in these already."""
 
 
 @dataclass(frozen=True)
 class Constant:
-    """A file's constant: where its bytes begin, and when it is int8 its scales, where these begin, and their axis.
+    """A constant in a TFLite file: its bytes and the offset at which they begin.
 
-    `scale_copies` is where else the same scales are: on what is gathered from the constant.
+    An int8 constant also has scales, their offset and their axis. `scale_copies` are further offsets of the same scales,
+    which belong to tensors that are gathered from the constant.
     """
 
     offset: int
@@ -32,11 +33,11 @@ class Constant:
 
 
 Constants = dict[int, list[Constant]]
-"""By their number of bytes."""
+"""Constants by their size in bytes."""
 
 
 def constants(file: bytes) -> Constants:
-    """The constants of a TFLite file, once each."""
+    """All constants of a TFLite file; a buffer that several tensors share is listed once."""
     base = _address(np.frombuffer(file, np.uint8))
     model = schema.Model.GetRootAs(file, 0)
     graphs = [model.Subgraphs(i) for i in range(model.SubgraphsLength())]
@@ -57,7 +58,7 @@ def constants(file: bytes) -> Constants:
 
 
 def places(held: Constants, name: str, weight: NDArray[Any]) -> list[Placement]:
-    """Every place where the weight lies: a shared layer's may lie there once for each way in which it is read."""
+    """All places of a weight in the file. A shared layer's weight may be there once for each layout in which it is read."""
     found: dict[int, Placement] = {}
     for permutation in itertools.permutations(range(weight.ndim)):
         turned = weight.transpose(permutation)
@@ -92,7 +93,7 @@ def _scales(tensor: Any) -> NDArray[np.float32] | None:
 
 
 def _alike(held: Constants, weight: NDArray[Any]) -> Iterator[Constant]:
-    """The constants that are the weight, or the weight quantised."""
+    """The constants that equal the weight, or the quantised weight."""
     start = weight.flat[:_TELLING].tobytes()
     for constant in held.get(weight.nbytes, []):
         if constant.data[: len(start)].tobytes() == start and constant.data.tobytes() == weight.tobytes():

@@ -1,4 +1,4 @@
-"""TFLite files as objects that can be changed: LiteRT's own schema, without TensorFlow."""
+"""TFLite files as objects of LiteRT's own schema that can be changed, without TensorFlow."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ _OP_NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() i
 
 
 def unpack(model: bytes) -> Any:
-    """The file as a `ModelT` of the schema; what its tensors share, they share here."""
+    """The file as a `ModelT` of the schema. Tensors that share a buffer in the file share it in the object."""
     return schema.ModelT.InitFromPackedBuf(model, 0)
 
 
 def pack(model: Any) -> bytes:
-    """A `ModelT` as the bytes of a TFLite file; kinds of ops that no graph has any more are left out of its table."""
+    """The bytes of the TFLite file of a `ModelT`. Kinds of ops that no graph uses are removed from its table of ops."""
     ops = [op for graph in model.subgraphs for op in graph.operators]
     used = sorted({op.opcodeIndex for op in ops})
     for op in ops:
@@ -29,13 +29,13 @@ def pack(model: Any) -> bytes:
 
 
 def constant(model: Any, tensor: Any) -> NDArray[np.uint8] | None:
-    """The bytes of a tensor that the file holds; None for one that is computed."""
+    """The bytes of a constant tensor; None for a tensor that is computed."""
     data = model.buffers[tensor.buffer].data
     return None if data is None or len(data) == 0 else np.asarray(data, np.uint8)
 
 
 def add_buffer(model: Any, data: NDArray[np.uint8]) -> int:
-    """Add bytes that tensors may hold; returns the buffer's index."""
+    """Add a buffer with these bytes for tensors to refer to; returns its index."""
     buffer = schema.BufferT()
     buffer.data = data
     model.buffers.append(buffer)
@@ -53,7 +53,7 @@ def add_constant(model: Any, graph: Any, name: str, value: NDArray[Any], kind: i
 
 
 def op_code(model: Any, code: int, version: int) -> int:
-    """The index of a builtin op in the file's table of ops, which gets it when it is not there yet."""
+    """The index of a built-in op in the file's table of ops; it is added when it is missing."""
     for i, known in enumerate(model.operatorCodes):
         if (max(known.builtinCode, known.deprecatedBuiltinCode), known.version) == (code, version):
             return i

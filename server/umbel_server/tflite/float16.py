@@ -1,4 +1,4 @@
-"""A float32 TFLite file as a float16 one, as TFLite's converter makes it: half the bytes, no converter."""
+"""Make a float16 TFLite file of a float32 one, half as large, with the layout of TFLite's converter but without it."""
 
 from typing import Any
 
@@ -13,11 +13,11 @@ _DEQUANTIZE_FLOAT16 = 3
 
 
 def float16(model: bytes) -> bytes:
-    """`model` with its float32 constants rounded to float16 and widened by one DEQUANTIZE each before they are used.
+    """`model` with its float32 constants rounded to float16; a DEQUANTIZE op converts each back to float32 before use.
 
-    Inputs, outputs and arithmetic stay float32; a runtime that computes in float16 may take the constants as they are.
-    Values beyond float16's range become its largest. A single number stays float32 - it weighs nothing, and an epsilon
-    of 1e-8 would become 0.
+    Inputs, outputs and arithmetic stay float32; a runtime that computes in float16 may use the constants directly. Values
+    beyond float16's range become its largest value. Constants of a single number stay float32: they save no space, and an
+    epsilon of 1e-8 would become 0.
     """
     file = unpack(model)
     halves: dict[int, int] = {}
@@ -28,7 +28,8 @@ def float16(model: bytes) -> bytes:
             data = constant(file, tensor)
             if tensor.type == schema.TensorType.FLOAT32 and data is not None and len(data) > 4:
                 widened[index] = _widened(graph, index)
-                if tensor.buffer not in halves:  # a new buffer: integers of the same bytes may share the old one
+                if tensor.buffer not in halves:
+                    # A new buffer, because integers with the same bytes may share the old one.
                     halves[tensor.buffer] = add_buffer(file, half(data))
                 tensor.type, tensor.buffer = schema.TensorType.FLOAT16, halves[tensor.buffer]
         for op in graph.operators:
@@ -44,7 +45,7 @@ def float16(model: bytes) -> bytes:
 
 
 def half(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The bytes of float32 values as those of the nearest float16 ones."""
+    """Round float32 values, given and returned as bytes, to the nearest float16 values."""
     largest = np.finfo(np.float16).max
     values = np.frombuffer(data.tobytes(), np.float32)
     return np.frombuffer(np.clip(values, -largest, largest).astype(np.float16).tobytes(), np.uint8)
@@ -55,7 +56,7 @@ def _widened(graph: Any, index: int) -> int:
     narrow, wide = graph.tensors[index], schema.TensorT()
     wide.name, wide.shape, wide.hasRank = narrow.name + b"_float32", narrow.shape, narrow.hasRank
     wide.type = schema.TensorType.FLOAT32
-    graph.tensors.append(wide)  # buffer 0, the empty one: it is computed
+    graph.tensors.append(wide)  # with the empty buffer 0, because the tensor is computed
     return len(graph.tensors) - 1
 
 

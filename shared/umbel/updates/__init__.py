@@ -1,10 +1,11 @@
-"""What changes an update on its way: steps of two halves, one on the device and one on the server.
+"""The pipeline of an update: steps that change it on its way, each with a device half and a server half.
 
-A device subtracts the weights it was given from the weights it trained (`difference`) and sends the delta through the
-run's `Pipeline`: `encode` takes every step's device half and writes a safetensors file. The server takes the other halves:
-`largest` bounds the upload, `decode` reads the file as it arrives, `vet` checks it, `fold` hands it to the sum.
+A device subtracts the weights before training from the weights after it (`difference`) and sends the delta through the
+run's `Pipeline`: `encode` runs the device half of every step and writes a safetensors file. The server runs the other
+halves: `largest` bounds the upload, `decode` reads the file as it arrives, `vet` checks the delta, and `fold` gives it to
+the sum.
 
-A pipeline without steps is the plain path: the delta in the dtypes of the weights. `Step` says how a new step is made.
+Without steps the delta travels unchanged, in the dtypes of the weights. `Step` describes how to write a new step.
 """
 
 from umbel.updates.pipeline import Pipeline, RefusedUpdate, largest_update

@@ -21,9 +21,10 @@ class RefusedUpdate(UmbelError):
 
 
 class Pipeline:
-    """The steps of a run, in the order in which a device takes them, for deltas of `specs`; without steps the plain path.
+    """The steps of a run, in the order in which a device takes them, for deltas of `specs`.
 
-    The device's half is `apply`, `encode` and `whole_weights`; the server's is `largest`, `decode`, `undo`, `vet` and `fold`.
+    Without steps a delta travels unchanged. The device's half is `apply`, `encode` and `whole_weights`; the server's half
+    is `largest`, `decode`, `undo`, `vet` and `fold`.
     """
 
     def __init__(self, specs: Sequence[WeightSpec], steps: Sequence[Step] = ()) -> None:
@@ -36,11 +37,11 @@ class Pipeline:
         sizes = [math.prod(shape) for shape in self._shapes.values()]
         self.size = sum(sizes)
         self.starts = dict(zip(self._shapes, accumulate([0, *sizes]), strict=False))
-        """Where each tensor begins in the vector that is folded, which has `size` elements."""
+        """The index at which each tensor begins in the vector that `fold` adds, which has `size` elements."""
 
     @property
     def is_plain(self) -> bool:
-        """Whether the delta travels as it is."""
+        """Whether the delta travels unchanged, because there are no steps."""
         return not self._steps
 
     @property
@@ -51,22 +52,23 @@ class Pipeline:
     # The device's half.
 
     def apply(self, delta: Tensors, training: Training) -> Tensors:
-        """The tensors that travel, made of a delta of `specs`; the delta itself when there is no step."""
+        """Pass a delta of `specs` through all steps: the tensors that travel."""
         for step in self._steps:
             delta = step.encode(delta, training)
         return delta
 
     def encode(self, delta: Tensors, training: Training) -> bytes:
-        """The file that travels, as safetensors; the same delta and training give the same bytes."""
+        """The safetensors file that travels; the same delta and training give the same bytes."""
         return dump(self.apply(delta, training))
 
     def whole_weights(self, after: Tensors, training: Training) -> Tensors:
-        """What travels on Flower's own grid, whose strategies average whole weights: the weights after training.
+        """The weights after training, with the steps applied to their delta, for Flower's own grid.
 
-        Raises UmbelError when a step changes names, shapes or dtypes.
+        Strategies on that grid average whole weights, not deltas. Raises UmbelError when a step changes names, shapes or
+        dtypes.
         """
         if not self._steps:
-            return after  # adding the delta to the weights again would round
+            return after  # subtracting and adding the weights would round
         if self.travelling != self.specs:
             raise UmbelError(
                 "this run compresses or masks its updates, which Flower's own grid cannot carry; run it on Umbel"
@@ -87,10 +89,10 @@ class Pipeline:
         return weight_delta.largest_file(self.travelling)
 
     def decode(self, file: NDArray[np.uint8], ends: Iterable[int], squares: SumSquares) -> Decoded:
-        """The delta in a file; without steps in place.
+        """The delta in a file that is still arriving; without steps its tensors are views of `file`.
 
-        `ends` yields how many bytes of `file` have arrived; each piece is looked at as it arrives, with `squares`. Raises
-        TensorError when the file does not parse or holds what no device that takes the steps sends.
+        `ends` yields the number of bytes that have arrived so far; `squares` sums the squares of each piece. Raises
+        TensorError when the file does not parse, or cannot come from a device that takes these steps.
         """
         decoded = weight_delta.decode(file, ends, self.largest_header, squares)
         return decoded if self.is_plain else Decoded(self.undo(decoded.delta), {}, None)
@@ -100,7 +102,7 @@ class Pipeline:
         return self.undo(views(file, self.largest_header))
 
     def undo(self, tensors: Tensors) -> Tensors:
-        """The delta made of the tensors that travelled; they themselves when there is no step. Raises TensorError."""
+        """Undo all steps: the delta from the tensors that travelled. Raises TensorError when they cannot be right."""
         if self._steps:
             check_specs(tensors, self.travelling, "what was sent")
         for step, specs in zip(reversed(self._steps), reversed(self._stages[:-1]), strict=True):
@@ -110,10 +112,10 @@ class Pipeline:
     def vet(
         self, who: str, delta: Mapping[str, NDArray[Any]], squares: SumSquares, known: float | None = None
     ) -> float:
-        """The L2 norm of the delta of device `who`, all finite, of the names, shapes and dtypes of `specs`.
+        """Check the delta of device `who` and return its L2 norm.
 
-        `known` is the sum of its squares where that was computed before, else `squares` computes it. Raises RefusedUpdate,
-        also when a step does not accept the delta.
+        `known` is the sum of its squares if `decode` has computed it; otherwise `squares` computes it. Raises RefusedUpdate
+        when names, shapes or dtypes are not those of `specs`, when a value is not finite, or when a step refuses the delta.
         """
         try:
             check_specs(delta, self.specs, f"the update of {who}")
@@ -133,9 +135,10 @@ class Pipeline:
         weights: Sequence[float],
         add: Callable[[Sequence[NDArray[Any]], Sequence[float]], None],
     ) -> None:
-        """Give vetted deltas, each as one vector of `size` elements, and their weights to `add`, which sums them.
+        """Call `add` with checked deltas, each as one vector of `size` elements, and their weights in the sum.
 
-        A vector is a view where the tensors lie one after the other. Raises TensorError on another shape.
+        A vector is a view, not a copy, when the tensors lie one after the other in memory. Raises TensorError on a wrong
+        shape.
         """
         add([self._vector(delta) for delta in deltas], weights)
 

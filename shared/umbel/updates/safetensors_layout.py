@@ -1,4 +1,4 @@
-"""Where the tensors of a safetensors file lie, to read them in place or piece by piece.
+"""The places of the tensors in a safetensors file, to read them without a copy, or while the file arrives.
 
 The format is that of https://huggingface.co/docs/safetensors: eight bytes of length, a JSON header, the tensors' bytes.
 """
@@ -23,10 +23,11 @@ LARGEST_HEADER = 100_000_000
 """The limit of the reference implementation."""
 
 DIMENSIONS, MOST_BYTES = 32, 2**63 - 1
-"""What an array may have in every NumPy: a shape beyond either has a product that takes minutes, or no array."""
+"""The most dimensions and bytes of an array that every supported NumPy can make. Larger shapes are refused early, because
+their product may take minutes to compute."""
 
 _SHOWN = 200
-"""Characters of an error about bytes that somebody else chose."""
+"""The most characters of text from the file that an error shows, because somebody else chose the text."""
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
@@ -54,27 +55,27 @@ class Place:
 
     @property
     def stop(self) -> int:
-        """The byte after its last."""
+        """The byte of the file after the tensor's last one."""
         return self.start + math.prod(self.shape) * self.dtype.itemsize
 
 
 def header_length(prefix: bytes, size: int, most: int = LARGEST_HEADER) -> int:
-    """The bytes of the header of a file of `size` bytes that begins with `prefix`.
+    """The length of the header, in bytes, of a file of `size` bytes that begins with `prefix`.
 
-    Raises TensorError if it has no room, or more than `most`.
+    Raises TensorError when the header does not fit in the file, or has more than `most` bytes.
     """
     length = int.from_bytes(prefix[:PREFIX], "little")
     if len(prefix) < PREFIX or length > size - PREFIX:
         raise TensorError(f"expected safetensors bytes, got {size} bytes without a header")
     if length > most:
-        raise TensorError(f"expected safetensors bytes with a header of at most {most} bytes, it has {length}")
+        raise TensorError(f"expected safetensors bytes with a header of at most {most} bytes, got {length}")
     return length
 
 
 def parse_header(header: bytes, size: int) -> dict[str, Place]:
     """The tensors of a file of `size` bytes by name, in the order of names.
 
-    `header` is the JSON. Raises TensorError unless tensors of known dtypes fill the file without gap or overlap.
+    `header` is the JSON text. Raises TensorError unless tensors of known dtypes fill the file without gap or overlap.
     """
     try:
         entries = json.loads(header)
@@ -98,16 +99,17 @@ def parse_header(header: bytes, size: int) -> dict[str, Place]:
 
 @lru_cache(maxsize=16)
 def _parse_again(header: bytes, size: int) -> Mapping[str, Place]:
-    """The updates of a round have the same header."""
+    """As `parse_header`, with a cache: the updates of a round have the same header."""
     return MappingProxyType(parse_header(header, size))
 
 
 def places_of(
     data: bytes | bytearray | memoryview, size: int | None = None, most: int = LARGEST_HEADER
 ) -> Mapping[str, Place]:
-    """The tensors of a file by name, in the order of names; raises TensorError as `header_length` and `parse_header` do.
+    """The places of a file's tensors by name, in the order of names.
 
-    `data` is all of it, or with `size` the beginning of a file of so many bytes.
+    `data` is the whole file, or its beginning when `size` gives the size of the whole. Raises TensorError as
+    `header_length` and `parse_header` do.
     """
     view = memoryview(data).cast("B")
     size = view.nbytes if size is None else size
@@ -117,7 +119,7 @@ def places_of(
 
 
 def views(data: bytes | bytearray | memoryview, most: int = LARGEST_HEADER) -> Tensors:
-    """The tensors of a whole file without a copy, in the order of names; raises TensorError as `places_of` does."""
+    """The tensors of a whole file as views of `data`, in the order of names; raises TensorError as `places_of` does."""
     view, places = memoryview(data).cast("B"), places_of(data, most=most)
     file = np.frombuffer(view, np.uint8)
     return {
@@ -126,7 +128,10 @@ def views(data: bytes | bytearray | memoryview, most: int = LARGEST_HEADER) -> T
 
 
 def neighbours(tensors: Sequence[NDArray[Any]]) -> NDArray[Any] | None:
-    """The tensors of one file as one vector in place, when `views` made them and they lie one after the other; else None."""
+    """One vector over all `tensors` without a copy, or None when that is impossible.
+
+    It is possible when `views` made the tensors from one file, with one dtype, and they lie in it one after the other.
+    """
     first = tensors[0]
     file, end = first.base, first.ctypes.data
     if not isinstance(file, np.ndarray) or file.dtype != np.uint8 or file.ndim != 1:
@@ -141,7 +146,7 @@ def neighbours(tensors: Sequence[NDArray[Any]]) -> NDArray[Any] | None:
 
 
 def joined(tensors: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """The elements of at least one tensor as one vector: a copy unless they lie one after the other."""
+    """The elements of one or more tensors as one vector; a copy unless the tensors are `neighbours`."""
     vector = neighbours(tensors)
     return np.concatenate([tensor.reshape(-1) for tensor in tensors]) if vector is None else vector
 
@@ -152,9 +157,9 @@ def _place(entry: Mapping[str, Any], begin: int) -> Place:
     if len(shape) > DIMENSIONS:
         raise ValueError(f"a shape should have at most {DIMENSIONS} dimensions, got {len(shape)}")
     if not all(type(number) is int and 0 <= number <= MOST_BYTES for number in (*shape, start, stop)):
-        raise ValueError("shapes and offsets should be natural numbers, and no larger than files")
+        raise ValueError(f"shapes and offsets should be whole numbers from 0 to {MOST_BYTES}")
     if math.prod(number or 1 for number in shape) * dtype.itemsize > MOST_BYTES:
-        raise ValueError(f"{dtype}{shape} is larger than files are")
+        raise ValueError(f"{dtype}{shape} has more than {MOST_BYTES} bytes")
     place = Place(dtype, tuple(shape), begin + start)
     if place.stop != begin + stop:
         raise ValueError(f"{dtype}{shape} does not fill bytes {start} to {stop}")

@@ -1,4 +1,4 @@
-"""The weight delta as a safetensors file, in the dtypes of the weights: what every update is before and after its steps."""
+"""The weight delta (weights after training minus weights before) as a safetensors file, in the dtypes of the weights."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,19 +13,22 @@ from umbel.tensors import Tensors, WeightSpec
 from umbel.updates.safetensors_layout import Place, neighbours, places_of, views
 
 HEADER_ROOM, TENSOR_ROOM = 1 << 16, 1 << 10
-"""Bytes that the header of a file may take beside its tensors, and beside the name of each tensor."""
+"""Bytes allowed for a file's header: HEADER_ROOM once, plus TENSOR_ROOM and the name for each tensor."""
 
 _FLOAT32 = np.dtype("<f4")
 
 SumSquares = Callable[[NDArray[Any]], float]
-"""The sum of squares of an array's elements; not finite exactly when an element is not, or when the sum overflows."""
+"""A function that sums the squares of an array. Its result is not finite when an element is not, or when it overflows."""
 
 
 # The device's half.
 
 
 def empty_delta(weights: Tensors) -> Tensors:
-    """Tensors like `weights` with values that are not set, one after the other in memory as in a file, in the order of names."""
+    """Tensors of the shapes and dtypes of `weights` with values not yet set.
+
+    They lie in memory as in a file: one after the other, in the order of names.
+    """
     file = np.empty(sum(weight.nbytes for weight in weights.values()), np.uint8)
     delta, end = {}, 0
     for name in sorted(weights):
@@ -36,7 +39,7 @@ def empty_delta(weights: Tensors) -> Tensors:
 
 
 def difference(after: Mapping[str, NDArray[Any]], before: Tensors) -> Tensors:
-    """after - before in the dtypes of `before`: the delta that a device sends. It lies in memory as in a file."""
+    """The delta that a device sends: after - before, in the dtypes of `before`. It lies in memory as in a file."""
     delta = empty_delta(before)
     for name, values in delta.items():
         np.subtract(after[name], before[name], out=values)
@@ -50,8 +53,8 @@ def difference(after: Mapping[str, NDArray[Any]], before: Tensors) -> Tensors:
 class Decoded:
     """A delta read from a file.
 
-    `places` says where its tensors lie in the file; empty where the file holds the delta in another form. `squares` is the
-    sum of squares of its elements; None when it was not computed on the way.
+    `places` are the places of its tensors in the file; empty when the file holds the delta in another form. `squares` is
+    the sum of squares of its elements; None when decoding did not compute it.
     """
 
     delta: Tensors
@@ -60,7 +63,7 @@ class Decoded:
 
 
 def largest_header(specs: Sequence[WeightSpec]) -> int:
-    """The largest header, in bytes, of a file of tensors of `specs`, with room for one that another library writes."""
+    """The largest header, in bytes, of a file of tensors of `specs`; it allows for headers that other libraries write."""
     return HEADER_ROOM + sum(TENSOR_ROOM + 6 * len(spec.name) for spec in specs)
 
 
@@ -70,11 +73,11 @@ def largest_file(specs: Sequence[WeightSpec]) -> int:
 
 
 def decode(file: NDArray[np.uint8], ends: Iterable[int], header: int, squares: SumSquares) -> Decoded:
-    """The tensors of a file, in place, with a header of at most `header` bytes.
+    """The tensors of a file, as views of it; the header has at most `header` bytes.
 
-    `ends` yields how many bytes of `file` have arrived. Where all tensors are float32, `squares` sums the squares of each
-    piece as it arrives, while it is in the processor's cache. Raises TensorError when the file does not parse, and what
-    `ends` raises.
+    `ends` yields the number of bytes of `file` that have arrived so far. When all tensors are float32, `squares` sums the
+    squares of each piece as it arrives, while the piece is in the processor's cache. Raises TensorError when the file does
+    not parse; exceptions from `ends` pass through.
     """
     sums: list[float] = []
     begin = -1
@@ -91,7 +94,10 @@ def decode(file: NDArray[np.uint8], ends: Iterable[int], header: int, squares: S
 
 
 def _floats_begin(beginning: NDArray[np.uint8], size: int, header: int) -> int:
-    """The byte from which a file of `size` bytes holds float32 only; 0 when it holds others or its header is not all there."""
+    """The byte from which a file of `size` bytes holds only float32 numbers.
+
+    0 when it holds other dtypes, or when the header has not arrived completely.
+    """
     try:
         places = places_of(beginning.data, size, header).values()
     except TensorError:
@@ -101,20 +107,23 @@ def _floats_begin(beginning: NDArray[np.uint8], size: int, header: int) -> int:
 
 
 def exact_difference(after: Mapping[str, NDArray[Any]], before: Mapping[str, NDArray[Any]]) -> Tensors:
-    """after - before in float64, of a device that sent whole weights, as on Flower's own grid; exact or nearly."""
+    """after - before in float64, for a device that sent whole weights, as on Flower's own grid.
+
+    It is exact, or nearly so, for float32 weights.
+    """
     return {name: np.subtract(after[name], weight, dtype=np.float64) for name, weight in before.items()}
 
 
 def sum_of_squares(delta: Mapping[str, NDArray[Any]], squares: SumSquares) -> float:
-    """The sum of squares of all elements of `delta`, by `squares`, in one call where its tensors lie one after the other."""
+    """The sum of squares of all elements of `delta`, by `squares`: in one call when its tensors are `neighbours`."""
     tensors = [delta[name] for name in sorted(delta)]
     whole = neighbours(tensors) if tensors else None
-    # Not fsum, which raises when squares that are finite add up to infinity.
+    # Not fsum, which raises an error when finite squares add up to infinity.
     return float(sum(squares(tensor) for tensor in (tensors if whole is None else [whole])))
 
 
 def norm(delta: Mapping[str, NDArray[Any]], squares: SumSquares, known: float | None = None) -> float:
-    """The L2 norm over all tensors of `delta`; `known` is their sum of squares where that was computed before.
+    """The L2 norm over all tensors of `delta`; `known` is their sum of squares if it was computed before.
 
     Raises TensorError, which names a tensor, when an element is not finite or the squares overflow.
     """

@@ -106,5 +106,5 @@ def test_weights_of_ordinary_size_are_quantised_as_the_converter_does(weight: np
 
 @pytest.mark.parametrize("placement", [Placement("w", 0, 8), Placement("w", 99, 16), Placement("w", -4, 16)])
 def test_a_weight_that_does_not_fit_its_place_is_refused(placement: Placement) -> None:
-    with pytest.raises(TensorError, match="not of this plan"):
+    with pytest.raises(TensorError, match="belong to another plan"):
         place(b"\0" * 100, {"w": np.ones(4, np.float32)}, [placement])

@@ -1,11 +1,14 @@
-"""The lowering table: TensorFlow ops that LiteRT has no kernel for, as built-in ops. One file a family."""
+"""The lowering table: replacements by built-in ops for TensorFlow ops that LiteRT cannot run, or runs slowly.
+
+Each file holds one family of ops.
+"""
 
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 Lowering = Callable[[Any, list[Any]], list[Any]]
-"""From an op of the traced graph and its re-emitted inputs to the outputs, made of built-in ops."""
+"""A function of an op in the traced graph and its inputs in the new graph; it returns the outputs, made of built-in ops."""
 
 TABLE: dict[str, Lowering] = {}
 _FAMILIES = (

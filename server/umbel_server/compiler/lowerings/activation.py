@@ -15,9 +15,10 @@ def relu_grad(op: Any, inputs: list[Any]) -> list[Any]:
 
 
 def only_relu_follows(pool: Any) -> bool:
-    """Whether a MaxPoolGrad's result only goes back through the relu whose output was pooled.
+    """Whether the result of a MaxPoolGrad is used only by the gradient of the relu whose output was pooled.
 
-    It is not 0 where that output is the window's largest value alone, so that it may be cut off in the window's gradient.
+    Then MaxPoolGrad can apply the relu's gradient itself: it passes dy only to the window's largest value, so it is enough
+    to make dy zero where that value is zero.
     """
     users = pool.outputs[0].consumers()
     return pool.type == "MaxPoolGrad" and all(
@@ -33,7 +34,10 @@ def relu6_grad(_op: Any, inputs: list[Any]) -> list[Any]:
 
 
 def above_zero(y: Any) -> Any:
-    """1 where y > 0 and 0 where it is 0, for y of a relu: a product and a minimum, which XNNPACK fuses and a select is not."""
+    """1 where y > 0, and 0 where y = 0, for an output y of a relu.
+
+    It is a product and a minimum, because XNNPACK fuses these and does not fuse a select.
+    """
     return tf.minimum(y * 1e38, 1.0)
 
 

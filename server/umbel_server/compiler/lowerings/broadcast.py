@@ -1,4 +1,4 @@
-"""Binary ops of what was repeated: devices repeat it while they compute, and keep no copy (a gradient of a sum, say)."""
+"""Binary ops with a BroadcastTo as an operand, such as the gradient of a sum: without a repeated copy in memory."""
 
 from typing import Any
 
@@ -10,21 +10,21 @@ from umbel_server.compiler.lowerings.matmul import scaled
 
 @lowers("AddV2")
 def add(_op: Any, inputs: list[Any]) -> list[Any]:
-    """AddV2(a, BroadcastTo(b)) = a + b when a has the shape already."""
+    """AddV2(a, BroadcastTo(b)) = a + b when a has the result's shape."""
     a, b = _narrow(inputs)
     return [a + b]
 
 
 @lowers("Sub")
 def sub(_op: Any, inputs: list[Any]) -> list[Any]:
-    """Sub(a, BroadcastTo(b)) = a - b when a has the shape already."""
+    """Sub(a, BroadcastTo(b)) = a - b when a has the result's shape."""
     a, b = _narrow(inputs)
     return [a - b]
 
 
 @lowers("Mul")
 def mul(op: Any, inputs: list[Any]) -> list[Any]:
-    """Mul(a, BroadcastTo(b)) = a b when a has the shape already; s BroadcastTo(b) = BroadcastTo(s b) for a scalar s."""
+    """Mul(a, BroadcastTo(b)) = a b when a has the result's shape; s BroadcastTo(b) = BroadcastTo(s b) for a scalar s."""
     a, b = _narrow(inputs)
     for scalar, other in ((a, b), (b, a)):
         if scalar.shape.rank == 0 and other.op.type == "BroadcastTo":

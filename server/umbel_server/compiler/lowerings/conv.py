@@ -18,14 +18,17 @@ _FEW_CHANNELS = 8
 
 @lowers("Conv2D")
 def conv2d(op: Any, inputs: list[Any]) -> list[Any]:
-    """Conv2D = every window as a row times the filter as a matrix: XNNPACK has no convolution by a variable filter."""
+    """Conv2D = the windows as rows of a matrix, times the filter as a matrix.
+
+    XNNPACK has no convolution whose filter is a variable.
+    """
     x, kernel = inputs
     groups = int(x.shape[3]) // int(kernel.shape[2])
     return [_by_group(lambda part, slab: _convolve(op, part, slab), x, kernel, groups)]
 
 
 def _by_group(make: Callable[[Any, Any], Any], a: Any, b: Any, groups: int) -> Any:
-    """`make` of the channels of each group, side by side."""
+    """Apply `make` to the channels of each group, and concatenate the results along the channels."""
     if groups == 1:
         return make(a, b)
     pairs = zip(tf.split(a, groups, axis=3), tf.split(b, groups, axis=3), strict=True)
@@ -65,13 +68,13 @@ def conv2d_backprop_filter(op: Any, inputs: list[Any]) -> list[Any]:
 
 @lowers("Conv2DBackpropInput")
 def conv2d_backprop_input(op: Any, inputs: list[Any]) -> list[Any]:
-    """dx = the sum over taps of dy times W[i, j] transposed, put back where the tap was read."""
+    """dx = the sum over taps (i, j) of dy times W[i, j] transposed, added at the pixels that the tap has read."""
     sizes, kernel, dy = inputs
     shape, whole = [int(n) for n in kernel.shape], op.outputs[0].shape
     groups = int(whole[3]) // shape[2]
     dilations = op.get_attr("dilations")
     if dy.shape[0] is None and groups == 1 and set(dilations) != {1}:
-        # An open batch, as in inference: the filter with zeros between its taps has no dilation.
+        # The batch size is not fixed, as in inference: zeros between the filter's taps take the place of dilation.
         kernel = spread(spread(kernel, 0, int(dilations[1])), 1, int(dilations[2]))
         return [tf.nn.conv2d_transpose(dy, kernel, sizes, op.get_attr("strides"), same_or_valid(op))]
     plain = groups == 1 and set(dilations) == {1}
@@ -96,7 +99,7 @@ def _back_by_taps(windows: Windows, dy: Any, kernel: Any) -> Any:
 
 
 def _back_along_rows(windows: Windows, dy: Any, kernel: Any) -> Any:
-    """With stride 1: the taps of a row side by side as columns, one matmul, and the rows added up where they belong."""
+    """The gradient of the input with stride 1: one matmul over the taps of a row as columns, then a sum of shifted rows."""
     (above, _), (before, _) = windows.margins
     (down, across), (extent_down, extent_across) = windows.dilations, windows.extent
     high, wide, inner, outer = (int(n) for n in kernel.shape)
@@ -121,13 +124,13 @@ def _back_along_rows(windows: Windows, dy: Any, kernel: Any) -> Any:
 
 
 def _as_columns(x: Any, windows: Windows) -> bool:
-    """Whether the windows are worth writing out: enough channels to copy at a time, and not too much memory."""
+    """Whether to write the windows out as rows: there are enough channels to copy at once, and it takes not much memory."""
     many = windows.size == (1, 1) or int(x.shape[3]) >= _FEW_CHANNELS
     return many and _bytes(x, windows) <= _COLUMN_BYTES
 
 
 def _as_rows(x: Any, windows: Windows) -> bool:
-    """Whether taps and channels are rows, one a tap and channel: few channels, whose pixels are copied many at a time."""
+    """Whether to write the windows out as columns, a row for each tap and channel: better for few channels."""
     return int(x.shape[3]) < _FEW_CHANNELS and _bytes(x, windows) <= _COLUMN_BYTES
 
 
@@ -161,7 +164,7 @@ def _write_columns(x: Any, windows: Windows) -> Any:
 
 
 def _side_by_side(x: Any, windows: Windows) -> Any:
-    """With stride 1: the taps of a row as channels, [batch, padded height, windows across, taps * channels]."""
+    """With stride 1, the taps of a row as channels: [batch, padded height, windows across, taps * channels]."""
     padded = windows.pad(x, 0.0)
     starts = [j * windows.dilations[1] for j in range(windows.size[1])]
     rows = [padded[:, :, start : start + windows.count[1], :] for start in starts]
@@ -198,7 +201,11 @@ def _filter_slope(windows: Windows, x: Any, dy: Any, kernel: list[int]) -> Any:
 
 
 def _slope_along_rows(windows: Windows, x: Any, dy: Any, kernel: list[int]) -> Any:
-    """With stride 1: the taps of a row of x as channels, dy moved down by each row of taps as channels, one product."""
+    """The gradient of the filter with stride 1, by one product.
+
+    Its factors are x with the taps of a row as channels, and dy with its copies, shifted down for each row of taps, as
+    channels.
+    """
     high, wide, channels = kernel
     beside = kept(_side_by_side, x, windows)
     outer, tall = int(dy.shape[3]), int(beside.shape[1])

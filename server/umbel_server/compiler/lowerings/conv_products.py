@@ -1,8 +1,8 @@
 """Convolutions with stride 1 by short products along the height; see short_products.py.
 
-The columns of an image, transformed, are `pieces`: for each of the kernel's columns s, the windows that begin at s, s + k,
-s + 2k, ... lie one after the other in memory (k is the kernel's width), so that windows are cut out without being
-written out. A piece is [products, batch * windows, k * channels].
+The image's columns are transformed and then cut into `pieces`, one for each column s of the kernel. The windows of a piece
+begin at s, s + k, s + 2k, ..., where k is the kernel's width. They lie one after the other in memory, so a slice is enough
+and no window is copied. A piece has the shape [products, batch * windows, k * channels].
 """
 
 from typing import Any
@@ -16,13 +16,13 @@ from umbel_server.compiler.lowerings.short_products import ShortProducts, count_
 from umbel_server.compiler.lowerings.windows import Windows
 
 _PACKING = 22
-"""Rows of a product that cost as much as packing its second factor, which XNNPACK does for every piece (measured)."""
+"""The cost of packing a product's second factor, which XNNPACK does for every piece: that of so many rows (measured)."""
 _WORTH = 0.9
-"""What it should cost at most, as a share of the products of the definition."""
+"""The highest cost at which short products are used, as a share of the cost of the plain convolution."""
 
 
 def pays(windows: Windows, batch: int) -> bool:
-    """Whether that is faster than the windows written out: a kernel that is transformed should be used often."""
+    """Whether short products are faster than the plain convolution: the transformed kernel must be used often enough."""
     if (windows.strides, windows.dilations) != ((1, 1), (1, 1)) or windows.size[0] < 3:
         return False
     rows, taps, wide = windows.count[0], windows.size[0], windows.size[1]
@@ -31,7 +31,7 @@ def pays(windows: Windows, batch: int) -> bool:
 
 
 def convolve(windows: Windows, x: Any, kernel: Any) -> Any:
-    """y = A ((G w) * (B x)) in every column of pixels."""
+    """y = A ((G w) * (B x)) in every column of pixels; A, G and B are the matrices of ShortProducts."""
     made = _products(windows)
     taps = _taps(made, kernel)
     parts = [_along_columns(made.outer, tf.matmul(piece, taps)) for piece in kept(_pieces, x, windows)]
@@ -72,7 +72,7 @@ def _products(windows: Windows) -> ShortProducts:
 
 
 def _groups(windows: Windows) -> int:
-    """Windows of a row that do not overlap, for each of the kernel's columns."""
+    """The number of windows of one piece in a row of the image; they do not overlap."""
     return -(-windows.count[1] // windows.size[1])
 
 
@@ -112,7 +112,7 @@ def _taps(made: ShortProducts, kernel: Any) -> Any:
 
 
 def _along_columns(matrix: np.ndarray[Any, Any], value: Any) -> Any:
-    """`matrix` times `value`, whose first axes are those that it sums over."""
+    """`matrix` times `value`; the product sums over the first axes of `value`."""
     flat = tf.reshape(value, [1, matrix.shape[1], -1])
     return tf.squeeze(tf.matmul(tf.constant(np.ascontiguousarray(matrix[np.newaxis])), flat), 0)
 

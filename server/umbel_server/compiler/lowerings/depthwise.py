@@ -12,7 +12,7 @@ from umbel_server.compiler.lowerings.windows import Windows, same_or_valid
 
 @lowers("DepthwiseConv2dNativeBackpropFilter")
 def depthwise_backprop_filter(op: Any, inputs: list[Any]) -> list[Any]:
-    """dW[i, j, c, m] = the sum over windows of x at tap (i, j), channel c, times dy at channel (c, m)."""
+    """dW[i, j, c, m] = the sum, over all windows, of x at tap (i, j) and channel c times dy at channel (c, m)."""
     x, _, dy = inputs
     high, wide, channels, multiplier = (int(n) for n in op.outputs[0].shape)
     windows = _windows(op, (int(x.shape[1]), int(x.shape[2])), (high, wide))
@@ -28,7 +28,10 @@ def depthwise_backprop_filter(op: Any, inputs: list[Any]) -> list[Any]:
 
 @lowers("DepthwiseConv2dNativeBackpropInput")
 def depthwise_backprop_input(op: Any, inputs: list[Any]) -> list[Any]:
-    """dx = the sum over taps of dy times W[i, j], put back where the tap was read; with stride 1 a depthwise convolution."""
+    """dx = the sum over taps (i, j) of dy times W[i, j], added at the pixels that the tap has read.
+
+    With stride 1 it is a depthwise convolution.
+    """
     _, kernel, dy = inputs
     high, wide, channels, multiplier = (int(n) for n in kernel.shape)
     image = (int(op.outputs[0].shape[1]), int(op.outputs[0].shape[2]))
@@ -44,7 +47,7 @@ def depthwise_backprop_input(op: Any, inputs: list[Any]) -> list[Any]:
 
 
 def _flipped(windows: Windows, dy: Any, kernel: Any) -> Any:
-    """A depthwise convolution of dy with the kernel turned around, dy padded by what the windows reach over."""
+    """A depthwise convolution of the padded dy with the kernel reversed along height and width."""
     (above, _), (before, _) = windows.margins
     extent = windows.extent
     top, left = extent[0] - 1 - above, extent[1] - 1 - before

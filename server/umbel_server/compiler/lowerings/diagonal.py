@@ -11,7 +11,7 @@ from umbel_server.compiler.lowerings import lowers
 
 @lowers("MatrixBandPart")
 def matrix_band_part(_op: Any, inputs: list[Any]) -> list[Any]:
-    """MatrixBandPart(x, lower, upper) = x where -lower <= column - row <= upper (a negative bound is none), else 0."""
+    """MatrixBandPart(x, lower, upper) = x where -lower <= column - row <= upper, else 0; a negative bound is no bound."""
     x = inputs[0]
     lower, upper = (_number(value) for value in inputs[1:])
     rows, columns = (int(n) for n in x.shape[-2:])
@@ -23,7 +23,7 @@ def matrix_band_part(_op: Any, inputs: list[Any]) -> list[Any]:
 @lowers("MatrixDiagPartV3")
 @lowers("MatrixDiagPart")
 def matrix_diag_part(_op: Any, inputs: list[Any]) -> list[Any]:
-    """One diagonal of a matrix = the sums of its rows with zeros everywhere else."""
+    """One diagonal of a matrix = the sums of its rows, with zeros outside the diagonal."""
     x, shift = inputs[0], _shift(inputs)
     rows, columns = (int(n) for n in x.shape[-2:])
     on = np.eye(rows, columns, shift, dtype=bool)
@@ -35,11 +35,11 @@ def matrix_diag_part(_op: Any, inputs: list[Any]) -> list[Any]:
 @lowers("MatrixDiagV3")
 @lowers("MatrixDiag")
 def matrix_diag(op: Any, inputs: list[Any]) -> list[Any]:
-    """A matrix with one diagonal = the diagonal as a column, a row's length times, times ones on the diagonal."""
+    """A matrix with one diagonal = the diagonal as a column, repeated for each column, times a matrix of ones and zeros."""
     diagonal, shift = inputs[0], _shift(inputs)
     rows, columns = (int(n) for n in op.outputs[0].shape[-2:])
     if len(inputs) > 4 and _number(inputs[4]) != 0:
-        raise CompileError("has a padding value other than 0; add it with keras.ops.where")
+        raise CompileError("has a padding value other than 0; set it with keras.ops.where")
     margins = [[0, 0]] * (len(diagonal.shape) - 1) + [[max(0, -shift), rows - max(0, -shift) - int(diagonal.shape[-1])]]
     column = tf.pad(diagonal, margins)[..., tf.newaxis]
     return [column * tf.constant(np.eye(rows, columns, shift), diagonal.dtype)]
@@ -50,7 +50,7 @@ def _shift(inputs: list[Any]) -> int:
         return 0
     shifts = np.reshape(tf.get_static_value(inputs[1]), -1)
     if len(set(shifts.tolist())) != 1:
-        raise CompileError("is of several diagonals; take them one by one")
+        raise CompileError("takes several diagonals at once; take them one by one")
     return int(shifts[0])
 
 

@@ -1,4 +1,4 @@
-"""Sums over products of labelled axes."""
+"""Einsum: sums over products of tensors with labelled axes."""
 
 from string import ascii_letters
 from typing import Any
@@ -47,7 +47,7 @@ def einsum(op: Any, inputs: list[Any]) -> list[Any]:
 
 
 def _spelled_out(names: list[str], wanted: str, ranks: list[int]) -> tuple[list[str], str]:
-    """The labels with each ellipsis as labels of its own: the last of them for an operand that has fewer such axes."""
+    """The equation's labels with each ellipsis replaced by new labels; an operand with fewer such axes gets the last ones."""
     free = "".join(letter for letter in ascii_letters if letter not in "".join(names) + wanted)
     missing = [rank - len(name.replace("...", "")) for name, rank in zip(names, ranks, strict=True)]
     most = free[: max(n for name, n in zip(names, missing, strict=True) if "..." in name)]
@@ -63,7 +63,7 @@ def _reduce(x: Any, name: str, elsewhere: str) -> tuple[Any, str]:
 
 
 def _arranged(x: Any, name: str, groups: list[list[str]], sizes: dict[str, Any]) -> Any:
-    """`x` with its axes in the order of `groups`, each group but the first merged into one axis."""
+    """`x` with its axes in the order of `groups`; each group but the first is merged into one axis."""
     order = [name.index(label) for group in groups for label in group]
     if order != list(range(len(order))):
         x = tf.transpose(x, order)

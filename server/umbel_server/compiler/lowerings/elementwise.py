@@ -1,4 +1,4 @@
-"""Functions of single elements."""
+"""Elementwise functions and their gradients."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from umbel_server.compiler.lowerings import lowers
 
 @lowers("Rsqrt")
 def rsqrt(_op: Any, inputs: list[Any]) -> list[Any]:
-    """Rsqrt(x) = 1 / sqrt(x), at most 3e18: at 0, where it is infinite, XNNPACK's own gives NaN."""
+    """Rsqrt(x) = 1 / sqrt(x), bounded by 3e18: XNNPACK's kernel gives NaN at 0, where the true value is infinite."""
     return [tf.math.rsqrt(tf.maximum(inputs[0], 1e-37))]
 
 
@@ -23,7 +23,7 @@ def rsqrt_grad(_op: Any, inputs: list[Any]) -> list[Any]:
 
 @lowers("SqrtGrad")
 def sqrt_grad(_op: Any, inputs: list[Any]) -> list[Any]:
-    """SqrtGrad(y, dy) = dy / (2 y), 0 where dy is 0 even if y is."""
+    """SqrtGrad(y, dy) = dy / (2 y); 0 where dy is 0, even if y is 0."""
     y, dy = inputs
     return [tf.where(tf.equal(dy, 0.0), tf.zeros_like(dy), dy * 0.5 / y)]
 
@@ -50,7 +50,7 @@ def log1p(_op: Any, inputs: list[Any]) -> list[Any]:
 
 
 def log1p_of(x: Any) -> Any:
-    """log(1 + x), exact for small x."""
+    """log(1 + x), accurate also for small x."""
     u = 1.0 + x
     plain = tf.equal(u, 1.0)
     away = tf.where(plain, tf.ones_like(u) * 2.0, u)
@@ -174,7 +174,7 @@ def xdivy(_op: Any, inputs: list[Any]) -> list[Any]:
 
 @lowers("MulNoNan")
 def mul_no_nan(_op: Any, inputs: list[Any]) -> list[Any]:
-    """MulNoNan(x, y) = x y, 0 where y is 0 even if x is not finite."""
+    """MulNoNan(x, y) = x y; 0 where y is 0, even if x is not finite."""
     x, y = inputs
     zero = tf.equal(y, 0.0)
     return [tf.where(zero, tf.zeros_like(x * y), tf.where(zero, tf.zeros_like(x * y), x) * y)]
@@ -198,7 +198,7 @@ def clip_by_value(_op: Any, inputs: list[Any]) -> list[Any]:
 
 @lowers("L2Loss")
 def l2_loss(_op: Any, inputs: list[Any]) -> list[Any]:
-    """L2Loss(x) = the sum of squares over 2."""
+    """L2Loss(x) = half the sum of squares."""
     return [tf.reduce_sum(tf.square(inputs[0])) * 0.5]
 
 
@@ -213,13 +213,13 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 @lowers("IsInf")
 def is_inf(_op: Any, inputs: list[Any]) -> list[Any]:
-    """IsInf(x) = |x| is more than the largest float32: the converter makes that of a constant infinity."""
+    """IsInf(x) = |x| is greater than the largest float32. The converter replaces a constant infinity by that number."""
     return [tf.greater(tf.abs(inputs[0]), _LARGEST)]
 
 
 @lowers("IsFinite")
 def is_finite(_op: Any, inputs: list[Any]) -> list[Any]:
-    """IsFinite(x) = |x| is at most the largest float32; NaN is not."""
+    """IsFinite(x) = |x| is at most the largest float32; false for NaN."""
     return [tf.less_equal(tf.abs(inputs[0]), _LARGEST)]
 
 
@@ -231,13 +231,13 @@ def logical_xor(_op: Any, inputs: list[Any]) -> list[Any]:
 
 @lowers("Rint")
 def rint(_op: Any, inputs: list[Any]) -> list[Any]:
-    """Rint(x) rounds halves to even, as Round does."""
+    """Rint(x) = Round(x): both round halves to even."""
     return [tf.round(inputs[0])]
 
 
 @lowers("Bucketize")
 def bucketize(op: Any, inputs: list[Any]) -> list[Any]:
-    """Bucketize(x) = how many of the boundaries are at most x."""
+    """Bucketize(x) = the number of boundaries that are at most x."""
     x = tf.cast(inputs[0], tf.float32)[..., tf.newaxis]
     boundaries = tf.constant(op.get_attr("boundaries"), tf.float32)
     return [tf.reduce_sum(tf.cast(x >= boundaries, tf.int32), axis=-1)]

@@ -1,4 +1,4 @@
-"""Picking rows, putting rows, counting them, and where values belong among sorted ones."""
+"""Ops on indexed rows: sums of segments, top-k membership, scatter, counts, and search in sorted values."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from umbel_server.compiler.lowerings import lowers
 
 @lowers("UnsortedSegmentSum")
 def unsorted_segment_sum(op: Any, inputs: list[Any]) -> list[Any]:
-    """Rows of the same segment are added: SCATTER_ND adds what falls on one row."""
+    """UnsortedSegmentSum(data, segments) = SCATTER_ND of the rows, which adds rows with the same index."""
     data, segments, _ = inputs
     rank = len(segments.shape)
     rows = tf.reshape(data, [-1, *(int(n) for n in data.shape[rank:])])
@@ -20,7 +20,7 @@ def unsorted_segment_sum(op: Any, inputs: list[Any]) -> list[Any]:
 
 @lowers("InTopKV2")
 def in_top_k(_op: Any, inputs: list[Any]) -> list[Any]:
-    """In the top k: fewer than k values are greater than the target's, and the target's is finite."""
+    """InTopKV2(predictions, targets, k) = fewer than k predictions in the row are greater than the target's."""
     predictions, targets, k = inputs
     picked = tf.one_hot(targets, int(predictions.shape[1]))
     own = tf.reduce_sum(tf.where(picked > 0.0, predictions, tf.zeros_like(predictions)), axis=1, keepdims=True)
@@ -30,7 +30,7 @@ def in_top_k(_op: Any, inputs: list[Any]) -> list[Any]:
 
 @lowers("TensorScatterAdd")
 def tensor_scatter_add(_op: Any, inputs: list[Any]) -> list[Any]:
-    """TensorScatterAdd(x, indices, updates) = x + SCATTER_ND of the updates, which adds what falls on one place."""
+    """TensorScatterAdd(x, indices, updates) = x + SCATTER_ND of the updates, which adds updates with the same index."""
     x, indices, updates = inputs
     return [x + _scattered(x, indices, updates)]
 
@@ -44,7 +44,7 @@ def tensor_scatter_sub(_op: Any, inputs: list[Any]) -> list[Any]:
 
 @lowers("TensorScatterUpdate")
 def tensor_scatter_update(_op: Any, inputs: list[Any]) -> list[Any]:
-    """TensorScatterUpdate(x, indices, updates) = SCATTER_ND of the updates where there is one, else x."""
+    """TensorScatterUpdate(x, indices, updates) = SCATTER_ND of the updates where an index points, else x."""
     x, indices, updates = inputs
     placed = _scattered(x, indices, tf.ones_like(updates, tf.float32))
     return [tf.where(placed > 0.0, _scattered(x, indices, updates), x)]
@@ -57,12 +57,15 @@ def _scattered(x: Any, indices: Any, updates: Any) -> Any:
 
 @lowers("DenseBincount")
 def dense_bincount(op: Any, inputs: list[Any]) -> list[Any]:
-    """DenseBincount(ids, size, weights): a one-hot row for each id, times its weight, added up; 1 at most when binary."""
+    """DenseBincount(ids, size, weights) = the sum of one-hot rows of the ids, times their weights; at most 1 when binary.
+
+    Raises CompileError when the size depends on the values.
+    """
     ids, _, weights = inputs
     least, most = _bounds(op.inputs[1])
     if least != most:
         raise CompileError(
-            "counts as many values as come; give CategoryEncoding its num_tokens, or use keras.ops.one_hot"
+            "has a size that depends on its values; give CategoryEncoding its num_tokens, or use keras.ops.one_hot"
         )
     dtype = op.outputs[0].dtype
     rows = tf.one_hot(tf.cast(ids, tf.int32), int(most), dtype=dtype)
@@ -73,7 +76,7 @@ def dense_bincount(op: Any, inputs: list[Any]) -> list[Any]:
 
 
 def _bounds(size: Any) -> tuple[float, float]:
-    """What a traced size is at least and at most."""
+    """The lower and upper bound of a size in the traced graph."""
     known = tf.get_static_value(size)
     if known is not None:
         return float(known), float(known)
@@ -88,13 +91,13 @@ def _bounds(size: Any) -> tuple[float, float]:
 
 @lowers("LowerBound")
 def lower_bound(_op: Any, inputs: list[Any]) -> list[Any]:
-    """LowerBound(sorted, x) = how many of the sorted values are less than x."""
+    """LowerBound(sorted, x) = the number of sorted values that are less than x."""
     held, x = inputs
     return [tf.reduce_sum(tf.cast(held[:, tf.newaxis, :] < x[..., tf.newaxis], tf.int32), axis=-1)]
 
 
 @lowers("UpperBound")
 def upper_bound(_op: Any, inputs: list[Any]) -> list[Any]:
-    """UpperBound(sorted, x) = how many of the sorted values are at most x."""
+    """UpperBound(sorted, x) = the number of sorted values that are at most x."""
     held, x = inputs
     return [tf.reduce_sum(tf.cast(held[:, tf.newaxis, :] <= x[..., tf.newaxis], tf.int32), axis=-1)]

@@ -9,18 +9,18 @@ from umbel_server.compiler.lowerings import lowers
 from umbel_server.compiler.lowerings.elementwise import log1p_of
 
 _ATAN = (8.05374449538e-2, -1.38776856032e-1, 1.99777106478e-1, -3.33329491539e-1)
-"""Of Cephes's atanf: on [-tan(pi/8), tan(pi/8)], accurate to float32."""
+"""Polynomial coefficients of Cephes's atanf, accurate to float32 on [-tan(pi/8), tan(pi/8)]."""
 
 
 @lowers("Atan")
 def atan(_op: Any, inputs: list[Any]) -> list[Any]:
-    """atan(x) = sign(x) atan(|x|), a polynomial after |x| is turned by pi/4 or pi/2 (Cephes)."""
+    """atan(x) = sign(x) atan(|x|): a polynomial, after reducing a large |x| by an angle of pi/4 or pi/2 (Cephes)."""
     return [_atan(inputs[0])]
 
 
 @lowers("Atan2")
 def atan2(_op: Any, inputs: list[Any]) -> list[Any]:
-    """atan2(y, x) = atan(y / x), pi further on the side of y where x < 0."""
+    """atan2(y, x) = atan(y / x), plus pi with the sign of y where x < 0."""
     y, x = inputs
     far = tf.abs(y) > tf.abs(x)
     smaller, larger = tf.where(far, x, y), tf.where(far, y, x)

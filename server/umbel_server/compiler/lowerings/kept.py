@@ -1,4 +1,4 @@
-"""What lowerings remember of the graph that they emit ops into."""
+"""A memory for lowerings, one in each graph into which they emit ops."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ _NOTES = "_umbel_notes"
 
 
 def remembered(kind: str) -> dict[Any, Any]:
-    """Notes of one kind about the current graph; they are kept in it, and go with it."""
+    """The notes of one kind about the current graph. They are stored in the graph and live as long as it does."""
     graph = tf.compat.v1.get_default_graph()
     if not hasattr(graph, _NOTES):
         setattr(graph, _NOTES, {})
@@ -18,7 +18,7 @@ def remembered(kind: str) -> dict[Any, Any]:
 
 
 def kept(make: Callable[[Any, Any], Any], x: Any, what: Any) -> Any:
-    """`make(x, what)`, made once in a graph: for a convolution and its gradients, for example."""
+    """The result of `make(x, what)`, made once in each graph: a convolution and its gradients share it, for example."""
     made, known = remembered("kept"), (make, x.ref(), what)
     if known not in made:
         made[known] = make(x, what)

@@ -1,4 +1,4 @@
-"""Matrix products in the forms that XNNPACK multiplies fast, and many small ones as one."""
+"""Matrix products in the forms that XNNPACK multiplies fast; many small products become one."""
 
 from functools import reduce
 from typing import Any
@@ -9,16 +9,17 @@ from umbel_server.compiler.lowerings import lowers
 from umbel_server.compiler.lowerings.kept import remembered
 
 _CUT_OFF = frozenset("ClipByValue Erf Erfc Maximum Minimum Relu Relu6 Selu Softplus".split())
-"""Ops that are, or begin with, what the converter fuses into a fully connected layer."""
+"""Ops that are, or begin with, an activation that the converter fuses into a fully connected layer."""
 _BETWEEN = frozenset("EnsureShape ExpandDims Identity IdentityN Reshape Squeeze StopGradient".split())
 
 
 @lowers("MatMul")
 def matmul(op: Any, inputs: list[Any]) -> list[Any]:
-    """MatMul(a, b): a batch of one, by a transposed variable or cut off; slices of one tensor times one matrix at once.
+    """MatMul(a, b) as a batch of one product where the converter's fully connected layer would be slow or wrong.
 
-    The converter makes a fully connected layer of MatMul. XNNPACK takes one with a transposed b by constant weights
-    alone; and a relu that follows is fused into it, and lost when its weights turn out to be no constant.
+    The converter makes a fully connected layer of a MatMul. With a transposed b, XNNPACK runs that layer only when b is
+    constant. A relu after the MatMul is fused into the layer, and is lost when b is a variable. Products of the slices of
+    one tensor with one matrix become a single product.
     """
     a, b = inputs
     turned = {"transpose_a": op.get_attr("transpose_a"), "transpose_b": op.get_attr("transpose_b")}
@@ -28,7 +29,7 @@ def matmul(op: Any, inputs: list[Any]) -> list[Any]:
     if static and not turned["transpose_b"] and a.op.type == "Unpack" and a.op.get_attr("axis") == 0:
         return [_of_all(a.op, b)[a.value_index]]
     if static and turned["transpose_b"] and _is_larger(b, a):
-        # As a matrix of one more axis: the converter would make a fully connected layer by `a` of a plain transpose.
+        # The transpose has an extra axis: with a plain one the converter would make a fully connected layer with weights `a`.
         columns = tf.reshape(tf.transpose(tf.expand_dims(a, 1), [2, 1, 0]), [int(a.shape[1]), int(a.shape[0])])
         product = tf.transpose(tf.matmul(b, columns))
     elif (static and turned["transpose_b"]) or is_cut_off(op):
@@ -41,15 +42,15 @@ def matmul(op: Any, inputs: list[Any]) -> list[Any]:
 
 
 def _is_larger(b: Any, a: Any) -> bool:
-    """Whether b has more elements than a and a b^T have: XNNPACK packs its second operand anew for every product."""
+    """Whether b has more elements than a and a b^T together; XNNPACK packs the second operand again for every product."""
     (rows, inner), outer = (int(n) for n in a.shape), int(b.shape[0])
     return outer * inner > rows * (inner + outer)
 
 
 def scaled(op: Any, inputs: list[Any]) -> Any:
-    """Mul(s, a b) = (s a) b or a (s b) for a scalar s, whichever has fewer elements; None when it is no such product.
+    """Mul(s, a b) = (s a) b or a (s b) for a scalar s, scaling the smaller factor; None for other inputs.
 
-    A gradient times its learning rate, for example.
+    A gradient times the learning rate is an example.
     """
     for i in (0, 1):
         scalar, product, used = inputs[i], inputs[1 - i], len(op.inputs[1 - i].consumers())
@@ -59,7 +60,7 @@ def scaled(op: Any, inputs: list[Any]) -> Any:
 
 
 def _scaled(value: Any, scalar: Any) -> Any:
-    """`value` times `scalar` by a smaller factor of it, None when it is no product of such."""
+    """`value` times `scalar`, by scaling a factor of `value` that is smaller than it; None when there is no such factor."""
     op = value.op
     if op.type in ("Reshape", "Squeeze", "Transpose"):
         first = _scaled(op.inputs[0], scalar)
@@ -79,14 +80,14 @@ def _again(op: Any, inputs: list[Any]) -> Any:
 
 
 def is_cut_off(op: Any) -> bool:
-    """Whether the op's result goes straight into one that cuts values off."""
+    """Whether the op's result goes into an op of _CUT_OFF, directly or through ops that only change its shape."""
     users = [user for output in op.outputs for user in output.consumers()]
     return any(user.type in _CUT_OFF or (user.type in _BETWEEN and is_cut_off(user)) for user in users)
 
 
 @lowers("Pack")
 def pack(op: Any, inputs: list[Any]) -> list[Any]:
-    """Pack(a[t] b^T, ...) = Pack(a) b^T, when the b are one; any other as it is."""
+    """Pack(a[t] b^T, ...) = Pack(a) b^T when all products have the same b; other packs do not change."""
     axis = op.get_attr("axis")
     factors = [pair for value in inputs if (pair := remembered("factors").get(tf.convert_to_tensor(value).ref()))]
     if axis != 0 or not 2 <= len(inputs) == len(factors) or len({b.ref() for _, b in factors}) > 1:
@@ -99,7 +100,7 @@ def pack(op: Any, inputs: list[Any]) -> list[Any]:
 
 @lowers("AddN")
 def add_n(_op: Any, inputs: list[Any]) -> list[Any]:
-    """AddN: a^T b + c^T d + ... = [a; c; ...]^T [b; d; ...]; other terms one after the other, which XNNPACK adds faster."""
+    """AddN: a^T b + c^T d + ... = [a; c; ...]^T [b; d; ...]; other terms are added in pairs, which is faster in XNNPACK."""
     products: dict[Any, list[Any]] = {}
     terms = []
     for value in inputs:
@@ -119,7 +120,7 @@ def added(terms: list[Any]) -> Any:
 
 
 def by_rows(rows: Any, matrix: Any) -> Any:
-    """`rows` times `matrix` as a batch of a few products: XNNPACK runs those in parallel."""
+    """`rows` times `matrix`, as a batch of a few products, which XNNPACK computes in parallel."""
     count, inner = (int(n) for n in rows.shape)
     parts = parts_of(count)
     product = tf.matmul(tf.reshape(rows, [parts, count // parts, inner]), tf.expand_dims(matrix, 0))
@@ -127,7 +128,7 @@ def by_rows(rows: Any, matrix: Any) -> Any:
 
 
 def rows_by_rows(a: Any, b: Any) -> Any:
-    """a^T b of two matrices with many rows each, in a few parts; the smaller one is transposed."""
+    """a^T b of two matrices with many rows, as the sum of a few products; the narrower matrix is transposed."""
     count, wide, tall = int(a.shape[0]), int(a.shape[1]), int(b.shape[1])
     if wide > tall:
         return tf.transpose(rows_by_rows(b, a))
@@ -137,7 +138,7 @@ def rows_by_rows(a: Any, b: Any) -> Any:
 
 
 def parts_of(count: int) -> int:
-    """A few equal parts of `count`."""
+    """The number of equal parts, 1 to 7, into which to divide `count` rows."""
     return next((n for n in (4, 2, 5, 3, 7) if count % n == 0), 1)
 
 

@@ -11,7 +11,7 @@ from umbel_server.compiler.lowerings.windows import Windows, same_or_valid
 
 @lowers("MaxPoolGrad")
 def max_pool_grad(op: Any, inputs: list[Any]) -> list[Any]:
-    """MaxPoolGrad(x, y, dy): each window's dy goes to its first pixel (row by row) that equals its maximum y."""
+    """MaxPoolGrad(x, y, dy): the dy of a window goes to the window's first pixel, row by row, that equals its maximum y."""
     x, y, dy = inputs
     if only_relu_follows(op):
         dy = dy * above_zero(y)
@@ -33,7 +33,7 @@ def max_pool_grad(op: Any, inputs: list[Any]) -> list[Any]:
 
 @lowers("AvgPoolGrad")
 def avg_pool_grad(op: Any, inputs: list[Any]) -> list[Any]:
-    """AvgPoolGrad(shape, dy): each pixel of a window gets dy over the window's pixels inside the image."""
+    """AvgPoolGrad(shape, dy): each pixel of a window gets dy divided by the number of the window's pixels in the image."""
     _, dy = inputs
     size, strides = tuple(op.get_attr("ksize")[1:3]), tuple(op.get_attr("strides")[1:3])
     image = (int(op.outputs[0].shape[1]), int(op.outputs[0].shape[2]))

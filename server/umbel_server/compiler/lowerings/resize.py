@@ -1,4 +1,7 @@
-"""Gradients of image resizing."""
+"""Gradients of image resizing, and bicubic resizing.
+
+Resizing is linear and separable: one matrix along the height and one along the width.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,19 +15,19 @@ from umbel_server.compiler.lowerings import lowers
 
 @lowers("ResizeNearestNeighborGrad")
 def resize_nearest_grad(op: Any, inputs: list[Any]) -> list[Any]:
-    """Resizing is a matrix along height and one along width; its gradient is the two transposed."""
+    """ResizeNearestNeighborGrad(dy) = the two matrices of the resizing, transposed, times dy."""
     return [_transposed(op, inputs[0], tf.raw_ops.ResizeNearestNeighbor)]
 
 
 @lowers("ResizeBilinearGrad")
 def resize_bilinear_grad(op: Any, inputs: list[Any]) -> list[Any]:
-    """As for nearest neighbours: bilinear weights are a product of a matrix along height and one along width."""
+    """ResizeBilinearGrad(dy) = the two matrices of the resizing, transposed, times dy."""
     return [_transposed(op, inputs[0], tf.raw_ops.ResizeBilinear)]
 
 
 @lowers("ResizeBicubic")
 def resize_bicubic(op: Any, inputs: list[Any]) -> list[Any]:
-    """Bicubic weights, too, are a product of a matrix along height and one along width."""
+    """ResizeBicubic(x) = the matrices of bicubic weights along height and width, times x."""
     image = inputs[0]
     (_, high, wide, _), (_, tall, broad, _) = image.shape, op.outputs[0].shape
     down, across = _matrices(op, tf.raw_ops.ResizeBicubic, (int(high), int(wide)), (int(tall), int(broad)))
@@ -33,7 +36,7 @@ def resize_bicubic(op: Any, inputs: list[Any]) -> list[Any]:
 
 @lowers("ResizeBicubicGrad")
 def resize_bicubic_grad(op: Any, inputs: list[Any]) -> list[Any]:
-    """As for bilinear resizing."""
+    """ResizeBicubicGrad(dy) = the two matrices of the resizing, transposed, times dy."""
     return [_transposed(op, inputs[0], tf.raw_ops.ResizeBicubic)]
 
 
@@ -46,7 +49,7 @@ def _transposed(op: Any, dy: Any, resize: Callable[..., Any]) -> Any:
 def _matrices(
     op: Any, resize: Callable[..., Any], small: tuple[int, int], large: tuple[int, int]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """How each pixel of an image of size `small` enters those of size `large`, along height and along width."""
+    """The weight of each pixel of an image of size `small` in each pixel of size `large`, along height and along width."""
     options = {name: op.get_attr(name) for name in ("align_corners", "half_pixel_centers")}
     (high, wide), (tall, broad) = small, large
     with tf.init_scope():

@@ -1,4 +1,4 @@
-"""Shapes, which are known when a plan is compiled, and slices."""
+"""Ops on shapes, whose values are known when a plan is compiled, and gradients of slices and padding."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from umbel_server.compiler.lowerings import lowers
 
 @lowers("ShapeN")
 def shape_n(op: Any, inputs: list[Any]) -> list[Any]:
-    """ShapeN(x...) = the shape of each x: a constant when it is static."""
+    """ShapeN(x...) = the shape of each x, as a constant when it is static."""
     return [
         tf.constant(x.shape.as_list(), output.dtype) if x.shape.is_fully_defined() else tf.shape(x, output.dtype)
         for x, output in zip(inputs, op.outputs, strict=True)
@@ -20,13 +20,13 @@ def shape_n(op: Any, inputs: list[Any]) -> list[Any]:
 
 @lowers("Shape")
 def shape(op: Any, inputs: list[Any]) -> list[Any]:
-    """Shape(x): a constant when it is static."""
+    """Shape(x) = the shape of x, as a constant when it is static."""
     return shape_n(op, inputs)
 
 
 @lowers("BroadcastGradientArgs")
 def broadcast_gradient_args(op: Any, inputs: list[Any]) -> list[Any]:
-    """The axes along which each of two broadcast shapes was repeated."""
+    """BroadcastGradientArgs(a, b) = for each of two shapes, the axes along which it is repeated to broadcast them."""
     a, b = (list(_known(value)) for value in inputs)
     rank = max(len(a), len(b))
     a, b = [1] * (rank - len(a)) + a, [1] * (rank - len(b)) + b
@@ -36,7 +36,7 @@ def broadcast_gradient_args(op: Any, inputs: list[Any]) -> list[Any]:
 
 @lowers("ConcatOffset")
 def concat_offset(op: Any, inputs: list[Any]) -> list[Any]:
-    """Where each piece of a concatenation begins."""
+    """ConcatOffset(axis, shapes...) = the index at which each piece of a concatenation begins."""
     axis, *shapes = (_known(value) for value in inputs)
     starts, offset = [], 0
     for piece in shapes:
@@ -49,13 +49,13 @@ def concat_offset(op: Any, inputs: list[Any]) -> list[Any]:
 
 @lowers("InvertPermutation")
 def invert_permutation(op: Any, inputs: list[Any]) -> list[Any]:
-    """The permutation that undoes another."""
+    """InvertPermutation(p) = the permutation that undoes p."""
     return [tf.constant(np.argsort(_known(inputs[0])), op.outputs[0].dtype)]
 
 
 @lowers("ListDiff")
 def list_diff(op: Any, inputs: list[Any]) -> list[Any]:
-    """The elements of one list that are not in another, and where they are."""
+    """ListDiff(a, b) = the elements of a that are not in b, and their indices in a."""
     kept = np.flatnonzero(~np.isin(*(_known(value) for value in inputs)))
     values = _known(inputs[0])[kept]
     return [tf.constant(made, out.dtype, made.shape) for made, out in zip((values, kept), op.outputs, strict=True)]
@@ -63,7 +63,7 @@ def list_diff(op: Any, inputs: list[Any]) -> list[Any]:
 
 @lowers("DynamicStitch")
 def dynamic_stitch(op: Any, inputs: list[Any]) -> list[Any]:
-    """Shapes put together from pieces, all known."""
+    """DynamicStitch(indices..., data...) = a vector with each piece of data at its indices; all are constants."""
     values = [_known(value) for value in inputs]
     half = len(values) // 2
     size = max(int(np.max(ids, initial=-1)) for ids in values[:half]) + 1
@@ -75,7 +75,7 @@ def dynamic_stitch(op: Any, inputs: list[Any]) -> list[Any]:
 
 @lowers("StridedSliceGrad")
 def strided_slice_grad(op: Any, inputs: list[Any]) -> list[Any]:
-    """dy, with zeros between its elements (strides) and around them (what the slice left out)."""
+    """StridedSliceGrad(..., dy) = dy with zeros at the elements that the slice skipped."""
     sizes, begin, end, strides = (_known(value) for value in inputs[:4])
     dy = inputs[4]
     masks = {
@@ -108,7 +108,7 @@ def strided_slice_grad(op: Any, inputs: list[Any]) -> list[Any]:
 
 @lowers("MirrorPadGrad")
 def mirror_pad_grad(op: Any, inputs: list[Any]) -> list[Any]:
-    """dy without its margins, each of which is turned around and added where it was copied from."""
+    """MirrorPadGrad(dy, padding) = dy without its margins; each margin is reversed and added to its source pixels."""
     value, margins = inputs[0], _known(inputs[1])
     edge = 1 if op.get_attr("mode") == b"REFLECT" else 0  # whether the pixel at the edge itself was left out
     for axis, (before, after) in enumerate(margins.tolist()):
@@ -126,7 +126,7 @@ def mirror_pad_grad(op: Any, inputs: list[Any]) -> list[Any]:
 
 @lowers("Roll")
 def roll(op: Any, inputs: list[Any]) -> list[Any]:
-    """Roll(x, shift, axis): what leaves at the end of an axis comes in at its start."""
+    """Roll(x, shift, axis) = x shifted along the axis; elements that pass the end come in at the start."""
     value = inputs[0]
     shifts, axes = (np.reshape(_known(given), -1) for given in inputs[1:])
     for shift, axis in zip(shifts, axes, strict=True):
@@ -148,7 +148,7 @@ def _bounds(i: int, size: int, begin: Any, end: Any, strides: Any, masks: dict[s
 
 
 def spread(value: Any, axis: int, step: int) -> Any:
-    """`value` with step - 1 zeros after each element along `axis` but the last."""
+    """`value` with step - 1 zeros between neighbouring elements along `axis`."""
     if step == 1:
         return value
     shape = [int(n) for n in value.shape]

@@ -1,9 +1,10 @@
-"""A correlation of a column of pixels by fewer products than rows times taps.
+"""The correlation of a column of pixels with a column of taps, by fewer products than rows times taps.
 
-It is bilinear: y = A ((G w) * (B x)) for constant matrices and element-wise products * (Winograd, Arithmetic Complexity of
-Computations, SIAM 1980). Here they are those of the discrete Fourier transform, a complex product as three real ones
-(Gauss): about 1.5 products a row however many taps there are, and as exact in float32 as the definition. Interpolation
-in small tiles (Lavin and Gray, arXiv 1509.09308) needs as few, but rounds three times as much.
+A correlation is bilinear, so y = A ((G w) * (B x)) with constant matrices A, G and B and the elementwise product *
+(Winograd, Arithmetic Complexity of Computations, SIAM 1980). The matrices here are those of the discrete Fourier
+transform, with a complex product as three real ones (Gauss). They need about 1.5 products for each row, however many taps
+there are, and are as accurate in float32 as the definition. Interpolation in small tiles (Lavin and Gray, arXiv
+1509.09308) needs as few products, but its rounding error is three times as large.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ Matrix = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ShortProducts:
-    """`inner` float32[products, image] is B, `taps_to` float32[products, taps] G, `outer` float32[rows, products] A."""
+    """The three matrices: `inner` float32[products, image] is B, `taps_to` float32[products, taps] is G, and `outer`
+    float32[rows, products] is A."""
 
     inner: Matrix
     taps_to: Matrix
@@ -25,13 +27,13 @@ class ShortProducts:
 
 
 def count_of(rows: int, taps: int) -> int:
-    """How many products `short_products` needs."""
+    """The number of products that `short_products` needs."""
     return (3 * (rows + taps - 1) - 1) // 2
 
 
 @cache
 def short_products(image: int, above: int, rows: int, taps: int) -> ShortProducts:
-    """The matrices for `rows` outputs with `taps` taps each, of `image` pixels with `above` zeros before them."""
+    """The matrices for `rows` outputs with `taps` taps each, from `image` pixels that have `above` zeros before them."""
     length = rows + taps - 1  # long enough for a cyclic correlation not to wrap around
     inner: list[NDArray[np.float64]] = []
     taps_to: list[NDArray[np.float64]] = []

@@ -1,4 +1,4 @@
-"""Sums and running products over axes. Sums are taken in pieces: exact to a few roundings, and of shapes that XNNPACK takes."""
+"""Sums and cumulative products over axes. Long sums are taken in pieces, for accuracy and for shapes that XNNPACK runs."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,11 +9,11 @@ import tensorflow as tf
 from umbel_server.compiler.lowerings import lowers
 
 _AT_ONCE = 256
-"""Terms added one after the other; the error of a float32 sum grows with them."""
+"""The most terms that are added one after the other; the error of a float32 sum grows with their number."""
 
 
 def total(x: Any, axes: Iterable[int], keepdims: bool = False) -> Any:
-    """The sum of `x` (static shape) over `axes`: neighbouring axes merged, long sums in two stages."""
+    """The sum of `x`, whose shape is static, over `axes`. Neighbouring axes are merged; long sums take two stages."""
     shape = [int(n) for n in x.shape]
     gone = {int(axis) % len(shape) for axis in axes}
     merged: list[tuple[int, bool]] = []
@@ -53,7 +53,7 @@ def _axes(op: Any, inputs: list[Any]) -> list[int] | None:
 
 @lowers("Sum")
 def reduce_sum(op: Any, inputs: list[Any]) -> list[Any]:
-    """Sum over axes = sums over one axis of a merged shape each."""
+    """Sum(x, axes) = `total`: one sum for each group of neighbouring axes."""
     axes = _axes(op, inputs)
     if axes is None:
         return [tf.reduce_sum(inputs[0], inputs[1], keepdims=op.get_attr("keep_dims"))]
@@ -62,7 +62,7 @@ def reduce_sum(op: Any, inputs: list[Any]) -> list[Any]:
 
 @lowers("Mean")
 def reduce_mean(op: Any, inputs: list[Any]) -> list[Any]:
-    """Mean = the sum over the number of terms."""
+    """Mean(x, axes) = the sum divided by the number of terms."""
     axes = _axes(op, inputs)
     if axes is None or not inputs[0].dtype.is_floating:
         return [tf.reduce_mean(inputs[0], inputs[1], keepdims=op.get_attr("keep_dims"))]
@@ -72,7 +72,7 @@ def reduce_mean(op: Any, inputs: list[Any]) -> list[Any]:
 
 @lowers("BiasAddGrad")
 def bias_add_grad(op: Any, inputs: list[Any]) -> list[Any]:
-    """BiasAddGrad(dy) = the sum of dy over every axis but the bias's: the last, or the second in NCHW."""
+    """BiasAddGrad(dy) = the sum of dy over every axis but the bias's, which is the last one, or the second in NCHW."""
     (dy,) = inputs
     kept = 1 if op.get_attr("data_format") == b"NCHW" else len(dy.shape) - 1
     return [total(dy, [axis for axis in range(len(dy.shape)) if axis != kept])]
@@ -80,7 +80,7 @@ def bias_add_grad(op: Any, inputs: list[Any]) -> list[Any]:
 
 @lowers("BiasAdd")
 def bias_add(op: Any, inputs: list[Any]) -> list[Any]:
-    """BiasAdd(x, b) in NCHW = x + b along the second axis: Keras adds any vector that fits there so, not biases alone."""
+    """BiasAdd(x, b) in NCHW = x + b along the second axis. Keras adds any vector of that length so, not only biases."""
     x, bias = inputs
     if op.get_attr("data_format") == b"NCHW" and len(x.shape) > 2:
         return [x + tf.reshape(bias, [-1] + [1] * (len(x.shape) - 2))]

@@ -39,7 +39,7 @@ class Windows:
         return (before[0], needed[0] - before[0]), (before[1], needed[1] - before[1])
 
     def pad(self, x: Any, value: float) -> Any:
-        """`x` [batch, height, width, channels] with its margins filled by `value`, and up to whole strides."""
+        """Pad `x` [batch, height, width, channels] with `value`: its margins, then up to a whole number of strides."""
         batch, height, width, channels = (int(n) for n in x.shape)
         (above, below), (before, after) = self.margins
         below += -(above + height + below) % self.strides[0]
@@ -48,14 +48,14 @@ class Windows:
             return x
         if channels >= _FEW_CHANNELS:
             return tf.pad(x, [[0, 0], [above, below], [before, after], [0, 0]], constant_values=value)
-        # A row of pixels at a time: padding copies what is contiguous.
+        # Pixels and channels as one axis: padding then copies longer contiguous pieces.
         flat = tf.reshape(x, [batch, height, width * channels])
         padding = [[0, 0], [above, below], [before * channels, after * channels]]
         padded = tf.pad(flat, padding, constant_values=value)
         return tf.reshape(padded, [batch, above + height + below, before + width + after, channels])
 
     def taps(self, padded: Any) -> list[list[Any]]:
-        """Pixel (i, j) of every window, for each tap: [batch, windows down, windows across, channels]."""
+        """For each tap (i, j), that pixel of every window: [batch, windows down, windows across, channels]."""
         phases = self._phases(padded)
         return [[self._tap(phases, i, j) for j in range(self.size[1])] for i in range(self.size[0])]
 
@@ -67,7 +67,7 @@ class Windows:
         rows = []
         for a in range(high):
             beside = [self._phase(pieces, a, b, down, across) for b in range(wide)]
-            # Pixels side by side are channels side by side, in memory.
+            # Neighbouring pixels lie in memory as neighbouring channels do.
             rows.append(beside[0] if wide == 1 else tf.concat(beside, axis=3))
         batch, channels = int(rows[0].shape[0]), int(pieces[0][0].shape[3])
         flat = [tf.reshape(row, [batch, down, across * wide * channels]) for row in rows]
@@ -78,7 +78,10 @@ class Windows:
         return image[:, above : above + self.image[0], before : before + self.image[1], :]
 
     def _phases(self, padded: Any) -> list[list[Any]]:
-        """Every (height, width) stride's pixels apart: strided slices, which have no fast kernel, as slices of channels."""
+        """The pixels at each offset (down, across) within a stride, as images of their own.
+
+        They are made by slices of channels, because strided slices have no fast kernel.
+        """
         high, wide = self.strides
         if (high, wide) == (1, 1):
             return [[padded]]
@@ -110,7 +113,7 @@ class Windows:
         return reduce(lambda total, piece: total + piece, found)
 
     def _offset(self, axis: int, tap: int) -> tuple[int, int]:
-        """Where a tap begins along an axis, in strides and the pixels that remain."""
+        """The offset of a tap along an axis: whole strides, and the remaining pixels."""
         return divmod(tap * self.dilations[axis], self.strides[axis])
 
 

@@ -201,7 +201,7 @@ def test_what_has_no_int8_form_is_named() -> None:
     parts = keras_parts(grouped, 0)
     with InferenceFiles(grouped, parts, trace(grouped, parts)) as files:
         model_of_groups = files.make(int8=False).data
-    with pytest.raises(CompileError, match=r"does not run what TensorFlow's quantiser made .*use int8"):
+    with pytest.raises(CompileError, match=r"cannot run the file that TensorFlow's quantiser made .*use int8"):
         quantise(model_of_groups, {"x": np.random.default_rng(0).normal(0, 1, (9, 6, 6, 2)).astype(np.float32)})
     with pytest.raises(UmbelError, match="was not done after 0 s"):
         full_integer(model, rows, seconds=0.1)

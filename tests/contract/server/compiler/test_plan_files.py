@@ -175,7 +175,10 @@ REFUSED: dict[str, tuple[Task, str]] = {
         task_of(head, loss=lambda: keras.losses.MeanSquaredError("sum"), targets=TensorSpec((3,))),
         "reduction 'sum'",
     ),
-    "loss of a batch": (task_of(lambda: [Penalised(name="mine"), *head()]), "layer mine .* adds a loss of its batch"),
+    "loss of a batch": (
+        task_of(lambda: [Penalised(name="mine"), *head()]),
+        "layer mine .* adds a loss that depends on the batch",
+    ),
     "loss scale": (
         task_of(head, optimizer=lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())),
         "LossScaleOptimizer is for float16",
