@@ -41,6 +41,7 @@ def processes_of(folder: Path) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.serial
 def test_the_demo_trains_ships_and_uses_a_model(tmp_path: Path) -> None:
     json, keep = tmp_path / "demo.json", tmp_path / "kept"
