@@ -46,6 +46,46 @@ def _runtime() -> Any:
     raise RuntimeMissing("no LiteRT interpreter is installed: pip install ai-edge-litert (or tflite-runtime on armv7)")
 
 
+class Signature:
+    """One signature of an interpreter as a function of arrays by name; what it returns are copies.
+
+    The runtime's own SignatureRunner resizes every input before every call. That takes time, and on aarch64 it ends the
+    process when the input is a scalar (ai-edge-litert 1.4 to 2.3). Here an input is resized when its shape has changed.
+    """
+
+    def __init__(self, interpreter: Any, name: str) -> None:
+        runner = interpreter.get_signature_runner(name)
+        self._runtime, self._subgraph = runner._interpreter_wrapper, runner._subgraph_index
+        self._inputs: dict[str, int] = runner._inputs
+        self._outputs = dict(runner._outputs)
+        self.input_details: dict[str, dict[str, Any]] = runner.get_input_details()
+        self._shapes = {name: tuple(map(int, detail["shape"])) for name, detail in self.input_details.items()}
+
+    def __call__(self, given: Mapping[str, NDArray[Any]]) -> Tensors:
+        """Outputs by name. A scalar is given as the file declares it: as shape (1,), in older plans as shape ().
+
+        Raises TensorError when a name is missing or unknown, ValueError when the runtime refuses a shape or a dtype.
+        """
+        if given.keys() != self._inputs.keys():
+            raise TensorError(f"expected the inputs {', '.join(self._inputs)}, got {', '.join(given) or 'none'}")
+        arrays = {name: self._declared(name, value) for name, value in given.items()}
+        for name, array in arrays.items():
+            if array.shape != self._shapes[name]:
+                shape = np.array(array.shape, np.int32)
+                self._runtime.ResizeInputTensor(self._inputs[name], shape, False, self._subgraph)
+                self._shapes[name] = array.shape
+        self._runtime.AllocateTensors(self._subgraph)
+        for name, array in arrays.items():
+            self._runtime.SetTensor(self._inputs[name], array, self._subgraph)
+        self._runtime.Invoke(self._subgraph)
+        # The runtime gives a scalar output as a NumPy scalar.
+        return {name: np.asarray(self._runtime.GetTensor(i, self._subgraph)) for name, i in self._outputs.items()}
+
+    def _declared(self, name: str, value: NDArray[Any]) -> NDArray[Any]:
+        array = np.asarray(value)
+        return array.reshape(self._shapes[name]) if array.ndim == 0 and self._shapes[name] == (1,) else array
+
+
 class Trainable:
     """A plan's `train.tflite`, ready to train, evaluate and infer. Use one in each thread: an interpreter is not shared.
 
@@ -56,45 +96,42 @@ class Trainable:
     def __init__(self, model: bytes, manifest: Manifest, threads: int = 1) -> None:
         self._manifest = manifest
         self._interpreter = interpreter(model, threads)
-        self._signatures = {
-            name: self._interpreter.get_signature_runner(name) for name in self._interpreter.get_signature_list()
-        }
+        names = self._interpreter.get_signature_list()
+        self._signatures = {name: Signature(self._interpreter, name) for name in names}
 
     def set_weights(self, weights: Mapping[str, NDArray[Any]]) -> None:
         """Replace every weight, and with them the weights to which FedProx's proximal term pulls."""
-        self._signatures["set_weights"](
-            **{f"w{i}": weights[spec.name] for i, spec in enumerate(self._manifest.weights)}
-        )
+        self._signatures["set_weights"]({f"w{i}": weights[spec.name] for i, spec in enumerate(self._manifest.weights)})
 
     def get_weights(self) -> Tensors:
         """A copy of every weight by name."""
-        values = self._signatures["get_weights"]()
-        return {spec.name: np.array(values[f"w{i}"]) for i, spec in enumerate(self._manifest.weights)}
+        values = self._signatures["get_weights"]({})
+        return {spec.name: values[f"w{i}"] for i, spec in enumerate(self._manifest.weights)}
 
     def reset(self) -> None:
         """Set the optimizer's slots (its state, such as momentum) to their initial values."""
-        self._signatures["reset"]()
+        self._signatures["reset"]({})
 
     def get_slots(self) -> Tensors:
         """A copy of the optimizer's slots, named `s0`, `s1`, ...; empty when the optimizer has none."""
         run = self._signatures.get("get_slots")
-        return {name: np.array(value) for name, value in run().items()} if run is not None else {}
+        return run({}) if run is not None else {}
 
     def set_slots(self, slots: Mapping[str, NDArray[Any]]) -> None:
         """Set the optimizer's slots to values that `get_slots` returned."""
         if "set_slots" in self._signatures:
-            self._signatures["set_slots"](**slots)
+            self._signatures["set_slots"](slots)
 
     def train(self, batch: Batch, learning_rate: float, proximal_mu: float = 0.0, seed: int = 0) -> Sums:
         """Take one optimizer step; returns the sums before the step, as Keras does.
 
         `seed` is a new random int32 for every step. Random layers such as Dropout derive their numbers from it.
         """
-        given: dict[str, Any] = {**batch.tensors, "sample_weight": batch.sample_weight}
-        given |= {"learning_rate": np.float32(learning_rate), "seed": np.int32(seed)}
+        given = {**batch.tensors, "sample_weight": batch.sample_weight}
+        given |= {"learning_rate": np.array(learning_rate, np.float32), "seed": np.array(seed, np.int32)}
         if proximal_mu == 0.0:
-            return _sums(self._signatures["train"](**given))
-        return _sums(self._signatures["train_proximal"](**given, proximal_mu=np.float32(proximal_mu)))
+            return _sums(self._signatures["train"](given))
+        return _sums(self._signatures["train_proximal"]({**given, "proximal_mu": np.array(proximal_mu, np.float32)}))
 
     def evaluate(self, batches: Iterable[Batch]) -> Sums:
         """The sums over all of `batches`."""
@@ -114,12 +151,13 @@ class Trainable:
 
     def infer(self, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
         """The outputs for one batch of exactly the plan's batch size."""
-        return {name: np.array(value) for name, value in self._signatures["infer"](**inputs).items()}
+        return self._signatures["infer"](inputs)
 
     def _over(self, signature: str, batches: Iterable[Batch]) -> Sums:
         total: Sums = {}
         for batch in batches:
-            total = add(total, _sums(self._signatures[signature](**batch.tensors, sample_weight=batch.sample_weight)))
+            given = {**batch.tensors, "sample_weight": batch.sample_weight}
+            total = add(total, _sums(self._signatures[signature](given)))
         return total
 
 
@@ -131,8 +169,8 @@ class Predictor:
         signatures = self._interpreter.get_signature_list()
         if "infer" not in signatures:
             raise TensorError("expected a TFLite file with an 'infer' signature, got one without")
-        self._run = self._interpreter.get_signature_runner("infer")
-        self._details = self._run.get_input_details()
+        self._run = Signature(self._interpreter, "infer")
+        self._details = self._run.input_details
 
     def blank(self) -> Tensors:
         """One row of zeros for every input, for a trial inference."""
@@ -160,7 +198,7 @@ class Predictor:
                 name: np.ascontiguousarray(inputs[name][start : start + ROWS_AT_ONCE], dtype=detail["dtype"])
                 for name, detail in self._details.items()
             }
-            pieces.append({name: np.array(value) for name, value in self._run(**piece).items()})
+            pieces.append(self._run(piece))
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 

@@ -150,7 +150,17 @@ def slots(parts: KerasParts) -> list[Any]:
 
 
 def _concrete(function: Any, specs: dict[str, Any]) -> Any:
-    return tf.function(function, autograph=False).get_concrete_function(**specs)
+    """A signature's function; it takes scalars as shape (1,), because LiteRT's resize of a scalar fails on aarch64."""
+    scalars = {name for name, spec in specs.items() if spec.shape.rank == 0}
+    declared = {
+        name: tf.TensorSpec((1,), spec.dtype, name) if name in scalars else spec for name, spec in specs.items()
+    }
+
+    def with_scalars(**given: Any) -> Any:
+        values = {name: tf.reshape(value, ()) if name in scalars else value for name, value in given.items()}
+        return function(**values)
+
+    return tf.function(with_scalars, autograph=False).get_concrete_function(**declared)
 
 
 def training_file(task: Task, parts: KerasParts, traced: Traced) -> bytes:

@@ -64,7 +64,7 @@ def test_a_plan_trains_there_as_on_litert(name: str, python: Path, tmp_path: Pat
         (tmp_path / file).write_bytes(plan.read(file))
     weights = {f"w{i}": plan.initial_weights()[spec.name] for i, spec in enumerate(manifest.weights)}
     inputs = {name: batch.tensors[name] for name in manifest.inputs}
-    scalars = {"learning_rate": np.float32(0.01), "seed": np.int32(7)}
+    scalars = {"learning_rate": np.array([0.01], np.float32), "seed": np.array([7], np.int32)}
     given = {**weights, **batch.tensors, "sample_weight": batch.sample_weight, **scalars}
     np.savez(tmp_path / "given.npz", **given)  # type: ignore[arg-type]
     (tmp_path / "half.tflite").write_bytes(float16(plan.read(INFER)))
