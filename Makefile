@@ -51,9 +51,13 @@ test: install ## run tests of every part
 	$(BIN)/pytest -n 2 --dist worksteal -m 'not long and not serial' $(ARGS)
 	$(BIN)/pytest -m 'serial and not long' $(ARGS)
 
-test-all: test ## run all tests
-	$(BIN)/pytest -n 2 --dist worksteal -m 'long and not serial' $(ARGS)
+test-all: test ## run all tests but those on emulated machines
+	$(BIN)/pytest -n 2 --dist worksteal -m 'long and not serial and not arm' $(ARGS)
 	$(BIN)/pytest -m 'long and serial' $(ARGS)
+
+arm: install ## run the agent, plans and releases on emulated ARM machines
+	$(BIN)/python -m tests.arm.roots
+	$(BIN)/pytest -n 2 -m arm tests/arm $(ARGS)
 
 models: install ## compile and train every reference model
 	UMBEL_MODELS=all $(BIN)/pytest -n 2 tests/contract/server/compiler/test_reference_models.py $(ARGS)

@@ -17,7 +17,7 @@ from umbel_sim.digits import load_digits
 
 PROGRAM = Path(__file__).parent / "programs" / "run_files.py"
 
-pytestmark = [pytest.mark.arm, pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.arm, pytest.mark.long, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
