@@ -78,6 +78,9 @@ check: install ## lint, format, types and import contracts, as CI does
 bench: install ## measure the latency of a round
 	$(BIN)/python simulations/benchmarks/round_latency.py $(ARGS)
 
+bench-memory: install ## measure the memory of an agent, beside stock Flower's
+	$(BIN)/python simulations/benchmarks/agent_memory.py $(ARGS)
+
 bench-step: install ## measure a training step on a device
 	$(BIN)/python simulations/benchmarks/device_step.py $(ARGS)
 

@@ -17,11 +17,15 @@ from umbel_edge.commands.handlers.context import HandlerContext
 from umbel_edge.commands.handlers.table import Handlers, Queued
 from umbel_edge.connection.http import drain
 from umbel_edge.device.full_storage import FULL, is_full
+from umbel_edge.device.memory import release_memory
 from umbel_edge.device.state import KEPT_SECONDS
 from umbel_edge.training.trainer import Cancelled
 from umbel_edge.waiting import Stopped
 
 log = logging.getLogger("umbel.agent")
+
+IDLE_SECONDS = 1.0
+"""An agent that gets no command for this time gives memory back."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Execution:
     ) -> None:
         self._context, self._handlers, self._answers, self._jobs = context, handlers, answers, jobs
         self._say_hello, self._decode = say_hello, decode
+        self._released = False
 
     def resume(self) -> None:
         """Queue the commands that an earlier process began and did not answer, in their order, if their kind is resumed.
@@ -78,7 +83,7 @@ class Execution:
         """Work until the agent stops; raises UmbelError when the device is revoked."""
         participation = self._context.participation
         while not self._context.stopping.is_set():
-            job = self._jobs.get()
+            job = self._next()
             if participation.reason:
                 self._stand_by(job)
                 continue
@@ -90,6 +95,18 @@ class Execution:
                 return
             except Exception:
                 log.exception("command %s could not be answered", job.command.id)
+
+    def _next(self) -> Job | None:
+        """Wait for the next job; once in every idle time, memory is given back meanwhile."""
+        if not self._released:
+            try:
+                return self._jobs.get(timeout=IDLE_SECONDS)
+            except queue.Empty:
+                release_memory()
+                self._released = True
+        job = self._jobs.get()
+        self._released = False
+        return job
 
     def _job_of(self, token: bytes) -> Job | None:
         """The job of a command from before a restart; None when it is not resumed."""
