@@ -58,7 +58,8 @@ def _pinned(*names: str) -> tuple[str, ...]:
     return tuple(f"{name}=={pins[name]}" for name in names)
 
 
-def _agent_dependencies() -> tuple[str, ...]:
+def agent_dependencies() -> tuple[str, ...]:
+    """The requirements of the distribution umbel-edge."""
     project = tomllib.loads((REPOSITORY / "edge_client" / "pyproject.toml").read_text())["project"]
     return tuple(project["dependencies"])
 
@@ -73,7 +74,7 @@ AARCH64 = Machine(
         "CPU architecture: 8\nCPU variant\t: 0x0\nCPU part\t: 0xd08\nCPU revision\t: 3\n"
     ),
     packages=("python3.11", "libstdc++6"),
-    wheels=_agent_dependencies(),
+    wheels=(*agent_dependencies(), *_pinned("packaging")),
     alone=False,
 )
 ARMV7 = Machine(
@@ -90,12 +91,13 @@ ARMV7 = Machine(
     # cryptography 46 and newer want a newer cffi than Debian's. There is no psutil: the agent does without.
     wheels=(
         *("cryptography==45.0.7", "tflite-runtime==2.14.0"),
-        *_pinned("joserfc", "paho-mqtt", "pycparser", "safetensors", "urllib3"),
+        *_pinned("joserfc", "packaging", "paho-mqtt", "pycparser", "safetensors", "urllib3"),
     ),
     alone=True,
     needs=("arm-linux-gnueabihf-gcc",),
 )
 MACHINES = (AARCH64, ARMV7)
+UNUSED = ("flatbuffers", "google", "ml_dtypes", "tqdm")
 DEBIAN_PACKAGE_OF = {"arm-linux-gnueabihf-gcc": "gcc-arm-linux-gnueabihf"}
 
 
@@ -214,6 +216,12 @@ def _wheels(machine: Machine, work: Path) -> list[Path]:
     return sorted(work.glob("*.whl"))
 
 
+def _remove_unused(root: Path, work: Path) -> None:
+    """What LiteRT's package asks for and its interpreter does not import: a device may leave it out."""
+    for name in UNUSED:
+        shutil.rmtree(root / "site" / name)
+
+
 def _link_blas(root: Path, work: Path) -> None:
     """NumPy's libraries under the names that Debian's alternatives give them."""
     libraries = root / "usr" / "lib" / "arm-linux-gnueabihf"
@@ -231,12 +239,16 @@ def _compile_msgspec(root: Path, work: Path) -> None:
     shutil.copytree(source, package, ignore=shutil.ignore_patterns("*.c", "*.h"))
     include = root / "usr" / "include"
     headers = [f"-I{path}" for path in (include / "python3.11", include, include / "arm-linux-gnueabihf")]
+    (metadata,) = work.glob("msgspec-*/PKG-INFO")
+    folder = root / "site" / f"{metadata.parent.name}.dist-info"
+    folder.mkdir()
+    shutil.copy(metadata, folder / "METADATA")
     compiler = ["arm-linux-gnueabihf-gcc", "-O1", "-shared", "-fPIC", f"--sysroot={root}", *headers]
     _do([*compiler, source / "_core.c", "-o", package / "_core.so"])
 
 
 _FINISH: dict[str, tuple[Callable[[Path, Path], None], ...]] = {
-    "aarch64": (),
+    "aarch64": (_remove_unused,),
     "armv7l": (_link_blas, _compile_msgspec),
 }
 

@@ -31,7 +31,8 @@ from umbel_server.state_folder import Config
 from umbel_sim.python_api import OWN, POLICY, simulate
 
 OTHERS = frozenset(
-    ". cat cd cp echo export flower-superlink flower-supernode flwr jobs kill mkdir mosquitto rsync sed sleep sqlite3".split()
+    ". apt cat cd cp echo export flower-superlink flower-supernode flwr jobs kill mkdir mosquitto pkg proot-distro python3 rsync "
+    "sed sleep sqlite3 sudo".split()
 )
 """Programs beside Umbel's, make, pip and Python that the pages call."""
 HEAVY = ("keras", "umbel_sim")
