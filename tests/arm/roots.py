@@ -272,4 +272,7 @@ def _do(command: Sequence[str | Path]) -> None:
 
 if __name__ == "__main__":
     for one in MACHINES:
-        print(f"{one.name}: {open_root(one).folder.relative_to(REPOSITORY)}")
+        try:
+            print(f"{one.name}: {open_root(one).folder.relative_to(REPOSITORY)}")
+        except NotBuilt as failure:
+            sys.exit(f"the {one.name} root cannot be built: {failure}")

@@ -75,7 +75,7 @@ def test_the_demo_trains_ships_and_uses_a_model(tmp_path: Path) -> None:
         assert device["personal_accuracy"] > 0.5
         if device["trainer"] == "litert":
             assert device["imports"] == []
-            assert device["rss_mb"] <= 80
+            assert device["rss_mb"] <= 70
         else:
             assert device["imports"] == ["tensorflow"]
     assert processes_of(keep) == []

@@ -24,7 +24,7 @@ from umbel_edge.waiting import Stopped
 
 log = logging.getLogger("umbel.agent")
 
-IDLE_SECONDS = 1.0
+IDLE_SECONDS = 0.5
 """An agent that gets no command for this time gives memory back."""
 
 
