@@ -86,6 +86,11 @@ class Manifest(Struct, frozen=True):
     worst: dict[str, str] = {}
 
     @property
+    def untrained(self) -> frozenset[str]:
+        """The names of the weights that no gradient trains, such as batch normalization's moving averages."""
+        return frozenset(spec.name for spec in self.weights if not spec.trainable)
+
+    @property
     def metric_names(self) -> tuple[str, ...]:
         """The names of an evaluation's results: `loss` and the metrics."""
         return ("loss", *(metric.name for metric in self.metrics))

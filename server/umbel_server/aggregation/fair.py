@@ -25,12 +25,15 @@ _BLOCK = 1 << 16
 class FairSum:
     """sum(L F^q x) / sum(h) over updates x with losses F; h = q F^(q-1) |L x|^2 + L F^q and L = 1 / `learning_rate`.
 
+    Weights in `untrained` are no part of |x|, and move by sum(F^q x) / sum(F^q).
     `count` is how many updates it holds. The result does not depend on the order of updates.
     """
 
-    def __init__(self, pipeline: Pipeline, threads: int, q: float, learning_rate: float) -> None:
+    def __init__(
+        self, pipeline: Pipeline, threads: int, q: float, learning_rate: float, untrained: frozenset[str] = frozenset()
+    ) -> None:
         self._mean, self._h = Mean(pipeline, threads), ExactFloat()
-        self._q, self._lipschitz = q, 1.0 / learning_rate
+        self._q, self._lipschitz, self._untrained = q, 1.0 / learning_rate, untrained
 
     @property
     def count(self) -> int:
@@ -50,7 +53,7 @@ class FairSum:
             raise UmbelError(
                 f"q-FedAvg weighs by losses: one that is finite and not negative was expected, got {loss:g}"
             )
-        squares = math.fsum(_squares(tensor) for tensor in update.delta.values())
+        squares = math.fsum(_squares(tensor) for name, tensor in update.delta.items() if name not in self._untrained)
         try:
             powered = (loss + _OFFSET) ** self._q
             slope = self._q * (loss + _OFFSET) ** (self._q - 1)
@@ -65,7 +68,10 @@ class FairSum:
 
     def moved(self, base: Tensors) -> Tensors:
         """The next weights, in the dtypes of `base`."""
-        return self._mean.moved(base, self._lipschitz / self._h.value)
+        trained = {name: weight for name, weight in base.items() if name not in self._untrained}
+        averaged = {name: weight for name, weight in base.items() if name in self._untrained}
+        moved = self._mean.moved(trained, self._lipschitz / self._h.value) | self._mean.moved(averaged)
+        return {name: moved[name] for name in base}
 
 
 def _squares(tensor: NDArray[Any]) -> float:

@@ -2,6 +2,9 @@
 
 Flower's strategies want all replies at once. Those that only average are given one synthetic reply, the mean, and
 their server optimizer and its state are Flower's own. The robust ones want every update, and read them again in tiles.
+
+Weights that no gradient trains, such as batch normalization's moving variance, are statistics: no server optimizer steps
+them, they become the mean of the updates, and distances between updates leave them out.
 """
 
 from typing import Protocol
@@ -57,7 +60,7 @@ def aggregator_of(strategy: FedAvg, pipeline: Pipeline, threads: int = passes.CO
         case flower.QFedAvg():
             return _Fair(strategy, pipeline, threads)
         case flower.FedMedian() | flower.FedTrimmedAvg() | flower.MultiKrum() | flower.Bulyan():
-            return _Robust(strategy)
+            return _Robust(strategy, pipeline)
         case _:
             return _Averaging(strategy, pipeline, threads)
 
@@ -84,6 +87,7 @@ class _Averaging:
 
     def __init__(self, strategy: FedAvg, pipeline: Pipeline, threads: int) -> None:
         self._strategy, self._mean, self._folded = strategy, Mean(pipeline, threads), _Folded()
+        self._untrained = _untrained(pipeline)
 
     @property
     def count(self) -> int:
@@ -108,7 +112,8 @@ class _Averaging:
             raise UmbelError(f"round {round}: {type(self._strategy).__name__} cannot aggregate: {error}") from error
         if arrays is None:
             raise UmbelError(f"round {round}: {type(self._strategy).__name__} made nothing of {self.count} updates")
-        return _like(base, flower_messages.tensors_of(arrays)), flower_messages.sums_of(averages)
+        averaged = {name: moved[name] for name in self._untrained}
+        return _like(base, flower_messages.tensors_of(arrays) | averaged), flower_messages.sums_of(averages)
 
 
 class _Fair:
@@ -116,7 +121,7 @@ class _Fair:
 
     def __init__(self, strategy: flower.QFedAvg, pipeline: Pipeline, threads: int) -> None:
         self._strategy, self._folded = strategy, _Folded()
-        self._sum = FairSum(pipeline, threads, strategy.q, strategy.client_learning_rate)
+        self._sum = FairSum(pipeline, threads, strategy.q, strategy.client_learning_rate, _untrained(pipeline))
 
     @property
     def count(self) -> int:
@@ -144,8 +149,8 @@ class _Fair:
 class _Robust:
     """Strategies that compare updates with each other. Weights count only where Flower's do: after a selection."""
 
-    def __init__(self, strategy: FedAvg) -> None:
-        self._strategy = strategy
+    def __init__(self, strategy: FedAvg, pipeline: Pipeline) -> None:
+        self._strategy, self._untrained = strategy, _untrained(pipeline)
         self._updates: dict[str, tuple[Pieces, float, Sums]] = {}
         self._metrics = MetricsMean()
 
@@ -170,6 +175,7 @@ class _Robust:
         pieces = [update for update, _, _ in folded]
         malicious = getattr(self._strategy, "num_malicious_nodes", 0)
         chosen = list(range(len(folded)))
+        compared = {name: weight for name, weight in base.items() if name not in self._untrained}
         match self._strategy:
             case flower.FedMedian():
                 _require(self.count, 1, self._strategy)
@@ -180,11 +186,11 @@ class _Robust:
             case flower.Bulyan():
                 _require(self.count, 4 * malicious + 3, self._strategy)
                 selected = self.count - 2 * malicious
-                chosen = robust.select(pieces, base, malicious, selected)
+                chosen = robust.select(pieces, compared, malicious, selected)
                 tensors = robust.mean_around_median([pieces[i] for i in chosen], base, selected - 2 * malicious)
             case flower.MultiKrum(num_nodes_to_select=count):
                 _require(self.count, 1, self._strategy)
-                chosen = robust.select(pieces, base, malicious, count)
+                chosen = robust.select(pieces, compared, malicious, count)
                 tensors = robust.weighted_mean([pieces[i] for i in chosen], base, [folded[i][1] for i in chosen])
         metrics = MetricsMean()
         for _, weight, sums in (folded[i] for i in chosen):
@@ -195,6 +201,10 @@ class _Robust:
 def _require(count: int, least: int, strategy: FedAvg) -> None:
     if count < least:
         raise TooFewUpdates(f"{type(strategy).__name__} needs at least {least} updates, {count} were folded")
+
+
+def _untrained(pipeline: Pipeline) -> frozenset[str]:
+    return frozenset(spec.name for spec in pipeline.specs if not spec.trainable)
 
 
 def _like(base: Tensors, tensors: Tensors) -> Tensors:

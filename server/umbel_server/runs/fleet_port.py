@@ -97,7 +97,7 @@ class FleetPort:
         check(weights, self.run.plan.manifest.weights, "the weights of the run's newest checkpoint")
         self._weights = Blob.of(data)
         strategy = load(self.run.fleet.blobs.get(newest.strategy)) if newest.strategy else {}
-        return Start(record, weights, strategy, newest.metrics)
+        return Start(record, weights, strategy, newest.metrics, self.run.plan.manifest.untrained)
 
     def _commit_first(self) -> None:
         address = self._record.first_weights()

@@ -61,7 +61,10 @@ class GridPort:
         journal: Journal,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
+        untrained: frozenset[str] = frozenset(),
     ) -> None:
+        """`untrained` names the weights that no gradient trains."""
+        self._untrained = untrained
         self._grid, self._journal, self._clock, self._sleep = grid, journal, clock, sleep
         self._sent: dict[str, _Sent] = {}
         self._arrived: dict[str, tuple[_Sent, Message]] = {}
@@ -87,7 +90,7 @@ class GridPort:
         """The newest checkpoint in the journal. Assignments that were open are offered anew."""
         version, weights, strategy = self._journal.start()
         record = Record("grid", settings.seed, settings.policy, settings.rounds, version)
-        return Start(record, weights, strategy, {})
+        return Start(record, weights, strategy, {}, self._untrained)
 
     def node(self, device: str) -> int:
         """A device's name is its node id in digits."""

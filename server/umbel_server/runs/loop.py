@@ -50,7 +50,10 @@ class _Loop:
         start = self._port.start(settings)
         self._weights = start.weights
         strategies.restore(self._strategy, start.strategy, list(start.weights))
-        specs = [WeightSpec(name, weight.shape, weight.dtype.name) for name, weight in start.weights.items()]
+        specs = [
+            WeightSpec(name, weight.shape, weight.dtype.name, name not in start.untrained)
+            for name, weight in start.weights.items()
+        ]
         pipeline = Pipeline([replace_spec(spec, dtype=self._port.delta_dtype or spec.dtype) for spec in specs])
         self._aggregator = aggregator_of(self._strategy, pipeline, self._port.threads)
         policy = settings.policy

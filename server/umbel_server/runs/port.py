@@ -28,12 +28,16 @@ class Cost:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins or goes on: the newest checkpoint's weights, strategy state and held-out metrics."""
+    """Where a run begins or goes on: the newest checkpoint's weights, strategy state and held-out metrics.
+
+    `untrained` names the weights that no gradient trains.
+    """
 
     record: Record
     weights: Tensors
     strategy: Tensors
     metrics: Mapping[str, float]
+    untrained: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,8 @@ def inputs_of(grid: Grid, config: UserConfig) -> RunInputs:
     plan = Plan.open(Path(text_of(config, "plan", "")))
     settings = settings_of(config)
     journal = FolderJournal(Path(text_of(config, "output", "umbel-output")), plan)
-    return RunInputs(settings, GridPort(grid, journal), settings.learning_rate or plan.manifest.learning_rate)
+    port = GridPort(grid, journal, untrained=plan.manifest.untrained)
+    return RunInputs(settings, port, settings.learning_rate or plan.manifest.learning_rate)
 
 
 def train_on(grid: RunGrid) -> End | None:

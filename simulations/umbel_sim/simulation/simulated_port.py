@@ -94,6 +94,7 @@ class SimulationPort:
         self._kept = KeptUpdates()
         self._policy = RoundPolicy()
         self._version, self._weights = 0, plan.initial_weights()
+        self._untrained = plan.manifest.untrained
         self._wanted, self._came = math.inf, 0
         self._attempt = 0
         self._assigned: dict[int, float] = {}
@@ -131,7 +132,7 @@ class SimulationPort:
         record = Record(
             RUN, settings.seed, settings.policy, settings.rounds, snapshot.version, work=work, made=snapshot.made
         )
-        return Start(record, self._weights, snapshot.strategy, self._journal.metrics())
+        return Start(record, self._weights, snapshot.strategy, self._journal.metrics(), self._untrained)
 
     def node(self, device: str) -> int:
         """Node ids are device numbers from 1 on."""

@@ -210,6 +210,45 @@ def test_fractional_weights_are_those_of_the_mean() -> None:
     assert metrics["loss"] == pytest.approx(sum(shares / np.arange(1, 5)))
 
 
+def trained_and_statistics(name: str, count: int) -> tuple[Aggregator, Tensors, list[Tensors]]:
+    """An aggregator that has folded updates of a trained weight and of a moving variance that falls by nine tenths."""
+    specs = [WeightSpec("kernel", (2,)), WeightSpec("moving_variance", (2,), trainable=False)]
+    base: Tensors = {"kernel": np.float32([1, -1]), "moving_variance": np.float32([1, 0.5])}
+    strategy = strategy_of(name)
+    configured(strategy, 1, base)
+    aggregator = aggregator_of(strategy, Pipeline(specs))
+    afters: list[Tensors] = []
+    for node in range(1, count + 1):
+        after: Tensors = {
+            "kernel": base["kernel"] + np.float32(0.01 * node),
+            "moving_variance": base["moving_variance"] * np.float32(0.1),
+        }
+        aggregator.fold(f"{node:04}", from_weights(after, base), 10.0, metrics_of(node))
+        afters.append(after)
+    return aggregator, base, afters
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_weights_that_no_gradient_trains_are_averaged_and_not_stepped(name: str) -> None:
+    aggregator, base, afters = trained_and_statistics(name, 21)
+    moved, _ = aggregator.finish(1, base)
+    assert list(moved) == list(base)
+    np.testing.assert_allclose(moved["moving_variance"], afters[0]["moving_variance"], rtol=1e-6)
+    assert not np.array_equal(moved["kernel"], base["kernel"])
+
+
+def test_distances_between_updates_leave_statistics_out() -> None:
+    specs = [WeightSpec("kernel", (1,)), WeightSpec("moving_mean", (1,), trainable=False)]
+    base: Tensors = {"kernel": np.float32([0]), "moving_mean": np.float32([0])}
+    strategy = make_strategy("krum", {"num_malicious_nodes": 1}, 0.1)
+    configured(strategy, 1, base)
+    aggregator = aggregator_of(strategy, Pipeline(specs))
+    for node, (kernel, mean) in enumerate([(1.0, 900.0), (1.1, 0.0), (1.2, 500.0), (5.0, 0.1), (9.0, 0.2)]):
+        after: Tensors = {"kernel": np.float32([kernel]), "moving_mean": np.float32([mean])}
+        aggregator.fold(str(node), from_weights(after, base), 1.0, metrics_of(node + 1))
+    np.testing.assert_allclose(aggregator.finish(1, base)[0]["kernel"], [1.1], rtol=1e-6)
+
+
 def test_q_fedavg_refuses_what_is_no_loss() -> None:
     base, aggregator = weights(), folded("qfedavg", 0)
     for metrics, sentence in (({}, "a number was expected, got None"), ({"loss": -1.0}, "not negative was expected")):
