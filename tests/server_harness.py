@@ -19,7 +19,7 @@ from tests.empty_database import empty_database
 from tests.waiting import eventually
 from umbel import messages, signing, topics
 from umbel.enrolment import EnrolmentRequest
-from umbel.messages import Ack, Blob, Command, Outcome, Report, Reported, Result, Status
+from umbel.messages import Ack, Blob, Command, Hello, Outcome, Report, Reported, Result, Status
 from umbel.mqtt import Link, Will
 from umbel_edge.config import AgentConfig
 from umbel_server.api.bounded_http import Patience
@@ -53,10 +53,11 @@ class RunningServer:
         encrypt_commands: bool = False,
         database: str = "",
         blobs: str = "",
+        silence_seconds: float = 90.0,
     ) -> None:
         config = Config(
             http=Http(port=free_port(), tls=tls),
-            mqtt=Mqtt(port=broker_port, embedded=tls and broker is None, tls=tls),
+            mqtt=Mqtt(port=broker_port, embedded=tls and broker is None, tls=tls, silence_seconds=silence_seconds),
             enrolment=Enrolment(open=open_enrolment),
             keep_updates=keep_updates,
             populations={POPULATION: Population(encrypt_commands)},
@@ -158,7 +159,7 @@ class ScriptedDevice:
         self._connections = 0
         self.commands: list[Command] = []
         self.reasons: list[str] = []
-        self._work, self._server_key = work, running.state.key
+        self._work, self.server_key = work, running.state.key
         public, secret = signing.public_key(self.key), running.state.enrolment_secret
         running.server.invitations.enrol(EnrolmentRequest(name, "phone", public, secret, population))
         self.link = Link(
@@ -203,7 +204,10 @@ class ScriptedDevice:
         self.link.stop()
 
     def _received(self, _topic: str, token: bytes) -> None:
-        command = messages.decode_command(token, self._server_key)
+        command = messages.decode_command(token, self.server_key)
+        if isinstance(command.body, Hello):
+            self.say(msgspec.structs.replace(self.status(True), answers=command.id), "status", retain=True)
+            return
         self.commands.append(command)
         answer = self._work(command)
         if isinstance(answer, Ack):

@@ -30,6 +30,7 @@ class TcpProxy:
         self._refusing = self._closed = False
         self._ended: dict[tuple[socket.socket, socket.socket], int] = {}
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
+        self._half_open: set[tuple[socket.socket, socket.socket]] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -76,9 +77,18 @@ class TcpProxy:
         for pair in list(self._pairs):
             self._break(pair)
 
+    def change_network(self) -> None:
+        """Break every connection on the client's side alone: the target hears nothing of it, and keeps its half open."""
+        for pair in list(self._pairs):
+            self._half_open.add(pair)
+            self._pairs.discard(pair)
+            _reset(pair[0])
+
     def close(self) -> None:
         """Stop listening and break every connection."""
         self._closed = True
+        for pair in self._half_open:
+            pair[1].close()
         self._flowing.set()
         self._listener.close()
         self.break_all()
@@ -124,7 +134,8 @@ class TcpProxy:
                     sink.sendall(data)
                     with self._lock:
                         self.received += len(data)
-            sink.shutdown(socket.SHUT_WR)
+            if pair not in self._half_open:
+                sink.shutdown(socket.SHUT_WR)
         except OSError:
             self._break(pair)
         finally:
@@ -132,6 +143,8 @@ class TcpProxy:
 
     def _leave(self, pair: tuple[socket.socket, socket.socket]) -> None:
         """Close a connection that has ended in both directions."""
+        if pair in self._half_open:
+            return
         with self._lock:
             self._ended[pair] = self._ended.get(pair, 0) + 1
             if self._ended[pair] < 2:
@@ -153,6 +166,8 @@ class TcpProxy:
             return data, cut
 
     def _break(self, pair: tuple[socket.socket, socket.socket]) -> None:
+        if pair in self._half_open:
+            return
         self._pairs.discard(pair)
         _reset(pair[0])
         with contextlib.suppress(OSError):

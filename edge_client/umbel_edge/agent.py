@@ -150,6 +150,7 @@ class Agent:
             trainer=trainer,
             models=self._models,
             conditions=self._conditions,
+            answer_hello=self._presence.answer,
             now=self._time,
             stopping=self._stopping,
         )

@@ -107,6 +107,7 @@ class Server:
             tls,
             self._unseal,
             clock,
+            mqtt.silence_seconds,
         )
         self.plans = Plans(state.folder / "plans", self.blobs, state.keys)
         sizes = UploadSizes(self.plans, self.most)

@@ -66,6 +66,14 @@ class Mqtt(msgspec.Struct, forbid_unknown_fields=True):
             "or the first of `hostnames` where `host` means every address."
         ),
     ] = ""
+    silence_seconds: Annotated[
+        float,
+        msgspec.Meta(ge=5, le=86_400),
+        _key(
+            "A device that says nothing for so long is asked whether it is there, and counts as offline when it does not "
+            "answer. More seconds cost the devices less data."
+        ),
+    ] = 90.0
     tls: Annotated[bool, _key("Speak TLS 1.3 to the broker, whose certificate is by the state folder's authority.")] = (
         True
     )

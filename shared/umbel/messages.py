@@ -148,7 +148,18 @@ class Rekey(Struct, frozen=True, tag="rekey"):
     key: str
 
 
-Body = Train | Evaluate | Cancel | Install | Infer | Export | Report | Standing | Rekey
+class Hello(Struct, frozen=True, tag="hello", omit_defaults=True):
+    """Say whether you are there: answered within `within` seconds by a status that names this command.
+
+    It is in no outbox and in no inbox, and may be answered more than once. With `twin` the server hears two devices with
+    this identity.
+    """
+
+    within: Annotated[float, Meta(ge=0, le=60)] = 0.0
+    twin: bool = False
+
+
+Body = Train | Evaluate | Cancel | Install | Infer | Export | Report | Standing | Rekey | Hello
 
 
 class Message(Struct, frozen=True, kw_only=True):
@@ -267,6 +278,7 @@ OUTCOMES: Mapping[type[Struct], type[Outcome] | None] = {
     Report: Reported,
     Standing: None,
     Rekey: None,
+    Hello: None,
 }
 """The type of outcome that answers each type of body; None where an acknowledgement is the whole answer."""
 
@@ -295,8 +307,9 @@ class Result(Message, frozen=True):
 class Status(Message, frozen=True):
     """A device's presence, published as a retained message and as the last will.
 
-    Of two statuses the one with the higher `epoch` counts. Within one epoch offline is final, and of two online statuses
-    the one with the higher `sequence` counts, so a replayed older status has no effect. An offline status does not expire
+    Of two statuses the one with the higher `epoch` counts. Within one epoch an online status after an offline one counts
+    only when it answers a Hello sent since: `answers` is the id of that command. Of two online statuses the one with the
+    higher `sequence` counts, so a replayed older status has no effect. An offline status does not expire
     (`expires` is 0), because a will is signed when its session begins and nobody knows when the session will end.
     `reasons` are the device's own rules that its readings break now; without any, the device is eligible for work. `at` is
     the device's time, and `skew` the seconds by which it is ahead of the server's, as far as the device knows. The server
@@ -320,6 +333,7 @@ class Status(Message, frozen=True):
     expires: float = 0.0
     skew: Annotated[float, Meta(ge=-MOST_SKEW, le=MOST_SKEW)] = 0.0
     agreement: PublicKey | None = None
+    answers: Annotated[str, Meta(max_length=ID_MAX)] = ""
 
 
 class UnknownKind(MessageError):

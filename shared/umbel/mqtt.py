@@ -15,6 +15,7 @@ from paho.mqtt.client import Client, ConnectFlags, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 log = logging.getLogger("umbel.mqtt")
 
@@ -38,7 +39,8 @@ class Link:
 
     The link's thread calls `on_message(topic, payload)`, `on_up()` once the subscriptions are sent, and `on_down(reason)`.
     It calls `will()` before every connection, because MQTT fixes a will when a session begins. Nothing is queued while the
-    link is down: `publish` returns False, and the caller keeps its own record of messages to send again.
+    link is down: `publish` returns False, and the caller keeps its own record of messages to send again. With `live_only`
+    the link asks the broker for no retained messages, and drops those that it sends all the same.
     """
 
     def __init__(
@@ -53,11 +55,12 @@ class Link:
         will: Callable[[], Will | None] = lambda: None,
         seed: int | None = None,
         tls: ssl.SSLContext | None = None,
+        live_only: bool = False,
     ) -> None:
         self._host, self._port, self._client_id = host, port, client_id
         self._subscriptions = subscriptions
         self._on_message, self._on_up, self._on_down, self._will = on_message, on_up, on_down, will
-        self._random, self._tls = random.Random(seed), tls
+        self._random, self._tls, self._live_only = random.Random(seed), tls, live_only
         self._stopping = threading.Event()
         self._up = threading.Event()
         self._client: Client | None = None
@@ -101,6 +104,13 @@ class Link:
         self._outgoing.append((topic, payload, retain))
         self._wake()
         return True
+
+    @property
+    def _retained(self) -> int:
+        """Retain handling (MQTT 5, 3.8.3.1): send retained messages when the subscription begins, or never."""
+        if self._live_only:
+            return SubscribeOptions.RETAIN_DO_NOT_SEND
+        return SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE
 
     def _publish_outgoing(self, client: Client) -> None:
         """Publish the messages of other threads: only one thread may use a TLS connection."""
@@ -149,7 +159,7 @@ class Link:
                 ended.append(f"refused the connection ({code})")
                 return
             for name in self._subscriptions:
-                client.subscribe(name, qos=1)
+                client.subscribe(name, options=SubscribeOptions(qos=1, retainHandling=self._retained))
             self._outgoing.clear()
             self._client = client
             self._up.set()
@@ -157,6 +167,8 @@ class Link:
             self._guard(self._on_up)
 
         def received(_client: Client, _data: object, message: MQTTMessage) -> None:
+            if message.retain and self._live_only:
+                return  # this broker does not know the option
             self._guard(lambda: self._on_message(message.topic, bytes(message.payload)))
 
         client.on_connect = connected

@@ -18,7 +18,7 @@ import numpy as np
 
 from umbel import messages, tensors, topics
 from umbel.errors import UmbelError
-from umbel.messages import STATUS_SECONDS, Ack, Command, Outcome, Result, Status, Train, Trained
+from umbel.messages import STATUS_SECONDS, Ack, Command, Hello, Outcome, Result, Status, Train, Trained
 from umbel.mqtt import Link, Will
 from umbel.succession import Lineage
 from umbel_edge.config import AgentConfig
@@ -94,7 +94,7 @@ class LightDevice:
     def _topic(self, channel: topics.Channel) -> str:
         return topics.topic(self._config.population, self._config.device, channel)
 
-    def _status(self, online: bool) -> Status:
+    def _status(self, online: bool, answers: str = "") -> Status:
         return Status(
             self._config.population,
             self._config.device,
@@ -105,6 +105,7 @@ class LightDevice:
             examples=1,
             at=time.time(),
             expires=time.time() + STATUS_SECONDS,
+            answers=answers,
         )
 
     def _say(self, channel: topics.Channel, message: Ack | Result | Status, retain: bool = False) -> None:
@@ -114,6 +115,9 @@ class LightDevice:
     def _received(self, _topic: str, token: bytes) -> None:
         assert self._server is not None
         command = messages.decode_command(token, self._server.all)
+        if isinstance(command.body, Hello):
+            self._say("status", self._status(True, command.id), retain=True)
+            return
         if self._state.inbox.begin(command.id, command.expires) is Begun.NEW:
             self._pool.submit(self._work, command)
 

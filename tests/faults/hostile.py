@@ -9,7 +9,7 @@ import numpy as np
 
 from umbel import messages, signing, tensors, topics
 from umbel.enrolment import BLOB_PATH, ENROL_PATH, Access, EnrolmentRequest, bearer, make_nonce, sign_request
-from umbel.messages import Ack, Blob, Command, Result, Status, Train, Trained
+from umbel.messages import Ack, Blob, Command, Hello, Result, Status, Train, Trained
 from umbel.metrics import Sums, sum_shapes
 from umbel.mqtt import Link, Will
 from umbel.plan import Plan
@@ -66,6 +66,8 @@ class HostileDevice:
 
     def _received(self, _topic: str, token: bytes) -> None:
         command = messages.decode_command(token, self._server_key)
+        if isinstance(command.body, Hello):
+            self._say(msgspec.structs.replace(self._status(True), answers=command.id), "status", retain=True)
         if not isinstance(command.body, Train):
             return
         self._say(self._ack(command.id, "accepted"), "ack")

@@ -8,7 +8,7 @@ import pytest
 from umbel import signing
 from umbel.enrolment import EnrolmentRequest
 from umbel.messages import Status
-from umbel_server.devices.register import Devices
+from umbel_server.devices.register import Devices, Heard
 from umbel_server.storage.database import Database
 
 
@@ -32,7 +32,7 @@ def said(devices: Devices) -> str:
 
 
 def test_an_older_status_of_the_same_session_is_not_believed(devices: Devices) -> None:
-    assert devices.heard(status(1, 1))
+    assert devices.heard(status(1, 1)) is Heard.BEGAN
     devices.heard(status(1, 3))
     devices.heard(status(1, 2))
     assert said(devices) == "1.3"
@@ -47,17 +47,20 @@ def test_nor_is_it_after_the_server_has_forgotten_who_is_online(devices: Devices
     devices.heard(status(2, 5))
     devices.forget_presence()
     for old in (status(2, 4), status(1, 9), status(1, 1)):
-        assert not devices.heard(old)
+        assert devices.heard(old) is Heard.DOUBTFUL
         assert not devices.get("home", "phone").online
-    assert devices.heard(status(2, 5))  # as the broker kept it
+    assert devices.heard(status(2, 5)) is Heard.DOUBTFUL  # as the broker kept it: no proof that the device is there
+    assert not devices.get("home", "phone").online
+    assert devices.heard(status(2, 6), proven=True) is Heard.BEGAN
     assert devices.get("home", "phone").online
 
 
 def test_a_new_session_may_count_anew(devices: Devices) -> None:
     devices.heard(status(1, 7))
     devices.heard(status(1, 0, online=False))
-    assert not devices.heard(status(1, 8))
-    assert devices.heard(status(2, 1))
+    assert devices.heard(status(1, 8)) is Heard.DOUBTFUL
+    assert not devices.get("home", "phone").online
+    assert devices.heard(status(2, 1)) is Heard.BEGAN
     assert said(devices) == "2.1"
 
 

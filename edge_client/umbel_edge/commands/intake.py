@@ -11,7 +11,7 @@ from umbel.signing import UnknownKey
 from umbel_edge.commands.answers import Answers
 from umbel_edge.commands.execution import Decode, Job, Jobs
 from umbel_edge.commands.handlers.context import HandlerContext
-from umbel_edge.commands.handlers.table import Handlers, Immediate
+from umbel_edge.commands.handlers.table import Handlers, Immediate, Queued, Unrecorded
 from umbel_edge.connection.device_messages import DeviceMessages
 from umbel_edge.connection.server_time import ServerTime
 from umbel_edge.device.full_storage import FULL, is_full
@@ -76,7 +76,10 @@ class Intake:
 
     def _take_in(self, command: CommandHead, unknown: str, token: bytes) -> None:
         inbox = self._context.state.inbox
-        if (answer := inbox.answer_of(command.id)) is not None:
+        handler = self._handlers[type(command.body)] if isinstance(command, Command) else None
+        if isinstance(handler, Unrecorded) and command.expires > self._time():
+            handler.handle(self._context, command.id, command.body)
+        elif (answer := inbox.answer_of(command.id)) is not None:
             self._answers.publish(answer)
         elif (late := self._time() - command.expires) >= 0:
             gone = f"the command expired {late:.0f} s before it came"
@@ -97,5 +100,5 @@ class Intake:
             handler.handle(self._context, command.body, lambda: self._answers.end(command, "done"))
         elif wrong := self._time.wrong:
             self._answers.end(command, "declined", wrong)
-        else:
+        elif isinstance(handler, Queued):
             self._jobs.put(Job(command, handler))

@@ -51,9 +51,16 @@ class DeviceMessages:
         return Answer("ack", messages.encode(ack, self._state.key), number)
 
     def status(
-        self, epoch: int, online: bool, examples: int, rss_mb: float, installed: str, reasons: Sequence[str]
+        self,
+        epoch: int,
+        online: bool,
+        examples: int,
+        rss_mb: float,
+        installed: str,
+        reasons: Sequence[str],
+        answers: str = "",
     ) -> bytes:
-        """The device's status."""
+        """The device's status; `answers` is the id of the Hello that asked for it."""
         status = Status(
             self._config.population,
             self._config.device,
@@ -73,6 +80,7 @@ class DeviceMessages:
             skew=round(self._time.skew, 3),
             agreement=signing.public_key(self.agreement),
             sequence=self._numbers.next(),
+            answers=answers,
         )
         return messages.encode(status, self._state.key)
 

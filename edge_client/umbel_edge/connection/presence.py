@@ -1,12 +1,14 @@
 """The device's statuses: while it is online, when it stops, and the last will."""
 
 import logging
+import random
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from umbel.messages import STATUS_SECONDS
+from umbel.loops import start_loop
+from umbel.messages import STATUS_SECONDS, Hello
 from umbel_edge.config import AgentConfig
 from umbel_edge.connection.broker_link import BrokerLink
 from umbel_edge.connection.device_messages import DeviceMessages
@@ -55,11 +57,15 @@ class Presence:
         self._epoch = 0
         self._publishing = threading.Lock()
         self._broken: tuple[str, ...] = ()
+        self._stopping, self._random = stopping, random.Random()
+        self._asked = threading.Event()
+        self._question = "", 0.0
         self._watch = ChangeWatch(self._look, self.say_hello, stopping)
 
     def start(self) -> None:
-        """Publish a status at every change of the device's eligibility from now on."""
+        """Publish a status at every change of the device's eligibility from now on, and answers to Hello commands."""
         self._watch.start()
+        start_loop("hello", self._answer, self._stopping, log)
 
     def will(self) -> bytes | None:
         """Begin a session, and return the status that the broker publishes when its connection breaks."""
@@ -75,14 +81,34 @@ class Presence:
 
     def say_hello(self) -> None:
         """Publish that the device is online, and its eligibility."""
+        self._publish("")
+
+    def answer(self, command: str, hello: Hello) -> None:
+        """Answer a Hello within the time that it gives; of several questions only the newest is answered. Does not block."""
+        if hello.within == 0:
+            self._publish(command)
+            return
+        self._question = command, hello.within
+        self._asked.set()
+
+    def _answer(self) -> None:
+        while not self._stopping.is_set():
+            if not self._asked.wait(1.0):
+                continue
+            self._stopping.wait(self._random.uniform(0, self._question[1]))
+            self._asked.clear()
+            self._publish(self._question[0])
+
+    def _publish(self, answers: str) -> None:
         # One thread at a time: the broker retains the status that came last, which must have the highest sequence.
         with self._publishing, suppress(Stopped):
-            self._link.publish("status", self._status(online=True), retain=True)
+            self._link.publish("status", self._status(online=True, answers=answers), retain=True)
 
-    def _status(self, online: bool) -> bytes:
+    def _status(self, online: bool, answers: str = "") -> bytes:
         installed, seen = self._models.installed, self._watch.seen
         release = installed.release if installed is not None else ""
-        return self._messages.status(self._epoch, online, seen.examples, round(resident_mb(), 1), release, seen.reasons)
+        memory = round(resident_mb(), 1)
+        return self._messages.status(self._epoch, online, seen.examples, memory, release, seen.reasons, answers)
 
     def _look(self) -> Eligibility:
         violations = self._conditions.violations(self._config.conditions)

@@ -19,6 +19,12 @@ ROOM = 1 << 16
 LARGEST_PACKET = MAX_PAYLOAD + ROOM
 """The largest packet that a broker accepts, in bytes."""
 
+MOST_QUEUED, MOST_IN_FLIGHT = 100_000, 1000
+"""Messages that a broker keeps for one client, and sends it before the first is acknowledged.
+
+The server gets the answers of a whole fleet; a broker's own limits (1,000 and 20 in mosquitto) drop the rest in silence.
+"""
+
 CERTIFICATE, KEY = "broker.pem", "broker-key.pem"
 EVERYTHING = f"umbel/{PROTOCOL}/#"
 """The topic filter of the server: every topic of Umbel."""

@@ -8,6 +8,8 @@ from umbel_server.broker.files import (
     EVERYTHING,
     KEY,
     LARGEST_PACKET,
+    MOST_IN_FLIGHT,
+    MOST_QUEUED,
     READ,
     WRITTEN,
     Broker,
@@ -42,6 +44,8 @@ def write_config(state: State, folder: Path, broker: Broker) -> Path:
         f"acl_file {folder / ACL}",
         f"max_packet_size {LARGEST_PACKET}",
         "persistence false",
+        f"max_queued_messages {MOST_QUEUED}",
+        f"max_inflight_messages {MOST_IN_FLIGHT}",
         *([f"user {broker.user}"] if broker.user else []),
     ]
     write_lines(folder / CONFIG, lines)

@@ -40,9 +40,11 @@ class Delivery:
         """Send the open commands of a device that came back."""
         self._send_again(self._outbox.waiting(population, device))
 
-    def repeat(self) -> None:
-        """Send the commands again that were not answered in time."""
-        self._send_again(self._outbox.silent(RESEND_SECONDS, UNFINISHED_SECONDS))
+    def repeat(self) -> set[tuple[str, str]]:
+        """Send the commands again that were not answered in time; returns the devices that they are for."""
+        silent = self._outbox.silent(RESEND_SECONDS, UNFINISHED_SECONDS)
+        self._send_again(silent)
+        return {(command.population, command.device) for command in silent}
 
     def _send_again(self, commands: list[Addressed]) -> None:
         self.send(commands)

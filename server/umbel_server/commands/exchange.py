@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 from umbel import topics
+from umbel.loops import start_loop
 from umbel.mqtt import Link
 from umbel_server.commands.command_answers import CommandAnswers
 from umbel_server.commands.delivery import Delivery
@@ -27,6 +28,8 @@ CLIENT_ID = "umbel-server"
 class Exchange:
     """Connects delivery, intake and presence to the broker; a thread of its own expires and repeats commands.
 
+    A device that is silent for `silence` seconds is asked whether it is there.
+
     Messages are taken in, and `listeners` told, in the link's thread.
     """
 
@@ -42,11 +45,12 @@ class Exchange:
         tls: ssl.SSLContext | None,
         unseal: Callable[[bytes], bytes],
         clock: Callable[[], float],
+        silence: float,
     ) -> None:
         self.listeners = Listeners()
         self._devices = devices
         self._delivery = Delivery(devices, outbox, self._publish)
-        self._presence = Presence(devices, outbox, self._delivery, self.listeners)
+        self._presence = Presence(devices, outbox, self._delivery, self.listeners, silence)
         self._answers = CommandAnswers(database, outbox, received_blobs, self.listeners, clock)
         self.intake = Intake(devices, self._presence, self._answers, limits, unseal, clock)
         self._link = Link(
@@ -55,25 +59,28 @@ class Exchange:
             CLIENT_ID,
             tuple(topics.everyone(channel) for channel in ("status", "ack", "result")),
             self.intake.take_in,
+            on_up=self._presence.ask_all,
             on_down=self._down,
             tls=tls,
+            live_only=True,  # a new subscriber gets only some of many retained statuses
         )
         self._stopping = threading.Event()
-        self._sweeper = threading.Thread(target=self._sweep, name="outbox", daemon=True)
+        self._sweeper: threading.Thread | None = None
 
     def start(self) -> None:
         """Connect, and begin to expire and repeat commands."""
         self._devices.forget_presence()
         self._link.start()
-        self._sweeper.start()
+        self._sweeper = start_loop("outbox", self._sweep, self._stopping, log)
 
     def stop(self) -> None:
         """Disconnect."""
         self._stopping.set()
         self.intake.stop()
         self._link.stop()
-        if self._sweeper.ident is not None:
+        if self._sweeper is not None:
             self._sweeper.join(5)
+        self._presence.write_heard(now=True)
 
     @property
     def is_up(self) -> bool:
@@ -104,9 +111,11 @@ class Exchange:
 
     def _sweep(self) -> None:
         while not self._stopping.wait(SWEEP_SECONDS):
-            try:
-                self.intake.again()
-                self._answers.expire()
-                self._delivery.repeat()
-            except Exception:
-                log.exception("the outbox could not be swept; trying again")
+            self.intake.again()
+            self._answers.expire()
+            if not self.is_up:
+                continue
+            self._presence.doubt(self._delivery.repeat())
+            self._presence.ask_enrolled()
+            self._presence.ask()
+            self._presence.write_heard()

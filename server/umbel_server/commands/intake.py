@@ -117,7 +117,9 @@ class Intake:
     def _act_on(self, message: Status | Ack | Result) -> None:
         if isinstance(message, Status):
             self._presence.take_in(message)
-        elif isinstance(message, Ack):
+            return
+        if isinstance(message, Ack):
             self._answers.acknowledge(message)
         else:
             self._answers.complete(message)
+        self._presence.spoke(message.population, message.device, message.command)

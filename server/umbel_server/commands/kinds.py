@@ -20,6 +20,7 @@ from umbel.messages import (
     Cancel,
     Evaluate,
     Export,
+    Hello,
     Infer,
     Install,
     Outcome,
@@ -227,6 +228,7 @@ KINDS: tuple[CommandKind[Any], ...] = (
     CommandKind(Cancel, CancelRequest),
     CommandKind(Standing),
     CommandKind(Rekey),
+    CommandKind(Hello),
 )
 
 SENDABLE = {kind.name: kind for kind in KINDS if kind.request is not None}

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from umbel import messages, signing
 from umbel.errors import SignatureError, UmbelError
-from umbel.messages import Ack, Body, Result, Standing, kind_of
+from umbel.messages import Ack, Body, Hello, Result, Standing, kind_of
 from umbel.sequence import Ascending
 from umbel.signing import public_key
 from umbel_server import answers
@@ -22,6 +22,8 @@ from umbel_server.storage.database import COMMANDS, DEVICES, Command, Database
 OPEN = ("pending", "accepted")
 NOTICE_SECONDS = 300.0
 """Seconds until news expires; a device's clock may differ from the server's by as much."""
+HELLO_SECONDS = 60.0
+"""Seconds for which a device answers a Hello, by the server's time as it knows that."""
 
 
 _ONE = select(*COMMANDS.c["population", "device", "kind", "state"]).where(COMMANDS.c.id == bindparam("of"))
@@ -106,8 +108,14 @@ class Outbox:
         """Sign news that nobody waits to be acknowledged, so that no outbox holds it."""
         return self._sign(population, device, standing, self._clock(), NOTICE_SECONDS, sealed=False)
 
-    def _sign(self, population: str, device: str, body: Body, now: float, ttl: float, sealed: bool) -> Addressed:
-        sealed = sealed or population in self._encrypted
+    def hello(self, population: str, device: str, hello: Hello) -> Addressed:
+        """Sign a question whether a device is there; never sealed, as a device that began anew has another key."""
+        return self._sign(population, device, hello, self._clock(), HELLO_SECONDS, sealed=False, may_seal=False)
+
+    def _sign(
+        self, population: str, device: str, body: Body, now: float, ttl: float, sealed: bool, may_seal: bool = True
+    ) -> Addressed:
+        sealed = may_seal and (sealed or population in self._encrypted)
         command = messages.Command(
             secrets.token_hex(8),
             population,

@@ -4,6 +4,8 @@ import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
+from typing import Any
 
 import msgspec
 from joserfc.jwk import ECKey
@@ -60,6 +62,25 @@ class Known:
             raise Barred(self.population, self.device, self.state, self.reason)
 
 
+class Heard(Enum):
+    """What follows from a status."""
+
+    BEGAN = "the device came online"
+    GOES_ON = "the device is online, as before"
+    LEFT = "the device itself went offline"
+    DOUBTFUL = "the device counts as offline, and may be there: ask it"
+    IGNORED = "nothing: the status is old"
+
+
+@dataclass
+class _Session:
+    """A session of a device that is online: its newest status's sequence, and what that says of the device."""
+
+    epoch: int
+    sequence: int
+    details: tuple[Any, ...]
+
+
 class Devices:
     """The register in the database. Memory holds the names of all devices, and the keys and states of those in use.
 
@@ -81,6 +102,10 @@ class Devices:
         self.clocks = Clocks(database)
         self._agreements: dict[tuple[str, str], ECKey | None] = {}
         self._known: dict[tuple[str, str], Known] = {}
+        self._sessions: dict[tuple[str, str], _Session] = {}
+        """The sessions of devices that are online."""
+        self._alive: dict[tuple[str, str], float] = {}
+        """Signs of life, in Unix seconds, that are not in the database yet."""
         self._changes = 0
         self._lock = threading.Lock()
         with database.transaction() as session:
@@ -198,6 +223,7 @@ class Devices:
             self._changes += 1
             self._names.add((population, device))
             self._known.pop((population, device), None)
+            self._sessions.pop((population, device), None)
             self._agreements.pop((population, device), None)
 
     def key(self, population: str, device: str) -> ECKey:
@@ -206,35 +232,115 @@ class Devices:
         known.check()
         return known.key
 
-    def heard(self, status: Status) -> bool:
-        """Record a status unless a newer one is known; returns whether the status begins a session of the device.
+    def heard(self, status: Status, proven: bool = False) -> Heard:
+        """Record a status, and return what follows from it; `proven`: it answers a question that was just asked.
 
-        Of two sessions the one with the higher epoch counts. Within a session "offline" is final, so that a late "online"
-        does not bring a device back. A status older than the newest one is ignored, also after `forget_presence`.
+        Of two sessions the one with the higher epoch counts. Within a session an "online" after an "offline" counts only
+        when it is proven, so that a late "online" does not bring a device back; nor does a repeated one. A device that
+        answers is online, whatever was said before. What an older status says of the device is not recorded.
         """
+        name = status.population, status.device
+        if status.online and not proven and self._goes_on(name, status):
+            return Heard.GOES_ON
         with self._database.transaction() as session:
-            device = session.get(Device, (status.population, status.device))
+            device = session.get(Device, name)
             if device is None:
                 raise UnknownDevice(f"device {status.device} of population {status.population} is not enrolled here")
             if device.state != ACTIVE:
-                return False  # the device was barred after its key was read
-            if status.epoch < device.epoch or (status.epoch == device.epoch and status.online and not device.online):
-                return False
+                return Heard.IGNORED  # the device was barred after its key was read
+            newest = self._newest(name, device)
+            if not status.online:
+                return self._heard_offline(device, status, newest)
             said = status.epoch, status.sequence
-            if status.online and said < (device.said_epoch, device.said_sequence):
-                return False
-            began = status.online and (status.epoch, True) != (device.epoch, device.online)
-            device.epoch, device.online, device.last_seen = status.epoch, status.online, self._clock()
-            if status.online:
+            if said >= newest:
                 device.said_epoch, device.said_sequence = said
-                device.trainer, device.agent, device.runtime = status.trainer, status.agent, status.runtime
-                device.examples, device.rss_mb = status.examples, status.rss_mb
-                device.installed, device.labels, device.reasons = status.installed, status.labels, status.reasons
-                device.agreement = msgspec.to_builtins(status.agreement)
-        if status.online:
-            self._agreements[status.population, status.device] = _usable(status.agreement)
-            self.clocks.measured(status.population, status.device, status.skew)
+                _note_details(device, status)
+            is_new = said > newest or status.sequence == 0
+            ended = status.epoch == device.epoch and not device.online
+            if not proven and (status.epoch < device.epoch or not is_new or ended):
+                return Heard.IGNORED if device.online else Heard.DOUBTFUL
+            began = not device.online or status.epoch > device.epoch
+            device.epoch, device.online = max(device.epoch, status.epoch), True
+            device.last_seen = self._clock()
+        if said >= newest:
+            self._sessions[name] = _Session(status.epoch, status.sequence, _details(status))
+            self._agreements[name] = _usable(status.agreement)
+            self.clocks.measured(*name, status.skew)
+        return Heard.BEGAN if began else Heard.GOES_ON
+
+    def _newest(self, name: tuple[str, str], device: Device) -> tuple[int, int]:
+        """Epoch and sequence of the newest status that said online."""
+        kept = device.said_epoch, device.said_sequence
+        session = self._sessions.get(name)
+        return kept if session is None else max(kept, (session.epoch, session.sequence))
+
+    def _goes_on(self, name: tuple[str, str], status: Status) -> bool:
+        """Whether a status says only that a session goes on; that is kept in memory until `write_heard`."""
+        session = self._sessions.get(name)
+        if session is None or status.epoch != session.epoch or status.sequence <= session.sequence:
+            return False
+        if _details(status) != session.details:
+            return False
+        session.sequence = status.sequence
+        self.clocks.measured(*name, status.skew)
+        self.alive(*name)
+        return True
+
+    def _heard_offline(self, device: Device, status: Status, newest: tuple[int, int]) -> Heard:
+        if status.epoch < device.epoch:
+            return Heard.IGNORED
+        was, device.epoch, device.online = device.online, status.epoch, False
+        self._sessions.pop((status.population, status.device), None)
+        if status.epoch == newest[0] and status.sequence > newest[1]:
+            device.last_seen = self._clock()
+            return Heard.LEFT
+        device.said_epoch, device.said_sequence = newest  # which may have been in memory alone
+        return Heard.DOUBTFUL if was or status.epoch > newest[0] else Heard.IGNORED
+
+    def alive(self, population: str, device: str) -> None:
+        """Note a sign of life; `write_heard` writes it to the register."""
+        self._alive[population, device] = self._clock()
+
+    def answered(self, population: str, device: str) -> bool:
+        """Count a device as online that answered a question without a status; returns whether it was offline."""
+        with self._database.transaction() as session:
+            row = session.get(Device, (population, device))
+            if row is None or row.state != ACTIVE:
+                return False
+            began, row.online, row.last_seen = not row.online, True, self._clock()
         return began
+
+    def gone(self, devices: Sequence[tuple[str, str]]) -> None:
+        """Count devices as offline that did not answer."""
+        with self._database.transaction() as session:
+            for name in devices:
+                row = session.get(Device, name)
+                if row is not None and row.online:
+                    row.online = False
+                    row.said_epoch, row.said_sequence = self._newest(name, row)
+        for name in devices:
+            self._sessions.pop(name, None)
+
+    def write_heard(self) -> None:
+        """Write the signs of life since the last call to the register."""
+        alive, self._alive = self._alive, {}
+        if not alive:
+            return
+        with self._database.transaction() as session:
+            for (population, device), at in alive.items():
+                known = self._sessions.get((population, device))
+                row = session.get(Device, (population, device))
+                if row is None or row.state != ACTIVE:
+                    continue
+                row.last_seen = max(row.last_seen, at)
+                if known is not None and known.epoch == row.said_epoch:
+                    row.said_sequence = max(row.said_sequence, known.sequence)
+
+    def active(self) -> Sequence[tuple[str, str]]:
+        """The names of all active devices, those heard lately first."""
+        query = select(Device.population, Device.id).where(Device.state == ACTIVE).order_by(Device.last_seen.desc())
+        with self._database.transaction() as session:
+            return [(population, device) for population, device in session.execute(query)]
 
     def readmit(self, population: str, device: str) -> Device:
         """End a device's quarantine and count its rejections from 0 again; raises UnknownDevice."""
@@ -248,6 +354,7 @@ class Devices:
         """Count every device as offline until it sends a status again, as after a restart of the server."""
         with self._database.transaction() as session:
             session.execute(update(Device).values(online=False, epoch=Device.epoch - 1).where(Device.online))
+        self._sessions.clear()
 
     def list(self, population: str | None = None) -> Sequence[Device]:
         """The devices of one population, or of all populations, sorted by name."""
@@ -281,6 +388,19 @@ def key_of(device: Device) -> ECKey:
             f"the register holds no key of device {device.id} of population {device.population} ({error}): "
             "restore the database from a backup, or delete the device and invite it anew"
         ) from error
+
+
+def _details(status: Status) -> tuple[Any, ...]:
+    """What a status says of the device that is worth a transaction when it changes."""
+    said = status.trainer, status.agent, status.runtime, status.examples, status.installed
+    return *said, status.labels, status.reasons, status.agreement
+
+
+def _note_details(device: Device, status: Status) -> None:
+    device.trainer, device.agent, device.runtime = status.trainer, status.agent, status.runtime
+    device.examples, device.rss_mb = status.examples, status.rss_mb
+    device.installed, device.labels, device.reasons = status.installed, status.labels, status.reasons
+    device.agreement = msgspec.to_builtins(status.agreement)
 
 
 def _usable(told: PublicKey | None) -> ECKey | None:

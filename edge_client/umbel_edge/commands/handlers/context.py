@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from umbel.messages import Hello
 from umbel.plan import Plan
 from umbel_edge.commands.pending_updates import PendingUpdates
 from umbel_edge.commands.plan_cache import PlanCache
@@ -42,6 +43,7 @@ class HandlerContext:
     trainer: Trainer
     models: InstalledModels
     conditions: ConditionCheck
+    answer_hello: Callable[[str, Hello], None]
     now: Callable[[], float]
     stopping: threading.Event
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from umbel.messages import Cancel, Rekey, Standing
+from umbel.messages import Cancel, Hello, Rekey, Standing
 from umbel_edge.commands.handlers.context import HandlerContext
 
 
@@ -21,3 +21,8 @@ def check_participation(context: HandlerContext, body: Standing, done: Callable[
 def rekey(context: HandlerContext, body: Rekey, done: Callable[[], None]) -> None:
     """Learn the server's new signing key; done once the key is proven."""
     context.keys.learn(body.key, done)
+
+
+def answer_hello(context: HandlerContext, command: str, body: Hello) -> None:
+    """Say that this device is there, by a status that names the command."""
+    context.answer_hello(command, body)

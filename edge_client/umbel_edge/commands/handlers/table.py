@@ -13,6 +13,7 @@ from umbel.messages import (
     Cancel,
     Evaluate,
     Export,
+    Hello,
     Infer,
     Install,
     Outcome,
@@ -23,7 +24,7 @@ from umbel.messages import (
 )
 from umbel_edge.commands.handlers.context import HandlerContext
 from umbel_edge.commands.handlers.models import export, infer, install
-from umbel_edge.commands.handlers.notices import cancel, check_participation, rekey
+from umbel_edge.commands.handlers.notices import answer_hello, cancel, check_participation, rekey
 from umbel_edge.commands.handlers.report import report
 from umbel_edge.commands.handlers.train import clean_after_training, evaluate, may_evaluate, may_train, train
 
@@ -60,7 +61,18 @@ class Queued(Generic[B]):
     clean: Callable[[HandlerContext, str], None] = lambda context, command: None
 
 
-Handler = Immediate[Any] | Queued[Any]
+@dataclass(frozen=True)
+class Unrecorded(Generic[B]):
+    """A kind that is in no inbox and needs no acknowledgement: handling it twice does no harm.
+
+    `handle(context, command id, body)` is called in the thread that receives commands: it must not block.
+    """
+
+    body: type[B]
+    handle: Callable[[HandlerContext, str, B], None]
+
+
+Handler = Immediate[Any] | Queued[Any] | Unrecorded[Any]
 Handlers = Mapping[type[Any], Handler]
 """Handlers by the type of a command's body."""
 
@@ -74,5 +86,6 @@ _ROWS = (
     Immediate(Cancel, cancel),
     Immediate(Standing, check_participation),
     Immediate(Rekey, rekey),
+    Unrecorded(Hello, answer_hello),
 )
 HANDLERS: Handlers = {row.body: row for row in _ROWS}

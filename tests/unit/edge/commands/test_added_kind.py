@@ -109,6 +109,7 @@ class Device:
             LiteRTTrainer("phone"),
             InstalledModels(config.state / "models", 1, "home"),
             ConditionCheck(config.state, lambda: 0),
+            lambda command, hello: None,
             clock,
             self.stopping,
         )

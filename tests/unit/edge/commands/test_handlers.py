@@ -2,8 +2,8 @@
 
 from typing import get_args
 
-from umbel.messages import Body, Cancel, Evaluate, Rekey, Standing, Train
-from umbel_edge.commands.handlers.table import HANDLERS, Immediate, Queued
+from umbel.messages import Body, Cancel, Evaluate, Hello, Rekey, Standing, Train
+from umbel_edge.commands.handlers.table import HANDLERS, Immediate, Queued, Unrecorded
 
 
 def test_every_kind_of_command_has_a_handler() -> None:
@@ -18,3 +18,4 @@ def test_what_the_rows_say_of_each_kind() -> None:
     assert {body for body, row in queued.items() if row.resumed} == {Train, Evaluate}
     assert {body for body, row in queued.items() if row.is_round} == {Train}
     assert {body for body, row in HANDLERS.items() if isinstance(row, Immediate)} == {Cancel, Standing, Rekey}
+    assert {body for body, row in HANDLERS.items() if isinstance(row, Unrecorded)} == {Hello}
