@@ -159,7 +159,8 @@ class ScriptedDevice:
         self._connections = 0
         self.commands: list[Command] = []
         self.reasons: list[str] = []
-        self._work, self.server_key = work, running.state.key
+        self._work, self._server_key = work, running.state.key
+        self.on_hello: Callable[[str], None] = self._answer_hello
         public, secret = signing.public_key(self.key), running.state.enrolment_secret
         running.server.invitations.enrol(EnrolmentRequest(name, "phone", public, secret, population))
         self.link = Link(
@@ -178,6 +179,9 @@ class ScriptedDevice:
         self.epoch += self._connections > 0
         self._connections += 1
         return Will(topics.topic(self.population, self.name, "status"), self.encode(self.status(False)))
+
+    def _answer_hello(self, command: str) -> None:
+        self.say(msgspec.structs.replace(self.status(True), answers=command), "status", retain=True)
 
     def status(self, online: bool) -> Status:
         return Status(
@@ -204,9 +208,9 @@ class ScriptedDevice:
         self.link.stop()
 
     def _received(self, _topic: str, token: bytes) -> None:
-        command = messages.decode_command(token, self.server_key)
+        command = messages.decode_command(token, self._server_key)
         if isinstance(command.body, Hello):
-            self.say(msgspec.structs.replace(self.status(True), answers=command.id), "status", retain=True)
+            self.on_hello(command.id)
             return
         self.commands.append(command)
         answer = self._work(command)

@@ -8,37 +8,32 @@ FIRST_PAUSE, LAST_PAUSE = 0.5, 30.0
 """Seconds before a loop that failed goes on: the first time, and at most."""
 
 
-def start_loop(
-    name: str,
-    loop: Callable[[], None],
-    stopping: threading.Event,
-    log: logging.Logger,
-    first_pause: float = FIRST_PAUSE,
-) -> threading.Thread:
-    """Run `loop` in a daemon thread until it returns or `stopping` is set; returns the started thread.
+class Loop(threading.Thread):
+    """A daemon thread that calls `work` until it returns, or until `stopping` is set after it raised.
 
-    When the loop raises, `log` gets one ERROR line with the traceback and the loop is called again: after `first_pause`
-    seconds, doubled up to LAST_PAUSE. A repeat of the same error is logged without its traceback.
+    When `work` raises, `log` gets an ERROR line, and `work` is called again: after FIRST_PAUSE seconds, doubled up to
+    LAST_PAUSE. The first of equal errors in a row is logged with its traceback.
     """
-    thread = threading.Thread(target=keep_going, args=(name, loop, stopping, log, first_pause), name=name, daemon=True)
-    thread.start()
-    return thread
 
+    def __init__(self, name: str, work: Callable[[], None], stopping: threading.Event, log: logging.Logger) -> None:
+        super().__init__(name=name, daemon=True)
+        self._work, self._until, self._log = work, stopping, log
 
-def keep_going(
-    name: str, loop: Callable[[], None], stopping: threading.Event, log: logging.Logger, first_pause: float
-) -> None:
-    """As `start_loop`, in the calling thread."""
-    pause, said = first_pause, ""
-    while not stopping.is_set():
-        try:
-            loop()
-            return
-        except Exception as error:
-            if stopping.is_set():
-                return
-            sentence = f"{type(error).__name__}: {error}"
-            log.error("%s failed (%s); it goes on in %.1f s", name, sentence, pause, exc_info=sentence != said)
-            said = sentence
-        stopping.wait(pause)
-        pause = min(pause * 2, LAST_PAUSE)
+    def run(self) -> None:
+        """Work until that is over, in the calling thread."""
+        pause, said = FIRST_PAUSE, ""
+        while True:
+            try:
+                return self._work()
+            except Exception as error:
+                if self._until.is_set():
+                    return None
+                sentence = f"{type(error).__name__}: {error}"
+                self._log.error(
+                    "the thread %r failed (%s); it goes on in %.1f s",
+                    *(self.name, sentence, pause),
+                    exc_info=sentence != said,
+                )
+                said = sentence
+            self._until.wait(pause)
+            pause = min(pause * 2, LAST_PAUSE)

@@ -17,11 +17,16 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from umbel.loops import Loop
+
 log = logging.getLogger("umbel.mqtt")
 
 KEEPALIVE = 20
 CONNECT_TIMEOUT = 10.0
 FIRST_BACKOFF, LAST_BACKOFF = 0.2, 30.0
+"""Seconds before the next attempt: after a session in which work was possible, and at most."""
+PUBLISH_OVERHEAD = 16
+"""Bytes of a PUBLISH packet besides topic and payload, at most: header, length, packet id, and no properties."""
 _TICK = 0.5
 _QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
 
@@ -41,6 +46,7 @@ class Link:
     It calls `will()` before every connection, because MQTT fixes a will when a session begins. Nothing is queued while the
     link is down: `publish` returns False, and the caller keeps its own record of messages to send again. With `live_only`
     the link asks the broker for no retained messages, and drops those that it sends all the same.
+    The thread ends at `stop` only: it logs an error of a callback, of `will` or of the connection, and goes on.
     """
 
     def __init__(
@@ -70,7 +76,10 @@ class Link:
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
-        self._thread = threading.Thread(target=self._run, name=f"mqtt-{client_id}", daemon=True)
+        self._worked = False
+        self._largest = 0
+        self._slow = 0.0
+        self._thread = Loop(f"mqtt-{client_id}", self._run, self._stopping, log)
 
     def start(self) -> None:
         """Start connecting."""
@@ -94,9 +103,16 @@ class Link:
         return self._up.wait(timeout)
 
     def publish(self, topic: str, payload: bytes, retain: bool = False) -> bool:
-        """Publish at QoS 1 from any thread; False when the link is down and nothing is sent."""
+        """Publish at QoS 1 from any thread; False when the link is down, or the broker takes no message of this size."""
         client = self._client
         if client is None or not self._up.is_set():
+            return False
+        size = len(topic.encode()) + len(payload) + PUBLISH_OVERHEAD
+        if self._largest and size > self._largest:
+            log.error(
+                "a message of %d bytes on %s is not sent: the broker %s:%s takes at most %d bytes; raise its limit of packets",
+                *(size, topic, self._host, self._port, self._largest),
+            )
             return False
         if threading.current_thread() is self._thread:
             self._publish_outgoing(client)  # first the messages that other threads gave earlier
@@ -111,6 +127,10 @@ class Link:
         if self._live_only:
             return SubscribeOptions.RETAIN_DO_NOT_SEND
         return SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE
+
+    def slow_down(self, seconds: float) -> None:
+        """From now on wait at least about `seconds` before connecting again; 0 undoes that."""
+        self._slow = seconds
 
     def _publish_outgoing(self, client: Client) -> None:
         """Publish the messages of other threads: only one thread may use a TLS connection."""
@@ -128,16 +148,21 @@ class Link:
         backoff = FIRST_BACKOFF
         said = ""
         while not self._stopping.is_set():
-            started = time.monotonic()
-            reason = self._session()
+            self._worked = False
+            try:
+                reason = self._session()
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}"
+                log.error("the connection to the broker failed; the link goes on", exc_info=reason != said)
+            self._end_session(reason)
             if self._stopping.is_set():
                 break
-            if time.monotonic() - started > CONNECT_TIMEOUT:
+            if self._worked:
                 backoff, said = FIRST_BACKOFF, ""
             if reason != said:
                 log.warning("broker %s:%s: %s; trying again until it answers", self._host, self._port, reason)
                 said = reason
-            self._stopping.wait(backoff * self._random.uniform(0.5, 1.5))
+            self._stopping.wait(max(backoff, self._slow) * self._random.uniform(0.5, 1.5))
             backoff = min(backoff * 2, LAST_BACKOFF)
         self._wake_read.close()
 
@@ -153,11 +178,13 @@ class Link:
             _data: object,
             _flags: ConnectFlags,
             code: ReasonCode,
-            _properties: Properties | None,
+            properties: Properties | None,
         ) -> None:
             if code.is_failure:
                 ended.append(f"refused the connection ({code})")
                 return
+            self._largest = getattr(properties, "MaximumPacketSize", 0)
+            self._worked = not self._subscriptions
             for name in self._subscriptions:
                 client.subscribe(name, options=SubscribeOptions(qos=1, retainHandling=self._retained))
             self._outgoing.clear()
@@ -171,7 +198,11 @@ class Link:
                 return  # this broker does not know the option
             self._guard(lambda: self._on_message(message.topic, bytes(message.payload)))
 
+        def subscribed(*_: object) -> None:
+            self._worked = True
+
         client.on_connect = connected
+        client.on_subscribe = subscribed
         client.on_message = received
         client.connect_timeout = CONNECT_TIMEOUT
         if self._tls is not None:
@@ -181,12 +212,14 @@ class Link:
             reason = self._pump(client, ended)
         except (OSError, ValueError) as error:
             reason = f"no connection ({error})"
+        return reason
+
+    def _end_session(self, reason: str) -> None:
         was_up = self._up.is_set()
         self._up.clear()
         self._client = None
         if was_up and not self._stopping.is_set():
             self._guard(lambda: self._on_down(reason))
-        return reason
 
     def _pump(self, client: Client, ended: list[str]) -> str:
         started = time.monotonic()

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from umbel import __version__, logs
 from umbel.errors import UmbelError
 from umbel.installed import check_distributions
 from umbel.printable import printable
+from umbel_edge.cli.signals import stop_on_signals
 from umbel_edge.config import EXAMPLE, load_config
 
 
@@ -49,8 +49,7 @@ def main() -> None:
         from umbel_edge.agent import Agent
 
         agent = Agent(config)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: agent.stop())
+        stop_on_signals(agent.stop)
         agent.run()
 
 

@@ -45,6 +45,11 @@ class BrokerLink:
         if self._link is not None:
             self._link.publish(self._topic(channel), token, retain)
 
+    def slow_down(self, seconds: float) -> None:
+        """From now on wait at least about `seconds` before connecting again; 0 undoes that."""
+        if self._link is not None:
+            self._link.slow_down(seconds)
+
     def close(self, last_status: bytes | None) -> None:
         """Publish a last status if there is one, and disconnect."""
         if self._link is not None:

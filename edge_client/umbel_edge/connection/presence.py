@@ -2,12 +2,13 @@
 
 import logging
 import random
+import sqlite3
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from umbel.loops import start_loop
+from umbel.loops import Loop
 from umbel.messages import STATUS_SECONDS, Hello
 from umbel_edge.config import AgentConfig
 from umbel_edge.connection.broker_link import BrokerLink
@@ -15,12 +16,16 @@ from umbel_edge.connection.device_messages import DeviceMessages
 from umbel_edge.connection.server_time import ServerTime
 from umbel_edge.device.change_watch import ChangeWatch
 from umbel_edge.device.condition_check import ConditionCheck
+from umbel_edge.device.full_storage import is_full
 from umbel_edge.device.installed_models import InstalledModels
 from umbel_edge.device.sensors import resident_mb
 from umbel_edge.device.state import AgentState
 from umbel_edge.waiting import Stopped
 
 log = logging.getLogger("umbel.agent")
+
+TWIN_SECONDS = 30.0
+"""Two devices with one identity take the connection from each other at most about this often."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +64,24 @@ class Presence:
         self._broken: tuple[str, ...] = ()
         self._stopping, self._random = stopping, random.Random()
         self._asked = threading.Event()
-        self._question = "", 0.0
+        self._question, self._twin = ("", 0.0), False
         self._watch = ChangeWatch(self._look, self.say_hello, stopping)
 
     def start(self) -> None:
         """Publish a status at every change of the device's eligibility from now on, and answers to Hello commands."""
         self._watch.start()
-        start_loop("hello", self._answer, self._stopping, log)
+        Loop("hello", self._answer, self._stopping, log).start()
 
     def will(self) -> bytes | None:
         """Begin a session, and return the status that the broker publishes when its connection breaks."""
-        self._epoch = self._state.next_epoch()
+        try:
+            self._state.raise_epoch(self._epoch)
+            self._epoch = self._state.next_epoch()
+        except sqlite3.Error as error:
+            if not is_full(error):
+                raise
+            self._epoch = max(self._epoch, self._state.epoch) + 1
+            log.warning("the device's storage is full: the number of this session, %d, is not saved", self._epoch)
         return self.last_word()
 
     def last_word(self) -> bytes | None:
@@ -85,11 +97,22 @@ class Presence:
 
     def answer(self, command: str, hello: Hello) -> None:
         """Answer a Hello within the time that it gives; of several questions only the newest is answered. Does not block."""
+        self._note_twin(hello.twin)
         if hello.within == 0:
             self._publish(command)
             return
         self._question = command, hello.within
         self._asked.set()
+
+    def _note_twin(self, twin: bool) -> None:
+        if twin and not self._twin:
+            log.error(
+                "another device uses the identity of this one, %s/%s: its state folder or SD card was copied. Give one of them a "
+                "new state folder and enrol it with a new invitation; until then they take turns",
+                *(self._config.population, self._config.device),
+            )
+        self._twin = twin
+        self._link.slow_down(TWIN_SECONDS if twin else 0.0)
 
     def _answer(self) -> None:
         while not self._stopping.is_set():

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from joserfc.jwk import ECKey
 
 from umbel.errors import UmbelError
+from umbel.loops import Loop
 from umbel_edge.connection.enrolment import catch_up
 from umbel_edge.connection.http import ServerHttp
 from umbel_edge.device.state import AgentState
@@ -34,8 +35,8 @@ class ServerKeys:
         self._trust, self._lineage = trust, trust.lineage()
         self._state, self._http, self._clock = state, http, clock
         self._asked: queue.Queue[tuple[str, Callable[[], None]] | None] = queue.Queue()
-        self._looked = float("-inf")
-        self._thread = threading.Thread(target=self._work, name="server-keys", daemon=True)
+        self._looked, self._ended = float("-inf"), threading.Event()
+        self._thread = Loop("server-keys", self._work, self._ended, log)
 
     def start(self) -> None:
         """Start the thread."""
@@ -43,6 +44,7 @@ class ServerKeys:
 
     def stop(self) -> None:
         """End the thread."""
+        self._ended.set()
         self._asked.put(None)
 
     @property
@@ -84,5 +86,3 @@ class ServerKeys:
                 return
             except UmbelError as error:
                 log.warning("the server's signing keys could not be asked for: %s", error)
-            except Exception:
-                log.exception("the server's signing keys could not be asked for")

@@ -5,6 +5,8 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from umbel.loops import Loop
+
 log = logging.getLogger("umbel.agent")
 
 FIRST_SECONDS, LAST_SECONDS = 3.0, 60.0
@@ -16,7 +18,7 @@ class ChangeWatch(Generic[T]):
     """Calls `look` every few seconds until `stopping` is set, and `changed` when its value is another one.
 
     The pause is `first` seconds. While the value changes at every look, the pause doubles up to `last` seconds, because each
-    change costs a message.
+    change costs a message. When `changed` raises, it is called again after the next look.
     """
 
     def __init__(
@@ -29,8 +31,8 @@ class ChangeWatch(Generic[T]):
     ) -> None:
         self._look, self._changed, self._stopping = look, changed, stopping
         self._first, self._last = first, last
-        self._seen = look()
-        self._thread = threading.Thread(target=self.run, name="watch", daemon=True)
+        self._seen, self._untold = look(), False
+        self._thread = Loop("watch", self.run, stopping, log)
 
     @property
     def seen(self) -> T:
@@ -45,13 +47,11 @@ class ChangeWatch(Generic[T]):
         """Look until `stopping` is set, in the calling thread."""
         pause = self._first
         while not self._stopping.wait(pause):
-            try:
-                now = self._look()
-                if now == self._seen:
-                    pause = self._first
-                    continue
-                self._seen = now
-                self._changed()
-            except Exception:
-                log.exception("a check that is made again and again failed; trying again")
+            now = self._look()
+            if now == self._seen and not self._untold:
+                pause = self._first
+                continue
+            self._seen, self._untold = now, True
+            self._changed()
+            self._untold = False
             pause = min(pause * 2, self._last)

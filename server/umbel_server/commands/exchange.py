@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 from umbel import topics
-from umbel.loops import start_loop
+from umbel.loops import Loop
 from umbel.mqtt import Link
 from umbel_server.commands.command_answers import CommandAnswers
 from umbel_server.commands.delivery import Delivery
@@ -65,20 +65,20 @@ class Exchange:
             live_only=True,  # a new subscriber gets only some of many retained statuses
         )
         self._stopping = threading.Event()
-        self._sweeper: threading.Thread | None = None
+        self._sweeper = Loop("outbox", self._sweep, self._stopping, log)
 
     def start(self) -> None:
         """Connect, and begin to expire and repeat commands."""
         self._devices.forget_presence()
         self._link.start()
-        self._sweeper = start_loop("outbox", self._sweep, self._stopping, log)
+        self._sweeper.start()
 
     def stop(self) -> None:
         """Disconnect."""
         self._stopping.set()
         self.intake.stop()
         self._link.stop()
-        if self._sweeper is not None:
+        if self._sweeper.ident is not None:
             self._sweeper.join(5)
         self._presence.write_heard(now=True)
 

@@ -51,7 +51,10 @@ class Presence:
         name = status.population, status.device
         with self._lock:
             proven = status.online and self._roll_call.is_answer(name, status.answers)
+        known_twin = self._devices.twins.named(*name)
         heard = self._devices.heard(status, proven)
+        if self._devices.twins.named(*name) and (heard is Heard.BEGAN or not known_twin):
+            self._ask(Question(name, 0.0))  # it says so to the one that is connected now
         if heard is Heard.IGNORED:
             return
         with self._lock:
@@ -116,7 +119,7 @@ class Presence:
             with self._lock:
                 self._roll_call.forget(question.name)
             return
-        hello = self._outbox.hello(*question.name, Hello(question.within))
+        hello = self._outbox.hello(*question.name, Hello(question.within, self._devices.twins.named(*question.name)))
         with self._lock:
             self._roll_call.asked(question.name, hello.id)
         self._delivery.send([hello])

@@ -16,6 +16,7 @@ from obstore.exceptions import BaseError as StoreError
 from sqlalchemy import bindparam, select
 from sqlalchemy.exc import SQLAlchemyError
 
+from umbel.loops import Loop
 from umbel_server.commands.outbox import OPEN
 from umbel_server.rounds.assignments import LIVE
 from umbel_server.storage.blob_ownership import BlobOwnership
@@ -53,7 +54,7 @@ class ReceivedBlobs:
         self._unanswered: dict[str, _Unanswered] = {}
         self._sums: dict[str, int] = {}
         self._lock, self._stopped, self._some = threading.Lock(), threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._work, name="received blobs", daemon=True)
+        self._thread = Loop("received blobs", self._work, self._stopped, log)
 
     def start(self) -> None:
         """Remove what an earlier process left behind, and from then on what `remove_soon` names."""
@@ -169,7 +170,13 @@ class ReceivedBlobs:
             self._some.clear()
             with self._lock:
                 commands, self._ended = self._ended | left, set()
-            left = self._remove(commands)
+            try:
+                left = self._remove(commands)
+            except BaseException:
+                with self._lock:
+                    self._ended |= commands
+                self._some.set()
+                raise
 
     def sweep(self) -> None:
         """Remove what an earlier process left behind, and count the bytes that stay."""

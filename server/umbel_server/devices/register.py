@@ -20,6 +20,7 @@ from umbel.signing import PublicKey
 from umbel.topics import check_name
 from umbel_server import answers
 from umbel_server.devices.clocks import Clocks
+from umbel_server.devices.twins import TWIN, Twins
 from umbel_server.storage.database import Database, Device, RefusedKey
 
 KINDS = ("phone", "vehicle", "gateway")
@@ -99,7 +100,7 @@ class Devices:
         self._database = database
         self._clock = clock
         self._may_enrol, self._kept = may_enrol, kept
-        self.clocks = Clocks(database)
+        self.clocks, self.twins = Clocks(database), Twins(clock)
         self._agreements: dict[tuple[str, str], ECKey | None] = {}
         self._known: dict[tuple[str, str], Known] = {}
         self._sessions: dict[tuple[str, str], _Session] = {}
@@ -240,6 +241,8 @@ class Devices:
         answers is online, whatever was said before. What an older status says of the device is not recorded.
         """
         name = status.population, status.device
+        if status.online:
+            status = self._with_twin(status)
         if status.online and not proven and self._goes_on(name, status):
             return Heard.GOES_ON
         with self._database.transaction() as session:
@@ -267,6 +270,13 @@ class Devices:
             self._agreements[name] = _usable(status.agreement)
             self.clocks.measured(*name, status.skew)
         return Heard.BEGAN if began else Heard.GOES_ON
+
+    def _with_twin(self, status: Status) -> Status:
+        """The status with a reason to give the device no work when two devices use its identity."""
+        self.twins.hear(status)
+        if not self.twins.named(status.population, status.device):
+            return status
+        return msgspec.structs.replace(status, reasons=[*status.reasons, TWIN])
 
     def _newest(self, name: tuple[str, str], device: Device) -> tuple[int, int]:
         """Epoch and sequence of the newest status that said online."""

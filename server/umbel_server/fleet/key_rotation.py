@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, and_, exists, func, select
 
 from umbel import signing
 from umbel.errors import UmbelError
+from umbel.loops import Loop
 from umbel.messages import Rekey, kind_of
 from umbel_server import answers, moments
 from umbel_server.devices.register import ACTIVE
@@ -40,7 +41,7 @@ class Rotation:
     def __init__(self, keys: Keyring, fleet: Fleet, audit: Audit, clock: Callable[[], float]) -> None:
         self._keys, self._fleet, self._audit, self._clock = keys, fleet, audit, clock
         self._turn, self._some, self._stopping = threading.Lock(), threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._work, name="keys", daemon=True)
+        self._thread = Loop("keys", self._work, self._stopping, log)
 
     def start(self) -> None:
         """Start the thread that switches to a new key when its time has come, and continue a rotation that was interrupted."""
@@ -132,10 +133,7 @@ class Rotation:
     def _work(self) -> None:
         while not self._stopping.is_set():
             self._some.clear()
-            try:
-                self.step()
-            except Exception:
-                log.exception("the change of the signing key could not go on; trying again")
+            self.step()
             switches = self._keys.switches
             left = LOOK_SECONDS if switches is None else min(LOOK_SECONDS, max(0.1, switches - self._clock()))
             self._some.wait(left)

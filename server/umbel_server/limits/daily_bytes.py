@@ -16,6 +16,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from umbel.errors import UmbelError
+from umbel.loops import Loop
 from umbel_server.storage.database import Database, Traffic
 
 log = logging.getLogger("umbel.server")
@@ -70,7 +71,7 @@ class DailyBytes:
         self._database, self._clock = database, clock
         self._lock, self._stopped = threading.Lock(), threading.Event()
         self._unwritten: dict[tuple[str, int], _Bytes] = {}
-        self._thread = threading.Thread(target=self._work, name="traffic", daemon=True)
+        self._thread = Loop("traffic", self._work, self._stopped, log)
         with database.transaction() as session:
             rows = session.scalars(select(Traffic).where(Traffic.day == self._day())).all()
         self._of = {row.population: _Today(row.down, row.up, row.day) for row in rows}

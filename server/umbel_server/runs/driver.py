@@ -12,6 +12,7 @@ from sqlalchemy.exc import OperationalError
 
 from umbel.errors import UmbelError
 from umbel.examples import load_examples
+from umbel.loops import Loop
 from umbel.tensors import Tensors
 from umbel_server.fleet.parts import Fleet
 from umbel_server.limits.daily_bytes import QuotaReached
@@ -51,7 +52,7 @@ class RunDriver:
         self._leaving = leaving
         self._port: FleetPort | None = None
         self._ordered: OrderKind | None = None
-        self._thread = threading.Thread(target=self._execute, name=f"run-{id}", daemon=True)
+        self._thread = Loop(f"run-{id}", self._execute, leaving, log)
 
     def start(self) -> None:
         """Start the thread."""

@@ -1,13 +1,18 @@
 """The MQTT link against real brokers."""
 
+import contextlib
+import errno
+import socket
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
-from tests.brokers import EmbeddedProcess, Mosquitto
+from tests.brokers import EmbeddedProcess, Mosquitto, mosquitto_program
 from tests.tcp_proxy import TcpProxy
 from tests.waiting import eventually
-from umbel.mqtt import Link, Will
+from umbel.mqtt import PUBLISH_OVERHEAD, Link, Will
 from umbel_sim.demo.processes import free_port
 
 Broker = EmbeddedProcess | Mosquitto
@@ -97,3 +102,72 @@ def test_stop_ends_a_link_that_never_connected() -> None:
     link.stop()
     assert "mqtt-lonely" not in {thread.name for thread in threading.enumerate()}
     link.stop()  # a second time there is nobody left to wake
+
+
+def test_an_error_before_a_connection_does_not_end_the_link(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
+    """As when the number of the session cannot be written because the disk is full."""
+    tried: list[int] = []
+
+    def will() -> Will | None:
+        tried.append(1)
+        if len(tried) < 3:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        return None
+
+    link = Link("127.0.0.1", broker.port, "full", (), lambda *_: None, will=will)
+    link.start()
+    assert link.wait_up(20)
+    assert len(tried) == 3
+    assert "no space left on device" in caplog.text
+    link.stop()
+
+
+def test_a_link_that_is_cut_again_and_again_comes_back_quickly_as_long_as_work_was_possible(broker: Broker) -> None:
+    with TcpProxy(broker.port) as proxy:
+        link = Link("127.0.0.1", proxy.port, "phone", ("x",), lambda *_: None)
+        link.start()
+        away = 0.0
+        for _ in range(8):
+            began = time.monotonic()
+            assert link.wait_up(20)
+            away += time.monotonic() - began
+            time.sleep(0.7)
+            proxy.break_all()
+            eventually(lambda: not link.is_up)
+        link.stop()
+    assert away < 8 * 1.0
+
+
+def test_a_link_that_is_never_let_in_backs_off() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        link = Link("127.0.0.1", listener.getsockname()[1], "phone", ("x",), lambda *_: None)
+        link.start()
+        until, tries = time.monotonic() + 4.0, 0
+        listener.settimeout(0.2)
+        while time.monotonic() < until:
+            with contextlib.suppress(TimeoutError):
+                listener.accept()[0].close()
+                tries += 1
+        link.stop()
+    assert 2 <= tries <= 8
+
+
+@pytest.mark.skipif(mosquitto_program() is None, reason="mosquitto is not installed")
+def test_a_message_that_the_broker_does_not_take_is_not_sent_and_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = free_port()
+    config = tmp_path / "mosquitto.conf"
+    config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\nmax_packet_size 2000\n")
+    broker = Mosquitto(tmp_path, config, port)
+    broker.start()
+    listener = Listener(port, "listener", ("a",))
+    assert listener.link.wait_up(10)
+    assert not listener.link.publish("a", bytes(2000))
+    assert "takes at most 2000 bytes" in caplog.text
+    largest = bytes(2000 - len("a") - PUBLISH_OVERHEAD)
+    assert listener.link.publish("a", largest)
+    eventually(lambda: listener.messages == [("a", largest)])
+    assert listener.link.is_up
+    listener.link.stop()
+    broker.stop()

@@ -27,6 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from umbel.errors import UmbelError
+from umbel.loops import Loop
 from umbel_server import answers
 from umbel_server.limits.bucket import RateLimit
 from umbel_server.security.audit.chain import Entry, Fault, Head, Walk, chained
@@ -68,7 +69,7 @@ class Audit:
         self._unwritten: dict[str, int] = {}
         self._turn, self._sealing, self._verifying = threading.Lock(), threading.Lock(), threading.Lock()
         self._some, self._stopped = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._work, name="audit", daemon=True)
+        self._thread = Loop("audit", self._work, self._stopped, log)
         self._whole, self._noted = True, Head()
         self._head = self._begin()
 
@@ -208,7 +209,11 @@ class Audit:
             self._some.wait()
             self._stopped.wait(SEAL_SECONDS)
             self._some.clear()
-            self.seal()
+            try:
+                self.seal()
+            except BaseException:
+                self._some.set()
+                raise
 
     def seal(self) -> None:
         """Seal the end of the log after the disk has it: after a power failure the seal must not be ahead of the log."""

@@ -1,5 +1,6 @@
 """Presence with real brokers: half-open connections, wills that never come, and brokers that forget."""
 
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from umbel.messages import Hello, Status
 from umbel.mqtt import Link
 from umbel_edge.config import Mqtt
 from umbel_server.commands import roll_call
+from umbel_server.devices.twins import TWIN
 from umbel_server.storage.database import Device
 
 FLEET = 3000
@@ -77,19 +79,9 @@ def test_a_device_that_does_not_answer_a_command_is_asked_at_once(
     eventually(lambda: not is_online(running, "gone"))
 
 
-class OlderDevice(ScriptedDevice):
-    """A device whose agent does not know Hello: it rejects the command."""
-
-    def _received(self, topic: str, token: bytes) -> None:
-        command = messages.decode_command(token, self.server_key)
-        if isinstance(command.body, Hello):
-            self.ack(command.id, "rejected", "this agent cannot execute the command")
-        else:
-            super()._received(topic, token)
-
-
 def test_an_older_agent_that_rejects_the_question_has_answered_it(running: RunningServer) -> None:
-    device = OlderDevice(running, "phone", reports)
+    device = ScriptedDevice(running, "phone", reports)
+    device.on_hello = lambda command: device.ack(command, "rejected", "this agent cannot execute the command")
     running.wait_online(1)
     running.restart()
     running.wait_online(1)
@@ -161,3 +153,19 @@ def _online(running: RunningServer) -> int:
     time.sleep(0.5)  # counting must not starve the server, which is in this process
     with running.server.database.transaction() as session:
         return session.scalar(select(func.count()).where(Device.online)) or 0
+
+
+def test_a_copied_device_is_named_on_both_sides(
+    tmp_path: Path, running: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = config_of(running, tmp_path / "phone")
+    first = RunningAgent(config)
+    running.wait_online(1)
+    first.stop()
+    shutil.copytree(config.state, tmp_path / "copy")
+    agents = [RunningAgent(config), RunningAgent(msgspec.structs.replace(config, state=tmp_path / "copy"))]
+    eventually(lambda: running.server.devices.get(POPULATION, "phone").reasons[-1:] == [TWIN], 30)
+    eventually(lambda: "another device uses the identity of this one" in caplog.text)
+    assert "two devices use this identity" in caplog.text
+    for agent in agents:
+        agent.stop()

@@ -295,6 +295,7 @@ def test_a_run_that_is_stopped_keeps_its_checkpoints_and_cancels_its_assignments
 def test_a_late_online_does_not_revive_a_dead_device(running: RunningServer) -> None:
     device = ScriptedDevice(running, "ghost", lambda c: None, epoch=7)
     running.wait_online(1)
+    device.on_hello = lambda command: None  # it is dead: what comes from it now is late
     device.say(device.status(False), "status", retain=True)
     running.wait_online(0)
     device.say(device.status(True), "status")
