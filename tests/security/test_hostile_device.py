@@ -186,7 +186,7 @@ def test_an_archive_that_unpacks_to_much_is_refused(served: Served) -> None:
     before = served.forget_peak()
     admin = {"Authorization": f"Bearer {served.state.admin_token}"}
     answer = httpx.post(served.state.server_url + "/v1/plans", content=bomb, headers=admin, trust_env=False, timeout=30)
-    assert (answer.status_code, "packed" in answer.json()["error"]) == (400, True)
+    assert (answer.status_code, "uncompressed" in answer.json()["error"]) == (400, True)
     held_out = served.client.put_blob(examples.getvalue(), POPULATION)
     body = {"population": POPULATION, "plan": "0" * 64, "settings": {"held_out": held_out}}
     with pytest.raises(UmbelError):
