@@ -7,7 +7,7 @@ import msgspec
 
 from docs.hooks.markdown import COMMENT, code, table
 from umbel_server.cli.runs.policy import FIELDS
-from umbel_server.flower.strategies import STRATEGIES, options_of
+from umbel_server.flower.strategies import RANGES, STRATEGIES, options_of
 from umbel_server.rounds import bounds
 from umbel_server.rounds.policy import RoundPolicy
 from umbel_server.state_folder import Config
@@ -60,7 +60,11 @@ def policy_page() -> str:
 def strategies_page() -> str:
     """The page of the strategies, in Markdown."""
     rows = [
-        (code(name), kind.__name__, ", ".join(code(option) for option in options_of(name)) or "none")
+        (
+            code(name),
+            kind.__name__,
+            "; ".join(f"{code(option)}: {RANGES[option]}" for option in options_of(name)) or "none",
+        )
         for name, kind in STRATEGIES.items()
     ]
     return "\n".join(

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 from flwr.serverapp import strategy as flower
@@ -34,7 +35,47 @@ _OURS = {
     "min_available_nodes": 1,
     "weighted_by_key": "num-examples",
 }
-_INTEGERS = ("num_malicious_nodes", "num_nodes_to_select")
+_MOST = 10**6
+
+
+class OptionRange(NamedTuple):
+    """The numbers that an option of a strategy may have: `least` to `most`, without those that `above` and `below` exclude."""
+
+    least: float
+    most: float
+    above: bool = False
+    below: bool = False
+    whole: bool = False
+
+    def __str__(self) -> str:
+        least = f"{'above' if self.above else 'from'} {self.least:g}"
+        most = f"{'to below' if self.below else 'to'} {self.most:,.15g}"
+        return f"{'a whole number' if self.whole else 'a number'} {least} {most}"
+
+    def holds(self, value: float) -> bool:
+        """Whether `value` is in the range; NaN is in none."""
+        if not self.least <= value <= self.most or (self.whole and value != int(value)):
+            return False
+        return not (self.above and value == self.least) and not (self.below and value == self.most)
+
+
+_RATE, _DECAY = OptionRange(0, _MOST, above=True), OptionRange(0, 1, below=True)
+RANGES: dict[str, OptionRange] = {
+    "proximal_mu": OptionRange(0, _MOST),
+    "server_learning_rate": _RATE,
+    "server_momentum": _DECAY,
+    "eta": _RATE,
+    "eta_l": _RATE,
+    "beta_1": _DECAY,
+    "beta_2": _DECAY,
+    "tau": _RATE,
+    "beta": OptionRange(0, 0.5, below=True),
+    "num_malicious_nodes": OptionRange(0, _MOST, whole=True),
+    "num_nodes_to_select": OptionRange(1, _MOST, whole=True),
+    "client_learning_rate": _RATE,
+    "q": OptionRange(0, 100),
+}
+"""The range of every option, by its name, which means the same in all strategies."""
 _MOMENTS, _MOMENTUM = ("m_t", "v_t"), "momentum_vector"
 
 
@@ -49,14 +90,16 @@ def options_of(name: str) -> list[str]:
 def make_strategy(name: str, options: Mapping[str, float], learning_rate: float) -> FedAvg:
     """The Flower strategy `name` with `options`; QFedAvg's client learning rate is `learning_rate` unless given.
 
-    Raises UmbelError on an unknown name or option, or a value that the strategy refuses.
+    Raises UmbelError on an unknown name or option, or a value outside its range.
     """
     known = options_of(name)
     for option in options:
         if option not in known:
             raise UmbelError(f"strategy {name} has no option {option!r}; it has {', '.join(known) or 'none'}")
+        if not RANGES[option].holds(options[option]):
+            raise UmbelError(f"strategy {name}: option {option} should be {RANGES[option]}, got {options[option]:.15g}")
     arguments: dict[str, object] = {
-        option: int(value) if option in _INTEGERS else float(value) for option, value in options.items()
+        option: int(value) if RANGES[option].whole else float(value) for option, value in options.items()
     }
     if name == "qfedavg":
         arguments = {"client_learning_rate": learning_rate, "train_loss_key": "loss", **arguments}

@@ -1,5 +1,8 @@
 """Every strategy gives through our round loop what it gives when Flower's own class is applied directly."""
 
+import inspect
+import math
+
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord
@@ -11,7 +14,7 @@ from tests.memory_journal import MemoryJournal
 from umbel import UmbelError
 from umbel.tensors import Tensors, dump, load
 from umbel_server.flower import messages as flower_messages
-from umbel_server.flower.strategies import STRATEGIES, make_strategy, options_of, restore, state_of
+from umbel_server.flower.strategies import RANGES, STRATEGIES, make_strategy, options_of, restore, state_of
 from umbel_server.rounds.policy import RoundPolicy
 from umbel_server.runs.grid_port import GridPort
 from umbel_server.runs.loop import run_rounds
@@ -149,8 +152,42 @@ def test_what_is_ours_to_set_is_no_option() -> None:
 
 
 def test_a_value_that_the_strategy_refuses_is_one_sentence() -> None:
-    with pytest.raises(UmbelError, match=r"strategy fedtrimmedavg: .*\[0, 0.5\)"):
+    with pytest.raises(
+        UmbelError, match=r"^strategy fedtrimmedavg: option beta should be .* from 0 to below 0.5, got 0.5$"
+    ):
         make_strategy("fedtrimmedavg", {"beta": 0.5}, LEARNING_RATE)
+
+
+def test_every_option_of_every_strategy_has_a_range_and_its_default_is_in_it() -> None:
+    used: set[str] = set()
+    for name in STRATEGIES:
+        for option in options_of(name):
+            used.add(option)
+            default = inspect.signature(STRATEGIES[name].__init__).parameters[option].default
+            assert default is inspect.Parameter.empty or RANGES[option].holds(default)
+    assert used == RANGES.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        *(("multikrum", "num_nodes_to_select", value) for value in (0, -1, 2.7, 1e30)),
+        *(("krum", "num_malicious_nodes", value) for value in (-1, 0.5)),
+        *(("fedadam", "beta_1", value) for value in (-0.1, 1.0)),
+        *(("fedadam", option, 0.0) for option in ("eta", "eta_l", "tau")),
+        ("fedavgm", "server_learning_rate", 0.0),
+        ("fedavgm", "server_momentum", 1.0),
+        ("fedprox", "proximal_mu", -1.0),
+        ("qfedavg", "client_learning_rate", 0.0),
+        ("qfedavg", "q", -1.0),
+        *((name, "eta", value) for name in ("fedyogi", "fedadagrad") for value in (math.nan, math.inf, -math.inf)),
+    ],
+)
+def test_an_option_outside_its_range_is_refused_with_the_range(name: str, option: str, value: float) -> None:
+    with pytest.raises(
+        UmbelError, match=rf"^strategy {name}: option {option} should be a (whole )?number (from|above) .* got "
+    ):
+        make_strategy(name, {option: value}, LEARNING_RATE)
 
 
 def test_qfedavg_takes_the_runs_learning_rate_unless_told_otherwise() -> None:
