@@ -187,7 +187,7 @@ class Assignment(Struct, frozen=True):
     reason: str
     examples: int
     seconds: float
-    metrics: dict[str, float | list[float]]
+    metrics: dict[str, float | None | list[float | None]]
     since: float
     offered: float
     closes: float

@@ -17,6 +17,7 @@ from umbel import signing, topics
 from umbel.conditions import Rules
 from umbel.enrolment import CLOCK_TOLERANCE
 from umbel.errors import NOT_DECODED, MessageError, SignatureError
+from umbel.metrics import JsonSums
 from umbel.signing import Keys, PublicKey
 from umbel.sizes import cut_texts
 from umbel.tensors import digest
@@ -213,23 +214,23 @@ class Ack(Message, frozen=True):
 class Trained(Struct, frozen=True, tag="trained", omit_defaults=True):
     """An update. `update` is a safetensors file: (weights after - weights before), after the run's pipeline (umbel.updates).
 
-    `metrics` are sums over the `examples` trained on, divided by their number (umbel.metrics). `seconds` is the duration of
-    the training.
+    `metrics` are sums over the `examples` trained on, divided by their number (umbel.metrics); None stands for one that is
+    not finite. `seconds` is the duration of the training.
     """
 
     assignment: str
     update: Blob
     examples: int
-    metrics: dict[str, float | list[float]]
+    metrics: JsonSums
     seconds: float = 0.0
 
 
 class Evaluated(Struct, frozen=True, tag="evaluated", omit_defaults=True):
-    """Metrics as means over `examples` local examples."""
+    """Metrics as means over `examples` local examples; None stands for one that is not finite."""
 
     assignment: str
     examples: int
-    metrics: dict[str, float | list[float]]
+    metrics: JsonSums
     seconds: float = 0.0
 
 

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 Sums = dict[str, float | list[float]]
 """`loss`, `weight` and the sums of the metrics, by key; a list is a vector."""
 
+JsonSums = Mapping[str, float | None | Sequence[float | None]]
+"""Sums as JSON carries them. None stands for a number that is not finite: JSON has no NaN and no infinity."""
+
 Kind = Literal["mean", "ratio", "root_mean", "precision", "recall", "auc_roc", "auc_pr"]
 
 
@@ -64,6 +67,21 @@ def results(specs: Sequence[MetricSpec], averages: Mapping[str, Any]) -> dict[st
         states = {state: _array(averages[key]) for state, key in zip(spec.states, spec.keys, strict=True)}
         found[spec.name] = float(_result(spec.kind, states))
     return found
+
+
+def sums_of(reported: JsonSums) -> Sums:
+    """The sums that came as JSON, with NaN for every number that is not finite."""
+    return {key: _plain(_array(value)) for key, value in reported.items()}
+
+
+def not_finite(sums: Mapping[str, float | list[float]]) -> set[str]:
+    """The names of the metrics (`loss` among them) that have a sum which is NaN or infinite."""
+    return {name_of(key) for key, value in sums.items() if not np.isfinite(_array(value)).all()}
+
+
+def name_of(key: str) -> str:
+    """The name of the metric to which a sum belongs, by the sum's key."""
+    return key.rpartition(".")[0] or key
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -58,7 +58,7 @@ def check_labels(labels: Mapping[str, str], what: str) -> None:
         )
 
 
-def check_metrics(metrics: Mapping[str, float | Sequence[float]]) -> None:
+def check_metrics(metrics: Mapping[str, float | None | Sequence[float | None]]) -> None:
     """Raise MessageError when there are more metrics or numbers, or longer names, than one outcome may have."""
     numbers = sum(len(value) if isinstance(value, list) else 1 for value in metrics.values())
     longest = max(map(len, metrics), default=0)

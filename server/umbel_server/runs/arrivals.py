@@ -4,6 +4,7 @@ from sqlalchemy import and_, bindparam, select
 
 from umbel.errors import TensorError, UmbelError
 from umbel.messages import Blob
+from umbel.metrics import sums_of
 from umbel.updates import Pipeline
 from umbel_server.aggregation import Buffers, Update, WeightPieces, from_blob
 from umbel_server.aggregation.device_metrics import check_metrics
@@ -47,6 +48,7 @@ class Arrivals:
         if row.state != devices.ACTIVE:
             raise UmbelError(f"{row.device} was {row.state} before its update was folded")
         check_metrics(row.device, row.metrics, self._run.plan.manifest.metrics)
+        metrics = sums_of(row.metrics)
         most = self._pipeline.largest
         if row.bytes_up > most:  # it is read whole, so its size is checked first
             raise UmbelError(f"the update of {row.device} should have at most {most} bytes, it has {row.bytes_up}")
@@ -54,7 +56,7 @@ class Arrivals:
             update = self._read(row.command, Blob(row.update, row.bytes_up)) if row.update else NO_UPDATE
         except TensorError as error:
             raise UmbelError(f"the update of {row.device}: {error}") from error
-        return Arrival(row.device, update, row.examples, row.metrics, row.reported)
+        return Arrival(row.device, update, row.examples, metrics, row.reported)
 
     def _read(self, command: str, blob: Blob) -> Update:
         received = self._run.fleet.received_blobs

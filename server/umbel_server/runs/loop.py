@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 from msgspec.structs import replace as replace_spec
 
 from umbel.errors import UmbelError
+from umbel.metrics import not_finite
 from umbel.tensors import Tensors, WeightSpec
 from umbel.updates import Pipeline
 from umbel_server import moments
@@ -166,6 +167,9 @@ class _Loop:
                 self._vetting.accept(arrival.device, delta, arrival.examples, arrival.reported, squares)
             with self._timed("fold"):
                 self._aggregator.fold(id, arrival.update, weight, arrival.metrics)
+            if broken := sorted(not_finite(arrival.metrics)):
+                text = "round %d: %s reports numbers that are not finite for %s; its update counts, the means leave them out"
+                log.warning(text, self._state.number, arrival.device, ", ".join(broken))
         except UmbelError as error:
             log.warning("round %d goes on without an update: %s", self._state.number, error)
             self._step_before_deadlines(events.Refused(self._port.now, id, str(error)))

@@ -245,7 +245,7 @@ class Assignment(Base):
     folded_into: Mapped[int | None] = mapped_column(default=None)
     bytes_down: Mapped[int] = mapped_column(BigInteger, default=0)
     bytes_up: Mapped[int] = mapped_column(BigInteger, default=0)
-    metrics: Mapped[dict[str, float | list[float]]] = mapped_column(JSON, default=dict)
+    metrics: Mapped[dict[str, float | None | list[float | None]]] = mapped_column(JSON, default=dict)
 
 
 class Release(Base):

@@ -1,3 +1,5 @@
+import math
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -6,6 +8,7 @@ from hypothesis import strategies as st
 from umbel import messages, signing
 from umbel.errors import MessageError, SignatureError
 from umbel.messages import INLINE_MAX, Ack, Blob, Cancel, Command, Infer, Report, Standing, Status, UnknownKind
+from umbel.metrics import not_finite, sums_of
 
 KEY, OTHER = signing.generate_key(), signing.generate_key()
 
@@ -27,6 +30,22 @@ def test_another_key_no_signature_and_a_changed_byte_are_refused() -> None:
     for wrong in (messages.encode(command(Report()), OTHER), unsigned, changed, payload, b"", b"..", b"\xff\x00"):
         with pytest.raises(SignatureError):
             messages.decode_command(wrong, KEY)
+
+
+@pytest.mark.parametrize("kind", [messages.Trained, messages.Evaluated])
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_metrics_that_are_not_finite_leave_a_result_readable(
+    kind: type[messages.Trained | messages.Evaluated], broken: float
+) -> None:
+    metrics = {"loss": 1.0, "mse": broken, "auc": [1.0, broken]}
+    update = (Blob.of(b"update"),) if kind is messages.Trained else ()
+    result = messages.Result("c1", "home", "phone", 1.0, kind("a1", *update, 4, metrics), 2.0)
+    outcome = messages.decode(messages.encode(result, KEY), messages.Result, KEY).outcome
+    assert isinstance(outcome, kind)
+    assert outcome.metrics == {"loss": 1.0, "mse": None, "auc": [1.0, None]}
+    sums = sums_of(outcome.metrics)
+    assert not_finite(sums) == {"mse", "auc"}
+    assert sums["loss"] == 1.0
 
 
 def test_an_unknown_kind_can_still_be_answered() -> None:

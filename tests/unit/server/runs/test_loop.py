@@ -1,3 +1,4 @@
+import math
 import re
 from collections.abc import Callable
 from itertools import count
@@ -182,9 +183,21 @@ def test_an_update_with_other_metrics_than_the_others_is_left_out(caplog: pytest
     assert "the metrics of an update should be" in caplog.text
 
 
+def test_an_update_with_a_metric_that_is_not_finite_counts(caplog: pytest.LogCaptureFixture) -> None:
+    broken = answering(lambda w: w, {"num-examples": 3.0, "loss": 2.0, "accuracy": math.inf})
+    journal = MemoryJournal(weights())
+    run(MemoryGrid({1: learner(1), 2: broken}), journal, settings(1))
+    (commit,) = journal.commits
+    assert len(commit.contributors) == 2
+    assert commit.fleet_sums["accuracy"] == pytest.approx(0.1)
+    assert "node 2 reports numbers that are not finite for accuracy; its update counts" in caplog.text
+
+
 def test_weights_that_overflow_are_not_committed() -> None:
     journal = MemoryJournal(weights())
-    end = run(MemoryGrid({1: learner(1)}), journal, of_strategy("fedavgm", {"server_learning_rate": 1e39}))
+    far = answering(lambda w: {name: np.full_like(weight, 1e35) for name, weight in w.items()})
+    policy = msgspec.structs.replace(POLICY, max_norm=0.0)
+    end = run(MemoryGrid({1: far}), journal, of_strategy("fedavgm", {"server_learning_rate": 1e6}, 1, policy))
     assert end is not None
     assert end.state == "paused"
     assert re.search("3 times in a row, last because FedAvgM made weights that are not finite; lower", end.reason)
