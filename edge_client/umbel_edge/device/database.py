@@ -1,5 +1,6 @@
 """The SQLite database in the agent's state folder."""
 
+import logging
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -9,7 +10,11 @@ from typing import Any
 
 from umbel.errors import UmbelError
 
+log = logging.getLogger("umbel.agent")
+
 DATABASE = "agent.sqlite"
+DAMAGED = "agent.sqlite.damaged"
+_DAMAGES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 SCHEMA = 2
 _TABLES = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -26,18 +31,22 @@ CREATE TABLE IF NOT EXISTS outgoing (command TEXT PRIMARY KEY, outcome BLOB NOT 
 class StateDatabase:
     """The opened database. Safe to use from several threads.
 
-    A database of an older agent is upgraded. Raises UmbelError when the file is not the agent's database, or a newer agent
-    made it.
+    A database of an older agent is upgraded. A damaged file, as a power failure may leave it, is set aside and a new one is
+    begun: the device's key and its trust are files of their own. Raises UmbelError when another program made the file, or a
+    newer agent.
     """
 
     def __init__(self, folder: Path) -> None:
         path = folder / DATABASE
         self._lock = threading.RLock()
         try:
-            self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("PRAGMA synchronous=NORMAL")
-            self._connection.executescript(_TABLES)
+            try:
+                self._connection = _opened(path)
+            except sqlite3.DatabaseError as error:
+                if not _is_damaged(error):
+                    raise
+                _set_aside(path, error)
+                self._connection = _opened(path)
             schema = int(self.fact("schema", str(SCHEMA)))
             if schema == 1:
                 self._connection.execute("ALTER TABLE inbox ADD COLUMN command BLOB NOT NULL DEFAULT x''")
@@ -100,3 +109,38 @@ class StateDatabase:
             value = int(self.fact(name, "0")) + 1
             self.remember(name, str(value))
         return value
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    """A connection to the file, with all tables; raises DatabaseError when a page of it is damaged."""
+    connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if found != "ok":
+            damage = sqlite3.DatabaseError(str(found))
+            damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+            raise damage
+        connection.executescript(_TABLES)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _is_damaged(error: sqlite3.DatabaseError) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGES  # the primary result code
+
+
+def _set_aside(path: Path, error: sqlite3.DatabaseError) -> None:
+    """Rename a damaged file; an earlier one that was set aside is replaced, so that they do not fill the storage."""
+    for end in ("-wal", "-shm"):
+        path.with_name(path.name + end).unlink(missing_ok=True)
+    path.replace(path.with_name(DAMAGED))
+    log.error(
+        "%s is damaged (%s): it is now %s, and the agent goes on with an empty one. The device keeps its identity. It lost the "
+        "commands that it had taken in, its answers, and its counts of sessions and rounds: the server sends open commands anew, "
+        "and those from before now are not executed",
+        *(path, error, DAMAGED),
+    )

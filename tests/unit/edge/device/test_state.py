@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from umbel import signing
 from umbel.enrolment import CLOCK_TOLERANCE
 from umbel.errors import UmbelError
-from umbel_edge.device.database import DATABASE, StateDatabase
+from umbel_edge.device.database import DAMAGED, DATABASE, StateDatabase
 from umbel_edge.device.full_storage import is_full
 from umbel_edge.device.inbox import Answer, Begun
 from umbel_edge.device.state import AgentState
@@ -129,3 +130,41 @@ def test_of_before_its_memory_began_a_device_remembers_nothing(tmp_path: Path) -
     assert not state.inbox.remembers(100, 1e12)
     assert state.inbox.remembers(101, 1e12)
     state.close()
+
+
+@pytest.mark.parametrize("damage", ["zeros", "cut in half", "another page"])
+def test_a_damaged_database_is_set_aside_and_the_identity_kept(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = AgentState(tmp_path / "state")
+    known = signing.fingerprint(state.key)
+    with state.change():
+        for number in range(200):
+            state.inbox.begin(f"c{number}", time.time() + 60, b"x" * 500)
+    state.close()
+    path = tmp_path / "state" / DATABASE
+    whole = path.read_bytes()
+    page = len(whole) // 4096 // 2 * 4096
+    damaged = {
+        "zeros": bytes(len(whole)),
+        "cut in half": whole[: len(whole) // 2],
+        "another page": whole[:page] + b"\xff" * 4096 + whole[page + 4096 :],
+    }[damage]
+    path.write_bytes(damaged)
+    again = AgentState(tmp_path / "state")
+    assert signing.fingerprint(again.key) == known
+    assert again.epoch == 0
+    assert not again.inbox.unanswered()
+    assert (tmp_path / "state" / DAMAGED).read_bytes() == damaged
+    assert "The device keeps its identity" in caplog.text
+    again.close()
+    caplog.clear()
+    AgentState(tmp_path / "state").close()
+    assert not caplog.records
+
+
+def test_a_file_that_cannot_be_opened_is_not_set_aside(tmp_path: Path) -> None:
+    (tmp_path / DATABASE).mkdir()
+    with pytest.raises(UmbelError, match="not a database of umbel-agent"):
+        StateDatabase(tmp_path)
+    assert (tmp_path / DATABASE).is_dir()
