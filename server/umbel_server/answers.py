@@ -19,11 +19,12 @@ class Error(Struct, frozen=True, omit_defaults=True):
     code: str = ""
 
 
-class Health(Struct, frozen=True):
-    """Whether the server answers, and whether it is connected to its broker."""
+class Health(Struct, frozen=True, omit_defaults=True):
+    """Whether the server answers, and whether it is connected to its broker; `problem` says why not."""
 
     ok: bool
     broker: bool
+    problem: str = ""
 
 
 class StoredBlob(Struct, frozen=True):

@@ -16,7 +16,7 @@ from umbel_server.api import make_app
 from umbel_server.api.bounded_http import Patience, bounded
 from umbel_server.security import pki
 from umbel_server.server import Server
-from umbel_server.state_folder import State
+from umbel_server.state_folder import State, listener
 
 log = logging.getLogger("umbel.server")
 
@@ -26,7 +26,7 @@ PATIENCE = Patience()
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket; raises UmbelError with what to do when the address cannot be used."""
     try:
-        return socket.create_server((host, port), backlog=512)
+        return listener(host, port, backlog=512)
     except OSError as error:
         raise UmbelError(
             f"port {port} on {host} cannot be listened on ({os.strerror(error.errno or 0)}); "

@@ -131,6 +131,14 @@ class Server:
     def _unseal(self, token: bytes) -> bytes:
         return sealing.unseal(token, self.state.agreement_key)
 
+    @property
+    def problem(self) -> str:
+        """Why the broker cannot be used at this moment; empty while it can."""
+        if self._broker is not None and self._broker.problem:
+            return self._broker.problem
+        mqtt = self.state.config.mqtt
+        return "" if self.exchange.is_up else f"the server is not connected to the broker at {mqtt.host}:{mqtt.port}"
+
     def start(self) -> None:
         """Start the embedded broker if there is one, connect, and go on with the runs that were running."""
         if self._broker is not None:

@@ -318,6 +318,13 @@ def machine_name() -> str:
     return name
 
 
+def listener(host: str, port: int, backlog: int | None = None) -> socket.socket:
+    """A listening socket for IPv4 or IPv6, as `host` says; `::` means every address of both. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    both = host == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server((host, port), family=family, backlog=backlog, dualstack_ipv6=both)
+
+
 def reachable(host: str) -> str:
     """The address at which a program on this machine reaches a listener on `host`."""
     return ANY.get(host, host)

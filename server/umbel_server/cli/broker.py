@@ -59,7 +59,9 @@ def config(
     hostname: Annotated[
         list[str] | None, typer.Option(help="a name or address at which devices reach it; repeatable")
     ] = None,
-    user: Annotated[str, typer.Option(help="user to run as when root starts it (default: mosquitto)")] = "",
+    user: Annotated[
+        str, typer.Option(help="user to run as when root starts it (default: mosquitto, if it can reach the folder)")
+    ] = "",
     state: StateOption = DEFAULT_STATE,
     json: JsonOption = False,
 ) -> None:

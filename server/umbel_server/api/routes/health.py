@@ -12,4 +12,5 @@ router = guarded("server")
 @router.get("/v1/health", dependencies=by(everybody()))
 async def health(request: Request) -> answers.Health:
     """Show whether the server is connected to its broker; it answers even while the database is locked."""
-    return answers.Health(True, server_of(request).exchange.is_up)
+    server = server_of(request)
+    return answers.Health(True, server.exchange.is_up, server.problem)
