@@ -84,20 +84,24 @@ def test_the_demo_trains_ships_and_uses_a_model(tmp_path: Path) -> None:
 @pytest.mark.serial
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.long
-def test_an_interrupted_demo_leaves_no_process(number: signal.Signals, tmp_path: Path) -> None:
-    keep = tmp_path / "kept"
+def test_an_interrupted_demo_says_so_and_leaves_no_process_and_no_file(number: signal.Signals, tmp_path: Path) -> None:
     demo = subprocess.Popen(
-        [program("umbel"), "demo", "--keep", str(keep)],
+        [program("umbel"), "demo"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        text=True,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
         # Tests that run in the background of a shell are started with interrupts ignored; the demo should not be.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
-    eventually(lambda: len(processes_of(keep)) >= 10, 30)
+    eventually(lambda: len(processes_of(tmp_path)) >= 10, 30)
     os.kill(demo.pid, number)
-    assert demo.wait(30) != 0
-    assert processes_of(keep) == []
+    shown, _ = demo.communicate(timeout=30)
+    assert demo.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
+    assert "stopping the broker, the server and the agents" in shown
+    assert processes_of(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.serial

@@ -38,6 +38,10 @@ class Screen:
             raise
         self._line("[green]✓[/]", name, what, started)
 
+    def say(self, text: str) -> None:
+        """Write a line."""
+        self._console.print(text, highlight=False)
+
     def news(self, text: str) -> None:
         """Say what the phase is doing now."""
         self._news.plain = text

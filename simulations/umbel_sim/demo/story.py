@@ -285,7 +285,10 @@ def _compile(task: Task, path: Path, screen: Screen, seed: int) -> Plan:
 
 
 def run_demo(rounds: int, seed: int, json: Path | None, keep: Path | None) -> Report:
-    """Tell the story in a fresh folder (kept as `keep`, or when a phase fails); raises UmbelError when it fails."""
+    """Tell the story in a fresh folder; raises UmbelError when a phase fails.
+
+    The folder stays as `keep`, or when a phase fails: it holds the logs. An interrupted demo removes it.
+    """
 
     def terminated(_signal: int, _frame: object) -> None:
         sys.exit(143)
@@ -296,14 +299,19 @@ def run_demo(rounds: int, seed: int, json: Path | None, keep: Path | None) -> Re
             raise UmbelError(f"{keep}: expected a new or empty folder to keep the demo in; name another one")
         keep.mkdir(parents=True, exist_ok=True)
     folder = keep or Path(tempfile.mkdtemp(prefix="umbel-demo-"))
-    failed = True
+    failed = False
     screen = Screen()
     try:
         with Processes(folder) as processes:
             story = Story(folder, rounds, seed, screen, processes)
             try:
                 story.tell()
-                failed = False
+            except Exception:
+                failed = True
+                raise
+            except (KeyboardInterrupt, SystemExit):
+                screen.say("stopping the broker, the server and the agents ...")
+                raise
             finally:
                 if json is not None:
                     json.write_bytes(msgspec.json.format(msgspec.json.encode(story.report), indent=2) + b"\n")
