@@ -10,6 +10,8 @@ from tests.compiled_plans import TASKS
 from tests.running_agent import RunningAgent
 from tests.server_harness import POPULATION, RunningServer, ScriptedDevice, X, config_of, serving
 from tests.umbel_command import Umbel
+from umbel import tensors
+from umbel.keras_import import import_keras
 from umbel.litert import Predictor
 from umbel.messages import Ack
 from umbel.plan import Plan
@@ -56,6 +58,15 @@ def test_an_operator_trains_looks_ships_and_asks(
     assert losses[-1] < losses[0] / 10
     for words in (("runs", "list"), ("runs", "show", "latest"), ("runs", "watch", "latest"), ("releases", "list")):
         assert umbel(*words)
+    file = tmp_path / "trained.safetensors"
+    assert data("runs", "checkpoint", "download", "latest", "--round", "3", "-o", file)["file"] == str(file)
+    digests = {checkpoint["round"]: checkpoint["weights"] for checkpoint in shown["checkpoints"]}
+    assert tensors.digest(file.read_bytes()) == digests[3]
+    download = ("runs", "checkpoint", "download", "latest")
+    assert "no checkpoint of round 31" in umbel(*download, "--round", "31", code=1)
+    assert "give --task" in umbel(*download, "-o", tmp_path / "x.keras", code=1)
+    assert "ends in .keras" in umbel(*download, "-o", file, "--task", TASKS / "line.py", code=1)
+    assert "give --task" in umbel("releases", "export", "latest", "--keras", tmp_path / "x.keras", code=1)
     release = data("releases", "export", "latest", "--output", tmp_path / "out")
     assert [r["id"] for r in data("releases", "list")] == [release["id"]]
     assert sorted(release["files"]) == ["float16", "float32", "int8"]
@@ -96,13 +107,22 @@ def test_an_operator_measures_the_files_of_a_release(
     umbel(*train, "--held-out", tmp_path / "test.npz", "--strategy", "fedavgm", "-o", "server_momentum=0.1", "--watch")
     table = umbel(
         *("releases", "export", "latest", "--variant", "float32", "--representative", tmp_path / "ask.npz"),
-        *("--task", TASKS / "line.py", "--output", tmp_path / "full"),
+        *("--task", TASKS / "line.py", "--output", tmp_path / "full", "--keras", tmp_path / "line.keras"),
     )
     rows = [line.split()[0] for line in table.splitlines() if line]
     assert rows[:7] == ["release", "model", "Keras", "plan", "float32", "int8-full", "Measured"]
     assert "loss" in table
     full = next((tmp_path / "full").glob("*.int8-full.tflite")).read_bytes()
     assert np.allclose(Predictor(full)({"x": X})["output"], 2 * X - 1, atol=0.5)
+    download = ("runs", "checkpoint", "download", "latest", "--task", TASKS / "line.py", "-o", tmp_path / "again.keras")
+    assert "round 30 of run" in umbel(*download)
+    import_keras()
+    import keras
+
+    weights = [keras.saving.load_model(tmp_path / name).get_weights() for name in ("line.keras", "again.keras")]
+    kernel, bias = (value.item() for value in weights[0])
+    assert (kernel, bias) == (pytest.approx(2, abs=0.1), pytest.approx(-1, abs=0.1))
+    assert [value.item() for value in weights[1]] == [kernel, bias]
 
 
 def test_what_devices_say_is_shown_and_obeyed_by_no_terminal(tmp_path: Path) -> None:

@@ -9,11 +9,16 @@ import typer
 
 from umbel.errors import UmbelError
 from umbel.examples import load_examples
-from umbel.keras_import import import_keras
-from umbel.plan import Plan
-from umbel.task import load_task
-from umbel.tensors import load
+from umbel.task import Task
 from umbel_server import answers
+from umbel_server.cli.checkpoints import (
+    all_weights,
+    check_keras_file,
+    checkpoint_of,
+    plan_of,
+    save_keras,
+    task_of,
+)
 from umbel_server.cli.open_client import open_client
 from umbel_server.cli.options import DEFAULT_STATE, JsonOption, RunArgument, StateOption
 from umbel_server.cli.output import ago, console, duration_text, plain, print_json, print_table, size_text
@@ -76,6 +81,9 @@ def export(
     task: Annotated[
         Path | None, typer.Option(help="the run's task file: Keras evaluates the checkpoint here, too")
     ] = None,
+    keras: Annotated[
+        Path | None, typer.Option(help="also save the checkpoint as this .keras model; needs --task")
+    ] = None,
     round: Annotated[int | None, typer.Option(help="the checkpoint's round (default: the newest)")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="also write the files into this folder")] = None,
     state: StateOption = DEFAULT_STATE,
@@ -87,6 +95,10 @@ def export(
     if representative is not None and "int8-full" not in variants:
         variants.append("int8-full")
     check_variants(variants, representative is not None)
+    if keras is not None:
+        check_keras_file(keras)
+        if task is None:
+            raise UmbelError(f"{keras}: a Keras model is made by the run's task; give --task FILE.py")
     body: dict[str, Any] = {"round": round, "variants": variants}
     population = ""
     if representative is not None or examples is not None:
@@ -96,7 +108,14 @@ def export(
     if examples is not None:
         body["examples"] = client.put_blob(_read(examples, "examples"), population)
     if task is not None:
-        body |= _ask_keras(client, client.runs.show(run), round, task, examples)
+        details = client.runs.show(run)
+        made = task_of(details, task)
+        if keras is not None:
+            checkpoint = checkpoint_of(details, round)
+            save_keras(client, details, checkpoint, made, keras)
+            body["round"] = checkpoint.round
+        if keras is None or examples is not None or details.settings.get("held_out"):
+            body |= _ask_keras(client, details, round, made, examples)
     row = client.releases.export(run, EXPORT_SECONDS, **body)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
@@ -116,31 +135,21 @@ def _read(path: Path, what: str) -> bytes:
 
 
 def _ask_keras(
-    client: Client, run: answers.RunDetails, round: int | None, file: Path, examples: Path | None
+    client: Client, run: answers.RunDetails, round: int | None, task: Task, examples: Path | None
 ) -> dict[str, Any]:
     """The checkpoint's round, and Keras's metrics for it; Keras runs in this process, not in the server's."""
-    found = [c for c in run.checkpoints if round is None or c.round == round]
-    if not found:
-        raise UmbelError(f"run {run.id} has no checkpoint of round {round if round is not None else 'any'} yet")
-    checkpoint, held_out = found[-1], run.settings.get("held_out")
+    checkpoint, held_out = checkpoint_of(run, round), run.settings.get("held_out")
     if examples is None and not held_out:
         raise UmbelError(
             "--task compares with Keras on held-out examples, and the run has none: give --examples FILE.npz"
         )
-    if file.is_file():
-        import_keras()
-    task = load_task(file)
     with tempfile.TemporaryDirectory() as name:
-        bundle, rows = Path(name) / "run.plan", examples or Path(name) / "held-out.npz"
-        bundle.write_bytes(client.get_blob(run.plan))
-        plan = Plan.open(bundle)
-        if task.name != plan.manifest.task:
-            raise UmbelError(f"{file}: the run trains task {plan.manifest.task}, this file defines task {task.name}")
+        plan, rows = plan_of(client, run, Path(name)), examples or Path(name) / "held-out.npz"
         if examples is None:
             rows.write_bytes(client.get_blob(str(held_out)))
         from umbel_server.compiler.keras_eval import evaluate
 
-        weights = {**plan.frozen_weights(), **load(client.get_blob(checkpoint.weights))}
+        weights = all_weights(client, checkpoint, plan)
         what = str(examples or "the run's held-out examples")
         return {
             "round": checkpoint.round,

@@ -16,7 +16,7 @@ from umbel.tensors import Tensors
 
 def evaluate(task: Task, weights: Tensors, examples: Examples) -> dict[str, float]:
     """Run `model.evaluate` with `weights` (by variable path); returns `loss` and the task's metrics."""
-    model, inputs = _model(task, weights), {name: examples.tensors[name] for name in task.input_specs}
+    model, inputs = keras_model(task, weights), {name: examples.tensors[name] for name in task.input_specs}
     outputs = list(named_outputs(model, model(model_arguments(model, _rows(inputs, 1)), training=False)))
     targets = {output: examples.tensors[target] for output, target in targets_of(task, outputs).items()}
     factors = {output: float((task.loss_weights or {}).get(output, 1.0)) for output in targets}
@@ -35,12 +35,13 @@ def evaluate(task: Task, weights: Tensors, examples: Examples) -> dict[str, floa
 
 def predict(task: Task, weights: Tensors, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
     """The model's outputs by name with `weights`, one row for each row of the inputs."""
-    model = _model(task, weights)
+    model = keras_model(task, weights)
     outputs = model(model_arguments(model, inputs), training=False)
     return {name: np.asarray(value) for name, value in named_outputs(model, outputs).items()}
 
 
-def _model(task: Task, weights: Tensors) -> Any:
+def keras_model(task: Task, weights: Tensors) -> Any:
+    """The task's Keras model with `weights` (by variable path); raises TaskError when they are not those of the model."""
     import_keras()
     import keras
 

@@ -2,7 +2,7 @@
 
 import typer
 
-from umbel_server.cli.runs import control, show, start, watch
+from umbel_server.cli.runs import checkpoint, control, show, start, watch
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -16,4 +16,5 @@ def add_commands(app: typer.Typer) -> None:
     runs.command("resume")(control.resume)
     runs.command("stop")(control.stop)
     runs.command("clone")(start.clone)
+    checkpoint.add_commands(runs)
     app.add_typer(runs, name="runs")
