@@ -59,7 +59,10 @@ def load_examples(source: Path | IO[bytes], manifest: Manifest, what: str = "") 
     The file holds one array for each input and target of the plan (`x` and `y` when there is one of each). Pickled objects
     are refused. Errors begin with `what`, or with the path.
     """
-    return load_arrays(source, {**manifest.inputs, **manifest.targets}, what or str(source))
+    what = what or str(source)
+    examples = load_arrays(source, {**manifest.inputs, **manifest.targets}, what)
+    check_values(examples.tensors, manifest.value_counts, what)
+    return examples
 
 
 def load_arrays(source: Path | IO[bytes], specs: Mapping[str, TensorSpec], what: str) -> Examples:
@@ -98,8 +101,8 @@ def _check_size(archive: zipfile.ZipFile, name: str) -> None:
 def fit(tensors: Mapping[str, NDArray[Any]], specs: Mapping[str, TensorSpec], what: str) -> Examples:
     """Examples made of `tensors`, cast to the dtypes of `specs`.
 
-    Raises TensorError, beginning with `what`, when a name, shape or kind of dtype differs, when a value is not finite, or
-    when the arrays are empty or of different lengths.
+    Raises TensorError, beginning with `what`, when a name, shape or kind of dtype differs, when a value is not finite or its
+    dtype cannot hold it, or when the arrays are empty or of different lengths.
     """
     fitted: Tensors = {}
     for name, spec in specs.items():
@@ -114,9 +117,9 @@ def fit(tensors: Mapping[str, NDArray[Any]], specs: Mapping[str, TensorSpec], wh
             tensor.dtype.kind in "iu" and spec.dtype.startswith(("int", "uint"))
         ):
             raise TensorError(f"{what}: array {name!r} should be {spec.dtype}, got {tensor.dtype.name}")
-        if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
-            raise TensorError(f"{what}: array {name!r} holds NaN or infinity")
-        fitted[name] = np.ascontiguousarray(tensor, dtype=spec.dtype)
+        if tensor.dtype.kind == "f" and not (finite := np.isfinite(tensor)).all():
+            raise TensorError(f"{what}: array {name!r} holds NaN or infinity in {_row(finite.argmin(), tensor)}")
+        fitted[name] = cast(tensor, spec.dtype, f"{what}: array {name!r}")
     counts = {name: len(tensor) for name, tensor in fitted.items()}
     if len(set(counts.values())) != 1:
         raise TensorError(f"{what}: every array should have the same number of examples, got {counts}")
@@ -124,6 +127,57 @@ def fit(tensors: Mapping[str, NDArray[Any]], specs: Mapping[str, TensorSpec], wh
     if count == 0:
         raise TensorError(f"{what}: expected at least one example, got none")
     return Examples(fitted, count)
+
+
+def cast(tensor: NDArray[Any], dtype: str, what: str) -> NDArray[Any]:
+    """The tensor as `dtype`, in C order.
+
+    Raises TensorError, beginning with `what` and naming value and row, when `dtype` cannot hold a value: integers would
+    wrap, and large floats would become infinite.
+    """
+    wanted = np.dtype(dtype)
+    with np.errstate(over="ignore"):
+        result = np.ascontiguousarray(tensor, dtype=wanted)
+    if wanted == tensor.dtype or not tensor.size:
+        return result
+    place: Any = None
+    least: float | int
+    most: float | int
+    if wanted.kind in "iu" and tensor.dtype.kind in "iu":
+        least, most = int(np.iinfo(wanted).min), int(np.iinfo(wanted).max)
+        # Python's integers compare rightly where NumPy's would be converted first.
+        place = tensor.argmin() if int(tensor.min()) < least else tensor.argmax() if int(tensor.max()) > most else None
+    elif wanted.kind == "f":
+        least, most = float(np.finfo(wanted).min), float(np.finfo(wanted).max)
+        lost = np.isinf(result) & ~np.isinf(tensor)
+        place = lost.argmax() if lost.any() else None
+    if place is not None:
+        value = tensor.reshape(-1)[place].item()
+        raise TensorError(
+            f"{what} holds {value} in {_row(place, tensor)}, {wanted.name} holds {least:.15g} to {most:.15g}"
+        )
+    return result
+
+
+def check_values(tensors: Mapping[str, NDArray[Any]], counts: Mapping[str, int], what: str) -> None:
+    """Raise TensorError, beginning with `what`, on a label outside the classes or an id beyond the embedding.
+
+    `counts` is the plan's `value_counts`: with n, 0 to n - 1 are known.
+    """
+    for name, count in counts.items():
+        tensor = tensors[name]
+        outside = (tensor < 0) | (tensor >= count)
+        if outside.any():
+            place = outside.argmax()
+            raise TensorError(
+                f"{what}: array {name!r} has the label or id {tensor.reshape(-1)[place].item()} in {_row(place, tensor)}, "
+                f"the plan knows 0 to {count - 1}; correct the examples"
+            )
+
+
+def _row(place: Any, tensor: NDArray[Any]) -> str:
+    """The row of the element at `place` of the flattened tensor, in words."""
+    return f"row {int(place) // max(1, tensor[:1].size)}" if tensor.ndim else "its only value"
 
 
 def batches(examples: Examples, size: int, order: NDArray[np.intp] | None = None) -> Iterator[Batch]:

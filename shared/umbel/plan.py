@@ -65,7 +65,8 @@ class Manifest(Struct, frozen=True):
     for a device that trains with Keras). `metrics` are computed from the sums that `train` and `evaluate` return beside
     `loss` and `weight`. `inputs`, `targets` and `outputs` are specs of one example, by name. `weight_maps` holds, for each
     inference file, the places of its weights. `parity` is the largest relative error against Keras that the compiler
-    measured, by quantity; `worst` names the tensor or value with that error.
+    measured, by quantity; `worst` names the tensor or value with that error. `value_counts` says of inputs and targets that
+    are ids or labels how many there are: with n, 0 to n - 1 are known.
     """
 
     schema: int
@@ -84,6 +85,7 @@ class Manifest(Struct, frozen=True):
     producer: dict[str, str]
     files: dict[str, File]
     worst: dict[str, str] = {}
+    value_counts: dict[str, int] = {}
 
     @property
     def untrained(self) -> frozenset[str]:

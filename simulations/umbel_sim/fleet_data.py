@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from umbel.errors import TensorError
-from umbel.examples import Examples
+from umbel.examples import Examples, cast, check_values
 from umbel.tensors import TensorSpec
 
 SAMPLED = 200
@@ -67,14 +68,19 @@ class Fleet(Protocol):
         """The distribution of examples and labels; labels are counted on at most `sampled` devices."""
 
 
-def examples_of(fleet: Fleet, device: int, specs: Mapping[str, TensorSpec]) -> Examples:
-    """The examples of `device` in the dtypes of a plan's `specs`; raises TensorError when they do not fit them."""
+def examples_of(
+    fleet: Fleet, device: int, specs: Mapping[str, TensorSpec], value_counts: Mapping[str, int] = MappingProxyType({})
+) -> Examples:
+    """The examples of `device` in the dtypes of a plan's `specs`; raises TensorError when they do not fit them.
+
+    `value_counts` is the plan's: labels and ids beyond it are refused.
+    """
     own, tensors = fleet.examples(device), {}
     for name, spec in specs.items():
         if name not in own:
             raise TensorError(f"device {device}: array {name!r} is missing; the plan wants {', '.join(sorted(specs))}")
         try:
-            tensors[name] = np.ascontiguousarray(own[name], spec.dtype)
+            tensors[name] = cast(np.asarray(own[name]), spec.dtype, f"device {device}: array {name!r}")
         except (ValueError, TypeError) as error:
             raise TensorError(f"device {device}: array {name!r} should be {spec.dtype}: {error}") from error
         if tensors[name].shape[1:] != spec.shape or tensors[name].ndim == 0:
@@ -87,6 +93,7 @@ def examples_of(fleet: Fleet, device: int, specs: Mapping[str, TensorSpec]) -> E
         raise TensorError(
             f"device {device}: every array should have the same number of examples, at least 1; got {counts}"
         )
+    check_values(tensors, value_counts, f"device {device}")
     return Examples(tensors, next(iter(counts.values())))
 
 

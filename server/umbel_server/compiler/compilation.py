@@ -15,7 +15,7 @@ from umbel.keras_import import native_stderr_silenced
 from umbel.plan import FROZEN, INFER, INFER_INT8, INITIAL, SCHEMA, TRAIN, Manifest, Plan
 from umbel.task import Task
 from umbel_server.compiler.inference_file import CHANNELS_OF_DENSE, InferenceFiles
-from umbel_server.compiler.keras_model import keras_parts
+from umbel_server.compiler.keras_model import keras_parts, value_counts
 from umbel_server.compiler.parity import check_parity
 from umbel_server.compiler.reemit import key
 from umbel_server.compiler.runtimes import check_runtime, version_of
@@ -65,6 +65,7 @@ def compile_plan(
         parity={},
         producer={"umbel": __version__, "tensorflow": tf.__version__, "keras": version("keras")},
         files={},
+        value_counts=value_counts(parts),
     )
     initial = {w.path: np.array(w.numpy()) for w in parts.weights}
     if check:

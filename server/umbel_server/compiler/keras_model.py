@@ -16,6 +16,8 @@ from umbel_server.compiler.errors import CompileError
 from umbel_server.compiler.tracing import all_layers
 
 _COMPUTED = ("float32", "int32", "int64", "bool", "uint8")
+_TRAINING = ("train_step", "compute_loss", "compute_metrics", "test_step", "train_on_batch", "fit")
+"""The methods of a Keras model that training calls; the plan's train step stands for them."""
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -101,6 +103,7 @@ def keras_parts(task: Task, seed: int) -> KerasParts:
             f"model {model.name} is a class of its own with several outputs that have no names; let its call return a mapping "
             "of name to output"
         )
+    _check_own_methods(model)
     _check_layers(model)
     targets = targets_of(task, list(outputs))
     specs = {
@@ -114,6 +117,38 @@ def keras_parts(task: Task, seed: int) -> KerasParts:
         {name: _loss(task, name, targets[name], outputs[name]) for name in targets},
         _optimizer(task),
     )
+
+
+def value_counts(parts: KerasParts) -> dict[str, int]:
+    """The number of classes of targets that are labels, and of rows of embeddings that look inputs up, by their names.
+
+    A loss with an `ignore_class` takes that label, too: its target is not counted.
+    """
+    counts: dict[str, int] = {}
+    for output, (loss, _) in parts.losses.items():
+        labels = getattr(loss, "fn", None) is keras.losses.sparse_categorical_crossentropy
+        if labels and getattr(loss, "_fn_kwargs", {}).get("ignore_class") is None and parts.outputs[output].shape:
+            counts[parts.targets[output]] = parts.outputs[output].shape[-1]
+    given = list(getattr(parts.model, "inputs", None) or [])
+    known = {id(tensor): tensor.name for tensor in given}
+    for layer in all_layers(parts.model):
+        if isinstance(layer, keras.layers.Embedding):
+            for tensor in (tensor for node in layer._inbound_nodes for tensor in node.input_tensors):
+                name = next(iter(parts.inputs)) if len(parts.inputs) == 1 else known.get(id(tensor), "")
+                if id(tensor) in known and name in parts.inputs:
+                    counts[name] = min(counts.get(name, layer.input_dim), layer.input_dim)
+    return counts
+
+
+def _check_own_methods(model: Any) -> None:
+    """Raise CompileError when a model has a part of Keras's training of its own, which a plan does not run."""
+    for method in _TRAINING:
+        own = next(kind for kind in type(model).__mro__ if method in vars(kind))
+        if method in vars(model) or own.__module__.partition(".")[0] != "keras":
+            raise CompileError(
+                f"model {model.name} ({type(model).__name__}) has a {method} of its own, which a plan does not run: devices "
+                "train by Keras's own train_step; say it with the task's loss and metrics, and with add_loss in a layer"
+            )
 
 
 def _symbolic(model: Any, arguments: Any) -> Any:

@@ -14,12 +14,13 @@ class LiteRTDevice:
     def __init__(self, plan: Plan, fleet: Fleet) -> None:
         self._plan, self._fleet = plan, fleet
         self._specs = {**plan.manifest.inputs, **plan.manifest.targets}
+        self._value_counts = plan.manifest.value_counts
         self._trainer, self._pipeline = LiteRTTrainer(""), Pipeline(plan.manifest.weights)
 
     def train(self, job: Job) -> Done:
         """As Device."""
         self._trainer.device = job.name
-        examples = examples_of(self._fleet, job.device, self._specs)
+        examples = examples_of(self._fleet, job.device, self._specs, self._value_counts)
         outcome = self._trainer.train(self._plan, job.weights, examples, job.how, _go_on)
         delta = difference(outcome.weights, job.weights)
         return done(self._pipeline, job, delta, outcome.metrics, examples.count)

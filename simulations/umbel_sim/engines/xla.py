@@ -108,7 +108,7 @@ class XLAEngine:
 
     def _course(self, job: Job) -> tuple[dict[str, Any], Any, list[int], int]:
         """A device's batches in their order, their sample weights, their seeds, and its number of examples."""
-        examples = examples_of(self._fleet, job.device, self._specs)
+        examples = examples_of(self._fleet, job.device, self._specs, self._plan.manifest.value_counts)
         size, rng = self._plan.manifest.batch_size, shuffles(job.how.seed, job.name)
         made, seeds = [], []
         for _ in range(job.how.epochs):

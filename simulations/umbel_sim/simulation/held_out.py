@@ -76,7 +76,9 @@ class OnDevices:
         self._trainable.set_weights(weights)
         manifest, found = self._plan.manifest, []
         for device in devices:
-            examples = examples_of(self._fleet, int(device), {**manifest.inputs, **manifest.targets})
+            examples = examples_of(
+                self._fleet, int(device), {**manifest.inputs, **manifest.targets}, manifest.value_counts
+            )
             sums = self._trainable.evaluate(batches(examples, self._plan.manifest.batch_size))
             metrics = finite(results(self._plan.manifest.metrics, per_example(sums)))
             found.append({**metrics, "examples": float(examples.count)})

@@ -244,7 +244,9 @@ class SimulationPort:
         asked = self._examinations.pop(id)
         manifest = self.plan.manifest
         try:
-            examples = examples_of(self.fleet, asked.device, {**manifest.inputs, **manifest.targets})
+            examples = examples_of(
+                self.fleet, asked.device, {**manifest.inputs, **manifest.targets}, manifest.value_counts
+            )
             return examples.count, self._examiner.evaluate(self.plan, asked.weights, examples, lambda: None)
         except UmbelError as error:
             raise Untrained(f"{asked.name} cannot evaluate: {error}") from error

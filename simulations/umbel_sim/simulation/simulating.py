@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from umbel import __version__
 from umbel.errors import UmbelError
-from umbel.examples import fit
+from umbel.examples import check_values, fit
 from umbel.keras_import import native_stderr_silenced
 from umbel.litert import runtime_name
 from umbel.plan import Plan
@@ -169,14 +169,16 @@ def train(
     manifest, fleet = plan.manifest, data.fleet
     _check_until(plan, settings)
     specs = {**manifest.inputs, **manifest.targets}
-    fit(fleet.examples(0), specs, f"{data.name}, device 0")
+    first = fit(fleet.examples(0), specs, f"{data.name}, device 0")
+    check_values(first.tensors, manifest.value_counts, f"{data.name}, device 0")
+    test = fit(data.test, specs, f"{data.name}, held out") if data.test else None
+    if test is not None:
+        check_values(test.tensors, manifest.value_counts, f"{data.name}, held out")
     tally = Tally(settings.devices, tuple(manifest.metrics))
     with native_stderr_silenced():  # the first interpreter of a process tells which kernels it uses
         on_devices = OnDevices(plan, fleet)
         on_devices(plan.initial_weights(), [0])
-    held_out = (
-        HeldOut(large, fit(data.test, specs, f"{data.name}, held out"), workers or cores()) if data.test else None
-    )
+    held_out = HeldOut(large, test, workers or cores()) if test is not None else None
     journal = Journal(identity(plan, data, settings), tally, held_out or (lambda weights: {}), on_devices, folder, told)
     updates = settings.rounds * settings.wanted
     chosen = make_engine(_same(engine, journal), task, plan, fleet, workers, updates, stage, address)

@@ -27,12 +27,13 @@ class NativeDevice:
     def __init__(self, chain: Chain, plan: Plan, fleet: Fleet) -> None:
         self._chain, self._fleet, self._batch = chain, fleet, plan.manifest.batch_size
         self._specs = {**plan.manifest.inputs, **plan.manifest.targets}
+        self._value_counts = plan.manifest.value_counts
         self._net, self._pipeline = Net(chain, self._batch, WIDEST), Pipeline(plan.manifest.weights)
 
     def train(self, job: Job) -> Done:
         """As Device."""
         how, chain = job.how, self._chain
-        examples = examples_of(self._fleet, job.device, self._specs)
+        examples = examples_of(self._fleet, job.device, self._specs, self._value_counts)
         order = self._order(job, examples.count)
         delta = empty_delta(job.weights)
         classes = np.clip(examples.tensors[chain.y].reshape(-1), -1, NO_CLASS).astype(np.int32)
