@@ -23,7 +23,9 @@ def images(folder: Path, task: Task | None = None) -> Dataset:
     """
     inner = folder / "train", folder / "test"
     parts = inner if all(part.is_dir() for part in inner) else (folder,)
-    names = sorted(path.name for path in parts[0].iterdir() if path.is_dir())
+    names = _classes(parts[0])
+    if len(parts) == 2 and (unknown := sorted(set(_classes(parts[1])) - set(names))):
+        raise UmbelError(f"{parts[1]}: class {unknown[0]!r} is not in {parts[0]}; give both folders the same classes")
     size = _size(task, folder)
     train = _read(parts[0], names, size)
     if train is None:
@@ -58,6 +60,13 @@ def _size(task: Task | None, folder: Path) -> tuple[int, ...] | None:
     return shape if len(shape) == 3 else (*shape, 1)
 
 
+def _classes(folder: Path) -> list[str]:
+    """The sorted names of the sub-folders; hidden ones, such as .ipynb_checkpoints, are no classes."""
+    return sorted(
+        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX"))
+    )
+
+
 def _read(
     folder: Path, names: list[str], size: tuple[int, ...] | None
 ) -> tuple[NDArray[np.uint8], NDArray[np.int32]] | None:
@@ -66,7 +75,7 @@ def _read(
         (path, label)
         for label, name in enumerate(names)
         for path in sorted((folder / name).rglob("*"))
-        if path.suffix.lower() in SUFFIXES
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
     ]
     if not files:
         return None
@@ -77,16 +86,29 @@ def _read(
     return x, np.array([label for _, label in files], np.int32)
 
 
+def _eight_bits(path: Path, image: Any) -> Any:
+    """The image with 8 bits a channel; Pillow's own conversion makes all 16-bit grey above 255 white."""
+    from PIL import Image
+
+    if image.mode.startswith("I;16") or (image.mode == "I" and path.suffix.lower() == ".png"):
+        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65_535)
+        return Image.fromarray(np.round(grey / 257).astype(np.uint8))
+    if image.mode.startswith(("I", "F")):
+        raise UmbelError(f"{path}: expected 8 or 16 bits a channel, got pixels of mode {image.mode}; convert the image")
+    return image
+
+
 def _image(path: Path, size: tuple[int, ...] | None) -> NDArray[np.uint8]:
     try:
-        from PIL import Image
+        from PIL import Image, ImageOps
     except ImportError as error:
         raise UmbelError(f"{path}: reading images needs Pillow: pip install 'umbel[sim]'") from error
     try:
         with Image.open(path) as image:
+            upright = _eight_bits(path, ImageOps.exif_transpose(image))
             if size is None:
-                size = (image.height, image.width, 1 if image.mode in ("1", "L", "I;16") else 3)
-            channels = image.convert("L" if size[2] == 1 else "RGB")
+                size = (upright.height, upright.width, 1 if upright.mode in ("1", "L") else 3)
+            channels = upright.convert("L" if size[2] == 1 else "RGB")
             if channels.size != (size[1], size[0]):
                 channels = channels.resize((size[1], size[0]), Image.Resampling.BILINEAR)
             return np.asarray(channels, np.uint8).reshape(size)

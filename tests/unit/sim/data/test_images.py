@@ -62,3 +62,44 @@ def test_what_is_no_folder_of_images_is_refused(folder: Path, tmp_path: Path) ->
     (folder / "dog" / "broken.jpg").write_bytes(b"no image")
     with pytest.raises(UmbelError, match=r"broken.jpg: expected an image, could not read it"):
         load(str(folder))
+
+
+def test_grey_of_16_bits_has_the_brightness_of_8_bits(tmp_path: Path) -> None:
+    ramp = np.arange(64).reshape(8, 8) * 4
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+    Image.fromarray(ramp.astype(np.uint8)).save(tmp_path / "cat" / "8bit.png")
+    Image.fromarray((ramp * 257).astype(np.uint16)).save(tmp_path / "dog" / "16bit.png")
+    eight, sixteen = load(str(tmp_path), task((8, 8))).train["x"]
+    np.testing.assert_array_equal(eight, sixteen)
+    np.testing.assert_allclose(eight, ramp / 255, rtol=1e-6)
+    assert load(str(tmp_path)).train["x"].shape == (2, 8, 8, 1)
+
+
+def test_pixels_of_32_bits_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "cat" / "deep.tif")
+    with pytest.raises(UmbelError, match=r"deep\.tif: expected 8 or 16 bits a channel, got pixels of mode F; convert"):
+        load(str(tmp_path), task((4, 4)))
+
+
+def test_a_photo_is_turned_as_its_camera_says(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    image = Image.fromarray(np.array([[0, 0], [255, 255]], np.uint8))
+    exif = image.getexif()
+    exif[0x0112] = 3  # turned by 180 degrees
+    image.save(tmp_path / "cat" / "photo.png", exif=exif)
+    assert load(str(tmp_path), task((2, 2))).train["x"][0].tolist() == [[1.0, 1.0], [0.0, 0.0]]
+
+
+def test_hidden_folders_and_files_are_no_classes_and_no_images(folder: Path) -> None:
+    draw(folder / ".ipynb_checkpoints" / "1.png", 9)
+    (folder / "cat" / "._1.png").write_bytes(b"not an image")
+    assert load(str(folder), task((4, 6))).train["y"].tolist() == [0, 0, 1]
+
+
+def test_a_held_out_class_that_training_lacks_is_refused(tmp_path: Path) -> None:
+    for name in ("train/a", "test/a", "test/b"):
+        draw(tmp_path / name / "1.png", 0)
+    with pytest.raises(UmbelError, match=r"test: class 'b' is not in .*train; give both folders the same classes"):
+        load(str(tmp_path), task((4, 6, 3)))
