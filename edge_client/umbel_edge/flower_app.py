@@ -20,7 +20,7 @@ app = ClientApp()
 
 ID, COUNT = "partition-id", "num-partitions"
 PARTITION = {ID, COUNT}
-"""All that Flower configures a simulated node with."""
+"""The whole configuration that Flower gives a simulated node."""
 PLACE = "{partition}"
 
 
@@ -78,7 +78,7 @@ def _prepare(context: Context) -> tuple[Plan, Examples, LiteRTTrainer]:
 
 
 def _simulated(number: int, count: int, run: UserConfig) -> UserConfig:
-    """What a node is configured with that Flower simulates: it can have no files but those that the run names."""
+    """The configuration of a node that Flower simulates; its files are those that the run names."""
     pattern = str(run.get("examples", ""))
     if PLACE not in pattern:
         raise UmbelError(
@@ -91,7 +91,7 @@ def _simulated(number: int, count: int, run: UserConfig) -> UserConfig:
 
 @lru_cache(maxsize=1)
 def _trainer(plan: Path, changed: int, threads: int) -> tuple[Plan, LiteRTTrainer]:
-    """What a process that answers several messages keeps, until the file changes."""
+    """The plan and its trainer, kept between messages until the file changes."""
     return Plan.open(plan), LiteRTTrainer("", threads)
 
 
@@ -127,4 +127,4 @@ def _number(config: ConfigRecord | dict[str, bool | float | int | str], name: st
 
 
 def _never() -> None:
-    """Flower ends the process when the work should end."""
+    """Never stop the work: Flower ends the process instead."""

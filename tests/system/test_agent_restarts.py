@@ -165,7 +165,7 @@ def test_an_agent_that_is_killed_while_it_trains_goes_on_where_it_was(phone: Pho
         phone.kill()
         phone.start()
     assert phone.is_right(phone.update_of(command), body)
-    resumed = [int(line.split("(")[1].split()[0]) for line in phone.log.splitlines() if "training goes on" in line]
+    resumed = [int(line.split("(")[1].split()[0]) for line in phone.log.splitlines() if "training continues" in line]
     assert len(resumed) == 2
     assert 0 < resumed[0] < resumed[1]
     assert phone.proxy.received - received < SLACK, "the weights came again"

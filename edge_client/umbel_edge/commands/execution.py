@@ -72,7 +72,7 @@ class Execution:
         for id, token in inbox.unanswered().items():
             job = self._job_of(token)
             if job is not None:
-                log.info("%s %s goes on after a restart", job.kind, id)
+                log.info("%s %s continues after a restart", job.kind, id)
                 resumed.add(id)
                 self._jobs.put(job)
             else:

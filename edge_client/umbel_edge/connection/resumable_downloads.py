@@ -1,4 +1,4 @@
-"""Downloading blobs: a download that broke off goes on where it stopped, also after a restart."""
+"""Downloading blobs: an interrupted download continues where it stopped, also after a restart."""
 
 import hashlib
 import os
@@ -21,8 +21,9 @@ _ADDRESS = re.compile(r"[0-9a-f]{64}")
 class Downloads:
     """Fetches blobs from the server and checks their digests.
 
-    Every method takes `check`, which is called again and again and raises when the work should end; with it the download is
-    tried however long the link takes, else as often as ServerHttp.attempt does. Raises UmbelError when the blob cannot be had.
+    Every method takes `check`, which is called again and again and raises when the work should end; with it the
+    download is tried however long it takes, else as often as ServerHttp.attempt does. Raises UmbelError when the download
+    fails.
     """
 
     def __init__(self, http: ServerHttp) -> None:

@@ -1,4 +1,4 @@
-"""Uploading blobs: an upload that broke off goes on where it stopped, also after a restart."""
+"""Uploading blobs: an interrupted upload continues where it stopped, also after a restart."""
 
 import io
 import logging
@@ -101,7 +101,7 @@ class Uploads:
         if offset == 0:
             drain(self._http.request("PUT", BLOB_PATH.format(sha256=blob.sha256), body, headers, command))
             return
-        log.info("upload of %s goes on from byte %d of %d", blob.sha256[:12], offset, blob.size)
+        log.info("upload of %s continues from byte %d of %d", blob.sha256[:12], offset, blob.size)
         headers |= {"Content-Type": "application/partial-upload", OFFSET: str(offset), COMPLETE: "?1"}
         try:
             drain(self._http.request("PATCH", UPLOAD_PATH.format(sha256=blob.sha256), body, headers, command))

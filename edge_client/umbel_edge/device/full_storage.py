@@ -1,4 +1,4 @@
-"""Recognising that the device's storage is full, for every room that writes."""
+"""Recognising that the device's storage is full, for every module that writes files."""
 
 import errno
 import sqlite3

@@ -1,4 +1,4 @@
-"""The commands that the device took in, and its answers: a command that comes again is answered again, not executed again."""
+"""The commands that the device has received, and its answers. A repeated command is answered again, not executed again."""
 
 from enum import Enum
 from typing import Literal
@@ -10,7 +10,7 @@ from umbel_edge.device.database import StateDatabase
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The answer to a command: the channel, the signed message, and its sequence where it is new."""
+    """The answer to a command: its channel, the signed message, and its sequence; 0 for a remembered answer."""
 
     channel: Literal["ack", "result"]
     token: bytes
@@ -18,7 +18,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Begun(Enum):
-    """What the inbox knew of a command before it was begun."""
+    """The inbox's record of a command at the moment of `Inbox.begin`."""
 
     NEW = "new"
     UNANSWERED = "unanswered"
@@ -70,7 +70,7 @@ class Inbox:
 
     @property
     def last_answered(self) -> int:
-        """The highest sequence of a final answer that this device remembers to have given."""
+        """The highest sequence among this device's final answers, as far as it remembers."""
         return int(self._database.fact("answered", "0"))
 
     def note_answered(self, sequence: int) -> None:
@@ -80,11 +80,17 @@ class Inbox:
                 self._database.remember("answered", str(sequence))
 
     def begin_memory(self, sequence: int) -> None:
-        """Treat every command up to this sequence as one that may have been executed: `remembers` is False for it."""
+        """Declare that the inbox has no memory of commands up to this sequence, as in a new or restored state folder.
+
+        `remembers` is False for them from now on, so they are rejected: the device may have executed them before.
+        """
         self._database.remember("memory", str(sequence))
 
     def remembers(self, sequence: int, expires: float) -> bool:
-        """Whether the inbox would know a command if it had come before; a command for which this is False may not be executed."""
+        """Whether the inbox would have a record of this command if it had been received before.
+
+        When False, a repeat could not be recognised, so the command must not be executed.
+        """
         forgotten = float(self._database.fact("forgotten", "0"))
         return sequence > int(self._database.fact("memory", "0")) and expires > forgotten
 

@@ -47,7 +47,7 @@ class KerasTrainer:
     ) -> TrainingOutcome:
         """A Keras loop over a tf.data pipeline: from_tensor_slices, shuffle, batch, map, prefetch.
 
-        It never goes on from saved progress, because the position in a tf.data shuffle cannot be saved.
+        It never continues from saved progress, because the position in a tf.data shuffle cannot be saved.
         """
         import tensorflow as tf
 

@@ -1,4 +1,4 @@
-"""Half-finished training in a file, so that a device that was switched off goes on where it was."""
+"""Half-finished training in a file, so that a device that was switched off continues where it was."""
 
 import logging
 import os
@@ -81,7 +81,7 @@ class SavedProgress:
             log.info("saved training progress is not used: %s", error)
             self.remove()
             return None
-        log.info("training goes on after epoch %d, batch %d (%d steps)", halfway.epoch, halfway.batch, halfway.steps)
+        log.info("training continues after epoch %d, batch %d (%d steps)", halfway.epoch, halfway.batch, halfway.steps)
         return halfway
 
     def due(self) -> bool:

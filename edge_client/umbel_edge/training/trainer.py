@@ -42,7 +42,7 @@ class Trainer(Protocol):
     ) -> TrainingOutcome:
         """Train from `weights` as `how` says; raises UmbelError when plan, weights or examples do not fit.
 
-        With `progress` a trainer may save its state and go on from a saved one; the outcome is the same, bit for bit.
+        With `progress` a trainer may save its state and continue from a saved one; the outcome is the same, bit for bit.
         """
 
     def evaluate(self, plan: Plan, weights: Tensors, examples: Examples, check: Callable[[], None]) -> Sums:

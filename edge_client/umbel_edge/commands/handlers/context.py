@@ -48,7 +48,7 @@ class HandlerContext:
     stopping: threading.Event
 
     def why_stop(self, assignment: str) -> str:
-        """The reason why work on an assignment must end now; empty while it may go on."""
+        """The reason why work on an assignment must end now; empty while it may continue."""
         if self.stopping.is_set():
             return "the agent is stopping"
         if self.participation.reason:

@@ -1,4 +1,4 @@
-"""News from the server that the device takes in at once, also while it works on something else."""
+"""Handlers of notices from the server, which the device processes at once, also while it works on something else."""
 
 from collections.abc import Callable
 

@@ -48,7 +48,7 @@ class Queued(Generic[B]):
 
     `handle(context, command id, body)` returns the outcome, or None for a kind that has none and is answered "done". It
     raises UmbelError with the reason why it failed. `admit` returns the rules that do not hold now: the command is
-    answered "declined" when there are any, else "accepted" before it is handled. A kind that is `resumed` goes on after a
+    answered "declined" when there are any, else "accepted" before it is handled. A kind that is `resumed` continues after a
     restart; the server sends the others again. `is_round` counts the finished command among the device's rounds. `clean`
     is called with the command's id once the command is finished, also when it failed.
     """

@@ -40,7 +40,7 @@ class Layer:
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """As `Shape` of net.c."""
+        """The layer as the numbers of the C struct `Shape` in net.c, in the order of its fields."""
         sizes = (*self.inputs, *self.outputs, *self.window, *self.strides, *self.pad)
         return (self.kind, self.activation, *sizes, int(bool(self.bias)))
 
