@@ -1,13 +1,15 @@
-"""FedAvg of many updates: Flower's `aggregate_train` of all replies, and Umbel's vetting and folding of one after the other.
+"""FedAvg of many updates: Flower's `aggregate_train` of all replies at once, against Umbel's vetting and folding one by one.
 
-How serialized bytes come to memory is not timed: Flower has replies whose ArrayRecords hold them, all at once as it
-wants them, Umbel reads one safetensors blob after the other and takes its digest. It sums squares of what the digest has
-just brought to the processor's cache; that is timed, as all vetting is. Each half is a process of its own, so that its
-peak memory is its own; the halves take turns `--turns` times, and the fastest turn of each counts, because machines drift.
-`umbel_extra_mb` is its peak above what it held before the first update, reading included; `stream_fraction` is the bytes
-of updates it vets and folds in a second, as a fraction of those that one thread adds in a second to a float32 array with
-`numpy.add`, from arrays of the same size that lie in memory. `umbel_look_s` is the part of its time that is spent while
-reading, and `umbel_read_s` what reading took beside; `umbel_cpu_s` and `flower_cpu_s` are seconds of all cores.
+Loading serialized bytes into memory is not timed. Flower gets all replies at once, with ArrayRecords that hold the bytes.
+Umbel reads one safetensors blob after the other and computes its digest. It sums the squares of each piece while the piece
+is in the processor's cache; this sum is timed, like the rest of the vetting. Each half is a process of its own, so that its
+peak memory can be measured. The halves take turns `--turns` times, and the fastest turn of each counts, because the speed of
+a machine changes over time.
+
+`umbel_extra_mb` is the peak memory above the memory before the first update, reading included. `stream_fraction` is the
+rate at which Umbel vets and folds bytes, divided by the rate at which one thread adds arrays of the same size with
+`numpy.add`. `umbel_look_s` is the timed part that happens while reading, and `umbel_read_s` the rest of the reading.
+`umbel_cpu_s` and `flower_cpu_s` are seconds summed over all cores.
 """
 
 import argparse
@@ -46,7 +48,7 @@ HALVES = ("umbel", "flower", "stream")
 
 
 def trained(number: int, base: Tensors, noise: np.ndarray) -> Tensors:
-    """One device's weights: normal, 1e-2 wide around the base, other ones for every number."""
+    """The trained weights of device `number`: the base plus normal noise of standard deviation 0.01."""
     position, tensors = number * 7919 % (noise.size // 2), {}
     for name, weight in base.items():
         tensors[name] = weight + noise[position : position + weight.size].reshape(weight.shape)
@@ -55,28 +57,28 @@ def trained(number: int, base: Tensors, noise: np.ndarray) -> Tensors:
 
 
 def update(number: int, base: Tensors, noise: np.ndarray) -> Tensors:
-    """What that device sends: its weights less the base, as float32."""
+    """The update of device `number`: its trained weights minus the base, as float32."""
     return {name: weight - base[name] for name, weight in trained(number, base, noise).items()}
 
 
 def noise_for(shapes: dict[str, tuple[int, ...]]) -> np.ndarray:
-    """Enough normal numbers that updates differ."""
+    """Normal numbers, enough for updates that differ from each other."""
     size = 2 * sum(math.prod(shape) for shape in shapes.values()) + 1
     return np.random.default_rng(0).normal(size=size, scale=0.01).astype(np.float32)
 
 
 def examples(number: int) -> float:
-    """What a device trained on."""
+    """The number of examples of device `number`."""
     return float(20 + number * 37 % 600)
 
 
 def base_of(shapes: dict[str, tuple[int, ...]]) -> Tensors:
-    """The weights that the devices began with."""
+    """The weights from which all devices start."""
     return {name: np.full(shape, 0.1, np.float32) for name, shape in shapes.items()}
 
 
 class Stopwatch:
-    """Seconds spent within it, and those of all cores."""
+    """Sums the seconds spent inside its `with` blocks: elapsed time, and processor time of all cores."""
 
     def __init__(self) -> None:
         self.seconds = self.cpu = 0.0
@@ -90,7 +92,7 @@ class Stopwatch:
 
 
 def looking(sums: Callable[..., float], seconds: list[float]) -> Callable[..., float]:
-    """`sums`, whose seconds are noted; it keeps to one thread."""
+    """`sums`, with the duration of each call appended to `seconds`; it uses one thread."""
 
     def timed(*given: object) -> float:
         began = time.perf_counter()
@@ -102,7 +104,7 @@ def looking(sums: Callable[..., float], seconds: list[float]) -> Callable[..., f
 
 
 def umbel_half(shapes: dict[str, tuple[int, ...]], updates: int, folder: Path) -> dict[str, float]:
-    """Read, vet and fold every blob, and finish the round."""
+    """Umbel's half: read, vet and fold every blob, and finish the round."""
     from umbel_server.aggregation import Buffers, Vetting, from_blob, passes
     from umbel_server.flower import internals
     from umbel_server.flower.strategies import make_strategy
@@ -138,7 +140,7 @@ def umbel_half(shapes: dict[str, tuple[int, ...]], updates: int, folder: Path) -
 
 
 def flower_half(shapes: dict[str, tuple[int, ...]], updates: int, folder: Path) -> dict[str, float]:
-    """Aggregate replies that hold base + delta."""
+    """Flower's half: aggregate replies that hold whole weights (base + delta)."""
     from umbel_server.flower import internals
     from umbel_server.flower import messages as flower_messages
     from umbel_server.flower.strategies import make_strategy
@@ -160,7 +162,7 @@ def flower_half(shapes: dict[str, tuple[int, ...]], updates: int, folder: Path) 
 
 
 def stream_half(shapes: dict[str, tuple[int, ...]], updates: int, folder: Path) -> dict[str, float]:
-    """Add arrays of the model's size, as many as make 400 MB, over and over."""
+    """The yardstick: add arrays of the model's size, 400 MB of them, again and again."""
     size = sum(math.prod(shape) for shape in shapes.values())
     rows = max(2, min(100_000_000 // size, 10_000))
     arrays, total = np.ones((rows, size), np.float32), np.zeros(size, np.float32)
@@ -185,7 +187,7 @@ WORK: dict[str, Callable[[dict[str, tuple[int, ...]], int, Path], dict[str, floa
 
 
 def in_a_process(half: str, model: str, updates: int, folder: Path) -> dict[str, float]:
-    """One half, in a process of its own; raises CalledProcessError when it fails."""
+    """Run one half in a process of its own; raises CalledProcessError when it fails."""
     done = subprocess.run(
         [sys.executable, __file__, "--work", half, str(folder), "--model", model, "--updates", str(updates)],
         check=True,

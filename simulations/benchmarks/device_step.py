@@ -1,7 +1,8 @@
 """One training step on a device: Keras's `train_on_batch`, Keras as one tf.function, and the plan, on the same threads.
 
-Every measurement is a process of its own that does only that, so that its peak memory is what a device would need. The
-three of a row run one after the other; a row's ratio is the plan's time to the tf.function's. Times are medians.
+Every measurement runs alone in a process of its own, so that its peak memory is the memory that a device would need. The
+three measurements of a row run one after the other. A row's ratio is the plan's time divided by the tf.function's. Times
+are medians.
 """
 
 import argparse
@@ -31,7 +32,7 @@ KINDS = ("train_on_batch", "function", "plan")
 
 
 def random_batch(specs: Mapping[str, TensorSpec], rows: int) -> Tensors:
-    """One full batch of inputs and targets: every integer is a token or a class that all of the models know."""
+    """One full batch of random inputs and targets. Integers are 1 to 9, which are valid tokens and classes in all models."""
     rng = np.random.default_rng(0)
     return {
         name: (
@@ -42,7 +43,7 @@ def random_batch(specs: Mapping[str, TensorSpec], rows: int) -> Tensors:
 
 
 def plan_step(plan: Path, threads: int) -> Callable[[], object]:
-    """The step that a device runs, with what a device imports: neither Keras nor TensorFlow."""
+    """The training step of a device, which imports neither Keras nor TensorFlow."""
     opened = Plan.open(plan)
     manifest = opened.manifest
     trainable = Trainable(opened.read(TRAIN), manifest, threads)
@@ -100,19 +101,22 @@ def measure(step: Callable[[], object], seconds: float) -> dict[str, float]:
 
 
 def peak_mb() -> float:
-    """This process's largest resident memory in MB (Linux); getrusage's includes the parent's, from before exec."""
+    """This process's largest resident memory in MB (Linux).
+
+    It is not from getrusage, whose figure includes the parent's memory from before exec.
+    """
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def work(kind: str, model: str, batch: int, threads: int, plan: Path, seconds: float) -> None:
-    """One measurement, in this process, printed as JSON."""
+    """Make one measurement in this process, and print it as JSON."""
     step = plan_step(plan, threads) if kind == "plan" else keras_step(model, batch, threads, kind == "function")
     print(json.dumps(measure(step, seconds)))
 
 
 def in_a_process(*arguments: object) -> dict[str, float]:
-    """The same, in a process of its own; raises CalledProcessError when it fails."""
+    """Call `work` in a process of its own; raises CalledProcessError when it fails."""
     done = subprocess.run(
         [sys.executable, __file__, "--work", *map(str, arguments)], check=True, capture_output=True, text=True
     )
@@ -121,7 +125,7 @@ def in_a_process(*arguments: object) -> dict[str, float]:
 
 
 def row(model: str, batch: int, threads: int, plan: Path, seconds: float) -> dict[str, Any]:
-    """One row of the result."""
+    """Measure one row of the result: the three kinds of step for one model, batch size and number of threads."""
     found = {kind: in_a_process(kind, model, batch, threads, plan, seconds) for kind in KINDS}
     return {
         "model": model,
@@ -140,7 +144,7 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", default=list(MODELS), help="names of umbel_sim.reference_models")
     parser.add_argument("--batches", nargs="+", type=int, default=[10, 32])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=3.0, help="duration of each measurement")
     parser.add_argument("--work", nargs=6, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:

@@ -1,8 +1,8 @@
-"""Devices enrolled in a second: invitations, keys, TLS, pinned trust and certificates, against one real server.
+"""The number of devices enrolled in a second on one real server: invitations, keys, TLS, pinned trust and certificates.
 
-Every device makes its own key and state folder, asks whom to trust, enrols with a token that is good once, and gets a
-certificate, as `umbel-agent enrol` and the agent's start do; `--threads` devices are at it at once, in one process beside the
-server's.
+Every device makes its own key and state folder, fetches the server's trust, enrols with a token for one use, and gets a
+certificate, as `umbel-agent enrol` and the start of the agent do. `--threads` devices enrol at the same time, in one process
+beside the server's.
 """
 
 import argparse
@@ -33,7 +33,7 @@ START_SECONDS = 60.0
 
 
 def enrol(folder: Path, number: int, url: str, token: str) -> None:
-    """One device, from nothing to its certificate."""
+    """Enrol one device, from a new state folder to its certificate."""
     state, stopping = AgentState(folder / f"device-{number}"), threading.Event()
     try:
         config = AgentConfig(
@@ -47,7 +47,7 @@ def enrol(folder: Path, number: int, url: str, token: str) -> None:
 
 
 def measure(folder: Path, devices: int, threads: int) -> dict[str, Any]:
-    """Seconds to invite and to enrol so many devices; raises UmbelError when one of them is not enrolled."""
+    """Measure the seconds to invite and to enrol `devices` devices; raises UmbelError when one is not enrolled."""
     state = init_state(folder / "server", Config(http=Http(port=free_port()), mqtt=Mqtt(port=free_port())))
     with Processes(folder) as processes:
         processes.start("server", 0, program("umbel"), "serve", "--state", str(state.folder))

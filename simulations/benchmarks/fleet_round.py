@@ -1,7 +1,7 @@
-"""A round with many devices: how long until its checkpoint is committed, and where the time goes.
+"""The duration of a round with many devices, until its checkpoint is committed, and the share of each part.
 
-A real server and broker, and a swarm of light devices that speak the real protocol from one process: they download the
-weights, do not train, and upload an update of the same size. A round is timed from its opening to its commit.
+The server and the broker are real. The devices are light ones that speak the real protocol from one process: they download
+the weights, do not train, and upload an update of the same size. A round is timed from its opening to its commit.
 """
 
 import argparse
@@ -30,7 +30,7 @@ SERVER_PARTS = ("publish", "read", "vet", "fold", "aggregate", "commit")
 
 
 def weights_plan(path: Path, megabytes: float) -> Plan:
-    """A plan of `megabytes` (10^6 bytes) of float32 weights and nothing to run: the light devices do not train."""
+    """A plan with `megabytes` (10^6 bytes) of float32 weights and no model, because the light devices do not train."""
     shape = (round(megabytes * 1e6 / 4 / 100), 100)
     manifest = Manifest(
         schema=SCHEMA,
@@ -53,7 +53,10 @@ def weights_plan(path: Path, megabytes: float) -> Plan:
 
 
 def measure(folder: Path, devices: int, rounds: int, megabytes: float) -> dict[str, Any]:
-    """Seconds of each round and of its parts; raises UmbelError when something does not come up or a round fails."""
+    """Measure the seconds of each round and of its parts.
+
+    Raises UmbelError when the server or the devices do not start, or a round fails.
+    """
     state = init_state(
         folder / "server",
         Config(http=Http(port=free_port()), mqtt=Mqtt(port=free_port()), enrolment=Enrolment(open=True)),
@@ -93,7 +96,7 @@ def measure(folder: Path, devices: int, rounds: int, megabytes: float) -> dict[s
         deadline = time.monotonic() + ROUND_SECONDS * rounds
         while not ended() and time.monotonic() < deadline:
             processes.check()
-            time.sleep(1.0)  # seldom, so that looking costs the server nothing
+            time.sleep(1.0)  # long, so that polling does not load the server
         if run["state"] != "finished":
             raise UmbelError(f"the run is {run['state']}: {run['reason']}; read {processes.log('server')}")
         attempts = [client.get(f"/v1/runs/{id}", round=number)["attempts"][-1] for number in range(1, rounds + 1)]
@@ -125,7 +128,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the result to this file")
     parser.add_argument("--devices", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--megabytes", type=float, default=1.0, help="of the model")
+    parser.add_argument("--megabytes", type=float, default=1.0, help="size of the model in MB")
     arguments = parser.parse_args()
     console = Console()
     with tempfile.TemporaryDirectory(prefix="umbel-fleet-", ignore_cleanup_errors=True) as name:

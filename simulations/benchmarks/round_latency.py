@@ -1,4 +1,4 @@
-"""What a round costs by itself: no-op training of a 4 kB model on two nodes, on stock Flower and on Umbel's FleetGrid.
+"""The overhead of a round: no-op training of a 4 kB model on two nodes, on stock Flower and on Umbel's FleetGrid.
 
 Both halves run real processes on loopback, one after the other. A round is timed from the end of the round before it
 to its own end: on stock Flower inside the ServerApp, on Umbel by the times at which checkpoints were committed.
@@ -82,7 +82,7 @@ def umbel_rounds(folder: Path, rounds: int) -> list[float]:
         run: dict[str, Any] = {}
 
         def ended() -> bool:
-            time.sleep(1.0)  # seldom, so that looking costs the server nothing
+            time.sleep(1.0)  # long, so that polling does not load the server
             run.update(client.get(f"/v1/runs/{id}"))
             return bool(run["state"] != "running")
 

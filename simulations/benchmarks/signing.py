@@ -1,7 +1,7 @@
-"""What a signed message costs, and a sealed one: milliseconds of one thread for a command that carries a 4 kB model.
+"""The cost of a signed and of a sealed message: milliseconds of one thread for a command that carries a 4 kB model.
 
-With `--module`, `--token-label` and `--pin-file`, also a signature by a key on that PKCS#11 token, where one called
-`umbel-benchmark` is made and left.
+With `--module`, `--token-label` and `--pin-file` it also times a signature by a key on that PKCS#11 token. It makes a key
+called `umbel-benchmark` there and leaves it there.
 """
 
 import argparse
@@ -26,7 +26,7 @@ KEY_NAME = "umbel-benchmark"
 
 
 def milliseconds(call: Callable[[], object]) -> float:
-    """The median time of a call."""
+    """The median duration of `call` in milliseconds."""
     took = []
     for _ in range(REPEATS):
         began = time.perf_counter()
@@ -36,7 +36,7 @@ def milliseconds(call: Callable[[], object]) -> float:
 
 
 def measure(on_token: KeyConfig | None) -> dict[str, float]:
-    """Milliseconds by what is done; raises UmbelError on a token that cannot be used."""
+    """Milliseconds by operation; raises UmbelError when the token cannot be used."""
     key, receiver = signing.generate_key(), signing.generate_key()
     public, sealed_for = signing.import_public(signing.public_key(key)), signing.public_key(receiver)
     model = Blob.of(np.random.default_rng(0).bytes(4096))

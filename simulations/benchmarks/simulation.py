@@ -1,18 +1,20 @@
-"""What one client's update costs in a simulation: Umbel's simulator, Flower's on Ray, pfl-research's, and two bare loops.
+"""The cost of one client's update in a simulation: Umbel's simulator, Flower's on Ray, pfl-research's, and two bare loops.
 
-1,000 virtual users with 50 random MNIST-shaped examples each; 50 of them train one epoch in batches of 10 by SGD of 0.1,
-and FedAvg makes the next model: the MLP and the CNN of McMahan et al. (arXiv 1602.05629). Every measurement is a process
-of its own, with its children; the engines take turns, because machines drift, and Flower, which takes minutes, has one
-turn in the middle. A round is timed from the end of the one before it; the first two of a turn warm up. `ms` is the median
-of the rounds of all turns divided by the cohort, `min_ms` the fastest one, by which engines are compared; `peak_mb` is
-the resident memory of a process and its children, sampled, at its largest; `elsewhere` is how many cores other programs
-kept busy meanwhile: compare nothing that was measured on a machine with much else to do.
+There are 1,000 virtual users with 50 random MNIST-shaped examples each. In a round 50 of them train one epoch in batches of
+10 by SGD with learning rate 0.1, and FedAvg makes the next model. The models are the MLP and the CNN of McMahan et al.
+(arXiv 1602.05629). Every measurement is a process of its own, with its children. The engines take turns, because the speed
+of a machine changes over time; Flower, which takes minutes, has one turn in the middle. A round is timed from the end of
+the round before it, and the first two rounds of a turn only warm up.
+
+`ms` is the median round of all turns divided by the cohort. `min_ms` is the same for the fastest round; engines are compared
+by it. `peak_mb` is the largest sampled resident memory of a process and its children. `elsewhere` is the number of cores
+that other programs kept busy: do not compare figures from a busy machine.
 
 `pfl` is the better of its settings, which have rows of their own. `flower-ray` keeps its Keras models from one user to
 the next; in `flower-ray, new models` every user makes one, as the TensorFlow example of Flower's documentation does.
-`umbel` has rows for other numbers of devices, and a large cohort. Ray, pfl-research and PyTorch come from PyPI into
-environments of their own in the --venvs folder, where they are kept; what cannot be installed is left out, and the bars
-that need it are not looked at.
+`umbel` has rows for other numbers of devices, and for a large cohort. Ray, pfl-research and PyTorch are installed from PyPI
+into environments in the --venvs folder, and stay there. An engine that cannot be installed is left out, and so are the
+comparisons that need it.
 """
 
 import argparse
@@ -47,7 +49,7 @@ QUIET = {
 
 @dataclass(frozen=True)
 class Engine:
-    """A script of `simulators`, in its environment; a `slow` one has one turn only."""
+    """A simulator: a script in `simulators` and the environment in which it runs. A `slow` one has only one turn."""
 
     script: str
     venv: Venv | None = None
@@ -65,18 +67,18 @@ ENGINES = {
     "flower-ray, new models": Engine("flower_ray.py", RAY, "new", slow=True),
 }
 NAMES = ("umbel", "flower-ray", "pfl", "keras-loop", "torch-loop", "scale")
-"""What --only takes: `scale` are Umbel's other numbers of devices."""
+"""The values of --only; `scale` stands for Umbel with other numbers of devices."""
 
 BUSY = 0.3
-"""Cores that other programs may use before figures are not to be compared."""
+"""The most cores that other programs may use; figures measured above it should not be compared."""
 
 SCALE = ((100, 50), (10_000, 50), (100_000, 50), (10_000, 1000))
-"""Devices and cohort."""
+"""Pairs of the number of devices and the size of the cohort."""
 
 
 @dataclass
 class Measured:
-    """What the turns of one engine with one model gave."""
+    """The measurements of one engine with one model, over all its turns."""
 
     engine: str
     case: Case
@@ -86,7 +88,7 @@ class Measured:
     setting: str = ""
 
     def row(self) -> dict[str, Any]:
-        """A row of the result."""
+        """The measurements as a row of the result."""
         times = [seconds / self.case.cohort * 1000 for seconds in self.rounds]
         return {
             "engine": self.engine,
@@ -102,7 +104,7 @@ class Measured:
 
 
 class Turns:
-    """Runs engines, and keeps what they gave; one that failed is not tried again."""
+    """Runs engines and collects their measurements. An engine that cannot be installed is not tried again."""
 
     def __init__(self, console: Console, venvs: Path, limit: float) -> None:
         self._console, self._venvs, self._limit = console, venvs, limit
@@ -111,7 +113,7 @@ class Turns:
         self.failed = False
 
     def take(self, name: str, case: Case) -> None:
-        """One turn of an engine."""
+        """Run one turn of an engine."""
         if name in self._left_out:
             return
         what = f"{name}, {case.model}, {case.devices:,} devices, cohort {case.cohort:,}"
@@ -145,7 +147,7 @@ class Turns:
         return measured
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row an engine and case, with the better of pfl's settings as `pfl`."""
+        """One row for each engine and case, and the better of pfl's settings as `pfl`."""
         rows = [measured.row() for measured in self._found.values()]
         for model in INPUTS:
             settings = [row for row in rows if row["engine"].startswith("pfl") and row["model"] == model]
@@ -156,7 +158,7 @@ class Turns:
 
 @dataclass(frozen=True)
 class Bar:
-    """Something that should hold, and what was found; `holds` is None where something was not measured."""
+    """A requirement and the figure that was found; `holds` is None when a measurement is missing."""
 
     text: str
     found: str
@@ -164,7 +166,7 @@ class Bar:
 
 
 def bars(rows: Sequence[dict[str, Any]]) -> list[Bar]:
-    """What Umbel is held to."""
+    """The requirements that Umbel's simulator must meet, checked against `rows`."""
 
     def row(engine: str, model: str, devices: int = 1000, cohort: int = 50) -> dict[str, Any] | None:
         wanted = {"engine": engine, "model": model, "devices": devices, "cohort": cohort}
@@ -203,7 +205,7 @@ def bars(rows: Sequence[dict[str, Any]]) -> list[Bar]:
 
 
 def wanted(name: str, only: Sequence[str]) -> bool:
-    """Whether an engine of ENGINES is among those of --only."""
+    """Whether the engine `name` of ENGINES is among the values of --only."""
     return name.split(",", maxsplit=1)[0] in only
 
 
@@ -217,9 +219,9 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", choices=list(INPUTS), default=list(INPUTS))
     parser.add_argument("--devices", type=int, default=1000)
     parser.add_argument("--cohort", type=int, default=50)
-    parser.add_argument("--rounds", type=int, default=10, help="of a turn, after the two that warm up")
+    parser.add_argument("--rounds", type=int, default=10, help="rounds in a turn, after the two that warm up")
     parser.add_argument("--turns", type=int, default=2)
-    parser.add_argument("--limit", type=float, default=1200.0, help="seconds of a turn, at most")
+    parser.add_argument("--limit", type=float, default=1200.0, help="the most seconds that a turn may take")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "umbel" / "simulators"
     parser.add_argument("--venvs", type=Path, default=cache, help="where environments are made and kept (%(default)s)")
     arguments = parser.parse_args()

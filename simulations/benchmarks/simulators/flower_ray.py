@@ -7,7 +7,7 @@ TensorFlow example of Flower's own documentation does.
 import functools
 from typing import Any
 
-import flower_ray  # what is in a module is sent to Ray's workers by its name, and keeps its model from one user to the next
+import flower_ray  # imports itself: Ray sends a module's functions by name, so a worker's cached model stays between users
 import workload
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -23,7 +23,7 @@ client = ClientApp()
 
 @functools.cache
 def compiled(name: str) -> Any:
-    """The model of this process."""
+    """The compiled model of this process, made once."""
     import_keras()
     import keras
 
@@ -34,7 +34,7 @@ def compiled(name: str) -> Any:
 
 @client.train()
 def fit(message: Message, context: Context) -> Message:
-    """One local epoch."""
+    """Train one local epoch."""
     name, setting = str(message.content["config"]["model"]), str(message.content["config"]["setting"])
     if setting == "new":
         compiled.cache_clear()
@@ -57,7 +57,7 @@ def train(case: Case) -> tuple[list[float], str]:
     server, clock, failures = ServerApp(), workload.Clock(), []
 
     class Complete(FedAvg):
-        """FedAvg that notes a round in which a client failed."""
+        """FedAvg that records the rounds in which a client failed."""
 
         def aggregate_train(self, server_round: int, replies: Any) -> Any:
             heard = list(replies)

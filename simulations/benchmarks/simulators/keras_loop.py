@@ -1,4 +1,4 @@
-"""FedAvg as a bare loop on Keras: one user's epoch is one tf.function, compiled by XLA. A floor: nothing but the arithmetic."""
+"""FedAvg as a bare loop on Keras: a user's epoch is one tf.function, compiled by XLA. It does only the arithmetic."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A program and its children while they run: how long, how much memory, and what else kept the machine busy."""
+"""Run a program and measure its memory, its children's, and how busy other programs kept the machine."""
 
 import subprocess
 import time
@@ -14,16 +14,16 @@ STOP_SECONDS = 5.0
 
 
 class Failed(Exception):
-    """A program ended badly or took too long: why, and the end of its output."""
+    """A program failed or took too long; the message has the reason and the end of its output."""
 
 
 @dataclass(frozen=True)
 class Watched:
-    """What was seen of a program.
+    """The measurements of a program.
 
     Attributes:
-        peak_mb: the largest sum, over the program and its children, of resident memory in MB, sampled; what processes
-            share counts once for each of them.
+        peak_mb: the largest sampled sum of resident memory, in MB, over the program and its children; memory that
+            processes share counts once for each of them.
         elsewhere: the processor cores, on average, that other programs kept busy meanwhile.
     """
 
@@ -32,7 +32,7 @@ class Watched:
 
 
 def watch(command: Sequence[str], environment: Mapping[str, str], log: Path, seconds: float) -> Watched:
-    """Run a program to its end, its output in `log`; none of the processes it started is left. Raises Failed."""
+    """Run a program to its end, with its output in `log`, and end every process that it started. Raises Failed."""
     seen: dict[int, psutil.Process] = {}
     used: dict[int, float] = {}
     peak, began, busy = 0.0, time.monotonic(), _busy()
@@ -80,13 +80,13 @@ def _sample(root: psutil.Process, seen: dict[int, psutil.Process], used: dict[in
 
 
 def _busy() -> float:
-    """Seconds that all cores have worked."""
+    """The seconds of work of all cores together since the machine started."""
     times = psutil.cpu_times()
     return float(times.user + times.nice + times.system)
 
 
 def _end(process: "subprocess.Popen[bytes]", children: Sequence[psutil.Process]) -> None:
-    """Stop what is left; psutil knows a process that has another's id from the one it saw."""
+    """Stop the processes that are left. psutil detects when another process has got the id of one that ended."""
     if process.poll() is None:
         process.terminate()
     for member in children:

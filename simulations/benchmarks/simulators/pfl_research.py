@@ -24,7 +24,7 @@ def train(case: Case) -> tuple[list[float], str]:
     torch.set_num_threads(1)
     if "PFL_WORKER_RANK" in os.environ:
         return rounds(case), ""
-    addresses = f"localhost:{free_port()},localhost:{free_port()}"  # the first one's is where they meet
+    addresses = f"localhost:{free_port()},localhost:{free_port()}"  # the processes meet at the first address
     os.environ["PFL_WORKER_ADDRESSES"] = addresses
     second = subprocess.Popen(
         [sys.executable, __file__, sys.argv[1], os.devnull], env=os.environ | {"PFL_WORKER_RANK": "1"}
@@ -40,14 +40,14 @@ def train(case: Case) -> tuple[list[float], str]:
 
 
 def rounds(case: Case) -> list[float]:
-    """Train in this process; pfl looks at the environment, and meets the other process, as it is imported."""
+    """Train in this process. The import is here because pfl reads the environment, and connects, when it is imported."""
     import pfl_rounds
 
     return pfl_rounds.rounds(case)
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nobody uses now."""
+    """A free TCP port on loopback."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])

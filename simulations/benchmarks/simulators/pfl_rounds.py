@@ -23,24 +23,24 @@ from workload import BATCH, RATE, Case
 
 
 class Classifier(nn.Module):
-    """A model with the loss and metrics that pfl asks of it."""
+    """A model with the methods `loss` and `metrics` that pfl calls."""
 
     def __init__(self, layers: nn.Module) -> None:
         super().__init__()
         self.layers = layers
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """What a step minimizes."""
+        """The cross-entropy, which a training step minimises."""
         return cross_entropy(self.layers(x), y)
 
     @torch.no_grad()
     def metrics(self, x: Tensor, y: Tensor) -> dict[str, Weighted]:
-        """What a user is evaluated by, in the first round only."""
+        """The metrics of a user, which pfl evaluates in the first round only."""
         return {"loss": Weighted(cross_entropy(self.layers(x), y, reduction="sum").item(), len(y))}
 
 
 class Ticking(TrainingProcessCallback[Any]):
-    """Tells a clock of every round."""
+    """Ticks a clock at the beginning, and after every round."""
 
     def __init__(self, clock: workload.Clock) -> None:
         self._clock = clock

@@ -1,4 +1,4 @@
-"""FedAvg as a bare loop on PyTorch, in two processes of one thread. A floor: nothing but the arithmetic. Needs PyTorch."""
+"""FedAvg as a bare loop on PyTorch, in two processes of one thread. It does only the arithmetic. Needs PyTorch."""
 
 import sys
 import tempfile
@@ -15,7 +15,7 @@ PROCESSES = 2
 
 
 def worker(rank: int, case: Case, meeting: str, seconds: "torch.multiprocessing.SimpleQueue[list[float]]") -> None:
-    """Every other user of each cohort; the processes add what they found."""
+    """Train every second user of each cohort; the processes then add their sums."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=PROCESSES)
     model = torch_models.make(case.model)

@@ -1,4 +1,4 @@
-"""Umbel's simulator, as its Python API runs it when nothing but the task, the devices and the rounds is said."""
+"""Umbel's simulator through its Python API, with the defaults of all other options."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -11,12 +11,12 @@ INSTALL_SECONDS = 1200.0
 
 
 class Unavailable(Exception):
-    """An environment cannot be made: why, in a line."""
+    """An environment cannot be made; the message is the reason, in one line."""
 
 
 @dataclass(frozen=True)
 class Venv:
-    """What an environment holds; with `borrow` it sees the packages of the running one too, in the same versions."""
+    """An environment and its requirements; with `borrow` it can also import the packages of the running environment."""
 
     name: str
     requirements: tuple[str, ...]
@@ -24,7 +24,7 @@ class Venv:
 
 
 def python_of(venv: Venv, folder: Path) -> Path:
-    """The interpreter of an environment in `folder`, which is made unless it is there; raises Unavailable."""
+    """The Python interpreter of an environment in `folder`, which is made if it is missing; raises Unavailable."""
     home = folder / venv.name
     python, marker = home / "bin" / "python", home / "umbel.json"
     wanted = json.dumps([sys.version, sysconfig.get_path("purelib") if venv.borrow else "", *venv.requirements])

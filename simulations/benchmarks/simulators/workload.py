@@ -1,4 +1,4 @@
-"""What every simulator trains: the same virtual users, and one form of asking for it and of answering.
+"""The workload of all simulators: the same virtual users, and one command line and one form of answer.
 
 An engine is a script, `engine.py CASE ANSWER`: CASE is a Case as JSON, ANSWER the file for its answer. NumPy is all that
 this file needs, because the engines run in different Python environments.
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 EXAMPLES, BATCH, RATE = 50, 10, 0.1
 CLASSES = 10
 POOL = 1000
-"""Users whose examples differ; more of them begin again with the first one's."""
+"""The number of users with different examples; user POOL has the examples of user 0 again."""
 
 INPUTS: dict[str, tuple[int, ...]] = {"mlp": (784,), "mnist-cnn": (28, 28, 1)}
 """The models of umbel_sim.reference_models that are trained, with the shapes of their inputs."""
@@ -45,7 +45,7 @@ def _pool(model: str) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
 
 
 def examples(model: str, device: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """`x` float32[EXAMPLES, ...] and `y` int32[EXAMPLES] of a user: random, seeded, views of what is in memory."""
+    """`x` float32[EXAMPLES, ...] and `y` int32[EXAMPLES] of a user: seeded random numbers, as views of arrays in memory."""
     x, y = _pool(model)
     start = device % POOL * EXAMPLES
     return x[start : start + EXAMPLES], y[start : start + EXAMPLES]
@@ -58,18 +58,18 @@ def cohorts(case: Case) -> list[list[int]]:
 
 
 class Clock:
-    """When the training began, and when each of its rounds ended."""
+    """Records the beginning of the training and the end of each round."""
 
     def __init__(self) -> None:
         self._times: list[float] = []
 
     def tick(self) -> None:
-        """Note the beginning, or the end of a round."""
+        """Record the current time: first as the beginning, then as the end of each round."""
         self._times.append(time.perf_counter())
 
     @property
     def seconds(self) -> list[float]:
-        """What each round took."""
+        """The duration of each round in seconds."""
         return [after - before for before, after in pairwise(self._times)]
 
 
@@ -81,7 +81,7 @@ def check_weights(before: Sequence[NDArray[Any]], after: Sequence[NDArray[Any]])
 
 
 def main(train: Callable[[Case], tuple[list[float], str]]) -> None:
-    """Run an engine: `train` returns the seconds of each round, and how it was set."""
+    """Run an engine; `train` returns the seconds of each round, and a description of its settings."""
     case, answer = Case(**json.loads(sys.argv[1])), Path(sys.argv[2])
     seconds, setting = train(case)
     if len(seconds) != case.rounds:

@@ -8,7 +8,7 @@ app = ClientApp()
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Every weight plus 1, as an update of one example."""
+    """Add 1 to every weight, and reply as a client with one example."""
     arrays = ArrayRecord({name: Array(array.numpy() + 1) for name, array in message.content["arrays"].items()})
     metrics = MetricRecord({"num-examples": 1, "loss": 0.0})
     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)

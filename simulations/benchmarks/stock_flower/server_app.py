@@ -1,4 +1,4 @@
-"""A ServerApp that notes how long each round of stock FedAvg takes."""
+"""A ServerApp that records the duration of each round of stock FedAvg."""
 
 import json
 import time
