@@ -50,6 +50,7 @@ POLICY: Mapping[str, Bounds] = MappingProxyType(
         "max_norm": Bounds(0, _NORM),
         "norm_multiple": Bounds(0, _COUNT),
         "max_rejections": Bounds(0, _COUNT),
+        "max_loss_growth": Bounds(0, _NORM),
     }
 )
 """The fields of a round policy."""

@@ -39,6 +39,9 @@ class RoundPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     is for devices with about as many steps each: there, 300 honest steps went 109 times as far as one, so it is 0 unless
     given. A device whose updates were rejected `max_rejections` times (0: never) is quarantined until an administrator
     readmits it.
+
+    A run diverges when its held-out loss is not finite any more, or is over `max_loss_growth` times the first one, which
+    counts as 1 if it is less. Such a run pauses. With 0 it goes on, and only the log warns.
     """
 
     target: int = 0
@@ -62,6 +65,7 @@ class RoundPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_norm: float = 1e9
     norm_multiple: float = 0.0
     max_rejections: int = 3
+    max_loss_growth: float = 1000.0
 
     def __post_init__(self) -> None:
         for name, allowed in bounds.POLICY.items():

@@ -32,6 +32,9 @@ from umbel_server.runs.run_inputs import RunInputs
 
 log = logging.getLogger("umbel.rounds")
 
+MOST_GROWTH = 1000.0
+"""The growth of the held-out loss at which a run warns whose policy does not pause it."""
+
 SOONEST_LOOK = 0.02
 """Seconds between two looks for devices at the least, however often presence changes."""
 
@@ -62,6 +65,7 @@ class _Loop:
         record = replace(start.record, done=self._reached(start.metrics))
         self._state, effects = engine.recover(record, self._port.now)
         self._effects = deque(effects)
+        self._first_loss = start.metrics.get("loss", math.nan)
         self._seconds: dict[str, float] = {}
         self._looked = -math.inf
         self._configured = 0
@@ -209,7 +213,28 @@ class _Loop:
         self._seconds = {}
         self._clear()
         moments.reached("committed")
+        if diverged := self._diverged(metrics):
+            log.warning("round %d: %s", commit.number, diverged)
+            if self._inputs.settings.policy.max_loss_growth:
+                self._effects.clear()
+                self._effects.append(End("paused", diverged))
+                return
         self._step(events.Committed(self._port.now, self._reached(metrics)))
+
+    def _diverged(self, metrics: Mapping[str, float]) -> str:
+        """The sentence that the run diverges, or "". Metrics that are not finite are left out of `metrics`."""
+        loss = metrics.get("loss", math.nan)
+        if math.isnan(self._first_loss):
+            self._first_loss = loss
+            return ""
+        most = (self._inputs.settings.policy.max_loss_growth or MOST_GROWTH) * max(1.0, self._first_loss)
+        if loss <= most:
+            return ""
+        now = "not finite" if math.isnan(loss) else f"{loss:.4g}"
+        return (
+            f"the run diverges: its held-out loss is {now}, it was {self._first_loss:.4g} at first; "
+            "go on from an earlier checkpoint with a lower learning rate, or refuse large updates by max_norm"
+        )
 
     def _reached(self, metrics: Mapping[str, float]) -> str:
         """The reason that the run has reached its end, or "". The cost is counted only for a run with a budget."""

@@ -44,6 +44,7 @@ FIELDS: dict[str, tuple[str, str]] = {
     "max_norm": (CHECKS, "reject an update with a larger L2 norm; 0 lets any pass"),
     "norm_multiple": (CHECKS, "reject one with X times the round's median norm (0: any)"),
     "max_rejections": (CHECKS, "rejected updates that quarantine a device (0: never)"),
+    "max_loss_growth": (CHECKS, "pause at X times the first held-out loss (0: only warn)"),
 }
 """The panel and the help of each field's option, in the order of --help."""
 

@@ -193,6 +193,45 @@ def test_an_update_with_a_metric_that_is_not_finite_counts(caplog: pytest.LogCap
     assert "node 2 reports numbers that are not finite for accuracy; its update counts" in caplog.text
 
 
+def losing(losses: dict[int, float]) -> MemoryJournal:
+    """A journal whose held-out loss is by round; a round that is missing has none that is finite."""
+
+    def evaluated(commit: NewCheckpoint) -> dict[str, float]:
+        return {"loss": losses[commit.number]} if commit.number in losses else {"accuracy": 0.1}
+
+    return MemoryJournal(weights(), evaluate=evaluated)
+
+
+@pytest.mark.parametrize(
+    ("losses", "now"),
+    [({1: 2.0, 2: 2001.0, 3: 1.0}, "2001"), ({1: 2.0, 3: 1.0}, "not finite"), ({1: 0.01, 2: 1e4}, "1e\\+04")],
+)
+def test_a_run_that_diverges_pauses_and_says_so(losses: dict[int, float], now: str) -> None:
+    journal = losing(losses)
+    end = run(MemoryGrid({1: learner(1)}), journal, settings(3))
+    assert end is not None
+    assert end.state == "paused"
+    assert re.search(
+        f"^the run diverges: its held-out loss is {now}, it was .* at first; go on from an earlier", end.reason
+    )
+    assert len(journal.commits) == 2
+
+
+def test_a_run_that_may_diverge_goes_on_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    policy = msgspec.structs.replace(POLICY, max_loss_growth=0.0)
+    end = run(MemoryGrid({1: learner(1)}), losing({1: 2.0, 2: 1e9, 3: 1.0}), settings(3, policy=policy))
+    assert end is not None
+    assert end.state == "finished"
+    assert "round 2: the run diverges: its held-out loss is 1e+09" in caplog.text
+
+
+def test_a_loss_that_grows_little_or_is_not_held_out_is_no_divergence() -> None:
+    for losses in ({1: 0.001, 2: 999.0, 3: 0.5}, {}):
+        end = run(MemoryGrid({1: learner(1)}), losing(losses), settings(3))
+        assert end is not None
+        assert end.state == "finished"
+
+
 def test_weights_that_overflow_are_not_committed() -> None:
     journal = MemoryJournal(weights())
     far = answering(lambda w: {name: np.full_like(weight, 1e35) for name, weight in w.items()})
