@@ -77,6 +77,11 @@ class TcpProxy:
         for pair in list(self._pairs):
             self._break(pair)
 
+    def redirect(self, target_port: int) -> None:
+        """Forward new connections to another target, and break the old ones."""
+        self._target_port = target_port
+        self.break_all()
+
     def change_network(self) -> None:
         """Break every connection on the client's side alone: the target hears nothing of it, and keeps its half open."""
         for pair in list(self._pairs):

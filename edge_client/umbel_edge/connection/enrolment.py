@@ -1,6 +1,8 @@
 """Enrolling at a server once, and connecting to the same server ever after."""
 
 import logging
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import msgspec
 
@@ -35,6 +37,7 @@ def connect(http: ServerHttp, config: AgentConfig, state: AgentState, participat
     Waits, and logs that once, while the server does not answer, the device is suspended, or its clock is wrong. Raises
     UmbelError when the server refuses the device, or is not the one that the device trusts.
     """
+    _name_proxies(http)
     waited = 0
     while True:
         try:
@@ -98,7 +101,27 @@ def enrol(
 
 def ask(http: ServerHttp, state: AgentState, trust: Trust) -> EnrolmentReply:
     """The server's reply to an enrolled device, once it answers; raises Refused, and UmbelError when it is another server."""
-    return _checked(http, http.until_answered("GET", CONNECTION_PATH), state, trust)[0]
+    return _checked(http, http.until_answered("GET", CONNECTION_PATH, is_answer=_is_json), state, trust)[0]
+
+
+def _is_json(answer: bytes) -> bool:
+    try:
+        msgspec.json.decode(answer, type=dict)
+    except NOT_DECODED:
+        return False
+    return True
+
+
+def _name_proxies(http: ServerHttp) -> None:
+    """Log that the proxies in the environment are not used, as the agent connects by itself."""
+    scheme = "https" if http.secure else "http"
+    if (proxy := getproxies().get(scheme)) and not proxy_bypass(urlsplit(http.url).hostname or ""):
+        log.warning(
+            "%s_proxy is set (%s) and not used: the agent connects to %s and to the broker directly",
+            scheme,
+            proxy,
+            http.url,
+        )
 
 
 def _look_back(state: AgentState, reply: EnrolmentReply) -> None:

@@ -57,15 +57,15 @@ T = TypeVar("T")
 
 
 class Refused(UmbelError):
-    """The server refused a request; `status` is the HTTP status.
+    """The server refused a request; `status` is the HTTP status, and `foreign` says that no Umbel server wrote the answer.
 
     `code` is a reason that the device can act on: umbel.enrolment.UNKNOWN, umbel.enrolment.CLOCK, "suspended", "revoked",
     or empty.
     """
 
-    def __init__(self, status: int, reason: str, code: str = "") -> None:
+    def __init__(self, status: int, reason: str, code: str = "", foreign: bool = False) -> None:
         super().__init__(reason)
-        self.status, self.code = status, code
+        self.status, self.code, self.foreign = status, code, foreign
 
     @property
     def bars(self) -> bool:
@@ -241,17 +241,25 @@ class ServerHttp:
         signed: bool = True,
         attempts: float = math.inf,
         most: int = ANSWER_BYTES,
+        is_answer: Callable[[bytes], bool] | None = None,
     ) -> bytes:
         """The answer to a request, at most `most` + 1 bytes of it; logs once that it waits while the server does not answer.
 
-        Raises Refused when the server refuses the request, and UmbelError after `attempts` attempts without an answer.
+        With `is_answer` it also waits while something else answers in the server's place, as a captive portal or a proxy does:
+        with bytes for which `is_answer` is False, or with a refusal that no Umbel server wrote. Raises Refused when the server
+        refuses the request, and UmbelError after `attempts` attempts without an answer.
         """
         attempt, said = 0, None
         while True:
             least, clock = 0.0, ""
             try:
                 if signed:
-                    return read_limited(self.request(method, path, body), most)
+                    response = self.request(method, path, body)
+                    answer = read_limited(response, most)
+                    if is_answer is None or is_answer(answer):
+                        return answer
+                    kind = printable(response.headers.get("Content-Type", "no content type")[:80])
+                    raise Refused(response.status, f"the server answered {response.status} with {kind}", foreign=True)
                 response = self._pool.request(
                     method, self._base + path, body=body, preload_content=False, redirect=False
                 )
@@ -263,6 +271,10 @@ class ServerHttp:
                     return read_limited(response, most)
                 drain(response)
                 why = f"it answered {response.status}"
+            except Refused as error:
+                if is_answer is None or not error.foreign:
+                    raise
+                why = f"{error}, which no Umbel server does: a captive portal, a proxy or another server may be in its place"
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 why, least = printable(str(error)), error.wait if isinstance(error, Busy) else 0.0
                 clock = self._blamed_clock(error)
@@ -313,7 +325,8 @@ def _refused(response: urllib3.BaseHTTPResponse) -> Refused:
         answer = msgspec.json.decode(data, type=dict[str, str])
         return Refused(response.status, printable(answer["error"]), answer.get("code", ""))
     except (KeyError, *NOT_DECODED):
-        return Refused(response.status, f"the server answered {response.status}")
+        to = printable(response.headers.get("Location", "")[:200])
+        return Refused(response.status, f"the server answered {response.status}{to and f' (go to {to})'}", foreign=True)
 
 
 def drain(response: urllib3.BaseHTTPResponse) -> None:

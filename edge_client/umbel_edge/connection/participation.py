@@ -54,7 +54,7 @@ class Participation:
             try:
                 ask()
             except Refused as error:
-                if error.code not in ("suspended", CLOCK):
+                if error.code not in ("suspended", CLOCK) and not error.foreign:
                     raise
                 if waited == 0:
                     log.warning("%s; asking the server again from time to time", error)
