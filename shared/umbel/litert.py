@@ -47,7 +47,7 @@ def _runtime() -> Any:
 
 
 class Signature:
-    """One signature of an interpreter as a function of arrays by name; what it returns are copies.
+    """One signature of an interpreter, as a function of arrays by name; the arrays it returns are copies.
 
     The runtime's own SignatureRunner resizes every input before every call. That takes time, and on aarch64 it ends the
     process when the input is a scalar (ai-edge-litert 1.4 to 2.3). Here an input is resized when its shape has changed.

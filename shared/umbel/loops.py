@@ -1,11 +1,11 @@
-"""Loops in threads of their own that never end in silence: after an error they say so, and go on."""
+"""Loops in threads of their own: when the work of one fails, the error is logged and the loop continues."""
 
 import logging
 import threading
 from collections.abc import Callable
 
 FIRST_PAUSE, LAST_PAUSE = 0.5, 30.0
-"""Seconds before a loop that failed goes on: the first time, and at most."""
+"""The first and the longest pause, in seconds, before a failed loop continues."""
 
 
 class Loop(threading.Thread):
@@ -20,7 +20,7 @@ class Loop(threading.Thread):
         self._work, self._until, self._log = work, stopping, log
 
     def run(self) -> None:
-        """Work until that is over, in the calling thread."""
+        """Run the loop in the calling thread."""
         pause, said = FIRST_PAUSE, ""
         while True:
             try:

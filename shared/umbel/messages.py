@@ -150,7 +150,7 @@ class Rekey(Struct, frozen=True, tag="rekey"):
 
 
 class Hello(Struct, frozen=True, tag="hello", omit_defaults=True):
-    """Say whether you are there: answered within `within` seconds by a status that names this command.
+    """A question whether the device is online; it answers within `within` seconds by a status that names this command.
 
     It is in no outbox and in no inbox, and may be answered more than once. With `twin` the server hears two devices with
     this identity.

@@ -24,7 +24,7 @@ log = logging.getLogger("umbel.mqtt")
 KEEPALIVE = 20
 CONNECT_TIMEOUT = 10.0
 FIRST_BACKOFF, LAST_BACKOFF = 0.2, 30.0
-"""Seconds before the next attempt: after a session in which work was possible, and at most."""
+"""The pause before the next attempt, in seconds: the first one after a good session, and the longest."""
 PUBLISH_OVERHEAD = 16
 """Bytes of a PUBLISH packet besides topic and payload, at most: header, length, packet id, and no properties."""
 _TICK = 0.5
@@ -46,7 +46,7 @@ class Link:
     It calls `will()` before every connection, because MQTT fixes a will when a session begins. Nothing is queued while the
     link is down: `publish` returns False, and the caller keeps its own record of messages to send again. With `live_only`
     the link asks the broker for no retained messages, and drops those that it sends all the same.
-    The thread ends at `stop` only: it logs an error of a callback, of `will` or of the connection, and goes on.
+    The thread ends only at `stop`: it logs an error of a callback, of `will` or of the connection, and continues.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Link:
         return SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE
 
     def slow_down(self, seconds: float) -> None:
-        """From now on wait at least about `seconds` before connecting again; 0 undoes that."""
+        """Wait at least about `seconds` before every new connection from now on; 0 removes the limit."""
         self._slow = seconds
 
     def _publish_outgoing(self, client: Client) -> None:

@@ -58,7 +58,7 @@ def public_key(key: ECKey) -> PublicKey:
 
 
 def import_public(key: PublicKey) -> ECKey:
-    """The key of a JWK; raises SignatureError when it is not a point on P-256."""
+    """Convert a JWK into a key that can verify; raises SignatureError when it is not a point on P-256."""
     if (key.kty, key.crv) != ("EC", "P-256"):
         raise SignatureError(f"expected an EC P-256 public key, got {key.kty!r} {key.crv!r}")
     try:

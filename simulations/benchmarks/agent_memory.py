@@ -1,7 +1,7 @@
 """Memory of an agent beside stock Flower's SuperNode and its SuperExec, all idle and without a model; then after training.
 
-Real processes on loopback, one half after the other. Memory is resident memory (proc_pid_status(5)) once it has been the
-same for some seconds. A node of stock Flower is every process that its SuperNode has started, and itself.
+Real processes run on loopback, one half after the other. Memory is resident memory (proc_pid_status(5)), measured once it
+is stable for some seconds. A node of stock Flower is its SuperNode and every process that it has started.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def tree_mb(program_name: str) -> float:
 
 
 def steady(measure: Callable[[], float]) -> float:
-    """What `measure` returns once it has hardly changed for some seconds; raises UmbelError when that never happens."""
+    """The result of `measure` once it is stable for STEADY_SECONDS; raises UmbelError when it is not within SECONDS."""
     deadline, since, last = time.monotonic() + SECONDS, time.monotonic(), measure()
     while time.monotonic() - since < STEADY_SECONDS or last == 0:
         if time.monotonic() > deadline:

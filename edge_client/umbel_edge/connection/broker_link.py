@@ -46,7 +46,7 @@ class BrokerLink:
             self._link.publish(self._topic(channel), token, retain)
 
     def slow_down(self, seconds: float) -> None:
-        """From now on wait at least about `seconds` before connecting again; 0 undoes that."""
+        """Wait at least about `seconds` before every new connection from now on; 0 removes the limit."""
         if self._link is not None:
             self._link.slow_down(seconds)
 

@@ -25,7 +25,7 @@ from umbel_edge.waiting import Stopped
 log = logging.getLogger("umbel.agent")
 
 TWIN_SECONDS = 30.0
-"""Two devices with one identity take the connection from each other at most about this often."""
+"""The pause before a new connection while two devices with one identity take the connection from each other."""
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ class Uploads:
         self._records.end(blob.sha256)
 
     def _arrived(self, command: str, blob: Blob) -> int | None:
-        """How many bytes of the upload the server has; None when it has the whole blob."""
+        """The number of bytes of the upload that the server has; None when it has the whole blob."""
         response = self._http.request("HEAD", UPLOAD_PATH.format(sha256=blob.sha256), command=command)
         drain(response)
         if response.headers.get(COMPLETE) == "?1":

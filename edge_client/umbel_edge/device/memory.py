@@ -7,15 +7,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _CODE = re.compile(r"([0-9a-f]+)-([0-9a-f]+) r-xp \S+ \S+ [1-9]\d*\s+/")
-"""The first line of a mapping in /proc/self/smaps: a file's code, which nobody can write to."""
+"""The first line of an entry in /proc/self/smaps for code that is mapped from a file and cannot be written to."""
 _MADV_DONTNEED = 4
 
 
 def release_memory() -> None:
-    """Give back what the process does not use now; does nothing where that is not known to work.
+    """Give memory that the process does not use now back to the system; does nothing on systems other than Linux.
 
-    A library's code is mapped while it is loaded and stays mapped, though most of it runs once. Code that is given back is
-    mapped again when it runs, from the page cache; see madvise(2). glibc keeps freed memory; see malloc_trim(3).
+    The code of a library stays in memory after it is loaded, though most of it runs only once. Code that is given back is
+    read again from the page cache when it runs; see madvise(2). glibc keeps freed memory until it is told to give it back;
+    see malloc_trim(3).
     """
     if sys.platform != "linux":
         return
@@ -31,7 +32,7 @@ def release_memory() -> None:
 
 
 def unchanged_code(smaps: Iterable[str]) -> Iterator[tuple[int, int]]:
-    """Begin and end of code that is as it is in its file: what a loader has changed there would be lost."""
+    """Begin and end of mapped code that equals its file. Code that a loader has changed must stay: it would be lost."""
     found: tuple[int, int] | None = None
     for line in smaps:
         if (match := _CODE.match(line)) is not None:

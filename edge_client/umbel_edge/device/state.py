@@ -1,4 +1,4 @@
-"""What the agent remembers across restarts: one folder with a database, a key, and the server's trust."""
+"""The agent's memory across restarts: one folder with a database, a key, and the trust in the server."""
 
 import fcntl
 from contextlib import AbstractContextManager

@@ -38,7 +38,7 @@ class FileStore:
         self.where = str(self._path)
 
     def load(self) -> ECKey | None:
-        """The key in the file."""
+        """The key in the file, or None while there is no file."""
         return signing.load_or_create_key(self._path) if self._path.exists() else None
 
     def create(self) -> ECKey:

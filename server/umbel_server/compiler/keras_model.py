@@ -17,7 +17,8 @@ from umbel_server.compiler.tracing import all_layers
 
 _COMPUTED = ("float32", "int32", "int64", "bool", "uint8")
 _TRAINING = ("train_step", "compute_loss", "compute_metrics", "test_step", "train_on_batch", "fit")
-"""The methods of a Keras model that training calls; the plan's train step stands for them."""
+"""The methods of a Keras model that Keras calls for training. A plan's train step replaces them, so a model must not
+override them."""
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -120,9 +121,9 @@ def keras_parts(task: Task, seed: int) -> KerasParts:
 
 
 def value_counts(parts: KerasParts) -> dict[str, int]:
-    """The number of classes of targets that are labels, and of rows of embeddings that look inputs up, by their names.
+    """The number of valid values, 0 to n - 1, by name: of targets that are class labels, and of inputs of embeddings.
 
-    A loss with an `ignore_class` takes that label, too: its target is not counted.
+    A target whose loss has an `ignore_class` is left out, because that label is valid too.
     """
     counts: dict[str, int] = {}
     for output, (loss, _) in parts.losses.items():

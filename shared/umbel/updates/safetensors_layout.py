@@ -73,7 +73,7 @@ def header_length(prefix: bytes, size: int, most: int = LARGEST_HEADER) -> int:
 
 
 def parse_header(header: bytes, size: int) -> dict[str, Place]:
-    """The tensors of a file of `size` bytes by name, in the order of names.
+    """The places of the tensors in a file of `size` bytes, by name and in the order of names.
 
     `header` is the JSON text. Raises TensorError unless tensors of known dtypes fill the file without gap or overlap.
     """

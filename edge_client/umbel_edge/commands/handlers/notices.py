@@ -7,7 +7,7 @@ from umbel_edge.commands.handlers.context import HandlerContext
 
 
 def cancel(context: HandlerContext, body: Cancel, done: Callable[[], None]) -> None:
-    """Stop working on an assignment, within a batch, and do not begin it again."""
+    """Stop working on an assignment before its next batch, and do not begin it again."""
     context.state.cancellations.add(body.assignment, context.now())
     done()
 
