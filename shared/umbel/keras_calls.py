@@ -1,5 +1,6 @@
 """Calls of a task's Keras model with tensors by name, for the compiler, the evaluation and the Keras trainer."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,23 +56,45 @@ def targets_of(task: Task, outputs: Sequence[str]) -> dict[str, str]:
 def made_losses(task: Task) -> Any:
     """New Keras losses of the task: one, or a mapping by output name."""
     if isinstance(task.loss, Mapping):
-        return {name: loss if isinstance(loss, str) else loss() for name, loss in task.loss.items()}
-    return task.loss if isinstance(task.loss, str) else task.loss()
+        return {name: made(loss) for name, loss in task.loss.items()}
+    return made(task.loss)
 
 
 def made_metrics(task: Task) -> Any:
     """New Keras metrics of the task: a list, or a mapping of output name to list."""
-    if isinstance(task.metrics, Mapping):
-        return {name: [_made(metric) for metric in given] for name, given in task.metrics.items()}
-    return [_made(metric) for metric in task.metrics]
+    metrics: Any = task.metrics  # the task has made tuples of whatever it was given
+    if isinstance(metrics, Mapping):
+        return {name: [made(metric) for metric in given] for name, given in metrics.items()}
+    return [made(metric) for metric in metrics]
 
 
 def made_optimizer(task: Task) -> Any:
     """A new Keras optimizer of the task."""
     import keras
 
-    return keras.optimizers.get(task.optimizer) if isinstance(task.optimizer, str) else task.optimizer()
+    return keras.optimizers.get(task.optimizer) if isinstance(task.optimizer, str) else made(task.optimizer)
 
 
-def _made(metric: Any) -> Any:
-    return metric if isinstance(metric, str) else metric()
+def made(given: Any) -> Any:
+    """A loss, metric or optimizer as Keras takes it, new at each call.
+
+    A name and a function of (y_true, y_pred) stay what they are; an instance that holds variables is made again from
+    its configuration; a class or a function without arguments is called.
+    """
+    if isinstance(given, str):
+        return given
+    if not isinstance(given, type) and hasattr(given, "get_config"):
+        return type(given).from_config(given.get_config()) if hasattr(given, "variables") else given
+    return given if _takes_predictions(given) else given()
+
+
+def _takes_predictions(given: Any) -> bool:
+    if isinstance(given, type):
+        return False
+    needed = [
+        parameter
+        for parameter in inspect.signature(given).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    return len(needed) == 2

@@ -9,10 +9,12 @@ from umbel.errors import TaskError
 from umbel.plan import TASK_NAME
 from umbel.tensors import TensorSpec
 
-Specs = TensorSpec | Mapping[str, TensorSpec]
-Named = str | Callable[[], Any]
+Spec = TensorSpec | tuple[int, ...]
+Specs = Spec | Mapping[str, Spec]
+Named = str | Callable[..., Any]
 Losses = Named | Mapping[str, Named]
-Metrics = tuple[Named, ...] | Mapping[str, tuple[Named, ...]]
+Several = Named | tuple[Named, ...] | list[Named]
+Metrics = Several | Mapping[str, Several]
 
 
 @dataclass(frozen=True)
@@ -22,14 +24,16 @@ class Task:
     Attributes:
         name: short name of lower-case letters, digits, `-` and `_`; it names the plan.
         model: function without arguments that returns a built `keras.Model`.
-        loss: a Keras loss identifier such as "mse", or a function without arguments that returns a `keras.losses.Loss`;
-            a mapping of output name to one of these for a model with several outputs.
-        inputs: spec of one example's input; a mapping of name to spec for several inputs. A single one is named `x`.
+        loss: a Keras loss identifier such as "mse", a `keras.losses.Loss`, a function of (y_true, y_pred), or a function without
+            arguments that returns a loss; a mapping of output name to one of these for a model with several outputs.
+        inputs: spec of one example's input, or its shape for float32; a mapping of name to these for several inputs. A single
+            one is named `x`.
         targets: spec of one example's target, in the same way. A single one is named `y`.
-        optimizer: a Keras optimizer identifier, or a function without arguments that returns a `keras.Optimizer`.
+        optimizer: a Keras optimizer identifier, a `keras.Optimizer`, or a function without arguments that returns one.
         learning_rate: learning rate of a run that does not set one.
-        metrics: Keras metric identifiers, for example ("accuracy",), or functions without arguments that return a
-            `keras.metrics.Metric`; a mapping of output name to these for a model with several outputs.
+        metrics: Keras metric identifiers, for example "accuracy" or ("accuracy",), instances of `keras.metrics.Metric`,
+            functions of (y_true, y_pred), or functions without arguments that return a metric; a mapping of output name to
+            these for a model with several outputs.
         loss_weights: factor of each output's loss, by output name; 1 for outputs that are not named.
         batch_size: examples in one training step, fixed at compile time; a short batch is padded with weight 0.
     """
@@ -39,7 +43,7 @@ class Task:
     loss: Losses
     inputs: Specs
     targets: Specs
-    optimizer: str | Callable[[], Any] = "sgd"
+    optimizer: Any = "sgd"
     learning_rate: float = 0.01
     metrics: Metrics = ()
     loss_weights: Mapping[str, float] | None = None
@@ -50,6 +54,11 @@ class Task:
             raise TaskError(
                 f"a task's name is at most 64 lower-case letters, digits, '-' and '_'; got {self.name[:80]!r}"
             )
+        object.__setattr__(self, "inputs", _specs(self.name, "inputs", self.inputs))
+        object.__setattr__(self, "targets", _specs(self.name, "targets", self.targets))
+        given = self.metrics
+        listed = {name: _listed(own) for name, own in given.items()} if isinstance(given, Mapping) else _listed(given)
+        object.__setattr__(self, "metrics", listed)
         if self.batch_size < 1:
             raise TaskError(f"task {self.name}: batch_size must be at least 1, got {self.batch_size}")
         if not self.learning_rate > 0:
@@ -58,12 +67,35 @@ class Task:
     @property
     def input_specs(self) -> dict[str, TensorSpec]:
         """The specs of the inputs by name; `x` for a single one without a name."""
-        return {"x": self.inputs} if isinstance(self.inputs, TensorSpec) else dict(self.inputs)
+        return _named("x", self.inputs)
 
     @property
     def target_specs(self) -> dict[str, TensorSpec]:
         """The specs of the targets by name; `y` for a single one without a name."""
-        return {"y": self.targets} if isinstance(self.targets, TensorSpec) else dict(self.targets)
+        return _named("y", self.targets)
+
+
+def _specs(task: str, what: str, given: Any) -> TensorSpec | dict[str, TensorSpec]:
+    """Specs as given, with a shape as the spec of float32 numbers; raises TaskError on anything else."""
+
+    def spec(value: Any) -> TensorSpec:
+        if isinstance(value, TensorSpec):
+            return value
+        if isinstance(value, tuple | list) and all(isinstance(n, int) and n > 0 for n in value):
+            return TensorSpec(tuple(value))
+        raise TaskError(
+            f"task {task}: its {what} should be a TensorSpec, or the shape of one example such as (4,); got {value!r:.80}"
+        )
+
+    return {name: spec(value) for name, value in given.items()} if isinstance(given, Mapping) else spec(given)
+
+
+def _named(name: str, specs: Any) -> dict[str, TensorSpec]:
+    return {name: specs} if isinstance(specs, TensorSpec) else dict(specs)
+
+
+def _listed(metrics: Any) -> tuple[Any, ...]:
+    return tuple(metrics) if isinstance(metrics, tuple | list) else (metrics,)
 
 
 def load_task(path: Path) -> Task:

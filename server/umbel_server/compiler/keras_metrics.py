@@ -89,7 +89,7 @@ def keras_metrics(task: Task, parts: KerasParts) -> dict[str, list[Any]]:
     elif task.metrics and len(parts.targets) > 1:
         raise TaskError(
             f"task {task.name}: the model has several outputs: give metrics by output, for example "
-            f"metrics={{{next(iter(parts.targets))!r}: {tuple(task.metrics)!r}}}"
+            f"metrics={{{next(iter(parts.targets))!r}: {task.metrics!r}}}"
         )
     elif task.metrics:
         wanted = {next(iter(parts.targets)): task.metrics}

@@ -9,7 +9,7 @@ import keras
 from keras.src.trainers.compile_utils import get_loss
 
 from umbel.errors import TaskError
-from umbel.keras_calls import made_optimizer, model_arguments, named_outputs, targets_of
+from umbel.keras_calls import made, made_optimizer, model_arguments, named_outputs, targets_of
 from umbel.task import Task
 from umbel.tensors import TensorSpec, WeightSpec
 from umbel_server.compiler.errors import CompileError
@@ -190,7 +190,7 @@ def _loss(task: Task, output: str, target: str, value: Any) -> tuple[Any, float]
     spec = task.target_specs[target]
     symbol = keras.KerasTensor((task.batch_size, *spec.shape), dtype=spec.dtype)
     try:
-        loss = get_loss(given if isinstance(given, str) else given(), symbol, value)
+        loss = get_loss(made(given), symbol, value)
     except Exception as error:
         raise TaskError(f"task {task.name}: its loss cannot be made: {first_line(error)}") from error
     if getattr(loss, "reduction", None) not in ("sum_over_batch_size", "mean", "mean_with_sample_weight"):

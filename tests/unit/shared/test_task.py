@@ -48,3 +48,25 @@ def test_several_inputs_keep_their_names() -> None:
     specs = {"left": TensorSpec((2,)), "right": TensorSpec((3,))}
     task = Task(name="two", model=lambda: None, loss="mse", inputs=specs, targets=TensorSpec(()))
     assert task.input_specs == specs
+
+
+def test_a_shape_is_the_spec_of_float32_numbers() -> None:
+    task = Task("t", lambda: None, "mse", (4,), {"a": (1,), "b": TensorSpec((), "int32")})
+    assert task.input_specs == {"x": TensorSpec((4,))}
+    assert task.target_specs == {"a": TensorSpec((1,)), "b": TensorSpec((), "int32")}
+
+
+@pytest.mark.parametrize("wrong", [4, "float32", (4, "x"), (-1,), None])
+def test_inputs_that_are_no_spec_are_refused_with_what_to_write(wrong: object) -> None:
+    with pytest.raises(
+        TaskError, match=r"its inputs should be a TensorSpec, or the shape of one example such as \(4,\); got"
+    ):
+        Task("t", lambda: None, "mse", wrong, TensorSpec((1,)))  # type: ignore[arg-type]
+
+
+def test_metrics_are_a_tuple_however_they_are_given() -> None:
+    def metrics(given: object) -> object:
+        return Task("t", lambda: None, "mse", (4,), (1,), metrics=given).metrics  # type: ignore[arg-type]
+
+    assert metrics("accuracy") == metrics(["accuracy"]) == metrics(("accuracy",)) == ("accuracy",)
+    assert metrics({"a": "mae", "b": ["mae", "mse"]}) == {"a": ("mae",), "b": ("mae", "mse")}

@@ -1,12 +1,16 @@
 """What is read from a task's Keras model before it is traced, and what is refused because a plan cannot carry it."""
 
+from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import pytest
 
 from umbel import Task, TensorSpec
+from umbel_server.compiler import compile_task
 from umbel_server.compiler.errors import CompileError
+from umbel_server.compiler.keras_metrics import keras_metrics
 from umbel_server.compiler.keras_model import keras_parts, value_counts
 
 
@@ -48,6 +52,40 @@ def test_ids_are_counted_by_the_embedding_that_looks_them_up() -> None:
     assert value_counts(keras_parts(task, 0)) == {"x": 9}
 
 
+def far(y_true: Any, y_pred: Any) -> Any:
+    return keras.ops.mean(keras.ops.abs(y_true - y_pred), axis=-1)
+
+
+GIVEN: dict[str, tuple[Any, Any, Any]] = {
+    "name": ("mae", "mae", "sgd"),
+    "instance": (keras.losses.MeanAbsoluteError(), keras.metrics.MeanAbsoluteError(), keras.optimizers.SGD(0.5)),
+    "class": (keras.losses.MeanAbsoluteError, keras.metrics.MeanAbsoluteError, keras.optimizers.SGD),
+    "function": (far, far, "sgd"),
+    "maker": (
+        lambda: keras.losses.MeanAbsoluteError(name="own"),
+        lambda: keras.metrics.MeanAbsoluteError(name="own"),
+        lambda: keras.optimizers.SGD(0.5),
+    ),
+}
+
+
+@pytest.mark.parametrize("given", GIVEN)
+def test_a_task_takes_what_keras_takes(given: str) -> None:
+    def model() -> Any:
+        return keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+
+    loss, metric, optimizer = GIVEN[given]
+    task = Task("trial", model, loss, (4,), (1,), metrics=metric, optimizer=optimizer, batch_size=2)
+    parts = keras_parts(task, 0)
+    assert parts.inputs == {"x": TensorSpec((4,))}
+    assert isinstance(parts.optimizer, keras.optimizers.SGD)
+    assert parts.optimizer is not optimizer
+    own, _ = parts.losses["output"]
+    assert own(np.float32([[1], [2]]), np.float32([[3], [2.5]])).numpy().ravel().tolist() == [2.0, 0.5]
+    ((found,),) = keras_metrics(task, parts).values()
+    assert found is not metric or found in ("mae", far)
+
+
 @pytest.mark.parametrize(
     "method", ["train_step", "compute_loss", "compute_metrics", "test_step", "train_on_batch", "fit"]
 )
@@ -63,3 +101,17 @@ def test_a_part_of_the_training_of_ones_own_is_refused_by_its_name(method: str) 
     task = Task("trial", model, "mse", TensorSpec((4,)), TensorSpec((1,)), batch_size=2)
     with pytest.raises(CompileError, match=rf"\(Own\) has a {method} of its own, which a plan does not run"):
         keras_parts(task, 0)
+
+
+def test_a_task_of_instances_is_compiled_and_equals_keras(tmp_path: Path) -> None:
+    def model() -> Any:
+        return keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+
+    optimizer = keras.optimizers.SGD(0.5, momentum=0.9)
+    metrics = [keras.metrics.MeanAbsoluteError(), far]
+    task = Task("own", model, far, (4,), (1,), optimizer=optimizer, metrics=metrics, batch_size=2)  # type: ignore[arg-type]
+    manifest = compile_task(task, tmp_path / "own.plan").manifest
+    assert manifest.metric_names == ("loss", "mean_absolute_error", "far")
+    assert manifest.loss == "custom"
+    assert max(manifest.parity.values()) < 1e-4
+    assert not optimizer.built
