@@ -102,12 +102,18 @@ def one_final_state(fleet: Fleet, run: str) -> list[str]:
 
 
 def nothing_lost(fleet: Fleet, run: str) -> list[str]:
-    """Every update that was durable before its round's deadline was folded, or refused for what it was."""
+    """Every update that was durable before its round's deadline was folded, or refused for what it was.
+
+    A device counts once in a round: with a late update of it in the round's checkpoint, its next one waits.
+    """
     query = f"""
         SELECT a.id, a.device, a.round, a.state, a.reason, a.closes - t.at AS early
         FROM assignments a JOIN {TRANSITIONS} t ON t.assignment = a.id AND t.after = 'uploaded'
         LEFT JOIN rounds r ON r.run = a.run AND r.number = a.round AND r.attempt = a.attempt
         WHERE a.run = ? AND a.state NOT IN ('folded', 'rejected') AND t.at < a.closes AND r.state = 'committed'
+        AND NOT EXISTS (
+            SELECT 1 FROM assignments b WHERE b.run = a.run AND b.device = a.device AND b.folded_into = a.round
+        )
     """
     return [
         f"the update of {row['device']} in round {row['round']} came {row['early']:.1f} s before the deadline and was "
@@ -132,6 +138,8 @@ def checkpoints(fleet: Fleet, run: str, asked: Expected) -> list[str]:
         number, into = row["round"], folded.pop(row["round"], [])
         if not into or row["contributors"] != len(into):
             wrong.append(f"round {number} has {row['contributors']} contributors and {len(into)} folded updates")
+        if len({update["device"] for update in into}) != len(into):
+            wrong.append(f"a device contributed twice to round {number}")
         for update in into:
             stale, weight = number - update["round"], update["weight"]
             if not 0 < weight <= update["examples"] or (stale == 0) != (weight == update["examples"]) or stale < 0:

@@ -250,10 +250,21 @@ class _Turn:
         arrived = self.state.work.arrived
         if arrived and self.state.policy.mode == "async":
             arrived = arrived[: max(0, self.state.policy.buffer - self.state.count("folding", "folded"))]
+        elif arrived and self.state.policy.folds_late:
+            arrived = self._one_a_device(arrived)
         for work in arrived:
             weight = self.state.policy.weight(work.examples, self.state.version - work.base)
             self._put(replace(work, state="folding", weight=weight))
             self.effects.append(events.Fold(work.id, weight))
+
+    def _one_a_device(self, arrived: tuple[OpenAssignment, ...]) -> tuple[OpenAssignment, ...]:
+        """The updates of devices that are not in the sum: distinct devices make a quorum, and a second update waits."""
+        in_sum = {work.device for work in self.state.work.values() if work.state in ("folding", "folded")}
+        first: dict[str, OpenAssignment] = {}
+        for work in arrived:
+            if work.device not in in_sum:
+                first.setdefault(work.device, work)
+        return tuple(first.values())
 
     def expire(self) -> None:
         """Expire the assignments that devices have not finished in time."""

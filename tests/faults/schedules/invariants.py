@@ -71,7 +71,10 @@ class Invariants:
         require(state.phase != "committing", "nothing commits what is committing")
         if state.phase != "ended":
             room = self._policy.mode == "sync" or len(folded) < self._policy.buffer
-            require(not (room and state.count("arrived")), "an update waits although there is room in the sum")
+            in_sum = {work.device for work in state.work.values() if work.state == "folded"}
+            seconds = self._policy.mode == "sync" and {work.device for work in state.work.arrived} <= in_sum
+            waits = state.count("arrived") and not seconds
+            require(not (room and waits), "an update waits although there is room in the sum")
         if state.phase == "collecting":
             require(len(folded) < state.wanted, f"{len(folded)} of {state.wanted} are folded and nothing is committed")
         live = {
@@ -269,6 +272,8 @@ class Invariants:
         require(dict(commit.contributors) == sum, f"{commit.contributors} are committed, the sum is of {sum}")
         require(len(sum) == len(commit.contributors), "a contributor is named twice")
         require(len(sum) >= policy.quorum, f"{len(sum)} contributed, the quorum is {policy.quorum}")
+        devices = {self._store.assignments[id].device for id in sum}
+        require(policy.mode == "async" or len(devices) == len(sum), "a device contributed twice to a checkpoint")
         require(policy.mode == "sync" or len(sum) <= policy.buffer, f"{len(sum)} are in a buffer of {policy.buffer}")
         for id, weight in commit.contributors:
             row = self._store.assignments[id]

@@ -279,6 +279,36 @@ def test_late_updates_are_folded_at_a_discount() -> None:
     assert play.only(events.Fold) == events.Fold(late, 5.0)
 
 
+def test_a_late_and_a_new_update_of_one_device_are_no_quorum_of_two() -> None:
+    policy = RoundPolicy(target=2, quorum=2, over_selection=1.5, late="fold", deadline=10.0, max_staleness=2)
+    play = Play(policy)
+    *first, late = ids(play.see(*ABC))
+    play.upload(*first)
+    play.take(events.Committed(1.0))
+    play.upload(late)  # of c, and c is free again
+    new = {offer.device: offer.id for offer in play.see(*ABC)}
+    assert set(new) == set(ABC)
+    play.take(events.Uploaded(2.0, new["c"], 10))
+    assert not any(isinstance(effect, events.Fold | events.Commit) for effect in play.effects)
+    play.upload(new["a"])
+    assert play.contributors() == {late, new["a"]}
+    play.take(events.Committed(3.0))
+    play.see(*ABC)
+    assert new["c"] in {work.id for work in play.state.work.values() if work.state == "folding"}
+
+
+def test_the_same_after_a_crash() -> None:
+    policy = RoundPolicy(target=2, quorum=2, over_selection=1.5, late="fold", deadline=10.0, max_staleness=2)
+    kept = (
+        OpenAssignment("late", "c", 0, 30.0, "arrived", 10),
+        OpenAssignment("new", "c", 1, 30.0, "arrived", 10),
+        OpenAssignment("other", "a", 1, 30.0, "offered"),
+    )
+    opened = OpenRound(2, 0, 1.0, 11.0, 2)
+    play = Play(policy, now=2.0, version=1, open=opened, work=kept)
+    assert [effect.id for effect in play.effects if isinstance(effect, events.Fold)] == ["late"]
+
+
 def test_updates_that_are_too_stale_are_dropped() -> None:
     play, late = late_play(RoundPolicy(target=1, over_selection=2.0, late="fold", max_staleness=0))
     assert play.only(Finish) == Finish(
