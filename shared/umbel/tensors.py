@@ -67,6 +67,14 @@ def check_specs(tensors: Mapping[str, NDArray[Any]], specs: Sequence[WeightSpec]
             )
 
 
+def check_finite(tensors: Mapping[str, NDArray[Any]], what: str) -> None:
+    """Raise TensorError, beginning with `what` and naming tensor and row, when a float is NaN or infinite."""
+    for name, tensor in tensors.items():
+        if tensor.dtype.kind == "f" and not (finite := np.isfinite(tensor)).all():
+            row = int(finite.argmin()) // max(1, tensor[:1].size) if tensor.ndim else 0
+            raise TensorError(f"{what}: tensor {name!r} holds NaN or infinity in row {row}")
+
+
 def check(tensors: Mapping[str, NDArray[Any]], specs: Sequence[WeightSpec], what: str) -> None:
     """Raise TensorError unless `tensors` holds exactly the tensors of `specs`, with their shapes and dtypes, all finite."""
     check_specs(tensors, specs, what)

@@ -59,3 +59,12 @@ def test_missing_extra_misshapen_and_non_finite_tensors_are_refused(
 ) -> None:
     with pytest.raises(TensorError, match=sentence):
         tensors.check(wrong, SPECS, "the update")
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_a_number_that_is_not_finite_is_named_by_tensor_and_row(broken: float) -> None:
+    x = np.zeros((3, 2), np.float32)
+    tensors.check_finite({"x": x, "ids": np.array([1]), "none": x[:0]}, "the inputs")
+    x[2, 0] = broken
+    with pytest.raises(TensorError, match=r"^the inputs: tensor 'x' holds NaN or infinity in row 2$"):
+        tensors.check_finite({"ids": np.array([1]), "x": x}, "the inputs")

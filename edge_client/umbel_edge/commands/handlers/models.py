@@ -16,9 +16,14 @@ def install(context: HandlerContext, command: str, body: Install) -> None:
 
 
 def infer(context: HandlerContext, command: str, body: Infer) -> Answered:
-    """Run the installed model, and upload its outputs."""
+    """Run the installed model, and upload its outputs; raises TensorError when an input or an output is not finite.
+
+    Some of LiteRT's kernels, such as REDUCE_MAX, lose a NaN, and would answer finite numbers where Keras answers NaN.
+    """
     inputs = tensors.load(context.downloads.fetch(body.inputs, context.download_folder))
+    tensors.check_finite(inputs, "the inputs")
     installed, outputs = context.models.infer(inputs)
+    tensors.check_finite(outputs, f"the outputs of release {installed.release}")
     return Answered(installed.release, context.uploads.send(command, tensors.dump(outputs)))
 
 
