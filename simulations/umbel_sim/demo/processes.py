@@ -1,6 +1,7 @@
 """Real processes on loopback, all of them gone when the block is left."""
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -8,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -16,13 +17,20 @@ from umbel.errors import UmbelError
 
 STOP_SECONDS = 8.0
 POLL_SECONDS = 0.05
+PORT_TRIES = 100
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nobody uses now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A TCP port on loopback that nobody uses now.
+
+    The system hands out ports above 32767 to connections, which may take one before its server listens. This one is lower.
+    """
+    for _ in range(PORT_TRIES):
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as sock, suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
+    raise UmbelError("no TCP port from 20000 to 31999 is free on 127.0.0.1; end some programs that listen there")
 
 
 def program(name: str) -> str:

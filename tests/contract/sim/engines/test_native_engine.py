@@ -12,6 +12,7 @@ from keras import layers
 from numpy.typing import NDArray
 
 from umbel import Task, TensorSpec
+from umbel.errors import TensorError
 from umbel.messages import Blob, Train
 from umbel.plan import Plan
 from umbel_server.compiler import compile_task
@@ -152,7 +153,7 @@ def test_one_device_s_broken_numbers_are_not_the_next_one_s(
     assert {n: d.tobytes() for n, d in after.delta.items()} == {n: d.tobytes() for n, d in before.delta.items()}
 
 
-def test_a_class_that_the_model_does_not_have_is_a_loss_that_is_no_number(
+def test_a_class_that_the_model_does_not_have_is_refused(
     case: tuple[Task, Plan, FunctionFleet],
 ) -> None:
     own, plan, fleet = case
@@ -162,8 +163,8 @@ def test_a_class_that_the_model_does_not_have_is_a_loss_that_is_no_number(
         return {**given, "y": np.full_like(given["y"], 1000)}
 
     job = Job(0, "device-0", plan.initial_weights(), HOW)
-    done = NativeDevice(chain_of(own), plan, FunctionFleet(wrong, 1)).train(job)
-    assert np.isnan(done.metrics["loss"])
+    with pytest.raises(TensorError, match="device 0: array 'y' has the label or id 1000 in row 0"):
+        NativeDevice(chain_of(own), plan, FunctionFleet(wrong, 1)).train(job)
 
 
 def dense(*more: Any, first: dict[str, Any] | None = None) -> Callable[[], Any]:
