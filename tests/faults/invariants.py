@@ -112,7 +112,8 @@ def nothing_lost(fleet: Fleet, run: str) -> list[str]:
         LEFT JOIN rounds r ON r.run = a.run AND r.number = a.round AND r.attempt = a.attempt
         WHERE a.run = ? AND a.state NOT IN ('folded', 'rejected') AND t.at < a.closes AND r.state = 'committed'
         AND NOT EXISTS (
-            SELECT 1 FROM assignments b WHERE b.run = a.run AND b.device = a.device AND b.folded_into = a.round
+            SELECT 1 FROM assignments b
+            WHERE b.run = a.run AND b.device = a.device AND b.folded_into = a.round AND b.id != a.id
         )
     """
     return [
