@@ -66,6 +66,7 @@ def quick(plan: Plan) -> Callable[[Command], Outcome | Ack | None]:
 
 
 def leave(device: ScriptedDevice) -> None:
+    device.on_hello = lambda _: None  # one that leaves answers no more
     device.say(device.status(False), "status", retain=True)
     device.stop()
 
